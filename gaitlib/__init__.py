@@ -1,0 +1,1 @@
+"""Compress GaitBase in one training run: model, data, HESSO / GETA and analysis."""

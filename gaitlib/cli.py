@@ -1,0 +1,243 @@
+"""The command line: one verb a job. ``gaitlib --help``, or ``python -m gaitlib --help``.
+
+Exit status: 0 done, 2 a request that cannot be met (one line says what to change), 1 a crash.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+
+from gaitlib import profile, runs, stages
+from gaitlib.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, restore_model
+from gaitlib.compress import oto, subnet
+from gaitlib.config import ConfigError, Study, load_study, read_yaml, unused_keys
+from gaitlib.data.pretreat import pretreat_tree
+from gaitlib.data.walker import make_walkers
+from gaitlib.evaluate import to_results
+from gaitlib.summary import summary_table
+from gaitlib.train import NonFiniteLossError, choose_device
+
+app = typer.Typer(
+    help="Compress GaitBase in one training run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Cfgs = Annotated[Path, typer.Option("--cfgs", help="The study's YAML file.")]
+Overrides = Annotated[
+    list[str], typer.Option("-o", "--override", help="section.key=value; may be repeated.")
+]
+Run = Annotated[str, typer.Option(help="Folder below runs/; the file's name if left out.")]
+Stage = Annotated[
+    str, typer.Option(help="baseline or geta; geta if the file has a compression_optimizer.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, batches and augmentation.")]
+
+
+def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a user can mend into one message and exit status 2."""
+
+    @functools.wraps(verb)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        try:
+            verb(*args, **kwargs)
+        except (ConfigError, CheckpointError, NonFiniteLossError, OSError, ValueError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+    return wrapped
+
+
+def _load(cfgs: Path, overrides: list[str]) -> Study:
+    values = {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"override {item!r} is not section.key=value")
+        values[key] = yaml.safe_load(text)
+        if isinstance(values[key], str):
+            try:
+                values[key] = float(text)  # on a command line 1e-3 is a number
+            except ValueError:
+                pass
+    for line in unused_keys(read_yaml(cfgs)):
+        logging.getLogger(__name__).info("no effect: %s", line)
+    return load_study(cfgs, values)
+
+
+def _stage_of(study: Study, stage: str) -> str:
+    return stage or ("geta" if study.compression is not None else "baseline")
+
+
+@app.command()
+@_one_line_errors
+def walkers(
+    dst: Path,
+    subjects: int = 34,
+    train: int = 24,
+    frames: tuple[int, int] = (16, 20),
+    seed: int = 0,
+    noise: float = 1.0,
+    workers: Annotated[int | None, typer.Option(help="Processes; all cores if left out.")] = None,
+    raw: Annotated[bool, typer.Option(help="Write PNG frames instead of pickles.")] = False,
+) -> None:
+    """Make the embedded data set: procedural walkers as a CASIA-B-pkl tree in DST."""
+    make_walkers(
+        dst,
+        subjects=subjects,
+        train=train,
+        frames=frames,
+        seed=seed,
+        noise=noise,
+        workers=workers,
+        raw=raw,
+        progress=True,
+    )
+    typer.echo(f"{subjects} walkers, {train} to train on: {dst}")
+
+
+@app.command()
+@_one_line_errors
+def pretreat(
+    src: Path,
+    dst: Path,
+    workers: Annotated[int | None, typer.Option(help="Processes; all cores if left out.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Make finished sequences again.")] = False,
+) -> None:
+    """Turn raw CASIA-B frames (a PNG tree or the subjects' .tar.gz) in SRC into pickles in DST."""
+    report = pretreat_tree(src, dst, workers=workers, overwrite=overwrite, progress=True)
+    typer.echo(str(report))
+
+
+@app.command()
+@_one_line_errors
+def describe(
+    cfgs: Cfgs,
+    override: Overrides = [],  # noqa: B006 (typer's way to say none)
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show parameters and MACs of a study's network, block by block."""
+    study = _load(cfgs, override)
+    model = stages.build_network(study, torch.device("cpu"))
+    blocks = profile.block_table(model)
+    totals = {
+        "params": profile.count_parameters(model),
+        "macs_per_frame": profile.macs_per_frame(model),
+    }
+    if as_json:
+        typer.echo(json.dumps({**totals, "blocks": blocks.to_dict("records")}))
+        return
+    typer.echo(blocks.to_string(index=False))
+    typer.echo(
+        f"{totals['params']:,} parameters, {totals['macs_per_frame'] / 1e9:.3f} GMAC a frame"
+    )
+
+
+@app.command()
+@_one_line_errors
+def train(
+    cfgs: Cfgs,
+    override: Overrides = [],  # noqa: B006
+    run: Run = "",
+    stage: Stage = "",
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Train a stage, test it, and write runs/<run>/<stage>/: what notebooks 02 and 03 do."""
+    study, run = _load(cfgs, override), run or cfgs.stem
+    where = choose_device(device)
+    data = stages.open_data(study, progress=True)
+    torch.manual_seed(seed)
+    model = stages.build_network(study, where)
+    if _stage_of(study, stage) == "baseline":
+        optimizer = stages.build_optimizer(study, model)
+        stages.train_stage(study, run, "baseline", model, data, optimizer, seed=seed, progress=True)
+        _, evaluation = stages.evaluate_network(study, model, data)
+        stages.record(
+            study,
+            run,
+            "baseline",
+            data,
+            evaluation,
+            stages.measure(model),
+            seed=seed,
+            device=where,
+        )
+    else:
+        stages.start_weights(study, run, model)
+        graph = oto.trace(model)
+        optimizer = stages.build_optimizer(study, model, graph)
+        stages.train_stage(study, run, "geta", model, data, optimizer, seed=seed, progress=True)
+        compressed = stages.compress_stage(study, run, graph, model)
+        _, evaluation = stages.evaluate_network(study, compressed.model, data)
+        stages.record_compressed(
+            study, run, data, evaluation, model, compressed, seed=seed, device=where
+        )
+    typer.echo(summary_table(run))
+
+
+@app.command()
+@_one_line_errors
+def test(
+    cfgs: Cfgs,
+    override: Overrides = [],  # noqa: B006
+    run: Run = "",
+    stage: Stage = "",
+    iteration: Annotated[int | None, typer.Option("--iter", help="Which checkpoint.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Any checkpoint, or a compressed_*.pt.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Test a checkpoint (evaluator_cfg.restore_hint by default); writes test-<name>.json."""
+    study, run = _load(cfgs, override), run or cfgs.stem
+    stage, where = _stage_of(study, stage), choose_device(device)
+    if checkpoint is None:
+        folder = runs.stage_dir(run, stage) / "checkpoints"
+        hint = study.evaluator_cfg.restore_hint if iteration is None else iteration
+        checkpoint = find_checkpoint(folder, study.trainer_cfg.save_name, hint or "latest")
+    if checkpoint is None:
+        raise CheckpointError(f"{run}/{stage} has no checkpoint: train it, or give --checkpoint")
+    if (checkpoint.parent / "architecture.json").exists():
+        model = subnet.load_compressed(checkpoint, device=where)
+    else:
+        model = stages.build_network(study, where)
+        weights = load_checkpoint(checkpoint, where)["model"]
+        restore_model(model, weights, study.evaluator_cfg.restore_ckpt_strict)
+    data = stages.open_data(study, progress=True)
+    _, evaluation = stages.evaluate_network(study, model, data)
+    results = to_results(evaluation)
+    path = runs.stage_dir(run, stage) / f"test-{checkpoint.stem}.json"
+    runs.write_atomically(path, json.dumps(results, indent=1, sort_keys=True) + "\n")
+    for condition, value in results["rank1"].items():
+        typer.echo(f"{condition} rank-1 {value} %")
+    typer.echo(f"written: {path}")
+
+
+@app.command()
+@_one_line_errors
+def export(
+    run: str,
+    out: Annotated[Path | None, typer.Option(help="Folder; the stage's own if left out.")] = None,
+) -> None:
+    """Write a run's compressed network without its classifier: silhouettes in, embeddings out."""
+    source = runs.stage_file(run, "geta", "compressed/compressed_*.pt")
+    path = subnet.export_embedding(source, out or source.parent / "embedding")
+    typer.echo(f"{path.stat().st_size:,} bytes: {path}")
+
+
+@app.command()
+@_one_line_errors
+def summary(run: str) -> None:
+    """Print one table of a finished run: accuracy and cost, dense and compressed."""
+    typer.echo(summary_table(run))

@@ -1,0 +1,266 @@
+"""Cut a sparse network small, prove that nothing changed, and write it to disk.
+
+Beside the weights (a ``state_dict``, loadable with ``weights_only=True``) stands
+``architecture.json``: the arguments of ``build_model`` and the width of every layer. The pair
+rebuilds the network without executing anything that a file holds.
+"""
+
+import copy
+import json
+import logging
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gaitlib.compress.graph import Graph
+from gaitlib.compress.widths import Widths, layer_widths, resize_layers
+from gaitlib.model import GaitBase, build_model
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+ARCHITECTURE = "architecture.json"
+CLIPS_SHAPE = (4, 6, 64, 44)  # N, T, H, W of the clips that full and compressed are compared on
+
+
+class CompressionError(RuntimeError):
+    """The compressed network is not the sparse one."""
+
+
+class NetworkFileError(ValueError):
+    """A network on disk is not one that this version can load."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network and what was measured of it.
+
+    Attributes:
+        model: the small network, in eval mode, on the device of the full one.
+        full: the sparse network that it was cut from, as given.
+        params: numbers in the parameters of ``model``.
+        full_params: the same of ``full``.
+        group_sparsity: share of removable channels that were zero, 0..1.
+        max_error: largest difference of the outputs, relative to the largest output.
+        widths: ``in`` and ``out`` of each layer of ``model``.
+        path, full_path, architecture_path: the files; None where nothing was written.
+    """
+
+    model: nn.Module
+    full: nn.Module
+    params: int
+    full_params: int
+    group_sparsity: float
+    max_error: float
+    widths: Widths
+    path: Path | None = None
+    full_path: Path | None = None
+    architecture_path: Path | None = None
+
+
+def construct_compressed_model(
+    graph: Graph,
+    model: nn.Module | None = None,
+    out_dir: Path | str | None = None,
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    example: Tensor | None = None,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+    timestamp: str | None = None,
+) -> Compressed:
+    """Remove the zero channels of ``model``, compare, and write both networks.
+
+    Writes ``compressed_gaitbase_geta_<timestamp>.pt``, ``full_gaitbase_geta_<timestamp>.pt`` and
+    ``architecture.json`` into ``out_dir``, each beside its name and then renamed. What is compared
+    with the full network is the network that loads from there. The comparison runs in float32 on
+    the CPU, because a GPU may multiply in TF32, whose rounding is larger than ``tolerance``.
+
+    Args:
+        graph: what `gaitlib.compress.oto.trace` said of the model.
+        model: a model with the parameters of the traced one; the traced one if None. Not changed.
+        out_dir: folder to write into, made if missing; None writes nothing.
+        architecture: the arguments of ``build_model`` that made the model; needed with ``out_dir``.
+        example: clips to compare on, ``(N, T, H, W)``; uniform noise if None.
+        seed: what the noise is drawn from.
+        tolerance: largest relative difference allowed, as in GETA.
+        timestamp: ``YYYY-MM-DD_HH-MM-SS`` for the file names; now if None.
+
+    Raises:
+        CompressionError: if the outputs differ by more; what was written stays for inspection.
+        ValueError: if ``architecture`` is missing, or does not make this model.
+    """
+    model = graph.model if model is None else model
+    small = graph.slice(model).eval()
+    sparsity, widths = graph.group_sparsity(model), layer_widths(small)
+    paths: list[Path | None] = [None, None, None]
+    candidate = copy.deepcopy(small).cpu().float()
+    if out_dir is not None:
+        if architecture is None:
+            raise ValueError(
+                f"to write into {out_dir}, pass architecture, the arguments of build_model: "
+                "a network on disk is rebuilt from them"
+            )
+        if layer_widths(_build(architecture)) != layer_widths(model):
+            raise ValueError(f"architecture {dict(architecture)} builds another network than this")
+        stamp = timestamp or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        path, full_path = (
+            Path(out_dir, f"{kind}_gaitbase_geta_{stamp}.pt") for kind in ("compressed", "full")
+        )
+        _write(full_path, lambda part: torch.save(_state(model), part))
+        architecture_path = write_network(small, architecture, path)
+        paths = [path, full_path, architecture_path]
+        candidate = load_compressed(path)
+    error = _relative_error(model, candidate, example, seed)
+    if not error <= tolerance:  # NaN is refused too
+        kept = "" if out_dir is None else f"; both networks are in {out_dir}"
+        raise CompressionError(
+            f"full and compressed differ by {error:.3g} of the largest output, "
+            f"tolerance {tolerance:.3g}{kept}"
+        )
+    params, full_params = (sum(p.numel() for p in m.parameters()) for m in (small, model))
+    log.info("%d of %d parameters left, error %.2g", params, full_params, error)
+    return Compressed(small, model, params, full_params, sparsity, error, widths, *paths)
+
+
+def write_network(model: nn.Module, architecture: Mapping[str, Any], path: Path | str) -> Path:
+    """Write the weights of a network to ``path`` and its ``architecture.json`` beside them.
+
+    Args:
+        model: a network that ``build_model`` made, whole or with narrower layers.
+        architecture: the arguments of that call.
+        path: file of the weights; its folder is made if missing.
+
+    Returns:
+        The path of the ``architecture.json``, which replaces one that is there.
+    """
+    path = Path(path)
+    blueprint = {
+        "format": FORMAT,
+        "weights": path.name,
+        "build_model": dict(architecture),
+        "widths": layer_widths(model),
+    }
+    text = json.dumps(blueprint, indent=1) + "\n"
+    beside = path.with_name(ARCHITECTURE)
+    _write(path, lambda part: torch.save(_state(model), part))
+    _write(beside, lambda part: part.write_text(text, encoding="utf-8"))
+    return beside
+
+
+def load_compressed(path: Path | str, device: torch.device | str = "cpu") -> GaitBase:
+    """Rebuild a network from its weights and the ``architecture.json`` beside them.
+
+    Args:
+        path: the weights, or the folder of the pair.
+        device: where the network goes; it is returned in eval mode.
+
+    Raises:
+        FileNotFoundError: if either file is missing.
+        NetworkFileError: if the pair is of an unknown format, damaged, or does not match.
+    """
+    path = Path(path)
+    beside = path / ARCHITECTURE if path.is_dir() else path.with_name(ARCHITECTURE)
+    if not beside.is_file():
+        raise FileNotFoundError(f"{beside} is missing; it says which network the weights are of")
+    arguments, widths, weights = _read_blueprint(beside)
+    path = path / weights if path.is_dir() else path
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model = _build(arguments)
+        resize_layers(model, widths)
+        model.load_state_dict(state)
+    except (ValueError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise NetworkFileError(
+            f"{path} and {beside}, which describes {weights}, do not fit: {error}"
+        ) from error
+    return model.eval().to(device)
+
+
+def drop_bnnecks(model: GaitBase) -> GaitBase:
+    """Return a copy that embeds without classifying; deployed networks only compare clips."""
+    twin = copy.deepcopy(model)
+    twin.BNNecks = None
+    return twin
+
+
+def export_embedding(path: Path | str, out_dir: Path | str, name: str | None = None) -> Path:
+    """Write a network on disk again without its BNNecks; embeddings stay as they are.
+
+    Args:
+        path: weights with their ``architecture.json``, as `load_compressed` takes them.
+        out_dir: another folder, made if missing.
+        name: file name; that of the weights with ``_embedding`` before ``.pt`` if None.
+
+    Returns:
+        The path of the new weights; `load_compressed` loads them.
+
+    Raises:
+        ValueError: if ``out_dir`` is the folder of ``path``, whose ``architecture.json`` would go.
+    """
+    path, out_dir = Path(path), Path(out_dir)
+    folder = path if path.is_dir() else path.parent
+    if folder.resolve() == out_dir.resolve():
+        raise ValueError(f"{out_dir} holds the network itself; export into another folder")
+    model = drop_bnnecks(load_compressed(path))
+    arguments, _, weights = _read_blueprint(folder / ARCHITECTURE)
+    stem = Path(weights if path.is_dir() else path).stem
+    target = out_dir / (name or f"{stem}_embedding.pt")
+    write_network(model, arguments | {"SeparateBNNecks": None}, target)
+    return target
+
+
+def _read_blueprint(path: Path) -> tuple[dict[str, Any], Widths, str]:
+    """Return the arguments of ``build_model``, the widths and the name of the weights."""
+    try:
+        blueprint = json.loads(path.read_text(encoding="utf-8"))
+        version = blueprint["format"]
+        arguments, widths, weights = (blueprint[k] for k in ("build_model", "widths", "weights"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise NetworkFileError(f"{path} does not describe a network: {error!r}") from error
+    if version != FORMAT:
+        raise NetworkFileError(f"{path} has format {version!r}, this version reads {FORMAT}")
+    tables = [arguments, widths, *(widths.values() if isinstance(widths, dict) else ())]
+    if not all(isinstance(table, dict) for table in tables) or not isinstance(weights, str):
+        raise NetworkFileError(
+            f"{path} does not describe a network: build_model and widths have "
+            "to be objects, weights a file name"
+        )
+    return arguments, widths, Path(weights).name
+
+
+def _build(architecture: Mapping[str, Any]) -> GaitBase:
+    with torch.random.fork_rng(devices=[]):  # initial values are drawn, and then overwritten
+        return build_model(**architecture)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a file beside ``path``, then rename it: never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    write(part)
+    os.replace(part, path)
+
+
+def _relative_error(full: nn.Module, small: nn.Module, clips: Tensor | None, seed: int) -> float:
+    if clips is None:
+        clips = torch.rand(CLIPS_SHAPE, generator=torch.Generator().manual_seed(seed))
+    full = copy.deepcopy(full).cpu().float().eval()
+    errors = []
+    with torch.no_grad():
+        for expected, found in zip(full(clips.cpu()), small.eval()(clips.cpu()), strict=True):
+            if expected is not None:
+                scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+                errors.append((expected - found).abs().max() / scale)
+    return torch.stack(errors).max().item()

@@ -1,0 +1,210 @@
+"""Losses, optimizer, schedule, trainer and evaluator sections."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from gaitlib.config.base import Pair, Section, is_number, nearest
+
+
+class TripletLossCfg(Section):
+    """`gaitlib.model.losses.TripletLoss`."""
+
+    type: Literal["TripletLoss"] = "TripletLoss"
+    margin: NonNegativeFloat = 0.2
+    loss_term_weight: NonNegativeFloat = 1.0
+    log_prefix: str = "triplet"
+
+
+class CrossEntropyLossCfg(Section):
+    """`gaitlib.model.losses.CrossEntropyLoss`."""
+
+    type: Literal["CrossEntropyLoss"] = "CrossEntropyLoss"
+    scale: PositiveFloat = 16.0
+    label_smooth: bool = True
+    eps: NonNegativeFloat = 0.1
+    loss_term_weight: NonNegativeFloat = 1.0
+    log_prefix: str = "softmax"
+    log_accuracy: bool = True
+
+
+LossCfg = Annotated[TripletLossCfg | CrossEntropyLossCfg, Field(discriminator="type")]
+
+
+class OptimizerCfg(Section):
+    """Dense training: a torch.optim class and its arguments."""
+
+    solver: Literal["SGD", "Adam", "AdamW"] = "SGD"
+    lr: PositiveFloat = 0.1
+    weight_decay: NonNegativeFloat = 5.0e-4
+    momentum: NonNegativeFloat = 0.9
+    nesterov: bool = False
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    eps: PositiveFloat = 1.0e-8
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that this solver takes."""
+        names = ("momentum", "nesterov") if self.solver == "SGD" else ("betas", "eps")
+        return {name: getattr(self, name) for name in ("lr", "weight_decay", *names)}
+
+
+SCHEDULERS = ("MultiStepLR", "StepLR", "ExponentialLR", "CosineAnnealingLR", "OneCycleLR")
+
+
+class SchedulerCfg(BaseModel):
+    """A torch.optim.lr_scheduler class by name, and its arguments as torch spells them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    scheduler: Literal[SCHEDULERS] = "MultiStepLR"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_and_check(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = {"scheduler": "MultiStepLR", **values}
+        if values["scheduler"] == "MultiStepLR":
+            values = {"gamma": 0.1, "milestones": [20000, 40000, 60000], **values}
+        if values["scheduler"] not in SCHEDULERS:
+            return values
+        signature = inspect.signature(getattr(torch.optim.lr_scheduler, values["scheduler"]))
+        valid = {"scheduler", *signature.parameters} - {"optimizer", "last_epoch", "verbose"}
+        for key in values:
+            if key not in valid:
+                raise ValueError(f"unknown key {key!r}; {nearest(str(key), valid)}")
+        texts = {k: v for k, v in values.items() if isinstance(v, str) and is_number(v)}
+        if texts:
+            raise ValueError(f"{texts} is text in YAML 1.1: write 1.0e-3, with a point")
+        missing = [
+            name
+            for name, parameter in signature.parameters.items()
+            if parameter.default is parameter.empty and name not in values and name != "optimizer"
+        ]
+        if missing:
+            raise ValueError(f"{values['scheduler']} needs {', '.join(missing)}")
+        return values
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the scheduler's arguments."""
+        return dict(self.model_extra or {})
+
+
+SampleType = Literal[
+    "fixed_unordered",
+    "fixed_ordered",
+    "unfixed_unordered",
+    "unfixed_ordered",
+    "all_unordered",
+    "all_ordered",
+]
+
+
+class TripletSampling(Section):
+    """How a training batch is drawn: P subjects, K clips each."""
+
+    type: Literal["TripletSampler"] = "TripletSampler"
+    batch_size: Pair = (8, 16)
+    batch_shuffle: bool = False
+    sample_type: SampleType = "fixed_unordered"
+    frames_num_fixed: PositiveInt = 30
+    frames_num_min: PositiveInt = 25
+    frames_num_max: PositiveInt = 50
+    frames_skip_num: NonNegativeInt = 0
+    frames_all_limit: PositiveInt = 720
+
+    @model_validator(mode="after")
+    def _a_triplet_can_be_drawn(self) -> "TripletSampling":
+        if self.batch_size[0] < 2 or self.batch_size[1] < 2:
+            raise ValueError(
+                f"batch_size is {list(self.batch_size)}: a triplet needs 2 subjects and 2 clips "
+                "of one subject; write at least [2, 2]"
+            )
+        if self.frames_num_min > self.frames_num_max:
+            raise ValueError(
+                f"frames_num_min {self.frames_num_min} exceeds frames_num_max {self.frames_num_max}"
+            )
+        return self
+
+
+class InferenceSampling(Section):
+    """How test sequences are read: all of each, or its first ``frames_all_limit`` frames."""
+
+    type: Literal["InferenceSampler"] = "InferenceSampler"
+    batch_size: PositiveInt = 4
+    batch_shuffle: Literal[False] = False
+    sample_type: SampleType = "all_ordered"
+    frames_all_limit: PositiveInt = 720
+
+    @field_validator("sample_type")
+    @classmethod
+    def _all_frames(cls, value: str) -> str:
+        if value != "all_ordered":
+            raise ValueError(f"sample_type is {value!r}: testing reads 'all_ordered' sequences")
+        return value
+
+
+class TransformCfg(BaseModel):
+    """A transform by name with its arguments; `gaitlib.data.transforms` checks them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str = "BaseSilCuttingTransform"
+
+
+Transforms = Annotated[tuple[TransformCfg, ...], Field(strict=False)]
+
+
+class TrainerCfg(Section):
+    """One training run."""
+
+    total_iter: PositiveInt = 80000
+    save_iter: PositiveInt = 2000
+    log_iter: PositiveInt = 100
+    save_name: str = "GaitBase"
+    with_test: bool = False
+    enable_float16: bool = True
+    fix_BN: bool = False
+    sync_BN: bool = False
+    restore_hint: NonNegativeInt | str = 0
+    restore_ckpt_strict: bool = True
+    optimizer_reset: bool = False
+    scheduler_reset: bool = False
+    find_unused_parameters: bool = False
+    sampler: TripletSampling = TripletSampling()
+    transform: Transforms = (TransformCfg(),)
+
+    _one_transform = field_validator("transform", mode="before")(
+        lambda value: (value,) if isinstance(value, Mapping) else value
+    )
+
+
+class EvaluatorCfg(Section):
+    """One test of a trained network."""
+
+    enable_float16: bool = False
+    restore_hint: NonNegativeInt | str = 80000
+    restore_ckpt_strict: bool = True
+    save_name: str = "GaitBase"
+    eval_func: Literal["evaluate_indoor_dataset"] = "evaluate_indoor_dataset"
+    sampler: InferenceSampling = InferenceSampling()
+    metric: Literal["euc", "cos"] = "euc"
+    transform: Transforms = (TransformCfg(),)
+    cross_view_gallery: bool = False
+
+    _one_transform = field_validator("transform", mode="before")(
+        lambda value: (value,) if isinstance(value, Mapping) else value
+    )

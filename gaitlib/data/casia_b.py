@@ -1,0 +1,238 @@
+"""CASIA-B-pkl on disk: list it, split it by subject, and check every sequence before it is used.
+
+The layout is OpenGait's: ``<root>/<subject>/<type>/<view>/<view>.pkl``, and a partition JSON with
+the subjects of ``TRAIN_SET`` and ``TEST_SET``. In the real set some sequences are missing and some
+are very short; both are listed here, and neither stops a run.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gaitlib.data.partition import SPLITS, read_partition
+from gaitlib.data.sequence_file import SequenceError, read_sequence, write_sequence
+
+__all__ = [
+    "TYPES",
+    "VIEWS",
+    "SequenceError",
+    "SilhouetteDataset",
+    "index_tree",
+    "load_split",
+    "missing_sequences",
+    "read_partition",
+    "read_sequence",
+    "write_sequence",
+]
+
+logger = logging.getLogger(__name__)
+
+VIEWS = tuple(f"{angle:03d}" for angle in range(0, 181, 18))
+TYPES = (*(f"nm-{n:02d}" for n in range(1, 7)), "bg-01", "bg-02", "cl-01", "cl-02")
+PROBLEM_COLUMNS = ["subject", "type", "view", "path", "problem"]
+
+
+def index_tree(root: str | Path, subjects: Sequence[str] | None = None) -> pd.DataFrame:
+    """List the sequences under ``root``, without opening them.
+
+    Args:
+        root: the folder that holds one folder a subject.
+        subjects: only these; all by default.
+
+    Returns:
+        One row a sequence, sorted, with the text columns subject, type, view and path.
+
+    Raises:
+        FileNotFoundError: ``root`` is absent, or holds no sequence of these subjects.
+    """
+    root = Path(root)
+    names = _subjects_on_disk(root)
+    if subjects is not None:
+        names = [name for name in names if name in set(subjects)]
+    rows = []
+    for subject in names:
+        for kind in _folders(root / subject):
+            for view in _folders(root / subject / kind):
+                folder = root / subject / kind / view
+                path = folder / f"{view}.pkl"
+                if not path.is_file():
+                    others = sorted(folder.glob("*.pkl"))
+                    if not others:
+                        continue  # missing_sequences tells of it
+                    path = others[0]
+                rows.append((subject, kind, view, str(path)))
+    if not rows:
+        raise FileNotFoundError(
+            f"no sequence <subject>/<type>/<view>/<view>.pkl under {root}"
+            + ("" if subjects is None else f" for the subjects {_few(sorted(subjects))}")
+            + "; make it with `gaitlib pretreat` from raw frames, or with `gaitlib walkers`"
+        )
+    return pd.DataFrame(rows, columns=["subject", "type", "view", "path"], dtype=str)
+
+
+def missing_sequences(
+    table: pd.DataFrame, types: Sequence[str] = TYPES, views: Sequence[str] = VIEWS
+) -> pd.DataFrame:
+    """List the type and view pairs that a subject of ``table`` lacks.
+
+    Args:
+        table: rows with subject, type and view, as from :func:`index_tree`.
+        types: the types a complete subject has.
+        views: the views a complete type has.
+
+    Returns:
+        The absent ones: subject, type and view, sorted.
+    """
+    present = set(table[["subject", "type", "view"]].itertuples(index=False, name=None))
+    rows = [
+        (subject, kind, view)
+        for subject in sorted(table["subject"].unique())
+        for kind in sorted(types)
+        for view in sorted(views)
+        if (subject, kind, view) not in present
+    ]
+    return pd.DataFrame(rows, columns=["subject", "type", "view"], dtype=str)
+
+
+class SilhouetteDataset:
+    """The good sequences of some subjects; the others stand in ``problems``.
+
+    Every file is read once here, in threads, to check it and to count its frames.
+
+    Args:
+        table: rows with subject, type, view and path, as from :func:`index_tree`.
+        cache: keep the frames in memory (4 kB a frame).
+        min_frames: leave out sequences shorter than this.
+        workers: reading threads.
+
+    Attributes:
+        table: subject, type, view, path and frames (a count) of the good ones, index 0 to n-1.
+        problems: subject, type, view, path and problem of what was left out.
+        subjects: the subjects of ``table``, sorted; a label is a position in it.
+        labels: ``(len,)`` int64.
+
+    Raises:
+        ValueError: no sequence is good.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, *, cache: bool = False, min_frames: int = 1, workers: int = 2
+    ) -> None:
+        def check(path: str) -> tuple[tuple[int, ...], np.ndarray | None, str]:
+            try:
+                frames = read_sequence(path)
+            except SequenceError as error:
+                return (), None, str(error)
+            if len(frames) < min_frames:
+                return frames.shape, None, f"{len(frames)} frames, fewer than {min_frames}"
+            return frames.shape, frames if cache else None, ""
+
+        table = table.reset_index(drop=True)
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            shapes, arrays, faults = (
+                zip(*pool.map(check, table["path"]), strict=True) if len(table) else ((),) * 3
+            )
+        faults = list(faults)
+        sizes = Counter(s[1:] for s, fault in zip(shapes, faults, strict=True) if not fault)
+        if len(sizes) > 1:
+            usual = sizes.most_common(1)[0][0]
+            for i, shape in enumerate(shapes):
+                if not faults[i] and shape[1:] != usual:
+                    faults[i] = f"frames of {shape[1:]}, the others have {usual}"
+        good = [i for i, fault in enumerate(faults) if not fault]
+        bad = [i for i, fault in enumerate(faults) if fault]
+        self.problems = table.loc[bad].assign(problem=[faults[i] for i in bad])[PROBLEM_COLUMNS]
+        self.problems = self.problems.reset_index(drop=True)
+        if bad:
+            logger.warning(
+                "%d of %d sequences are left out (listed in .problems); the first: %s: %s",
+                len(bad), len(table), table["path"][bad[0]], faults[bad[0]],
+            )  # fmt: skip
+        if not good:
+            first = f"; the first: {faults[0]}" if faults else ""
+            raise ValueError(f"none of {len(table)} sequences can be used{first}")
+        self.table = table.loc[good, ["subject", "type", "view", "path"]].reset_index(drop=True)
+        self.table["frames"] = [shapes[i][0] for i in good]
+        self.subjects = sorted(self.table["subject"].unique())
+        self.labels = np.searchsorted(self.subjects, self.table["subject"].tolist()).astype(
+            np.int64
+        )
+        self._cached = [arrays[i] for i in good] if cache else None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def sequence(self, index: int) -> np.ndarray:
+        """Return the frames of one sequence, ``(T, H, W)`` uint8; not to be written to."""
+        if self._cached is not None:
+            return self._cached[index]
+        return read_sequence(self.table["path"].iat[index])
+
+
+def load_split(
+    root: str | Path,
+    partition: str | Path | Mapping[str, Sequence[str]],
+    split: str,
+    *,
+    cache: bool = False,
+    min_frames: int = 1,
+    workers: int = 2,
+) -> SilhouetteDataset:
+    """Load the sequences of one side of a partition.
+
+    Subjects of the partition that are not on disk, and subjects on disk that are in neither set,
+    are logged and stand in ``problems`` with an empty type and view.
+
+    Args:
+        root: the folder that holds one folder a subject.
+        partition: a partition JSON, or what :func:`read_partition` returns.
+        split: ``"TRAIN_SET"`` or ``"TEST_SET"``.
+        cache: see :class:`SilhouetteDataset`, like the following.
+        min_frames: shortest sequence taken.
+        workers: reading threads.
+
+    Raises:
+        FileNotFoundError: ``root`` is absent, or holds no sequence of the split.
+        ValueError: the split is unknown, the partition is wrong, or no sequence is good.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose from {list(SPLITS)}")
+    if not isinstance(partition, Mapping):
+        partition = read_partition(partition)
+    wanted = partition[split]
+    on_disk = _subjects_on_disk(Path(root))
+    table = index_tree(root, wanted)
+    dataset = SilhouetteDataset(table, cache=cache, min_frames=min_frames, workers=workers)
+    listed = {subject for subjects in partition.values() for subject in subjects}
+    notes = {s: f"in {split}, but not on disk" for s in wanted if s not in set(table["subject"])}
+    notes |= {s: "on disk, but in neither set" for s in on_disk if s not in listed}
+    if notes:
+        logger.warning(
+            "subjects under %s: %s", root, _few([f"{s} {note}" for s, note in notes.items()])
+        )
+        rows = [(s, "", "", str(Path(root) / s), note) for s, note in sorted(notes.items())]
+        notes_table = pd.DataFrame(rows, columns=PROBLEM_COLUMNS, dtype=str)
+        dataset.problems = pd.concat([notes_table, dataset.problems], ignore_index=True)
+    return dataset
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _subjects_on_disk(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"no data set at {root}; set data_cfg.dataset_root, or draw one with `gaitlib walkers`"
+        )
+    return _folders(root)
+
+
+def _few(items: Sequence[str], limit: int = 5) -> str:
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest

@@ -1,0 +1,83 @@
+"""Which frames of a sequence make a clip.
+
+The names and the choices are OpenGait's (``data/collate_fn.py``).
+"""
+
+import numpy as np
+
+SAMPLE_TYPES = (
+    "all_ordered",
+    "all_unordered",
+    "fixed_ordered",
+    "fixed_unordered",
+    "unfixed_ordered",
+    "unfixed_unordered",
+)
+
+
+def choose_frames(
+    num_frames: int,
+    rng: np.random.Generator,
+    *,
+    sample_type: str = "fixed_unordered",
+    frames_num_fixed: int = 30,
+    frames_num_min: int = 25,
+    frames_num_max: int = 50,
+    frames_skip_num: int = 0,
+    frames_all_limit: int = -1,
+    length_rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Choose the frames of a clip from a sequence of ``num_frames``.
+
+    - ``all_*``: every frame in order, cut after ``frames_all_limit`` unless that is -1.
+    - ``fixed_unordered``: ``frames_num_fixed`` frames at random, each at most once unless the
+      sequence is shorter than that; then drawn with replacement.
+    - ``fixed_ordered``: a window of ``frames_num_fixed + frames_skip_num`` consecutive frames at a
+      random place, of which ``frames_skip_num`` at random are dropped. A shorter sequence is
+      repeated first.
+    - ``unfixed_*``: the same, with a length drawn from ``frames_num_min`` to ``frames_num_max``.
+
+    Args:
+        num_frames: the length of the sequence, at least 1.
+        rng: where the chances come from.
+        sample_type: one of ``SAMPLE_TYPES``.
+        frames_num_fixed: frames of a clip.
+        frames_num_min: fewest frames of a clip.
+        frames_num_max: most frames of a clip.
+        frames_skip_num: frames dropped from an ordered window.
+        frames_all_limit: most frames of an ``all_*`` clip, or -1.
+        length_rng: where the length of an ``unfixed_*`` clip comes from, if not from ``rng``; so
+            that all clips of a batch can share it.
+
+    Returns:
+        Indices into the sequence, int64.
+
+    Raises:
+        ValueError: the type is unknown, or a number is out of range.
+    """
+    if sample_type not in SAMPLE_TYPES:
+        raise ValueError(f"unknown sample_type {sample_type!r}; choose from {list(SAMPLE_TYPES)}")
+    if num_frames < 1:
+        raise ValueError(f"a sequence of {num_frames} frames gives no clip")
+    how_many, order = sample_type.split("_")
+    if how_many == "all":
+        if frames_all_limit < 1 and frames_all_limit != -1:
+            raise ValueError(
+                f"frames_all_limit is {frames_all_limit}: give 1 or more, or -1 for all"
+            )
+        return np.arange(num_frames)[: None if frames_all_limit == -1 else frames_all_limit]
+    count = frames_num_fixed
+    if how_many == "unfixed":
+        if not 1 <= frames_num_min <= frames_num_max:
+            lengths = f"{frames_num_min} to {frames_num_max}"
+            raise ValueError(f"frames_num_min to frames_num_max, {lengths}, is no range of lengths")
+        count = int((length_rng or rng).integers(frames_num_min, frames_num_max + 1))
+    if count < 1 or frames_skip_num < 0:
+        raise ValueError(f"a clip of {count} frames with {frames_skip_num} skipped cannot be drawn")
+    if order == "unordered":
+        return rng.choice(num_frames, count, replace=num_frames < count)
+    window = count + frames_skip_num
+    repeated = num_frames * -(-window // num_frames)  # enough whole repetitions, at least one
+    start = rng.integers(repeated - window + 1)
+    kept = start + np.sort(rng.choice(window, count, replace=False))
+    return kept % num_frames

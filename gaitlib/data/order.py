@@ -1,0 +1,114 @@
+"""Which sequences make a batch, and in which order.
+
+The names and the choices are OpenGait's (``data/sampler.py``), the randomness is not: everything
+about iteration i follows from (seed, i) alone. So a resumed run continues exactly, and several
+processes share one batch without talking to each other.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+ClipSeed = tuple[int, int, int]  # seed, iteration, position in the batch
+
+
+class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
+    """Draw P subjects, and K sequences of each, for every iteration from ``start`` to ``stop``.
+
+    The subjects of a batch are distinct. So are the K sequences of a subject, unless it has fewer
+    than K: then all K are drawn with replacement, as OpenGait's ``random_sample_list`` does.
+
+    With ``world_size`` processes, each takes every ``world_size``-th clip of the batch that one
+    process would have, with the same frames.
+
+    Args:
+        labels: the subject of each sequence.
+        batch_size: (P, K).
+        seed: of the whole run.
+        start: first iteration.
+        stop: one past the last.
+        batch_shuffle: mix the order of the clips; otherwise a subject's clips stand together.
+        rank: which process this is.
+        world_size: how many there are.
+
+    Yields:
+        The batch of one iteration: pairs (sequence index, clip seed).
+
+    Raises:
+        ValueError: fewer than P subjects, or a batch that ``world_size`` does not divide.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[Hashable] | np.ndarray,
+        batch_size: tuple[int, int],
+        seed: int,
+        start: int,
+        stop: int,
+        batch_shuffle: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_subjects, self.num_clips = batch_size
+        subjects, subject_of = np.unique(np.asarray(labels), return_inverse=True)
+        if min(batch_size) < 1 or len(subjects) < self.num_subjects:
+            raise ValueError(
+                f"batch_size {tuple(batch_size)} asks for {self.num_subjects} subjects, and the "
+                f"data have {len(subjects)}; lower trainer_cfg.sampler.batch_size[0]"
+            )
+        clips = self.num_subjects * self.num_clips
+        if clips % world_size or not 0 <= rank < world_size:
+            raise ValueError(
+                f"a batch of {self.num_subjects} x {self.num_clips} clips does not split over "
+                f"world_size {world_size} (rank {rank}); choose a batch_size that it divides"
+            )
+        if seed < 0 or not 0 <= start <= stop:
+            raise ValueError(f"seed {seed} and iterations {start} to {stop} must not be negative")
+        self.by_subject = [np.flatnonzero(subject_of == s) for s in range(len(subjects))]
+        self.seed, self.start, self.stop = seed, start, stop
+        self.batch_shuffle, self.rank, self.world_size = batch_shuffle, rank, world_size
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, ClipSeed]]]:
+        for iteration in range(self.start, self.stop):
+            batch = self._draw(iteration)
+            yield [
+                (int(batch[position]), (self.seed, iteration, position))
+                for position in range(self.rank, len(batch), self.world_size)
+            ]
+
+    def _draw(self, iteration: int) -> np.ndarray:
+        """Draw the sequence indices of the whole batch, ``(P * K,)``."""
+        rng = np.random.default_rng([self.seed, iteration])
+        subjects = rng.choice(len(self.by_subject), self.num_subjects, replace=False)
+        owned = [self.by_subject[subject] for subject in subjects]
+        k = self.num_clips
+        batch = np.concatenate([rng.choice(own, k, replace=len(own) < k) for own in owned])
+        return rng.permutation(batch) if self.batch_shuffle else batch
+
+
+class InferenceSampler(Sampler[list[tuple[int, ClipSeed]]]):
+    """Give every sequence exactly once, in order; the last batch may be smaller.
+
+    Args:
+        num_sequences: how many there are.
+        batch_size: sequences a batch.
+        seed: for sample types that choose frames at random; a sequence's clip depends on it and
+            on the sequence's index alone.
+    """
+
+    def __init__(self, num_sequences: int, batch_size: int = 4, seed: int = 0) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: a batch needs 1 sequence or more")
+        self.num_sequences, self.batch_size, self.seed = num_sequences, batch_size, seed
+
+    def __len__(self) -> int:
+        return -(-self.num_sequences // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, ClipSeed]]]:
+        for first in range(0, self.num_sequences, self.batch_size):
+            last = min(first + self.batch_size, self.num_sequences)
+            yield [(index, (self.seed, 0, index)) for index in range(first, last)]

@@ -1,0 +1,48 @@
+"""The partition JSON: which subjects are trained on, and which the network never sees."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+SPLITS = ("TRAIN_SET", "TEST_SET")
+
+
+def read_partition(path: str | Path) -> dict[str, list[str]]:
+    """Read a partition JSON.
+
+    Args:
+        path: a file ``{"TRAIN_SET": ["001", ...], "TEST_SET": ["075", ...]}``.
+
+    Returns:
+        The two lists of subjects, in the file's order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, lacks a set, or lists a subject twice; the message says which.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no partition file at {path}; set data_cfg.dataset_partition to one"
+        )
+    try:
+        partition = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and UTF-8 errors alike
+        raise ValueError(f"the partition {path} is not JSON: {error}") from error
+    if not isinstance(partition, dict):
+        raise ValueError(
+            f"the partition {path} is a {type(partition).__name__}, not an object with {SPLITS}"
+        )
+    for split in SPLITS:
+        subjects = partition.get(split)
+        if subjects is None:
+            raise ValueError(f"the partition {path} has no {split}; it has {sorted(partition)}")
+        if not isinstance(subjects, list) or not all(isinstance(s, str) for s in subjects):
+            raise ValueError(f'{split} in {path} must list subjects as text, like ["001", "002"]')
+        repeated = sorted(s for s, times in Counter(subjects).items() if times > 1)
+        if repeated:
+            raise ValueError(f"{split} in {path} lists {repeated} more than once")
+    both = sorted(set(partition["TRAIN_SET"]) & set(partition["TEST_SET"]))
+    if both:
+        raise ValueError(f"subjects {both} are in both sets of {path}: a test subject must be new")
+    return {split: partition[split] for split in SPLITS}

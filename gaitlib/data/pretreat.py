@@ -1,0 +1,262 @@
+"""Turn raw silhouette frames into the CASIA-B-pkl tree that OpenGait reads.
+
+``align_frame`` is the whole geometry: the person fills the height, and stands in the middle of the
+width. It follows OpenGait's ``datasets/pretreatment.py``; ``pretreat_tree`` does a whole data set.
+"""
+
+import logging
+import multiprocessing
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from gaitlib.data.sequence_file import SequenceError, read_sequence, write_sequence
+
+logger = logging.getLogger(__name__)
+
+NO_DATA_SUM = 10_000  # OpenGait: a frame whose pixels sum to no more than this holds no person
+LARGEST_FILE = 1 << 24  # bytes of one PNG in an archive; CASIA-B's have about 1,500
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+Key = tuple[str, str, str]  # subject, type, view
+Files = dict[Key, list[tuple[int, str, Path | bytes]]]  # frame number, name, where or what it is
+
+
+def align_frame(frame: np.ndarray, height: int = 64) -> np.ndarray | None:
+    """Crop, scale and centre one raw mask.
+
+    Rows above the head and below the feet go, the rest is scaled (cubic) to ``height``, and a
+    square window is cut around the column where half of the silhouette's mass is reached. Where
+    that window leaves the image it is filled with zeros, so it is always square.
+
+    Args:
+        frame: ``(h0, w0)`` uint8, 0 background to 255 person.
+        height: rows and columns of the result.
+
+    Returns:
+        ``(height, height)`` uint8, or None if the frame holds no person (pixel sum up to 10000).
+
+    Raises:
+        ValueError: the frame is not two-dimensional uint8.
+    """
+    if frame.ndim != 2 or frame.dtype != np.uint8:
+        raise ValueError(
+            f"a frame is (h, w) uint8, got {frame.shape} {frame.dtype}; read it as a grey image"
+        )
+    if not frame.size or cv2.sumElems(frame)[0] <= NO_DATA_SUM:
+        return None
+    rows = frame.any(axis=1).nonzero()[0]
+    body = frame[rows[0] : rows[-1] + 1]
+    width = max(1, int(height * body.shape[1] / body.shape[0]))
+    body = cv2.resize(body, (width, height), interpolation=cv2.INTER_CUBIC)
+    mass = body.sum(axis=0).cumsum()
+    if not mass[-1]:
+        return None  # specks so thin that scaling lost them
+    left = int(np.argmax(mass > mass[-1] / 2)) - height // 2
+    aligned = np.zeros((height, height), np.uint8)
+    first, last = max(left, 0), min(left + height, width)
+    aligned[:, first - left : last - left] = body[:, first:last]
+    return aligned
+
+
+@dataclass(frozen=True)
+class PretreatReport:
+    """What :func:`pretreat_tree` did.
+
+    Attributes:
+        written: sequences written now.
+        kept: sequences found finished, and left as they were.
+        skipped: frames (and damaged archives) left out now, columns path and reason.
+        short: sequences with fewer valid frames than ``min_frames``, columns subject, type, view
+            and frames. Those with 0 have no file, the others have.
+    """
+
+    written: int
+    kept: int
+    skipped: pd.DataFrame
+    short: pd.DataFrame
+
+    def __str__(self) -> str:
+        return (
+            f"{self.written} sequences written, {self.kept} already there; "
+            f"{len(self.skipped)} frames skipped, {len(self.short)} sequences short"
+        )
+
+
+def pretreat_tree(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+    min_frames: int = 5,
+    overwrite: bool = False,
+) -> PretreatReport:
+    """Turn a raw data set into a CASIA-B-pkl tree; a second call continues where the first stopped.
+
+    Args:
+        src: a folder of ``<subject>/<type>/<view>/*.png``, of ``<subject>.tar.gz`` archives that
+            hold the same (with or without the subject's folder), or of both.
+        dst: where ``<subject>/<type>/<view>/<view>.pkl`` go.
+        workers: processes; the number of cores by default. 1 stays in this process.
+        progress: show a bar, one step a subject.
+        min_frames: a sequence with fewer valid frames is reported as short.
+        overwrite: make finished sequences again.
+
+    Raises:
+        FileNotFoundError: ``src`` is absent, or holds neither subject folders nor archives.
+    """
+    src, dst = Path(src), Path(dst)
+    if not src.is_dir():
+        raise FileNotFoundError(f"no raw data set at {src}; unpack CASIA-B's silhouettes there")
+    subjects = sorted(
+        path
+        for path in src.iterdir()
+        if not path.name.startswith(".") and (path.is_dir() or path.name.endswith(".tar.gz"))
+    )
+    if not subjects:
+        raise FileNotFoundError(f"{src} holds no <subject> folder and no <subject>.tar.gz")
+    workers = min(workers or os.cpu_count() or 1, len(subjects))
+    work = partial(_pretreat_subject, dst=dst, overwrite=overwrite)
+    written, kept, skipped, lengths = 0, 0, [], {}
+    with _mapper(workers) as mapper:
+        results = mapper(work, subjects)
+        for result in tqdm(results, total=len(subjects), unit="subject", disable=not progress):
+            written += result.written
+            kept += result.kept
+            skipped += result.skipped
+            lengths |= result.lengths
+    short = [(*key, frames) for key, frames in sorted(lengths.items()) if frames < min_frames]
+    report = PretreatReport(
+        written,
+        kept,
+        pd.DataFrame(sorted(skipped), columns=["path", "reason"], dtype=str),
+        pd.DataFrame(short, columns=["subject", "type", "view", "frames"]),
+    )
+    if not lengths:
+        raise FileNotFoundError(f"{src} holds no <subject>/<type>/<view>/<frame>.png; {report}")
+    (logger.warning if skipped or short else logger.info)("%s -> %s: %s", src, dst, report)
+    return report
+
+
+@dataclass
+class _Outcome:
+    """What came of one subject; small, because it crosses to the parent process."""
+
+    written: int = 0
+    kept: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # path, reason
+    lengths: dict[Key, int] = field(default_factory=dict)
+
+
+def _pretreat_subject(source: Path, dst: Path, overwrite: bool) -> _Outcome:
+    outcome = _Outcome()
+    read = _list_folder if source.is_dir() else _read_archive
+    for key, files in sorted(read(source, outcome.skipped).items()):
+        path = dst.joinpath(*key, f"{key[2]}.pkl")
+        if path.is_file() and not overwrite:
+            try:
+                outcome.lengths[key] = len(read_sequence(path))
+                outcome.kept += 1
+                continue
+            except SequenceError:
+                logger.warning("%s is damaged: making it again", path)
+        frames = []
+        for _, name, data in sorted(files, key=lambda file: file[:2]):
+            image = _decode(data)
+            frame = None if image is None else align_frame(image)
+            if frame is None:
+                reason = "not an image" if image is None else "no person in it"
+                outcome.skipped.append((name, reason))
+            else:
+                frames.append(frame)
+        outcome.lengths[key] = len(frames)
+        if frames:
+            write_sequence(path, np.stack(frames))
+            outcome.written += 1
+    return outcome
+
+
+def _list_folder(folder: Path, skipped: list[tuple[str, str]]) -> Files:
+    """Find the frames of one subject's folder; they are read later, one sequence at a time."""
+    files: Files = {}
+    for path in folder.glob("*/*/*.png"):
+        name = path.relative_to(folder.parent).as_posix()
+        _sort_in(files, skipped, name, folder.name, str(path), path)
+    return files
+
+
+def _read_archive(archive: Path, skipped: list[tuple[str, str]]) -> Files:
+    """Read the frames of one subject's archive into memory; no member is ever written to disk."""
+    files: Files = {}
+    subject = archive.name.removesuffix(".tar.gz")
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                label = f"{archive}:{member.name}"
+                if not member.isfile() or not member.name.endswith(".png"):
+                    continue
+                if member.size > LARGEST_FILE:
+                    skipped.append((label, f"{member.size} bytes, too large for a frame"))
+                    continue
+                data = tar.extractfile(member).read()
+                _sort_in(files, skipped, member.name, subject, label, data)
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        skipped.append((str(archive), f"damaged archive, nothing of it was taken: {error}"))
+        return {}  # half a sequence would look finished the next time
+    return files
+
+
+def _sort_in(
+    files: Files,
+    skipped: list[tuple[str, str]],
+    name: str,
+    subject: str,
+    label: str,
+    data: Path | bytes,
+) -> None:
+    """Put one frame under its (subject, type, view), or say why it has none."""
+    parts = PurePosixPath(name).parts
+    folders = parts[-4:-1] if len(parts) > 3 else (subject, *parts[:-1])
+    stem = PurePosixPath(name).stem
+    number = re.search(r"[0-9]+$", stem)
+    if stem.startswith("."):
+        return  # a file manager's shadow
+    if len(folders) != 3 or name.startswith("/") or ".." in parts:
+        skipped.append((label, "not in <subject>/<type>/<view>/"))
+    elif not all(FOLDER_NAME.fullmatch(folder) for folder in folders):
+        skipped.append((label, f"{'/'.join(folders)} is not <subject>/<type>/<view>"))
+    elif number is None:
+        skipped.append((label, "no frame number at the end of its name"))
+    else:
+        files.setdefault(folders, []).append((int(number[0]), label, data))
+
+
+def _decode(data: Path | bytes) -> np.ndarray | None:
+    """Decode a PNG as grey, ``(h, w)`` uint8; None if it is none."""
+    data = data.read_bytes() if isinstance(data, Path) else data
+    if not data:
+        return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[..., Iterable[_Outcome]]]:
+    """Give a ``map``: the plain one, or one that runs in processes."""
+    if workers == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks held by cv2 and torch
+    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+        yield pool.map

@@ -1,0 +1,230 @@
+"""Batches of clips: sequences drawn by ``order``, frames by ``frames``, loaded by a DataLoader.
+
+Iteration i of a run follows from (seed, i) alone: resuming needs no saved random state, and the
+number of loading workers changes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gaitlib.data.frames import SAMPLE_TYPES, choose_frames
+from gaitlib.data.order import ClipSeed, InferenceSampler, TripletSampler
+
+__all__ = [
+    "SAMPLE_TYPES",
+    "Batch",
+    "InferenceSampler",
+    "TripletSampler",
+    "choose_frames",
+    "inference_batches",
+    "training_batches",
+]
+
+
+class Sequences(Protocol):
+    """What a batch is drawn from; :class:`~gaitlib.data.casia_b.SilhouetteDataset` is one."""
+
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def sequence(self, index: int) -> np.ndarray:
+        """Return ``(T, H, W)`` uint8."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Clips of one iteration.
+
+    Attributes:
+        clips: uint8, ``(N, T, H, W)``; or ``(1, sum of T, H, W)``, one clip after another, and
+            ``seqL`` tells where each ends.
+        labels: ``(N,)`` int64.
+        seqL: ``(N,)`` int64, the frames of each clip; None where all have T.
+        indices: ``(N,)`` int64, positions in the data set.
+        iteration: its number; 0 at inference.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    seqL: Tensor | None
+    indices: Tensor
+    iteration: int
+
+
+def training_batches(
+    dataset: Sequences,
+    labels: Sequence[int] | np.ndarray | None = None,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    batch_size: tuple[int, int] = (8, 16),
+    batch_shuffle: bool = False,
+    sample_type: str = "fixed_unordered",
+    frames_num_fixed: int = 30,
+    frames_num_min: int = 25,
+    frames_num_max: int = 50,
+    frames_skip_num: int = 0,
+    frames_all_limit: int = -1,
+    num_workers: int = 0,
+    persistent_workers: bool = False,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> "DataLoader[Batch]":
+    """Give the batches of iterations ``start`` to ``stop - 1``.
+
+    ``unfixed_*`` clips have one length for the whole batch (OpenGait draws one for each clip), so
+    that they stack. ``all_*`` clips are concatenated along frames.
+
+    Args:
+        dataset: the sequences.
+        labels: the subject of each, whole numbers; those of ``dataset`` by default.
+        seed: see :class:`TripletSampler`, like the following.
+        start: first iteration.
+        stop: one past the last.
+        batch_size: (P subjects, K clips of each).
+        batch_shuffle: mix the clips of a batch.
+        sample_type: see :func:`choose_frames`, like the following.
+        frames_num_fixed: frames of a clip.
+        frames_num_min: fewest frames of a clip.
+        frames_num_max: most frames of a clip.
+        frames_skip_num: frames dropped from an ordered window.
+        frames_all_limit: most frames of an ``all_*`` clip, or -1.
+        num_workers: loading processes; 0 loads in this one. They change no batch.
+        persistent_workers: keep them for a second pass.
+        pin_memory: put batches where a GPU can fetch them.
+        rank: which process this is.
+        world_size: how many there are.
+    """
+    labels = dataset.labels if labels is None else labels
+    sampler = TripletSampler(labels, batch_size, seed, start, stop, batch_shuffle, rank, world_size)
+    choose = partial(
+        choose_frames,
+        sample_type=sample_type,
+        frames_num_fixed=frames_num_fixed,
+        frames_num_min=frames_num_min,
+        frames_num_max=frames_num_max,
+        frames_skip_num=frames_skip_num,
+        frames_all_limit=frames_all_limit,
+    )
+    clips = _Clips(dataset, labels, choose)
+    return _loader(
+        clips, sampler, sample_type.startswith("all"), num_workers, persistent_workers, pin_memory
+    )
+
+
+def inference_batches(
+    dataset: Sequences,
+    labels: Sequence[int] | np.ndarray | None = None,
+    *,
+    batch_size: int = 4,
+    sample_type: str = "all_ordered",
+    frames_num_fixed: int = 30,
+    frames_skip_num: int = 0,
+    frames_all_limit: int = 720,
+    seed: int = 0,
+    num_workers: int = 0,
+    persistent_workers: bool = False,
+    pin_memory: bool = False,
+) -> "DataLoader[Batch]":
+    """Give every sequence once, in order; ``all_*`` clips are concatenated along frames.
+
+    Args:
+        dataset: the sequences.
+        labels: the subject of each, whole numbers; those of ``dataset`` by default.
+        batch_size: sequences a batch; the last may hold fewer.
+        sample_type: ``all_*`` or ``fixed_*``, see :func:`choose_frames`, like the following.
+        frames_num_fixed: frames of a ``fixed_*`` clip.
+        frames_skip_num: frames dropped from a ``fixed_ordered`` window.
+        frames_all_limit: most frames of an ``all_*`` clip, or -1.
+        seed: for ``fixed_*``.
+        num_workers: loading processes; 0 loads in this one.
+        persistent_workers: keep them for a second pass.
+        pin_memory: put batches where a GPU can fetch them.
+    """
+    if sample_type.startswith("unfixed"):
+        raise ValueError(f"sample_type {sample_type!r} is for training; test with all_* or fixed_*")
+    sampler = InferenceSampler(len(dataset), batch_size, seed)
+    choose = partial(
+        choose_frames,
+        sample_type=sample_type,
+        frames_num_fixed=frames_num_fixed,
+        frames_skip_num=frames_skip_num,
+        frames_all_limit=frames_all_limit,
+    )
+    clips = _Clips(dataset, dataset.labels if labels is None else labels, choose)
+    return _loader(
+        clips, sampler, sample_type.startswith("all"), num_workers, persistent_workers, pin_memory
+    )
+
+
+class _Clip(NamedTuple):
+    frames: np.ndarray
+    label: int
+    index: int
+    iteration: int
+
+
+class _Clips(Dataset[_Clip]):
+    """Cut one clip: the items are the samplers' (index, clip seed) pairs."""
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        labels: Sequence[int] | np.ndarray,
+        choose: Callable[..., np.ndarray],
+    ) -> None:
+        choose(1, np.random.default_rng(0))  # refuse wrong settings now, not in a worker
+        self.sequences, self.labels = sequences, np.asarray(labels, np.int64)
+        if len(self.labels) != len(sequences):
+            raise ValueError(f"{len(self.labels)} labels for {len(sequences)} sequences")
+        self.choose = choose
+
+    def __getitem__(self, item: tuple[int, ClipSeed]) -> _Clip:
+        index, (seed, iteration, position) = item
+        sequence = self.sequences.sequence(index)
+        # position + 1, because numpy takes [seed, iteration, 0] and [seed, iteration] for the same
+        rng = np.random.default_rng([seed, iteration, position + 1])
+        of_batch = np.random.default_rng([seed, iteration, 0, 1])  # the same for all its clips
+        frames = self.choose(len(sequence), rng, length_rng=of_batch)
+        return _Clip(sequence[frames], int(self.labels[index]), index, iteration)
+
+
+def _collate(clips: list[_Clip], concatenate: bool) -> Batch:
+    frames = [clip.frames for clip in clips]
+    lengths = torch.tensor([len(f) for f in frames]) if concatenate else None
+    joined = np.concatenate(frames)[None] if concatenate else np.stack(frames)
+    return Batch(
+        torch.from_numpy(joined),  # (1, sum T, H, W) or (N, T, H, W)
+        torch.tensor([clip.label for clip in clips]),
+        lengths,
+        torch.tensor([clip.index for clip in clips]),
+        clips[0].iteration,
+    )
+
+
+def _loader(
+    clips: _Clips,
+    sampler: Sampler[list[tuple[int, ClipSeed]]],
+    concatenate: bool,
+    num_workers: int,
+    persistent_workers: bool,
+    pin_memory: bool,
+) -> "DataLoader[Batch]":
+    return DataLoader(
+        clips,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=persistent_workers and num_workers > 0,
+        pin_memory=pin_memory,
+        collate_fn=partial(_collate, concatenate=concatenate),
+        generator=torch.Generator().manual_seed(0),  # else it would draw from the global one
+    )

@@ -1,0 +1,184 @@
+"""Compare two models probe by probe, and look at single probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gaitlib.evaluate.features import distance
+from gaitlib.evaluate.protocol import CONDITIONS, GALLERY, KEYS, PROBES
+
+
+def bootstrap_drop(
+    hits_a: pd.DataFrame,
+    hits_b: pd.DataFrame,
+    n: int = 2000,
+    *,
+    seed: int = 0,
+    level: float = 95.0,
+) -> pd.DataFrame:
+    """Change of rank-1 from model a to model b, with an interval over test subjects.
+
+    Probes of one person are alike, so whole subjects are drawn: each of the ``n`` draws takes as
+    many subjects as there are, with replacement, and recomputes both models' rank-1 (identical
+    view excluded) on the probes of those subjects. Both models see the same draw (paired), which
+    takes out how hard the subjects are. The interval holds the middle ``level`` per cent of the
+    differences. The gallery stays as it is: a smaller one would be an easier task. Not covered is
+    the spread between training seeds.
+
+    Args:
+        hits_a: ``Evaluation.hits`` of the reference (the dense model).
+        hits_b: the same probes under the other model (the compressed one).
+        n: draws.
+        seed: of the draws.
+        level: of the interval, in per cent.
+
+    Returns:
+        a row per condition: condition, rank1_a, rank1_b (%), difference (b - a in percentage
+        points, negative: b is worse), low, high, subjects. With fewer than two subjects low and
+        high are NaN.
+
+    Raises:
+        ValueError: the two tables hold different probes or columns.
+    """
+    hits_a, hits_b = _paired(hits_a, hits_b)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for condition in [c for c in CONDITIONS if (hits_a["condition"] == c).any()]:
+        of_condition = (hits_a["condition"] == condition).to_numpy()
+        subjects = hits_a.loc[of_condition, "subject"].nunique()
+        weights = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=n)
+        weights = np.vstack([np.ones(subjects, dtype=int), weights])  # row 0: everyone once
+        a = _weighted_rank1(hits_a[of_condition], weights)
+        b = _weighted_rank1(hits_b[of_condition], weights)
+        tail = (100 - level) / 2
+        low, high = np.nan, np.nan
+        if subjects > 1 and np.isfinite(b[0] - a[0]):
+            low, high = np.nanpercentile((b - a)[1:], [tail, 100 - tail])
+        rows.append(
+            {"condition": condition, "rank1_a": a[0], "rank1_b": b[0], "difference": b[0] - a[0]}
+            | {"low": low, "high": high, "subjects": subjects}
+        )
+    return pd.DataFrame(rows)
+
+
+def _paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Bring both tables into one order, or say why they cannot be compared."""
+    keys = list(KEYS)
+    if set(a.columns) != set(b.columns):
+        raise ValueError(f"columns differ: {sorted(set(a.columns) ^ set(b.columns))}")
+    a, b = (t.sort_values(keys).reset_index(drop=True) for t in (a, b[list(a.columns)]))
+    if not a[keys].equals(b[keys]):
+        both = a[keys].merge(b[keys], how="outer", indicator=True)
+        raise ValueError(
+            f"{(both['_merge'] != 'both').sum()} of {len(both)} probes are in one table only: "
+            "compare two evaluations of the same test set"
+        )
+    return a, b
+
+
+def _weighted_rank1(hits: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    """Rank-1 (%) without identical view for every row of subject weights ``(draws, subjects)``."""
+    scores = ["rank1"] if "rank1" in hits else [c for c in hits.columns if c not in KEYS]
+    values = hits[scores].mask(hits[["view"]].to_numpy() == np.array(scores)[None])
+    groups = values.groupby([hits["subject"], hits["view"]])
+    sums, counts = groups.sum().unstack(), groups.count().unstack()  # (subjects, gallery * probe)
+    total = weights @ sums.fillna(0).to_numpy()
+    seen = weights @ counts.fillna(0).to_numpy()
+    rate = np.divide(total, seen, out=np.full(total.shape, np.nan), where=seen > 0)
+    rate = rate.reshape(len(weights), len(scores), -1)  # (draws, gallery views, probe views)
+    return 100 * _nanmean(_nanmean(rate))
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """Mean over axis 1 of what is there; NaN, without a warning, where nothing is."""
+    there = ~np.isnan(values)
+    count = there.sum(1)
+    return np.divide(
+        np.where(there, values, 0).sum(1),
+        count,
+        out=np.full(count.shape, np.nan),
+        where=count > 0,
+    )
+
+
+def worst_pairs(difference: Mapping[str, pd.DataFrame], k: int = 10) -> pd.DataFrame:
+    """The ``k`` pairs of different views that lose most.
+
+    Args:
+        difference: condition -> probe views x gallery views, in percentage points, negative where
+            accuracy was lost (compressed - dense).
+        k: rows.
+
+    Returns:
+        condition, probe, gallery, difference; the largest loss first.
+    """
+    rows = [
+        {"condition": condition, "probe": probe, "gallery": gallery, "difference": value}
+        for condition, matrix in difference.items()
+        for (probe, gallery), value in matrix.stack().items()
+        if probe != gallery and not np.isnan(value)
+    ]
+    table = pd.DataFrame(rows, columns=["condition", "probe", "gallery", "difference"])
+    return table.sort_values("difference", kind="stable").head(k).reset_index(drop=True)
+
+
+def nearest(
+    features: Tensor, table: pd.DataFrame, condition: str, metric: str = "euc"
+) -> pd.DataFrame:
+    """Each probe's nearest gallery sequence, at any view but its own.
+
+    Args:
+        features: ``(n, C, P)``.
+        table: n rows with columns subject, type, view.
+        condition: "NM", "BG" or "CL".
+        metric: "euc" or "cos".
+
+    Returns:
+        a row per probe: probe and gallery (row positions in ``table``), probe_subject,
+        gallery_subject, probe_view, gallery_view, distance, hit (bool).
+
+    Raises:
+        ValueError: the condition is unknown, or the table holds no gallery.
+    """
+    if condition not in PROBES:
+        raise ValueError(f"unknown condition {condition!r}; choose from {CONDITIONS}")
+    probe = np.flatnonzero(table["type"].isin(PROBES[condition]))
+    gallery = np.flatnonzero(table["type"].isin(GALLERY))
+    if not len(gallery):
+        raise ValueError(f"no gallery: none of the {len(table)} sequences is {GALLERY}")
+    subject, view = table["subject"].to_numpy(), table["view"].to_numpy()
+    at = {"device": features.device}
+    between = distance(
+        features[torch.as_tensor(probe, **at)], features[torch.as_tensor(gallery, **at)], metric
+    )
+    same_view = torch.as_tensor(view[probe][:, None] == view[gallery][None], **at)
+    between, column = between.masked_fill(same_view, torch.inf).min(1)
+    match = gallery[column.cpu().numpy()]
+    pairs = pd.DataFrame(
+        {
+            "probe": probe,
+            "gallery": match,
+            "probe_subject": subject[probe],
+            "gallery_subject": subject[match],
+            "probe_view": view[probe],
+            "gallery_view": view[match],
+            "distance": between.cpu().numpy(),
+            "hit": subject[probe] == subject[match],
+        }
+    )
+    return pairs[np.isfinite(pairs["distance"])].reset_index(drop=True)
+
+
+def examples(pairs: pd.DataFrame, hits: int = 4, misses: int = 4, *, seed: int = 0) -> pd.DataFrame:
+    """Draw at most ``hits`` hits and ``misses`` misses from :func:`nearest`, hits first."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        pairs[pairs["hit"] == hit].sample(frac=1, random_state=rng).head(count)
+        for hit, count in ((True, hits), (False, misses))
+    ]
+    return pd.concat(drawn, ignore_index=True)

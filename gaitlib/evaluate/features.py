@@ -1,0 +1,114 @@
+"""Embed whole sequences and measure how far apart they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from gaitlib.data.sampler import Batch
+
+METRICS = ("euc", "cos")
+
+
+def embed(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    transform: Callable[[Tensor], Tensor],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Run ``model`` over every sequence once, in evaluation mode.
+
+    The mode of every submodule is put back afterwards (a frozen batch norm stays frozen). Half
+    precision is the caller's: wrap the call in ``torch.autocast``; the result is float32 anyway.
+
+    Args:
+        model: on ``device``; called as ``model(sils, seqL)`` and read at ``.embeddings``.
+        batches: concatenated clips, uint8 ``(1, sum of T, H, W)`` with lengths ``seqL``, or clips
+            of one length, ``(N, T, H, W)`` with ``seqL`` None. Together their ``indices`` hold
+            0..n-1 once each, in any order.
+        transform: uint8 ``(N, T, H, W)`` to float ``(N, T, H, W')``, on ``device``.
+        device: where the clips go.
+
+    Returns:
+        float32 ``(n, C, P)`` on the CPU; row i is the sequence with index i.
+
+    Raises:
+        ValueError: there are no batches, or an index is missing or repeated.
+    """
+    modes = {module: module.training for module in model.modules()}
+    found, pieces = [], []
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                seq_l = None if batch.seqL is None else batch.seqL.to(device)
+                sils = transform(batch.clips.to(device, non_blocking=True))
+                embeddings = model(sils, seq_l).embeddings  # (N, C, P)
+                if len(embeddings) != len(batch.indices):
+                    raise ValueError(
+                        f"{len(embeddings)} embeddings for {len(batch.indices)} sequences: "
+                        "concatenated clips need their lengths in seqL"
+                    )
+                pieces.append(embeddings.float().cpu())
+                found.append(batch.indices.cpu())
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not pieces:
+        raise ValueError("no batches to embed: the data set holds no sequence")
+    indices = torch.cat(found)
+    n = len(indices)
+    if not torch.equal(indices.sort().values, torch.arange(n)):
+        raise ValueError(
+            f"{n} sequences came with indices {indices.min()}..{indices.max()}, "
+            f"{len(indices.unique())} of them different: each of 0..{n - 1} is needed once"
+        )
+    features = torch.empty(n, *pieces[0].shape[1:])
+    features[indices] = torch.cat(pieces)
+    return features  # (n, C, P)
+
+
+def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 64) -> Tensor:
+    """Distance from every probe to every gallery item, as OpenGait measures it.
+
+    ``euc`` is the mean over parts of the Euclidean distance, ``cos`` is one minus the mean over
+    parts of the cosine. Euclidean distances are summed from differences, not expanded into
+    products: equal features are at distance 0 and the result does not depend on ``chunk``.
+
+    Args:
+        probe: ``(n, C, P)`` on any device.
+        gallery: ``(m, C, P)`` on the same device.
+        metric: "euc" or "cos".
+        chunk: probes at a time; the memory needed is ``chunk * m * P`` floats.
+
+    Returns:
+        float32 ``(n, m)``, smaller is closer.
+
+    Raises:
+        ValueError: the metric is unknown, or the features differ in C or P.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; choose from {METRICS}")
+    if probe.ndim != 3 or probe.shape[1:] != gallery.shape[1:]:
+        raise ValueError(
+            f"probe {tuple(probe.shape)} and gallery {tuple(gallery.shape)} are not (n, C, P) "
+            "and (m, C, P) with the same C and P"
+        )
+    probe, gallery = probe.float(), gallery.float()
+    if metric == "cos":
+        probe, gallery = F.normalize(probe, dim=1), F.normalize(gallery, dim=1)
+    gallery = gallery.permute(2, 0, 1).contiguous()  # (P, m, C)
+    rows = []
+    for piece in probe.split(chunk):
+        piece = piece.permute(2, 0, 1).contiguous()  # (P, chunk, C)
+        if metric == "euc":
+            exact = "donot_use_mm_for_euclid_dist"
+            rows.append(torch.cdist(piece, gallery, compute_mode=exact).mean(0))  # (chunk, m)
+        else:
+            rows.append(1 - torch.bmm(piece, gallery.transpose(1, 2)).mean(0))  # (chunk, m)
+    return torch.cat(rows)

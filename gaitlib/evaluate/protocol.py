@@ -1,0 +1,268 @@
+"""CASIA-B's two protocols: rank-1 for every pair of views, and the cross-view gallery.
+
+Both are defined by OpenGait's ``evaluate_indoor_dataset`` (``evaluator_cfg.cross_view_gallery``).
+The second is that of Hou et al., "A Comprehensive Study on the Evaluation of Silhouette-based
+Gait Recognition" (2022).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gaitlib.data.casia_b import VIEWS
+from gaitlib.evaluate.features import distance
+
+logger = logging.getLogger(__name__)
+
+CONDITIONS = ("NM", "BG", "CL")
+PROBES = {"NM": ("nm-05", "nm-06"), "BG": ("bg-01", "bg-02"), "CL": ("cl-01", "cl-02")}
+GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
+CROSS_VIEW_PROBES = {"NM": ("nm-01",), "BG": ("bg-01",), "CL": ("cl-01",)}
+CROSS_VIEW_GALLERY = ("nm-02", "bg-02", "cl-02")
+KEYS = ("condition", "subject", "type", "view")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of one model on one test set; percentages are 0-100 and NaN means not measurable.
+
+    Attributes:
+        metric: "euc" or "cos".
+        cross_view_gallery: which of the two protocols.
+        views: the V views, in the order of every matrix.
+        rank1: condition -> rank-1 without identical view.
+        rank1_by_view: condition -> ``(V, V)`` frame, probe views in rows, gallery views in
+            columns, diagonal included; empty for the cross-view gallery.
+        hits: one row per probe: condition, subject, type, view, then one 0/1 column per gallery
+            view (NaN: no gallery to be found in); with the cross-view gallery the columns are
+            rank1, rank5 and ap.
+        rank5, mean_average_precision: condition -> %; cross-view gallery only.
+        problems: what was missing, in words.
+    """
+
+    metric: str
+    cross_view_gallery: bool
+    views: tuple[str, ...]
+    rank1: dict[str, float]
+    rank1_by_view: dict[str, pd.DataFrame]
+    hits: pd.DataFrame
+    rank5: dict[str, float] = field(default_factory=dict)
+    mean_average_precision: dict[str, float] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+def rank1_by_view(hits: pd.DataFrame, views: Sequence[str] = VIEWS) -> pd.DataFrame:
+    """Rank-1 accuracy (%) for every probe view (rows) and gallery view (columns).
+
+    Args:
+        hits: probes of one condition: a column ``view`` and a 0/1/NaN column per gallery view.
+        views: the V views, in order.
+
+    Returns:
+        ``(V, V)``; a pair without probes or without gallery is NaN.
+    """
+    table = 100 * hits.groupby("view")[list(views)].mean().reindex(list(views))
+    return table.rename_axis(index="probe", columns="gallery").astype(float)
+
+
+def mean_without_identical_view(by_view: pd.DataFrame) -> float:
+    """Mean over gallery views for each probe view, then over probe views; no diagonal, no NaN."""
+    return float(_probe_means(by_view).mean())  # pandas' mean leaves NaN out
+
+
+def probe_view_means(by_view: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Rank-1 (%) of each probe view over the other gallery views.
+
+    Returns:
+        tidy: condition, view, rank1.
+    """
+    rows = [
+        {"condition": condition, "view": view, "rank1": value}
+        for condition, table in by_view.items()
+        for view, value in _probe_means(table).items()
+    ]
+    return pd.DataFrame(rows, columns=["condition", "view", "rank1"])
+
+
+def _probe_means(by_view: pd.DataFrame) -> pd.Series:
+    """Mean of every row without its diagonal entry."""
+    return by_view.mask(np.eye(len(by_view), dtype=bool)).mean(axis=1)
+
+
+def evaluate_indoor(
+    features: Tensor,
+    table: pd.DataFrame,
+    metric: str = "euc",
+    cross_view_gallery: bool = False,
+    *,
+    remove_no_gallery: bool = False,
+    views: Sequence[str] = VIEWS,
+    chunk: int = 64,
+) -> Evaluation:
+    """Rank-1 of the probes NM, BG and CL by one of CASIA-B's protocols.
+
+    By default: gallery nm-01..04, probes nm-05/06, bg-01/02, cl-01/02. A probe is a hit at a
+    gallery view if the nearest gallery sequence of that view shows its subject. The mean leaves
+    identical views out, and also the pairs of views that the data do not hold.
+
+    With ``cross_view_gallery``: gallery nm-02, bg-02 and cl-02 of all views together, probes nm-01,
+    bg-01 and cl-01; sequences of the probe's subject at the probe's view are taken out of the
+    gallery for that probe. Each figure is the mean over probe views. A probe whose subject is then
+    not in the gallery is left out, as in OpenGait.
+
+    Args:
+        features: ``(n, C, P)``; distances are computed on its device.
+        table: n rows in the order of ``features``, with columns subject, type, view.
+        metric: "euc" or "cos".
+        cross_view_gallery: which protocol.
+        remove_no_gallery: leave out probes whose subject has no gallery sequence at a view,
+            instead of counting a miss (default protocol only).
+        views: the views of the matrices, in order.
+        chunk: probes at a time.
+
+    Raises:
+        ValueError: features and table differ in length, a feature is not finite, the table holds
+            a view not in ``views``, or there is no gallery at all.
+    """
+    table = _checked(features, table, views)
+    gallery_types = CROSS_VIEW_GALLERY if cross_view_gallery else GALLERY
+    probe_types = CROSS_VIEW_PROBES if cross_view_gallery else PROBES
+    gallery_rows = np.flatnonzero(table["type"].isin(gallery_types))
+    if not len(gallery_rows):
+        raise ValueError(f"no gallery: none of the {len(table)} sequences is {gallery_types}")
+    gallery = table.iloc[gallery_rows]
+    gallery_features = features[torch.as_tensor(gallery_rows, device=features.device)]
+
+    parts, problems = [], _missing_gallery(gallery, views)
+    for condition in CONDITIONS:
+        probe_rows = np.flatnonzero(table["type"].isin(probe_types[condition]))
+        probe = table.iloc[probe_rows]
+        problems += _missing_probes(condition, probe, gallery, views)
+        if not len(probe_rows):
+            continue
+        probe_features = features[torch.as_tensor(probe_rows, device=features.device)]
+        between = distance(probe_features, gallery_features, metric, chunk)  # (n, m)
+        if cross_view_gallery:
+            found = _rank_in_whole_gallery(between, gallery, probe)
+        else:
+            found = _hits_per_view(between, gallery, probe, views, remove_no_gallery)
+        keys = probe[["subject", "type", "view"]].reset_index(drop=True)
+        keys.insert(0, "condition", condition)
+        parts.append(pd.concat([keys, found], axis=1))
+    if not parts:
+        raise ValueError(f"no probes: none of the {len(table)} sequences is {probe_types}")
+    for problem in problems:
+        logger.warning("%s", problem)
+    hits = pd.concat(parts, ignore_index=True)
+    build = _cross_view_evaluation if cross_view_gallery else _indoor_evaluation
+    return build(hits, metric, tuple(views), tuple(problems))
+
+
+def _indoor_evaluation(
+    hits: pd.DataFrame, metric: str, views: tuple[str, ...], problems: tuple[str, ...]
+) -> Evaluation:
+    """Average hits per pair of views."""
+    by_view = {c: rank1_by_view(hits[hits["condition"] == c], views) for c in CONDITIONS}
+    rank1 = {c: mean_without_identical_view(matrix) for c, matrix in by_view.items()}
+    return Evaluation(metric, False, views, rank1, by_view, hits, problems=problems)
+
+
+def _cross_view_evaluation(
+    hits: pd.DataFrame, metric: str, views: tuple[str, ...], problems: tuple[str, ...]
+) -> Evaluation:
+    """Average over the probes of a view, then over probe views."""
+    means = hits.groupby(["condition", "view"])[["rank1", "rank5", "ap"]].mean()
+    means = 100 * means.groupby("condition").mean().reindex(list(CONDITIONS))
+    rank1, rank5, ap = ({c: float(means.at[c, key]) for c in CONDITIONS} for key in means)
+    return Evaluation(metric, True, views, rank1, {}, hits, rank5, ap, problems)
+
+
+def _hits_per_view(
+    between: Tensor,
+    gallery: pd.DataFrame,
+    probe: pd.DataFrame,
+    views: Sequence[str],
+    remove_no_gallery: bool,
+) -> pd.DataFrame:
+    """Is the nearest gallery item of each view the probe's subject? 1, 0, or NaN; ``(n, V)``."""
+    subjects = probe["subject"].to_numpy()
+    found = {}
+    for view in views:
+        columns = np.flatnonzero(gallery["view"] == view)
+        if not len(columns):
+            found[view] = np.full(len(probe), np.nan, dtype=np.float32)
+            continue
+        there = gallery["subject"].to_numpy()[columns]
+        nearest = between[:, torch.as_tensor(columns, device=between.device)].argmin(1)
+        hit = (there[nearest.cpu().numpy()] == subjects).astype(np.float32)
+        if remove_no_gallery:
+            hit[~np.isin(subjects, there)] = np.nan
+        found[view] = hit
+    return pd.DataFrame(found)
+
+
+def _rank_in_whole_gallery(
+    between: Tensor, gallery: pd.DataFrame, probe: pd.DataFrame
+) -> pd.DataFrame:
+    """Rank-1, rank-5 (0 or 1) and average precision (0-1) of each probe; NaN without a match."""
+    match = _equal(probe, gallery, "subject", between.device)  # (n, m)
+    shadowed = match & _equal(probe, gallery, "view", between.device)
+    order = between.masked_fill(shadowed, torch.inf).argsort(dim=1, stable=True)
+    ranked = (match & ~shadowed).gather(1, order).double()  # (n, m); the shadowed come last
+    seen = ranked.cumsum(1)
+    ranks = torch.arange(1, ranked.shape[1] + 1, device=between.device)
+    total = seen[:, -1]
+    scores = {
+        "rank1": ranked[:, 0],
+        "rank5": ranked[:, :5].amax(1),
+        "ap": (ranked * seen / ranks).sum(1) / total,  # precision at each match
+    }
+    return pd.DataFrame(
+        {name: value.where(total > 0, torch.nan).cpu().numpy() for name, value in scores.items()}
+    )
+
+
+def _equal(probe: pd.DataFrame, gallery: pd.DataFrame, column: str, device: torch.device) -> Tensor:
+    """Compare one column of every probe with every gallery item: bool ``(n, m)``."""
+    same = probe[column].to_numpy()[:, None] == gallery[column].to_numpy()[None, :]
+    return torch.as_tensor(same, device=device)
+
+
+def _checked(features: Tensor, table: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:
+    """Refuse what would give a wrong number silently; return the three columns, index 0..n-1."""
+    if len(features) != len(table):
+        raise ValueError(f"{len(features)} features for a table of {len(table)} sequences")
+    bad = int((~features.isfinite().flatten(1).all(1)).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(features)} features are not finite: training diverged?")
+    unknown = sorted(set(table["view"]) - set(views))
+    if unknown:
+        raise ValueError(f"views {unknown} are not among {list(views)}; pass views=")
+    return table[["subject", "type", "view"]].reset_index(drop=True)
+
+
+def _missing_gallery(gallery: pd.DataFrame, views: Sequence[str]) -> list[str]:
+    missing = [view for view in views if view not in set(gallery["view"])]
+    return [f"no gallery sequence at view {', '.join(missing)}"] if missing else []
+
+
+def _missing_probes(
+    condition: str, probe: pd.DataFrame, gallery: pd.DataFrame, views: Sequence[str]
+) -> list[str]:
+    """Say which views have no probe and which probes have no gallery."""
+    problems = []
+    missing = [view for view in views if view not in set(probe["view"])]
+    if missing:
+        problems.append(f"{condition}: no probe sequence at view {', '.join(missing)}")
+    strangers = probe[~probe["subject"].isin(gallery["subject"])]
+    if len(strangers):
+        names = ", ".join(sorted(strangers["subject"].unique()))
+        problems.append(f"{condition}: {len(strangers)} probes of {names} have no gallery sequence")
+    return problems

@@ -1,0 +1,116 @@
+"""GaitBase: silhouettes to part embeddings, and in training to subject logits.
+
+The network of OpenGait (Fan et al., CVPR 2023, https://arxiv.org/abs/2211.06597): a backbone on
+every frame, the maximum over frames, horizontal strips, one linear map and one BNNeck a strip.
+With a Plain backbone and the bins 16, 8, 4, 2, 1 the same class is OpenGait's Baseline.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from gaitlib.model.heads import (
+    HorizontalPoolingPyramid,
+    SeparateBNNecks,
+    SeparateFCs,
+    SetBlockWrapper,
+    TemporalPooling,
+)
+
+
+class GaitOutput(NamedTuple):
+    """What the network says about N clips.
+
+    Fields:
+        embeddings: ``(N, C, P)``, what clips are compared by (OpenGait's ``embed_1``).
+        logits: ``(N, K, P)`` cosines to the training subjects; None without BNNecks.
+    """
+
+    embeddings: Tensor
+    logits: Tensor | None
+
+
+class GaitBase(nn.Module):
+    """A gait network whose attribute names are OpenGait's checkpoint keys.
+
+    Args:
+        backbone: maps frames ``(N, 1, H, W)`` to feature maps ``(N, C', H', W')``.
+        fcs: one linear map a part, from C' to C.
+        bnnecks: one classifier a part; None leaves embeddings alone, for export.
+        bins: strips at each level of the pyramid; P = ``sum(bins)``.
+
+    Every layer is initialised from torch's global generator as OpenGait does it: xavier uniform
+    convolutions, batch-norm weights from N(1, 0.02) and biases 0.
+
+    Raises:
+        ValueError: if the heads have another number of parts than the bins, or do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        fcs: SeparateFCs,
+        bnnecks: SeparateBNNecks | None,
+        bins: Sequence[int],
+    ) -> None:
+        super().__init__()
+        parts, _, width = fcs.fc_bin.shape
+        if parts != sum(bins):
+            raise ValueError(
+                f"bin_num {list(bins)} makes {sum(bins)} parts, SeparateFCs has parts_num {parts}"
+            )
+        if bnnecks is not None and bnnecks.fc_bin.shape[:2] != (parts, width):
+            raise ValueError(
+                f"SeparateFCs gives {parts} parts of {width} channels, SeparateBNNecks takes "
+                f"{bnnecks.fc_bin.shape[0]} of {bnnecks.fc_bin.shape[1]}; "
+                "their parts_num and channels have to agree"
+            )
+        self.Backbone = SetBlockWrapper(backbone)
+        self.TP = TemporalPooling()
+        self.HPP = HorizontalPoolingPyramid(bins)
+        self.FCs = fcs
+        self.BNNecks = bnnecks
+        self.apply(_initialise)
+
+    def embed(self, sils: Tensor, seqL: Tensor | Sequence[int] | None = None) -> Tensor:  # noqa: N803
+        """Return the embeddings alone, ``(N, C, P)``; shapes as in `forward`."""
+        maps = self.Backbone(_channel_first(sils))  # (N, C', T, H', W')
+        return self.FCs(self.HPP(self.TP(maps, seqL)))
+
+    def forward(self, sils: Tensor, seqL: Tensor | Sequence[int] | None = None) -> GaitOutput:  # noqa: N803
+        """Embed and classify clips.
+
+        Args:
+            sils: float silhouettes in 0..1, ``(N, T, H, W)``, ``(N, 1, T, H, W)`` or
+                ``(N, T, 1, H, W)``; with ``seqL``, N is 1 and clips are joined along T.
+            seqL: frames of each of the joined clips; the output then has one row for each.
+
+        Raises:
+            ValueError: for other shapes, or a height that does not split into the bins.
+        """
+        embeddings = self.embed(sils, seqL)
+        logits = None if self.BNNecks is None else self.BNNecks(embeddings)[1]
+        return GaitOutput(embeddings, logits)
+
+
+def _channel_first(sils: Tensor) -> Tensor:
+    """Bring silhouettes to ``(N, 1, T, H, W)``."""
+    if sils.dim() == 4:
+        return sils.unsqueeze(1)
+    if sils.dim() == 5 and sils.size(1) == 1:
+        return sils
+    if sils.dim() == 5 and sils.size(2) == 1:
+        return sils.transpose(1, 2)
+    raise ValueError(
+        "silhouettes have to be (N, T, H, W), (N, 1, T, H, W) or (N, T, 1, H, W), not "
+        f"{tuple(sils.shape)}"
+    )
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

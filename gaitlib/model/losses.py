@@ -1,0 +1,191 @@
+"""Losses on embeddings and logits: batch-all triplets, cross-entropy, and their weighted sum.
+
+They follow OpenGait's: every part is a classifier and a metric of its own, and parts are averaged.
+Values are computed in float32 whatever precision the network ran in.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gaitlib.model.gaitbase import GaitOutput
+
+
+def pairwise_distances(x: Tensor) -> Tensor:
+    """Return Euclidean distances between all rows, with gradient 0 where two rows coincide.
+
+    Args:
+        x: float32 ``(P, N, C)``.
+
+    Returns:
+        ``(P, N, N)``.
+    """
+    squares = x.square().sum(-1)  # (P, N)
+    squared = squares[:, :, None] + squares[:, None, :] - 2 * x @ x.mT  # (P, N, N)
+    apart = squared > 0  # sqrt has no slope at 0, and rounding leaves values just below it
+    return torch.where(apart, squared, 1).sqrt() * apart
+
+
+class TripletLoss(nn.Module):
+    """Batch-all triplet loss: a positive has to be nearer than a negative by ``margin``.
+
+    For each part, the mean of ``max(0, margin + d(a, p) - d(a, n))`` over the triplets where it is
+    not zero (0 where there is none); then the mean over parts. Anchor, positive and negative run
+    over all clips of a batch; as in OpenGait the anchor counts among its own positives, which asks
+    of every negative to be at least ``margin`` away. After Hermans et al., 2017,
+    https://arxiv.org/abs/1703.07737.
+
+    Subjects may have different numbers of clips. Memory is P * N * K * (N - k) floats, with K and k
+    the most and the fewest clips of one subject in the batch, rather than P * N**3.
+
+    Shape:
+        embeddings: ``(N, C, P)``
+        labels: ``(N,)`` integers
+        returns: the loss, and detached scalars averaged over parts: ``loss``, ``hard_loss`` (the
+            largest triplet), ``loss_num`` (triplets that are not zero), ``mean_dist``
+    """
+
+    def __init__(self, margin: float = 0.2) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and what to log."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            distances = pairwise_distances(embeddings.float().permute(2, 0, 1))  # (P, N, N)
+            hinges = F.relu(self.margin + self._differences(distances, labels))
+        counts = hinges.count_nonzero(1)  # (P,)
+        loss = (hinges.sum(1) / counts.clamp_min(1)).mean()
+        with torch.no_grad():
+            scalars = {
+                "loss": loss.detach(),
+                "hard_loss": F.pad(hinges, (0, 1)).amax(1).mean(),
+                "loss_num": counts.float().mean(),
+                "mean_dist": distances.mean(),
+            }
+        return loss, scalars
+
+    @staticmethod
+    def _differences(distances: Tensor, labels: Tensor) -> Tensor:
+        """Return d(a, p) - d(a, n) of all triplets ``(P, triplets)``; -inf where there is none."""
+        parts, n, _ = distances.shape
+        same = labels[:, None] == labels[None, :]  # (N, N)
+        own = same.sum(1)  # clips of each anchor's subject
+        most, fewest = int(own.max()), int(own.min())
+        # Each row lists the anchor's positives first, so that slices hold positives and negatives.
+        order = same.byte().argsort(dim=1, descending=True, stable=True)
+        ordered = distances.gather(2, order.expand(parts, n, n))
+        differences = ordered[:, :, :most, None] - ordered[:, :, None, fewest:]
+        if (
+            most != fewest
+        ):  # rows of smaller subjects hold negatives among the first, and vice versa
+            rank = torch.arange(n, device=labels.device)
+            is_positive = rank < own[:, None]  # (N, N)
+            valid = is_positive[:, :most, None] & ~is_positive[:, None, fewest:]
+            differences = differences.masked_fill(~valid, -torch.inf)
+        return differences.flatten(1)
+
+
+class CrossEntropyLoss(nn.Module):
+    """Cross-entropy of scaled cosine logits, averaged over clips and parts.
+
+    Args:
+        scale: factor on the logits, which lie in -1..1.
+        label_smooth: give ``eps`` of the target to all classes alike.
+        eps: how much.
+        log_accuracy: report the share (0..1) of clips and parts whose largest logit is right.
+
+    Shape:
+        logits: ``(N, K, P)``
+        labels: ``(N,)`` integers in 0..K-1
+        returns: the loss, and detached scalars: ``loss``, ``accuracy``
+    """
+
+    def __init__(
+        self,
+        scale: float = 16.0,
+        label_smooth: bool = True,
+        eps: float = 0.1,
+        log_accuracy: bool = True,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.smoothing = eps if label_smooth else 0.0
+        self.log_accuracy = log_accuracy
+
+    def forward(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and what to log."""
+        targets = labels[:, None].expand(-1, logits.size(2))  # (N, P)
+        with torch.autocast(logits.device.type, enabled=False):
+            scaled = logits.float() * self.scale
+            loss = F.cross_entropy(scaled, targets, label_smoothing=self.smoothing)
+        scalars = {"loss": loss.detach()}
+        if self.log_accuracy:
+            scalars["accuracy"] = (logits.detach().argmax(1) == targets).float().mean()
+        return loss, scalars
+
+
+class GaitLoss(nn.Module):
+    """The weighted sum of losses, each on the output it is meant for.
+
+    Args:
+        terms: for each name (OpenGait's ``log_prefix``) the weight and the loss.
+    """
+
+    def __init__(self, terms: Mapping[str, tuple[float, TripletLoss | CrossEntropyLoss]]) -> None:
+        super().__init__()
+        if not terms:
+            raise ValueError("loss_cfg is empty; give at least one loss")
+        self.terms = dict(terms)  # no ModuleDict: losses hold no tensors, and names may hold a dot
+
+    def forward(self, output: GaitOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total, and each term's detached, unweighted scalars as ``<name>/<scalar>``.
+
+        Raises:
+            ValueError: if a loss needs logits and the network has no BNNecks.
+        """
+        total: Tensor | float = 0.0
+        logged = {}
+        for name, (weight, loss) in self.terms.items():
+            value = output.embeddings if isinstance(loss, TripletLoss) else output.logits
+            if value is None:
+                raise ValueError(f"the loss {name!r} needs logits, and the network has no BNNecks")
+            term, scalars = loss(value, labels)
+            total = total + weight * term
+            logged |= {f"{name}/{key}": scalar for key, scalar in scalars.items()}
+        return total, logged
+
+
+LOSSES = {
+    "TripletLoss": (TripletLoss, "triplet"),
+    "CrossEntropyLoss": (CrossEntropyLoss, "softmax"),
+}
+
+
+def build_losses(loss_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> GaitLoss:
+    """Build the sum of losses from OpenGait's ``loss_cfg``, one mapping or a list of them.
+
+    Args:
+        loss_cfg: ``type``, ``loss_term_weight`` (1), ``log_prefix`` (``triplet`` or ``softmax``)
+            and the arguments of the class named by ``type``.
+
+    Raises:
+        ValueError: for an unknown type, or two losses with one ``log_prefix``.
+        TypeError: for an argument the named class does not take.
+    """
+    terms = {}
+    for entry in [loss_cfg] if isinstance(loss_cfg, Mapping) else loss_cfg:
+        arguments = dict(entry)
+        kind = arguments.pop("type", None)
+        if kind not in LOSSES:
+            raise ValueError(f"unknown loss_cfg type {kind!r}; choose from {sorted(LOSSES)}")
+        loss, default_name = LOSSES[kind]
+        name = arguments.pop("log_prefix", default_name)
+        weight = arguments.pop("loss_term_weight", 1.0)
+        if name in terms:
+            raise ValueError(f"two losses have the log_prefix {name!r}; give each its own")
+        terms[name] = (weight, loss(**arguments))
+    return GaitLoss(terms)

@@ -1,0 +1,47 @@
+"""Figures: every function takes tables or arrays, computes no accuracy and returns a Figure."""
+
+from gaitlib.plots.compression import (
+    channels_kept,
+    saliency_of_groups,
+    sparsity_schedule,
+    stage_cost,
+    trade_summary,
+)
+from gaitlib.plots.data import (
+    contact_sheet,
+    foreground_statistics,
+    frames_histogram,
+    gei_grid,
+    sequences_heatmap,
+    split_bars,
+    views_strip,
+)
+from gaitlib.plots.graph import dependency_graph
+from gaitlib.plots.style import CONDITION_COLOURS, MODEL_COLOURS, save_figure
+from gaitlib.plots.training import hits_and_misses, model_blocks, training_curves
+from gaitlib.plots.views import drop_intervals, view_curves, view_heatmaps
+
+__all__ = [
+    "CONDITION_COLOURS",
+    "MODEL_COLOURS",
+    "channels_kept",
+    "contact_sheet",
+    "dependency_graph",
+    "drop_intervals",
+    "foreground_statistics",
+    "frames_histogram",
+    "gei_grid",
+    "hits_and_misses",
+    "model_blocks",
+    "saliency_of_groups",
+    "save_figure",
+    "sequences_heatmap",
+    "sparsity_schedule",
+    "split_bars",
+    "stage_cost",
+    "trade_summary",
+    "training_curves",
+    "view_curves",
+    "view_heatmaps",
+    "views_strip",
+]

@@ -1,0 +1,214 @@
+"""Figures of the silhouettes: what is there, how long, and what it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from gaitlib.plots.style import (
+    CONDITION_COLOURS,
+    CONDITION_WORDS,
+    KEPT_COLOUR,
+    STYLE,
+    bare,
+    condition_of,
+    in_order,
+    label_bars,
+    mosaic,
+    mosaic_ticks,
+)
+
+
+@plt.rc_context(STYLE)
+def sequences_heatmap(table: pd.DataFrame, expected: int = 11) -> Figure:
+    """How many views of each walking type every subject has.
+
+    Args:
+        table: a row per sequence with columns subject, type, view.
+        expected: views per subject and type in a complete set.
+    """
+    counts = pd.crosstab(table["type"], table["subject"]).loc[in_order(table["type"])]
+    types, subjects = counts.index, counts.columns
+    fig, ax = plt.subplots(figsize=(10, 3.4))
+    cmap = plt.get_cmap("viridis", expected + 1)
+    mesh = ax.pcolormesh(
+        np.arange(len(subjects) + 1),
+        np.arange(len(types) + 1),
+        counts.to_numpy(),
+        cmap=cmap,
+        vmin=-0.5,
+        vmax=expected + 0.5,
+        edgecolors="white",
+        linewidth=0.4,
+    )
+    step = max(1, -(-len(subjects) // 16))
+    ax.set_xticks(np.arange(0, len(subjects), step) + 0.5, subjects[::step])
+    ax.set_yticks(np.arange(len(types)) + 0.5, types)
+    ax.invert_yaxis()
+    bare(ax)
+    missing = int((expected - counts.clip(upper=expected)).to_numpy().sum())
+    ax.set(xlabel="subject", title=f"{len(table)} sequences, {missing} missing")
+    bar = fig.colorbar(mesh, ax=ax, ticks=[0, expected // 2, expected], pad=0.01)
+    bar.set_label("views on disk")
+    bar.outline.set_visible(False)
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def frames_histogram(table: pd.DataFrame, bins: int = 30) -> Figure:
+    """How long sequences are, by condition, on one scale.
+
+    Args:
+        table: a row per sequence with columns type, frames.
+        bins: of the histogram.
+    """
+    condition = table["type"].map(condition_of)
+    low, high = table["frames"].min(), table["frames"].max()
+    edges = np.histogram_bin_edges(table["frames"], bins=min(bins, max(1, high - low)))
+    fig, axes = plt.subplots(len(CONDITION_COLOURS), 1, figsize=(8, 5), sharex=True, squeeze=False)
+    for ax, (name, colour) in zip(axes[:, 0], CONDITION_COLOURS.items(), strict=True):
+        frames = table.loc[condition == name, "frames"]
+        ax.hist(frames, bins=edges, color=colour)
+        ax.set_title(CONDITION_WORDS[name], loc="left", fontsize=11)
+        ax.set_ylabel("sequences")
+        ax.grid(axis="x", visible=False)
+        if len(frames):
+            ax.axvline(frames.median(), color="black", linewidth=1, linestyle="--")
+            text = f"median {frames.median():g}, shortest {frames.min()}"
+            ax.text(0.995, 0.97, text, transform=ax.transAxes, ha="right", va="top", fontsize=10)
+    axes[-1, 0].set_xlabel("frames in a sequence")
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def split_bars(table: pd.DataFrame) -> Figure:
+    """The parts of a data set side by side.
+
+    Args:
+        table: a row per part (train, test), with a column split and one column per count to
+            show, e.g. subjects, sequences, frames.
+    """
+    counts = [column for column in table if column != "split"]
+    height = 1.1 + 0.4 * len(table)
+    fig, axes = plt.subplots(1, len(counts), figsize=(10, height), sharey=True, squeeze=False)
+    for ax, column in zip(axes[0], counts, strict=True):
+        values = table[column].tolist()
+        ax.barh(np.arange(len(table)), values, color=KEPT_COLOUR, height=0.6)
+        label_bars(ax, values, [f"{value:,}" for value in values])
+        ax.set_title(column)
+        ax.set_xticks([])
+        ax.spines["bottom"].set_visible(False)
+        ax.grid(False)
+    axes[0, 0].set_yticks(np.arange(len(table)), table["split"])
+    axes[0, 0].invert_yaxis()
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def views_strip(clips: Mapping[str, np.ndarray], frames: int = 10, title: str = "") -> Figure:
+    """Clips one under the other, a few evenly spaced frames of each.
+
+    Args:
+        clips: row label (view or type) to uint8 ``(T, H, W)``, all of one H and W.
+        frames: columns.
+        title: of the figure.
+    """
+    rows = []
+    for clip in clips.values():
+        picks = np.linspace(0, len(clip) - 1, min(frames, len(clip))).round().astype(int)
+        rows.append([clip[i] for i in picks])
+    height, width = rows[0][0].shape
+    fig, ax = plt.subplots(figsize=(0.75 * frames * width / height + 0.9, 0.75 * len(rows) + 0.7))
+    ax.imshow(mosaic(rows), cmap="gray", vmin=0, vmax=255)
+    labels = [f"{name}  ({len(clip)})" for name, clip in clips.items()]
+    ax.set_yticks(mosaic_ticks(len(rows), height), labels)
+    ax.set_xticks([])
+    ax.set_xlabel("frames evenly spaced over the clip; its length in brackets")
+    ax.set_title(title)
+    bare(ax)
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def contact_sheet(clip: np.ndarray, columns: int = 12, title: str = "") -> Figure:
+    """Every frame of one clip, left to right, then down.
+
+    Args:
+        clip: uint8 ``(T, H, W)``.
+        columns: frames in a row.
+        title: of the figure.
+    """
+    rows = [list(clip[start : start + columns]) for start in range(0, len(clip), columns)]
+    _, height, width = clip.shape
+    fig, ax = plt.subplots(figsize=(0.75 * columns * width / height + 0.8, 0.75 * len(rows) + 0.6))
+    ax.imshow(mosaic(rows), cmap="gray", vmin=0, vmax=255)
+    starts = [str(start) for start in range(0, len(clip), columns)]
+    ax.set_yticks(mosaic_ticks(len(rows), height), starts)
+    ax.set_xticks([])
+    ax.set_ylabel("first frame")
+    ax.set_title(title)
+    bare(ax)
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def gei_grid(geis: Mapping[tuple[str, str], np.ndarray], title: str = "") -> Figure:
+    """Gait energy images (mean silhouettes), types in rows and views in columns.
+
+    Args:
+        geis: ``(type, view)`` to a grey image ``(H, W)`` of 0-255; absent pairs stay pale.
+        title: of the figure.
+    """
+    types, views = (list(dict.fromkeys(names)) for names in zip(*geis, strict=True))
+    height, width = next(iter(geis.values())).shape
+    sheet = mosaic([[geis.get((type_, view)) for view in views] for type_ in types])
+    fig, ax = plt.subplots(figsize=(0.85 * len(views) + 1, 0.85 * len(types) + 0.8))
+    ax.imshow(sheet, cmap="gray", vmin=0, vmax=255)
+    ax.set_xticks(mosaic_ticks(len(views), width), views)
+    ax.set_yticks(mosaic_ticks(len(types), height), types)
+    ax.set(xlabel="view (degrees)", title=title)
+    bare(ax)
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def foreground_statistics(table: pd.DataFrame) -> Figure:
+    """Boxes per walking type of how much of the frame is filled and how wide the person is.
+
+    Args:
+        table: a row per sequence with columns type, filled (share of pixels, 0-1) and width
+            (mean extent in pixels).
+    """
+    types = in_order(table["type"])
+    panels = {"filled": "share of the frame filled", "width": "mean width (pixels)"}
+    fig, axes = plt.subplots(1, len(panels), figsize=(10, 3.8))
+    for ax, (column, label) in zip(axes, panels.items(), strict=True):
+        groups = [table.loc[table["type"] == type_, column].to_numpy() for type_ in types]
+        boxes = ax.boxplot(
+            groups,
+            patch_artist=True,
+            widths=0.6,
+            medianprops={"color": "black"},
+            flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "#8C8C8C"},
+        )
+        for box, type_ in zip(boxes["boxes"], types, strict=True):
+            box.set(facecolor=CONDITION_COLOURS[condition_of(type_)], alpha=0.8, linewidth=0.8)
+        ax.set_xticks(np.arange(1, len(types) + 1), types, rotation=45, ha="right")
+        ax.set_ylabel(label)
+        ax.grid(axis="x", visible=False)
+    present = [c for c in CONDITION_COLOURS if c in {condition_of(t) for t in types}]
+    handles = [Patch(color=CONDITION_COLOURS[c], label=CONDITION_WORDS[c]) for c in present]
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    plt.close(fig)
+    return fig

@@ -1,0 +1,156 @@
+"""Figures of accuracy view by view; the accuracies come from gaitlib.evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from gaitlib.plots.style import CONDITION_COLOURS, CONDITION_WORDS, STYLE, bare, model_colour
+
+
+@plt.rc_context(STYLE)
+def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+    """Rank-1 for every pair of views: a row of maps per model, a column per condition.
+
+    With exactly two models a third row shows the second minus the first. All maps of accuracy
+    share one colour scale, all differences another, symmetric one. Pairs of the same view are
+    framed: they are not in the mean.
+
+    Args:
+        maps: model name to condition to a frame (probe views x gallery views) of %, NaN where
+            nothing was measured.
+    """
+    conditions = list(next(iter(maps.values())))
+    rows = dict(maps)
+    if len(maps) == 2:
+        (_, first), (_, second) = maps.items()
+        rows["difference"] = {c: second[c] - first[c] for c in conditions}
+    accuracies = np.concatenate(
+        [m.to_numpy().ravel() for name in maps for m in maps[name].values()]
+    )
+    floor = 10 * np.floor(np.nanmin(accuracies, initial=90) / 10)
+    largest = 1.0
+    if "difference" in rows:
+        stacked = np.concatenate([m.to_numpy().ravel() for m in rows["difference"].values()])
+        largest = max(1.0, np.nanmax(np.abs(stacked), initial=0))
+    scales = {"difference": {"cmap": "RdBu", "vmin": -largest, "vmax": largest}}
+
+    fig, axes = plt.subplots(
+        len(rows),
+        len(conditions),
+        figsize=(3.8 * len(conditions) + 0.9, 4.0 * len(rows) + 0.4),
+        squeeze=False,
+        layout="compressed",  # the maps are square
+    )
+    for line, (name, matrices) in zip(axes, rows.items(), strict=True):
+        scale = scales.get(name, {"cmap": "viridis", "vmin": floor, "vmax": 100})
+        for ax, condition in zip(line, conditions, strict=True):
+            image = _heatmap(ax, matrices[condition], scale, signed=name == "difference")
+            ax.set_title(f"{name}, {condition}")
+        line[0].set_ylabel("probe view (degrees)")
+        bar = fig.colorbar(image, ax=list(line), pad=0.01, shrink=0.9)
+        bar.set_label("points" if name == "difference" else "rank-1 (%)")
+        bar.outline.set_visible(False)
+    for ax in axes[-1]:
+        ax.set_xlabel("gallery view (degrees)")
+    fig.supxlabel("framed: same view, not in the mean", fontsize=10)
+    plt.close(fig)
+    return fig
+
+
+def _heatmap(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool) -> AxesImage:
+    """Draw one map with its numbers; the same view is framed, NaN is grey."""
+    values = matrix.to_numpy(dtype=float)
+    image = ax.imshow(values, **scale)
+    ax.set_facecolor("#E3E3E3")
+    for (y, x), value in np.ndenumerate(values):
+        if np.isnan(value):
+            continue
+        red, green, blue, _ = image.cmap(image.norm(value))
+        light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+        text = f"{value:+.0f}".replace("-", "\N{MINUS SIGN}") if signed else f"{value:.0f}"
+        text = "0" if signed and round(value) == 0 else text
+        ax.text(
+            x, y, text, ha="center", va="center", fontsize=8, color="black" if light else "white"
+        )
+    for i in range(len(values)):
+        frame = plt.Rectangle((i - 0.44, i - 0.44), 0.88, 0.88, fill=False, edgecolor="#202020")
+        ax.add_patch(frame)
+    ax.set_xticks(range(len(matrix.columns)), matrix.columns, rotation=90, fontsize=9)
+    ax.set_yticks(range(len(matrix.index)), matrix.index, fontsize=9)
+    bare(ax)
+    return image
+
+
+@plt.rc_context(STYLE)
+def view_curves(curves: pd.DataFrame) -> Figure:
+    """Accuracy of each probe view (over other gallery views), a line per model.
+
+    Args:
+        curves: tidy, columns model, condition, view, rank1 (%).
+    """
+    conditions = [c for c in CONDITION_COLOURS if c in set(curves["condition"])]
+    models = list(dict.fromkeys(curves["model"]))
+    views = sorted(curves["view"].unique())
+    fig, axes = plt.subplots(
+        1, len(conditions), figsize=(4 * len(conditions), 3.8), sharey=True, squeeze=False
+    )
+    for ax, condition in zip(axes[0], conditions, strict=True):
+        for i, model in enumerate(models):
+            chosen = curves[(curves["condition"] == condition) & (curves["model"] == model)]
+            rank1 = chosen.set_index("view")["rank1"].reindex(views)
+            marker, line = ("o", "-") if i == 0 else ("s", "--")
+            ax.plot(
+                views,
+                rank1,
+                line,
+                marker=marker,
+                markersize=5,
+                linewidth=1.8,
+                color=model_colour(model, i),
+                label=model,
+            )
+        ax.set_title(CONDITION_WORDS[condition])
+        ax.set_xlabel("probe view (degrees)")
+        ax.set_xticks(range(len(views)), views, rotation=90)
+    axes[0, 0].set_ylabel("rank-1 (%)\nidentical view excluded")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=len(models))
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def drop_intervals(table: pd.DataFrame, level: float = 95.0) -> Figure:
+    """Change of rank-1 per condition with its interval over test subjects.
+
+    Args:
+        table: as :func:`gaitlib.evaluate.bootstrap_drop` returns it: condition, rank1_a, rank1_b,
+            difference, low, high (points; NaN draws no interval), subjects.
+        level: of the interval, in per cent, for the axis label.
+    """
+    y = np.arange(len(table))
+    fig, ax = plt.subplots(figsize=(8, 1.4 + 0.55 * len(table)))
+    ax.axvline(0, color="#595959", linewidth=1)
+    for at, row in zip(y, table.itertuples(), strict=True):
+        colour = CONDITION_COLOURS[row.condition]
+        ax.plot([row.low, row.high], [at, at], color=colour, linewidth=3, solid_capstyle="butt")
+        ax.plot(row.difference, at, "o", color=colour, markersize=9)
+        text = f"{row.rank1_a:.1f} to {row.rank1_b:.1f} %"
+        ax.annotate(text, (row.difference, at), (0, 9), textcoords="offset points", ha="center")
+    ax.set_yticks(y, table["condition"])
+    ax.set_ylim(len(table) - 0.4, -0.75)
+    ax.grid(axis="y", visible=False)
+    subjects = int(table["subjects"].max())
+    ax.set_xlabel(
+        "compressed minus dense, rank-1 points\n"
+        f"({level:g} % interval over {subjects} test subjects)"
+    )
+    plt.close(fig)
+    return fig

@@ -1,0 +1,118 @@
+"""Where things lie on disk, and the files that one stage leaves for the next.
+
+A run is a folder ``runs/<run>/``; a stage (``baseline`` or ``geta``) is a folder in it. Everything
+a later notebook needs is read from there, never from a kernel's memory.
+"""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = ROOT / "params"
+#: Holds runs, figures and made data sets: the checkout, unless GAITLIB_WORKSPACE names a folder.
+WORKSPACE = Path(os.environ.get("GAITLIB_WORKSPACE", ROOT)).resolve()
+FIGURES, RUNS, DATA = WORKSPACE / "figures", WORKSPACE / "runs", WORKSPACE / "data"
+
+SCHEMA = 1
+STAGES = {"baseline": "02_baseline_train.ipynb", "geta": "03_geta_train.ipynb"}
+
+
+class MissingRunError(FileNotFoundError):
+    """A file of an earlier stage is not there; the message names the notebook to run first."""
+
+
+def stage_dir(run: str, stage: str) -> Path:
+    """Return ``runs/<run>/<stage>``, made if need be.
+
+    Raises:
+        ValueError: if the stage is unknown, or the run's name would leave the runs folder.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}; choose from {sorted(STAGES)}")
+    path = (RUNS / run / stage).resolve()
+    if not run or RUNS not in path.parents or path.parent == RUNS:
+        raise ValueError(f"run {run!r} is not a folder name below {RUNS.name}/; use letters and -")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write a text file beside its place and rename it, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+    return path
+
+
+def _stable(value: Any) -> Any:
+    """Round floats to 6 significant digits, NaN to None, so that equal runs give equal files."""
+    if isinstance(value, Mapping):
+        return {str(key): _stable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_stable(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.6g}")
+    return value
+
+
+def save_results(run: str, stage: str, results: Mapping[str, Any]) -> Path:
+    """Write ``<stage>/results.json``: sorted keys, floats of six digits, the schema's version."""
+    record = _stable({"schema": SCHEMA, "stage": stage, **results})
+    text = json.dumps(record, indent=1, sort_keys=True)
+    return write_atomically(stage_dir(run, stage) / "results.json", text + "\n")
+
+
+def stage_file(run: str, stage: str, pattern: str) -> Path:
+    """Return the newest file of a stage that fits ``pattern`` (by name, which holds the time).
+
+    Raises:
+        MissingRunError: if there is none; the message names the notebook that writes it.
+    """
+    found = sorted(stage_dir(run, stage).glob(pattern))
+    if not found:
+        raise MissingRunError(
+            f"runs/{run}/{stage}/{pattern} is not there: run notebooks/{STAGES[stage]} "
+            f"with run={run!r} first"
+        )
+    return found[-1]
+
+
+def load_results(run: str, stage: str) -> dict[str, Any]:
+    """Read what `save_results` wrote.
+
+    Raises:
+        MissingRunError: if the stage has not finished.
+        ValueError: if the file has another schema version.
+    """
+    path = stage_file(run, stage, "results.json")
+    results = json.loads(path.read_text())
+    if results.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {results.get('schema')}, this program reads {SCHEMA}")
+    return results
+
+
+def save_config(run: str, stage: str, sections: Mapping[str, Any], seed: int, device: str) -> Path:
+    """Write what is needed to repeat a stage: every section resolved, seed, device, versions.
+
+    The stage keeps its own copy; ``runs/<run>/config.yaml`` is that of the stage begun last.
+    """
+    packages = ("torch", "only_train_once", "numpy", "opencv-python-headless", "kornia", "gaitlib")
+    record = {
+        **sections,
+        "seed": seed,
+        "device": device,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+    text = yaml.safe_dump(record, sort_keys=False)
+    write_atomically(stage_dir(run, stage) / "config.yaml", text)
+    return write_atomically(RUNS / run / "config.yaml", text)

@@ -1,0 +1,105 @@
+"""The study is checked before anything runs, and each message says what would be right."""
+
+import pytest
+
+from gaitlib.config import ConfigError, load_study, notebook_study
+from gaitlib.runs import PARAMS
+
+FILES = sorted(PARAMS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_committed_study_loads(path):
+    assert load_study(path).trainer_cfg.total_iter > 0
+
+
+def test_no_sections_mean_the_quickstart_written_out():
+    study = load_study({"trainer_cfg": {}, "compression_optimizer": ""})
+    assert study == load_study(PARAMS / "quickstart.yaml")
+    assert study.data_cfg.walker is not None
+
+
+def test_a_section_left_out_means_what_opengait_documents():
+    study = load_study({"data_cfg": {"dataset_root": "a", "dataset_partition": "b"}})
+    assert study.trainer_cfg.total_iter == 80000
+    assert study.trainer_cfg.sampler.batch_size == (8, 16)
+    assert study.scheduler_cfg.arguments() == {"gamma": 0.1, "milestones": [20000, 40000, 60000]}
+    assert [term.type for term in study.loss_cfg] == ["TripletLoss", "CrossEntropyLoss"]
+
+
+def test_sections_merge_deeply_and_dotted_overrides_change_one_value():
+    sections = {
+        "data_cfg": {"dataset_root": "a", "dataset_partition": "b"},
+        "trainer_cfg": {"sampler": {"frames_num_fixed": 7}},
+    }
+    study = load_study(sections, {"trainer_cfg.sampler.batch_size": [2, 3]})
+    assert study.trainer_cfg.sampler.frames_num_fixed == 7
+    assert study.trainer_cfg.sampler.batch_size == (2, 3)
+    assert study.trainer_cfg.sampler.frames_num_max == 50
+    assert sections["trainer_cfg"] == {"sampler": {"frames_num_fixed": 7}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"trainer_cfg.total_itr": 1}, ["trainer_cfg", "'total_itr'", "did you mean 'total_iter'"]),
+        ({"optimzer_cfg.lr": 1.0}, ["'optimzer_cfg'", "did you mean 'optimizer_cfg'"]),
+        ({"scheduler_cfg.milestone": [1]}, ["'milestone'", "did you mean 'milestones'"]),
+        ({"optimizer_cfg.lr": "1e-3"}, ["optimizer_cfg.lr", "'1e-3'", "write 0.001 with a point"]),
+        ({"trainer_cfg.total_iter": 2.5}, ["trainer_cfg.total_iter", "2.5"]),
+        ({"trainer_cfg.sampler.batch_size": [6, 1]}, ["[6, 1]", "2 clips of one subject"]),
+        ({"trainer_cfg.sampler.batch_size": [99, 2]}, ["99", "24 subjects"]),
+        ({"model_cfg.bin_num": [8]}, ["SeparateFCs.parts_num is 16", "write 8"]),
+        ({"model_cfg.SeparateFCs.in_channels": 7}, ["in_channels is 7", "write 64"]),
+        ({"model_cfg.SeparateBNNecks.class_num": 3}, ["class_num is 3", "write 24"]),
+        ({"hesso_optimizer_cfg.pruning_steps": 500}, ["40 + pruning_steps 500 = 540", "200"]),
+        ({"hesso_optimizer_cfg.pruning_periods": 81}, ["pruning_steps 80", "periods 81"]),
+        ({"hesso_optimizer_cfg.target_group_sparsity": 1.0}, ["target_group_sparsity", "1.0"]),
+        ({"compression_optimizer": "geta"}, ["geta_optimizer_cfg is missing", "hesso_optimizer"]),
+        ({"compression_optimizer": None}, ["add `compression_optimizer: hesso`"]),
+        ({"model_cfg.backbone_cfg.strides": [1]}, ["strides [1]", "one entry a stage"]),
+        ({"data_cfg.walker.train": 34}, ["34 of 34", "leave at least one"]),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_value_and_the_remedy(overrides, words):
+    with pytest.raises(ConfigError) as error:
+        load_study(None, overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_both_spellings_of_compression_choose_their_own_section():
+    cfg = {"start_pruning_step": 1, "pruning_steps": 4, "pruning_periods": 2}
+    data = {"data_cfg": {"dataset_root": "a", "dataset_partition": "b"}}
+    for name in ("hesso", "geta"):
+        study = load_study({**data, "compression_optimizer": name, f"{name}_optimizer_cfg": cfg})
+        assert study.compression.pruning_steps == 4
+
+
+def test_the_compact_form_is_the_plain_network_it_stands_for():
+    compact = {"model": "GaitBaseGeta", "channels": [4, 8, 16], "class_num": 9}
+    data = {"data_cfg": {"dataset_root": "a", "dataset_partition": "b"}}
+    cfg = load_study({**data, "model_cfg": compact}).model_cfg
+    layers = ("BC-4", "BC-4", "M", "BC-8", "BC-8", "M", "BC-16", "BC-16")
+    assert cfg.backbone_cfg.layers_cfg == layers
+    assert (cfg.SeparateFCs.in_channels, cfg.SeparateFCs.out_channels) == (16, 256)
+    assert (cfg.SeparateBNNecks.class_num, sum(cfg.bin_num)) == (9, 31)
+
+
+def test_a_repeated_key_a_tab_and_a_missing_file_are_named(tmp_path):
+    path = tmp_path / "study.yaml"
+    for text, word in (("a: 1\na: 2\n", "'a' stands twice"), ("a:\n\t- 1\n", "not YAML")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=word):
+            load_study(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_study(tmp_path / "none.yaml")
+
+
+def test_an_unknown_papermill_parameter_is_refused_with_the_nearest_name():
+    namespace = {"In": ["", "run = 'x'", "# Parameters\noverides = {'a.b': 1}\n"], "overrides": {}}
+    with pytest.raises(ConfigError, match="'overides'; did you mean 'overrides'"):
+        notebook_study(namespace)
+    namespace["In"][2] = "# Parameters\noverrides = {'trainer_cfg.total_iter': 300}\n"
+    namespace["overrides"] = {"trainer_cfg.total_iter": 300}
+    assert notebook_study(namespace).trainer_cfg.total_iter == 300

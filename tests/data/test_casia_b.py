@@ -1,0 +1,243 @@
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from gaitlib.data.casia_b import (
+    TYPES,
+    VIEWS,
+    SequenceError,
+    SilhouetteDataset,
+    index_tree,
+    load_split,
+    missing_sequences,
+    read_partition,
+    read_sequence,
+    write_sequence,
+)
+
+
+def frames(count=4, size=64):
+    return np.random.default_rng(count).integers(0, 256, (count, size, size), dtype=np.uint8)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "pkl"
+    for subject in ("001", "002", "003"):
+        for kind in ("nm-01", "nm-02"):
+            for n, view in enumerate(("000", "090")):
+                write_sequence(root / subject / kind / view / f"{view}.pkl", frames(4 + n))
+    partition = {"TRAIN_SET": ["001", "002"], "TEST_SET": ["003"]}
+    (root / "partition.json").write_text(json.dumps(partition))
+    return root
+
+
+def test_the_complete_set_has_110_sequences_a_subject():
+    assert len(TYPES) * len(VIEWS) == 110
+    assert VIEWS[0] == "000" and VIEWS[1] == "018" and VIEWS[-1] == "180"
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_any_pickle_of_an_array_reads_back(tmp_path, protocol, order, numpy_1):
+    expected = np.asarray(frames(3, 8), order=order)
+    data = pickle.dumps(expected, protocol)
+    if numpy_1 and protocol < 4:  # from protocol 4 on the names carry their lengths
+        data = data.replace(b"numpy._core", b"numpy.core")
+    (tmp_path / "a.pkl").write_bytes(data)
+    read = read_sequence(tmp_path / "a.pkl")
+    np.testing.assert_array_equal(read, expected)
+    assert read.flags.c_contiguous and read.flags.writeable and read.dtype == np.uint8
+
+
+def test_what_is_written_loads_in_any_program(tmp_path):
+    write_sequence(tmp_path / "x/a.pkl", frames())
+    with open(tmp_path / "x/a.pkl", "rb") as file:
+        np.testing.assert_array_equal(pickle.load(file), frames())
+    assert os.listdir(tmp_path / "x") == ["a.pkl"]
+
+
+class Hostile:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_hostile_pickle_does_nothing(tmp_path, protocol):
+    victim = tmp_path / "victim"
+    victim.touch()
+    for attack in (
+        Hostile(os.remove, str(victim)),
+        Hostile(eval, f"__import__('os').remove({str(victim)!r})"),
+        Hostile(np.fromfile, str(victim)),
+        [frames(), Hostile(os.system, f"rm {victim}")],
+    ):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(attack, protocol))
+        with pytest.raises(SequenceError, match="a.pkl.*which no array needs"):
+            read_sequence(tmp_path / "a.pkl")
+    assert victim.exists()
+
+
+def test_an_array_built_of_raw_addresses_is_refused(tmp_path):
+    # numpy.ndarray itself would take these bytes for a Python object
+    attack = Hostile(np.ndarray, (1,), np.dtype(object), b"\x41" * 8)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(attack, 4))
+    with pytest.raises(SequenceError, match="a.pkl: TypeError"):
+        read_sequence(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (frames().astype(np.float32), "dtype 'f4'"),
+        (frames() > 9, "dtype 'b1'"),
+        (np.array([[[None]]]), "dtype 'O8'"),
+        (frames()[0], "shape"),
+        (frames()[:0], "empty"),
+        ([1, 2], "holds a list"),
+        (np.dtype(np.uint8), "not a pickled"),
+    ],
+)
+def test_anything_but_uint8_frames_is_refused_with_the_reason(tmp_path, content, reason):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(SequenceError, match=f"a.pkl.*{reason}"):
+        read_sequence(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, -8, -8), (10**12, 8, 8), (2.0, 8, 8)])
+def test_a_shape_that_its_bytes_do_not_fill_is_refused(tmp_path, shape):
+    make, arguments, state = frames().__reduce__()
+    lying = Hostile(make, *arguments)
+    lying.call = make, arguments, (state[0], shape, state[2], False, b"12345")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(lying))
+    with pytest.raises(SequenceError, match=r"a\.pkl (is|holds)"):
+        read_sequence(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_truncated_or_absent_file_is_refused(tmp_path, protocol):
+    whole = pickle.dumps(frames(2, 8), protocol)
+    for length in range(0, len(whole), 7):
+        (tmp_path / "a.pkl").write_bytes(whole[:length])
+        with pytest.raises(SequenceError, match=r"a\.pkl"):
+            read_sequence(tmp_path / "a.pkl")
+    with pytest.raises(SequenceError, match=r"absent\.pkl"):
+        read_sequence(tmp_path / "absent.pkl")
+
+
+def test_noise_is_refused_and_never_crashes(tmp_path):
+    rng = np.random.default_rng(0)
+    whole = bytearray(pickle.dumps(frames(1, 4), 4))
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(damaged), 3):
+            damaged[at] = rng.integers(0, 256)
+        (tmp_path / "a.pkl").write_bytes(damaged)
+        try:
+            assert read_sequence(tmp_path / "a.pkl").dtype == np.uint8  # a pixel may have changed
+        except SequenceError:
+            pass
+
+
+@pytest.mark.parametrize("bad", [frames()[0], frames()[:0], frames() / 255])
+def test_writing_anything_but_frames_is_refused(tmp_path, bad):
+    with pytest.raises(SequenceError, match="uint8"):
+        write_sequence(tmp_path / "a.pkl", bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_index_is_sorted_text(tree):
+    table = index_tree(tree)
+    assert list(table.columns) == ["subject", "type", "view", "path"]
+    rows = list(table[["subject", "type", "view"]].itertuples(index=False, name=None))
+    assert rows == sorted(rows) and len(rows) == 12 and rows[0] == ("001", "nm-01", "000")
+    assert table["path"][0] == str(tree / "001/nm-01/000/000.pkl")
+
+
+def test_missing_sequences_are_the_absent_pairs(tree):
+    (tree / "002/nm-02/090/090.pkl").unlink()
+    missing = missing_sequences(index_tree(tree), ("nm-01", "nm-02"), ("000", "090"))
+    assert missing.to_numpy().tolist() == [["002", "nm-02", "090"]]
+    assert len(missing_sequences(index_tree(tree))) == 3 * 110 - 11
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_split_holds_its_subjects_frames_and_labels(tree, cache):
+    dataset = load_split(tree, tree / "partition.json", "TRAIN_SET", cache=cache)
+    assert len(dataset) == 8 and dataset.problems.empty
+    assert dataset.subjects == ["001", "002"]
+    assert dataset.labels.tolist() == [0] * 4 + [1] * 4
+    assert dataset.table["frames"].tolist() == [4, 5] * 4
+    for i in range(8):
+        np.testing.assert_array_equal(dataset.sequence(i), frames(4 + i % 2))
+
+
+def test_bad_sequences_are_logged_listed_and_skipped(tree, caplog):
+    bad = tree / "001/nm-01/090/090.pkl"
+    bad.write_bytes(bad.read_bytes()[:99])
+    write_sequence(tree / "001/nm-02/090/090.pkl", frames(1))
+    write_sequence(tree / "002/nm-01/000/000.pkl", frames(4, size=32))
+    dataset = load_split(tree, tree / "partition.json", "TRAIN_SET", min_frames=2)
+    assert len(dataset) == 5 and list(dataset.table.index) == list(range(5))
+    assert len(caplog.records) == 1 and "3 of 8 sequences" in caplog.text
+    problems = dataset.problems.set_index(["subject", "type", "view"])["problem"]
+    assert str(bad) in problems["001", "nm-01", "090"]
+    assert problems["001", "nm-02", "090"] == "1 frames, fewer than 2"
+    assert "(32, 32)" in problems["002", "nm-01", "000"]
+
+
+def test_subjects_on_one_side_only_are_reported(tree, caplog):
+    partition = {"TRAIN_SET": ["001", "007"], "TEST_SET": ["003"]}
+    dataset = load_split(tree, partition, "TRAIN_SET")
+    assert dataset.subjects == ["001"]
+    assert dataset.problems[["subject", "problem"]].to_numpy().tolist() == [
+        ["002", "on disk, but in neither set"],
+        ["007", "in TRAIN_SET, but not on disk"],
+    ]
+    assert "007 in TRAIN_SET, but not on disk" in caplog.text
+
+
+def test_no_data_is_one_clear_error(tree):
+    partition = {"TRAIN_SET": ["008"], "TEST_SET": []}
+    with pytest.raises(FileNotFoundError, match="no data set at .*nowhere.*walkers"):
+        load_split(tree / "nowhere", partition, "TRAIN_SET")
+    with pytest.raises(FileNotFoundError, match="no sequence .*008.*pretreat"):
+        load_split(tree, partition, "TRAIN_SET")
+    with pytest.raises(ValueError, match="unknown split 'TRAIN'"):
+        load_split(tree, partition, "TRAIN")
+    for path in tree.rglob("*.pkl"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of 12 sequences can be used"):
+        SilhouetteDataset(index_tree(tree))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[]", "a list"),
+        ('{"TRAIN_SET": []}', "no TEST_SET"),
+        ('{"TRAIN_SET": [1], "TEST_SET": []}', "as text"),
+        ('{"TRAIN_SET": "001", "TEST_SET": []}', "as text"),
+        ('{"TRAIN_SET": ["001", "001"], "TEST_SET": []}', "more than once"),
+        ('{"TRAIN_SET": ["001"], "TEST_SET": ["001"]}', "both sets"),
+    ],
+)
+def test_a_wrong_partition_is_refused_with_the_reason(tmp_path, content, reason):
+    path = tmp_path / "partition.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=reason) as error:
+        read_partition(path)
+    assert str(path) in str(error.value)
+
+
+def test_an_absent_partition_names_the_key(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dataset_partition"):
+        read_partition(tmp_path / "partition.json")

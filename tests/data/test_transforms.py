@@ -1,0 +1,278 @@
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from gaitlib.data import augment
+from gaitlib.data.augment import (
+    RandomAffine,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomPerspective,
+    RandomRotate,
+)
+from gaitlib.data.transforms import build_transform
+
+AUGMENTATIONS = [RandomAffine, RandomErasing, RandomHorizontalFlip, RandomPerspective, RandomRotate]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def clips(n=4, t=3, h=64, w=64):
+    return torch.randint(0, 256, (n, t, h, w), dtype=torch.uint8, generator=generator())
+
+
+def blobs(n=4, t=3, h=64, w=64):
+    """Smooth shapes, so that two ways of interpolating agree closely."""
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    shape = 255 * torch.exp(-((x - w / 2 - 5) ** 2 / 90 + (y - h / 2) ** 2 / 300))
+    return shape.to(torch.uint8).expand(n, t, h, w).contiguous()
+
+
+def test_cutting_takes_ten_columns_off_each_side_and_divides():
+    x = clips()
+    y = build_transform({"type": "BaseSilCuttingTransform"})(x)
+    assert y.shape == (4, 3, 64, 44) and y.dtype == torch.float32
+    torch.testing.assert_close(y, x[..., 10:54] / 255)
+
+
+def test_cutting_scales_with_the_width_and_may_be_given():
+    cut = build_transform({"type": "BaseSilCuttingTransform"})
+    assert cut(clips(w=128, h=128)).shape[-1] == 88
+    assert cut(clips(w=40)).shape[-1] == 40
+    given = build_transform({"type": "BaseSilCuttingTransform", "cutting": 3, "divsor": 5})
+    torch.testing.assert_close(given(clips()), clips()[..., 3:61] / 5)
+    with pytest.raises(ValueError, match="leaves nothing"):
+        build_transform({"type": "BaseSilCuttingTransform", "cutting": 32})(clips())
+
+
+def test_the_plain_transform_only_divides_and_shapes():
+    torch.testing.assert_close(
+        build_transform([{"type": "BaseSilTransform"}])(clips()), clips() / 255
+    )
+    shaped = build_transform({"type": "BaseSilTransform", "img_shape": [1, 64, 64]})(clips())
+    assert shaped.shape == (4, 3, 1, 64, 64)
+
+
+COMPOSED = {
+    "type": "Compose",
+    "trf_cfg": [
+        {"type": "RandomPerspective", "prob": 0.5},
+        {"type": "BaseSilCuttingTransform"},
+        {"type": "RandomHorizontalFlip", "prob": 0.5},
+        {"type": "RandomRotate", "prob": 0.5},
+        {"type": "RandomErasing", "prob": 0.5},
+    ],
+}
+
+
+def test_composed_input_stays_between_0_and_1_and_repeats_for_a_seed():
+    transform = build_transform([COMPOSED])
+    x = clips(n=32)
+    before = x.clone()
+    y = transform(x, generator(1))
+    assert y.shape == (32, 3, 64, 44) and y.dtype == torch.float32
+    assert y.min() >= 0 and 0.9 < y.max() <= 1 + 1e-6
+    assert torch.equal(y, transform(x, generator(1)))
+    assert not torch.equal(y, transform(x, generator(2)))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_cutting_before_or_after_gives_the_same_range(kind):
+    steps = [{"type": kind.__name__, "prob": 1}, {"type": "BaseSilCuttingTransform"}]
+    for order in (steps, steps[::-1]):
+        y = build_transform({"type": "Compose", "trf_cfg": order})(blobs(), generator())
+        assert y.shape == (4, 3, 64, 44) and 0.8 < y.max() <= 1 + 1e-6 and y.min() >= 0
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_prob_is_how_often_and_the_others_stay_as_they_are(kind):
+    x = clips(n=400, t=1)
+    y = kind(prob=0.25)(x, generator())
+    changed = (y != x).flatten(1).any(1)
+    assert 70 <= changed.sum() <= 130  # 100 expected, standard deviation 8.7
+    assert torch.equal(kind(prob=0)(x, generator()), x)
+    assert (kind(prob=1)(x, generator()) != x).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_all_frames_of_a_clip_change_alike_and_clips_differ(kind):
+    y = kind(prob=1)(clips(t=1).expand(4, 5, 64, 64), generator())
+    assert (y == y[:, :1]).all()
+    y = kind(prob=1)(clips(n=1, t=1).expand(8, 1, 64, 64), generator())
+    if kind is not RandomHorizontalFlip:
+        assert len({clip.float().sum().item() for clip in y}) == 8
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_the_clips_passed_in_are_not_written_to(kind):
+    for x in (clips(), clips() / 255):
+        before = x.clone()
+        kind(prob=0.5)(x, generator())
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_chance_without_a_generator_is_refused(kind):
+    with pytest.raises(ValueError, match=f"{kind.__name__}.*pass a torch.Generator"):
+        kind()(clips())
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_turning_by_90_degrees_is_rot90(turns):
+    x = clips()
+    drawn = torch.tensor([True, False, True, True])
+    y = augment.rotate(x, drawn, torch.full((4,), 90.0 * turns))
+    torch.testing.assert_close(y[drawn], x[drawn].rot90(turns, (2, 3)).float(), atol=0.05, rtol=0)
+    assert torch.equal(y[1], x[1].float())
+
+
+def test_warping_agrees_with_opencv():
+    x = blobs(n=1, t=2, w=44)
+    matrix = torch.tensor([[[0.97, -0.17, 8.0], [0.17, 0.97, -2.0]]])
+    ours = augment._warp(x, torch.tensor([True]), matrix)[0]
+    for frame, warped in zip(x[0].numpy(), ours.numpy(), strict=True):
+        theirs = cv2.warpAffine(frame.astype(np.float32), matrix[0].numpy(), (44, 64))
+        np.testing.assert_allclose(warped, theirs, atol=1)
+
+
+def test_angles_fill_the_range():
+    # the angle is read back from where a far point goes: 28 pixels right of the middle
+    x = torch.zeros(200, 1, 65, 65, dtype=torch.uint8)
+    x[:, :, 31:34, 59:62] = 255
+    y = RandomRotate(prob=1, degree=10)(x, generator())[:, 0]
+    rows, columns = torch.arange(65.0) - 32, torch.arange(65.0) - 32
+    total = y.sum((1, 2))
+    up = -(y.sum(2) @ rows) / total
+    right = (y.sum(1) @ columns) / total
+    angles = torch.atan2(up, right) * 180 / math.pi
+    assert -10.1 < angles.min() < -9 and 9 < angles.max() < 10.1
+    assert abs(angles.mean()) < 1.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "matrix_of", "warp"),
+    [
+        (RandomPerspective, cv2.getPerspectiveTransform, cv2.warpPerspective),
+        (RandomAffine, cv2.getAffineTransform, cv2.warpAffine),
+    ],
+)
+@pytest.mark.parametrize("width", [44, 64])
+def test_corners_go_where_opencv_takes_them(kind, matrix_of, warp, width):
+    x = blobs(n=6, t=2, w=width)
+    ours = kind(prob=1)(x, generator())
+    chance = generator()
+    torch.rand(6, generator=chance)  # who is drawn
+    corners = kind.corners(6, 64, width, chance)
+    for clip, warped, source, target in zip(x, ours, *corners, strict=True):
+        matrix = matrix_of(source.numpy(), target.numpy().copy())
+        theirs = warp(clip[0].numpy().astype(np.float32), matrix, (width, 64))
+        np.testing.assert_allclose(warped[0], theirs, atol=2)
+
+
+def test_perspective_corners_are_ten_columns_inside_at_most():
+    source, target = RandomPerspective.corners(500, 64, 60, generator())
+    assert target[0].tolist() == [[0, 0], [60, 0], [60, 64], [0, 64]]
+    assert (source[..., 1] == target[..., 1]).all()
+    for corner in (0, 3):
+        assert set(source[:, corner, 0].tolist()) == set(range(10))
+    for corner in (1, 2):
+        assert set(source[:, corner, 0].tolist()) == set(range(50, 60))
+    with pytest.raises(ValueError, match="44 columns"):
+        RandomPerspective(prob=1)(clips(w=40), generator())
+
+
+def test_affine_corners_are_less_than_ten_pixels_inside():
+    for points in RandomAffine.corners(500, 64, 44, generator()):
+        near, right, low = points.unbind(1)
+        for start, values in ((0, near[:, 0]), (0, near[:, 1]), (0, right[:, 1]), (0, low[:, 0])):
+            assert set(values.tolist()) == set(range(start, start + 10))
+        assert set(right[:, 0].tolist()) == set(range(35, 45))
+        assert set(low[:, 1].tolist()) == set(range(55, 65))
+    with pytest.raises(ValueError, match="64 rows"):
+        RandomAffine(prob=1)(clips(h=32), generator())
+
+
+def boxes(erased):
+    """Top, bottom, left and right of each image's blank box, from its zeros."""
+    for image in erased:
+        rows, columns = (image == 0).nonzero(as_tuple=True)
+        top, bottom = rows.min().item(), rows.max().item() + 1
+        left, right = columns.min().item(), columns.max().item() + 1
+        assert len(rows) == (bottom - top) * (right - left)  # a full box
+        yield top, bottom, left, right
+
+
+def test_erasing_blanks_one_box_of_the_given_size_in_all_frames():
+    x = torch.full((100, 3, 64, 44), 7, dtype=torch.uint8)
+    y = RandomErasing(prob=1, sl=0.05, sh=0.2, r1=0.3)(x, generator())
+    assert (y == y[:, :1]).all() and set(y.unique().tolist()) == {0, 7}
+    for top, bottom, left, right in boxes(y[:, 0]):
+        height, width = bottom - top, right - left
+        assert 0.04 < height * width / (64 * 44) < 0.22
+        assert 0.25 < height / width < 4
+
+
+def test_an_erased_quarter_square_is_exactly_half_as_wide():
+    x = torch.full((50, 1, 64, 64), 7, dtype=torch.uint8)
+    y = RandomErasing(prob=1, sl=0.25, sh=0.25, r1=1)(x, generator())
+    found = list(boxes(y[:, 0]))
+    assert {(bottom - top, right - left) for top, bottom, left, right in found} == {(32, 32)}
+    assert len(set(found)) > 40
+
+
+def test_erasing_per_frame_draws_for_every_frame():
+    x = torch.full((4, 50, 64, 44), 7, dtype=torch.uint8)
+    y = RandomErasing(prob=0.5, per_frame=True)(x, generator())
+    erased = (y == 0).flatten(2).any(2)  # (N, T)
+    assert 70 <= erased.sum() <= 130  # 100 expected, standard deviation 7.1
+    assert len(set(boxes(y[erased]))) > 60
+
+
+def test_flipping_is_a_mirror():
+    torch.testing.assert_close(RandomHorizontalFlip(prob=1)(clips(), generator()), clips().flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"type": "RandomRotat"}, "unknown transform 'RandomRotat'; choose from"),
+        ({"type": "BaseSilTransform", "divisor": 255}, r"no argument \['divisor'\].*divsor"),
+        ({"prob": 0.5}, "type"),
+        ([{"type": "BaseSilTransform"}] * 2, "2 entries"),
+        ({"type": "RandomRotate"}, "has 0 of"),
+        ({"type": "Compose", "trf_cfg": [{"type": "BaseSilTransform"}] * 2}, "has 2 of"),
+        ({"type": "Compose", "trf_cfg": {"type": "BaseSilTransform"}}, "a list"),
+        ({"type": "Compose"}, "trf_cfg"),
+        ({"type": "RandomRotate", "prob": 2}, "from 0 to 1"),
+        ({"type": "RandomRotate", "prob": "0.2"}, "not a number"),
+        ({"type": "RandomRotate", "degree": -1}, "degree is -1"),
+        ({"type": "RandomErasing", "sl": 0.5}, "sl <= sh"),
+        ({"type": "BaseSilTransform", "divsor": 0}, "above 0"),
+    ],
+)
+def test_a_wrong_section_is_refused_with_the_reason(spec, reason):
+    with pytest.raises(ValueError, match=reason):
+        build_transform(spec)
+
+
+@pytest.mark.parametrize("bad", [clips()[0], clips().float()])
+def test_clips_of_another_kind_are_refused(bad):
+    with pytest.raises(ValueError, match="uint8"):
+        build_transform({"type": "BaseSilTransform"})(bad)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_makes_the_same_clips():
+    transform = build_transform(COMPOSED)
+    on_gpu = transform(clips(n=16).to("cuda"), generator(1))
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(
+        on_gpu.cpu(), transform(clips(n=16), generator(1)), atol=1e-3, rtol=0
+    )

@@ -1,0 +1,190 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gaitlib.evaluate import distance, evaluate_indoor, probe_view_means
+from gaitlib.evaluate.protocol import CROSS_VIEW_GALLERY, CROSS_VIEW_PROBES, GALLERY, PROBES
+
+VIEWS = ("000", "018", "036")
+TYPES = tuple(f"{t}-0{i}" for t, k in (("nm", 6), ("bg", 2), ("cl", 2)) for i in range(1, k + 1))
+
+
+def tree(subjects=("075", "076", "077"), types=TYPES, views=VIEWS):
+    rows = itertools.product(subjects, types, views)
+    return pd.DataFrame(rows, columns=["subject", "type", "view"])
+
+
+def random_features(table, noise=3.0, seed=0):
+    """Features that hold the subject, weakly: some probes hit and some miss."""
+    generator = torch.Generator().manual_seed(seed)
+    subject = torch.as_tensor(table["subject"].astype(int).to_numpy() % 3)
+    centres = torch.randn(3, 6, 2, generator=generator)
+    return centres[subject] + noise * torch.randn(len(table), 6, 2, generator=generator)
+
+
+def clips(*rows):
+    table = pd.DataFrame([row[:3] for row in rows], columns=["subject", "type", "view"])
+    return torch.tensor([[[float(row[3])]] for row in rows]), table
+
+
+def test_four_clips_by_hand():
+    # On a line: at view 018 the nearest gallery clip of the probe (at 0.0) is 076's, at view 036
+    # its own; at its own view 000 it has its own again, which must not count.
+    features, table = clips(
+        ("075", "nm-05", "000", 0.0),
+        ("075", "nm-01", "000", 0.1),
+        ("076", "nm-02", "018", 0.2),
+        ("075", "nm-01", "036", 0.5),
+        ("076", "nm-01", "036", 0.9),
+    )
+    evaluation = evaluate_indoor(features, table, views=VIEWS)
+    assert evaluation.rank1_by_view["NM"].loc["000"].tolist() == [100, 0, 100]
+    assert evaluation.rank1["NM"] == 50  # of 018 and 036
+    assert np.isnan(evaluation.rank1["CL"])
+    assert evaluation.hits.drop(columns=list(VIEWS)).to_numpy().tolist() == [
+        ["NM", "075", "nm-05", "000"]
+    ]
+
+
+@pytest.mark.parametrize("metric", ["euc", "cos"])
+def test_the_protocol_agrees_with_a_loop_over_probes_and_views(metric):
+    table = tree()
+    features = random_features(table)
+    evaluation = evaluate_indoor(features, table, metric, views=VIEWS, chunk=5)
+    between = distance(features, features, metric)
+    for condition, types in PROBES.items():
+        means = []
+        for probe_view in VIEWS:
+            per_gallery_view = []
+            for gallery_view in VIEWS:
+                hits = []
+                for i, probe in table.iterrows():
+                    if probe["type"] not in types or probe["view"] != probe_view:
+                        continue
+                    candidates = [
+                        (between[i, j].item(), item["subject"])
+                        for j, item in table.iterrows()
+                        if item["type"] in GALLERY and item["view"] == gallery_view
+                    ]
+                    hits.append(min(candidates)[1] == probe["subject"])
+                percent = 100 * np.mean(hits)
+                found = evaluation.rank1_by_view[condition].loc[probe_view, gallery_view]
+                assert found == pytest.approx(percent)
+                if gallery_view != probe_view:
+                    per_gallery_view.append(percent)
+            means.append(np.mean(per_gallery_view))
+        assert 0 < np.mean(means) < 100
+        assert evaluation.rank1[condition] == pytest.approx(np.mean(means))
+
+
+@pytest.mark.parametrize("metric", ["euc", "cos"])
+def test_the_cross_view_gallery_agrees_with_a_loop_over_probes(metric):
+    table = tree()
+    features = random_features(table)
+    evaluation = evaluate_indoor(features, table, metric, cross_view_gallery=True, views=VIEWS)
+    between = distance(features, features, metric)
+    for condition, types in CROSS_VIEW_PROBES.items():
+        scores = {view: [] for view in VIEWS}
+        for i, probe in table[table["type"].isin(types)].iterrows():
+            ranking = sorted(
+                (between[i, j].item(), item["subject"] == probe["subject"])
+                for j, item in table.iterrows()
+                if item["type"] in CROSS_VIEW_GALLERY
+                and (item["subject"] != probe["subject"] or item["view"] != probe["view"])
+            )
+            match = [same for _, same in ranking]
+            at = [rank for rank, same in enumerate(match, 1) if same]
+            precision = np.mean([(k + 1) / rank for k, rank in enumerate(at)])
+            scores[probe["view"]].append((match[0], any(match[:5]), precision))
+        expected = 100 * np.mean([np.mean(s, axis=0) for s in scores.values()], axis=0)
+        found = (
+            evaluation.rank1[condition],
+            evaluation.rank5[condition],
+            evaluation.mean_average_precision[condition],
+        )
+        assert found == pytest.approx(tuple(expected))
+    assert evaluation.rank1_by_view == {}
+
+
+def test_the_same_view_does_not_touch_the_mean():
+    table = tree(views=("000", "018"))
+    code = table["subject"].astype(int).to_numpy()
+    is_probe = ~table["type"].isin(GALLERY).to_numpy()
+    # A probe lies at its subject's code in its own view, at another subject's in the other one.
+    wrong = np.where(is_probe & (table["view"] == "018"), 1, 0)
+    position = np.where(table["view"] == "000", 0, 1000)
+    features = torch.tensor(position + 10.0 * (code + wrong))[:, None, None]
+    evaluation = evaluate_indoor(features, table, views=("000", "018"))
+    matrix = evaluation.rank1_by_view["NM"]
+    off_diagonal = (matrix.loc["000", "018"] + matrix.loc["018", "000"]) / 2
+    assert evaluation.rank1["NM"] == pytest.approx(off_diagonal)
+    assert matrix.to_numpy().mean() != pytest.approx(off_diagonal)
+
+
+def test_a_missing_view_is_nan_reported_and_left_out_of_the_mean(caplog):
+    table = tree()
+    gone = ((table["view"] == "018") & table["type"].isin(GALLERY)) | (
+        (table["view"] == "036") & (table["type"].isin(PROBES["BG"]))
+    )
+    table = table[~gone]
+    evaluation = evaluate_indoor(random_features(table), table, views=VIEWS)
+    matrix = evaluation.rank1_by_view["BG"]
+    assert matrix["018"].isna().all() and matrix.loc["036"].isna().all()
+    row_000, row_018 = matrix.loc["000", "036"], matrix.loc["018", ["000", "036"]].mean()
+    assert evaluation.rank1["BG"] == pytest.approx((row_000 + row_018) / 2)
+    assert evaluation.problems == (
+        "no gallery sequence at view 018",
+        "BG: no probe sequence at view 036",
+    )
+    assert "no gallery sequence at view 018" in caplog.text
+
+
+def test_a_subject_without_gallery_is_a_miss_unless_removed():
+    table = tree()
+    table = table[~((table["subject"] == "076") & table["type"].isin(GALLERY))]
+    code = torch.tensor(table["subject"].astype(float).to_numpy())[:, None, None]
+    counted = evaluate_indoor(code, table, views=VIEWS)
+    removed = evaluate_indoor(code, table, views=VIEWS, remove_no_gallery=True)
+    assert counted.rank1["NM"] == pytest.approx(200 / 3)
+    assert removed.rank1["NM"] == pytest.approx(100)
+    assert "NM: 6 probes of 076 have no gallery sequence" in counted.problems
+
+
+def test_a_cross_view_probe_whose_gallery_is_all_at_its_own_view_is_left_out():
+    features, table = clips(
+        ("075", "nm-01", "000", 0.0),  # its only match is at view 000 too
+        ("075", "nm-02", "000", 0.1),
+        ("076", "nm-01", "018", 2.0),
+        ("076", "bg-02", "000", 3.0),
+    )
+    evaluation = evaluate_indoor(features, table, cross_view_gallery=True, views=VIEWS)
+    assert evaluation.hits["rank1"].isna().tolist() == [True, False]
+    # 076's probe ranks its own clip (1.0 away) before 075's (1.9 away).
+    assert evaluation.rank1["NM"] == evaluation.mean_average_precision["NM"] == 100
+
+
+def test_the_mean_of_probe_view_means_is_the_rank1():
+    table = tree()
+    evaluation = evaluate_indoor(random_features(table), table, views=VIEWS)
+    curves = probe_view_means(evaluation.rank1_by_view)
+    means = curves.groupby("condition")["rank1"].mean()
+    assert means.to_dict() == pytest.approx(evaluation.rank1)
+    assert len(curves) == 9
+
+
+def test_wrong_input_is_refused():
+    table = tree(views=("000",))
+    features = random_features(table)
+    with pytest.raises(ValueError, match="29 features for a table of 30"):
+        evaluate_indoor(features[1:], table)
+    with pytest.raises(ValueError, match="1 of 30 features are not finite"):
+        evaluate_indoor(features.index_fill(0, torch.tensor([3]), torch.nan), table)
+    with pytest.raises(ValueError, match="'999'"):
+        evaluate_indoor(features, table.assign(view="999"))
+    with pytest.raises(ValueError, match="no gallery"):
+        evaluate_indoor(features, table.assign(type="nm-05"))
+    with pytest.raises(ValueError, match="no probes"):
+        evaluate_indoor(features, table.assign(type="nm-01"))

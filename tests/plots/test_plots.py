@@ -1,0 +1,179 @@
+import inspect
+import itertools
+
+import matplotlib
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from gaitlib import plots, runs  # noqa: E402
+from gaitlib.plots.style import mosaic, short  # noqa: E402
+
+VIEWS = ["000", "018", "036"]
+TYPES = ["nm-01", "bg-01", "cl-01"]
+SEQUENCES = pd.DataFrame(
+    itertools.product(["001", "002"], TYPES, VIEWS), columns=["subject", "type", "view"]
+).assign(frames=range(10, 28), filled=0.25, width=np.linspace(20, 30, 18))
+CLIP = np.full((5, 16, 16), 255, np.uint8)
+BLOCKS = pd.DataFrame({"block": ["conv1", "layer1"], "params": [576, 73984], "macs": [1e6, 2e8]})
+HISTORY = pd.DataFrame({"iteration": [10, 20, 30], "total": [3.0, 2.0, 1.0]}).assign(
+    **{"triplet/loss": 0.2, "softmax/loss": 1.0, "softmax/accuracy": 0.5, "lr": 0.1},
+    group_sparsity=[0.0, np.nan, 0.5],
+)
+LAYERS = pd.DataFrame({"name": ["conv1", "layer1.conv1"], "kept": [3, 8], "total": [8, 8]})
+SCORES = pd.DataFrame({"layer": ["conv1", "conv1"], "score": [0.1, 0.9], "kept": [False, True]})
+TRADE = pd.DataFrame(
+    {"measure": ["parameters", "latency"], "dense": [7305408, 4.0], "compressed": [2e6, np.nan]}
+)
+DROP = pd.DataFrame(
+    {"condition": ["NM", "CL"], "rank1_a": [97.0, 80.0], "rank1_b": [96.0, 77.0]}
+).assign(difference=[-1.0, -3.0], low=[-2.0, np.nan], high=[0.0, np.nan], subjects=50)
+CURVES = pd.DataFrame(
+    itertools.product(["dense", "compressed"], ["NM", "CL"], VIEWS),
+    columns=["model", "condition", "view"],
+).assign(rank1=90.0)
+
+
+def matrices(level):
+    matrix = pd.DataFrame(level, VIEWS, VIEWS, dtype=float)
+    matrix.iloc[0, 2] = np.nan
+    return {"NM": matrix, "CL": matrix - 20}
+
+
+def network():
+    graph = nx.DiGraph()
+    graph.add_node("conv1", type="Conv", group="a", prunable=True, channels=8)
+    graph.add_node("relu", type="Relu", group="a", prunable=True)
+    graph.add_node("conv2", type="Conv", group="b", prunable=True, channels=8)
+    graph.add_node("add", type="Add", group="a", prunable=True)
+    graph.add_node("FCs", type="SeparateFCs", prunable=False)
+    graph.add_edges_from(
+        [("conv1", "relu"), ("relu", "conv2"), ("relu", "add"), ("conv2", "add"), ("add", "FCs")]
+    )
+    return graph
+
+
+MAPS = {"dense": matrices(95), "compressed": matrices(93)}
+IMAGE = CLIP[0]
+# function, its arguments, axes (colour bars and twins included), a text that must be in it
+CASES = [
+    (plots.sequences_heatmap, (SEQUENCES, 3), 2, "18 sequences, 0 missing"),
+    (plots.frames_histogram, (SEQUENCES,), 3, "median 15.5, shortest 10"),
+    (plots.split_bars, (pd.DataFrame({"split": ["train"], "subjects": [74]}),), 1, "74"),
+    (plots.views_strip, ({v: CLIP for v in VIEWS}, 4), 1, "018  (5)"),
+    (plots.contact_sheet, (CLIP, 2, "075"), 1, "075"),
+    (plots.gei_grid, ({("nm-01", "000"): IMAGE, ("cl-01", "018"): IMAGE},), 1, "cl-01"),
+    (plots.foreground_statistics, (SEQUENCES,), 2, "bg-01"),
+    (plots.training_curves, (HISTORY,), 3, "softmax/accuracy"),
+    (plots.hits_and_misses, ([(IMAGE, IMAGE, "075 / 081", False)],), 1, "075 / 081"),
+    (plots.model_blocks, (BLOCKS,), 2, "74 k  (99%)"),
+    (plots.dependency_graph, (network(),), 1, "a: 3 layers"),
+    (plots.sparsity_schedule, (HISTORY, [(10, 20), (20, 30)], 0.5), 2, "pruning periods"),
+    (plots.channels_kept, (LAYERS,), 1, "3 of 8  (38%)"),
+    (plots.stage_cost, (BLOCKS, BLOCKS.assign(params=288)), 2, "288  (50%)"),
+    (plots.saliency_of_groups, (SCORES,), 1, "cut (1)"),
+    (plots.trade_summary, (TRADE,), 1, "7.31 M to 2 M"),
+    (plots.view_heatmaps, (MAPS,), 9, "difference, CL"),
+    (plots.view_curves, (CURVES,), 2, "CL, in a coat"),
+    (plots.drop_intervals, (DROP,), 1, "80.0 to 77.0 %"),
+]
+
+
+def texts(fig):
+    return [t.get_text() for t in fig.findobj(plt.Text)]
+
+
+@pytest.mark.parametrize(
+    ("draw", "arguments", "axes", "text"), CASES, ids=lambda c: getattr(c, "__name__", "")
+)
+def test_a_figure_has_its_axes_and_the_words_of_its_data(draw, arguments, axes, text):
+    settings = matplotlib.rcParams.copy()
+    fig = draw(*arguments)
+    assert isinstance(fig, Figure) and len(fig.axes) == axes
+    assert text in texts(fig)
+    assert not plt.get_fignums(), "pyplot still holds the figure: the notebook would show it twice"
+    assert matplotlib.rcParams == settings
+
+
+def test_every_plot_function_is_tried_above():
+    drawing = {
+        getattr(plots, name)
+        for name in plots.__all__
+        if inspect.isfunction(getattr(plots, name)) and name != "save_figure"
+    }
+    assert drawing == {case[0] for case in CASES}
+
+
+def test_equal_data_give_equal_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "FIGURES", tmp_path)
+    for name in ("once/sparsity_0.5", "twice/sparsity_0.5"):
+        plots.save_figure(plots.saliency_of_groups(SCORES), name)
+    for suffix in ("png", "pdf"):
+        files = [tmp_path / folder / f"sparsity_0.5.{suffix}" for folder in ("once", "twice")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_hidden_node_keeps_its_neighbours_connected():
+    fig = plots.dependency_graph(network(), hide={"Relu"})
+    assert "relu" not in texts(fig)
+    (arc,) = (p for p in fig.axes[0].patches if p.get_path() is not None)  # conv1 to add
+    assert [y for _, y in arc.get_path().vertices[[0, -1]]] == pytest.approx([0, -2])
+
+
+def test_layers_stand_below_what_they_read():
+    fig = plots.dependency_graph(network())
+    y = {t.get_text(): t.get_position()[1] for t in fig.axes[0].texts}
+    for above, below in network().edges:
+        assert y[above] > y[below]
+
+
+def test_a_cyclic_graph_is_refused():
+    with pytest.raises(ValueError, match="cycle"):
+        plots.dependency_graph(nx.DiGraph([("a", "b"), ("b", "a")]))
+
+
+def test_heatmaps_share_their_scale_and_the_difference_is_symmetric():
+    fig = plots.view_heatmaps(MAPS)
+    limits = [ax.images[0].get_clim() for ax in fig.axes if ax.images]
+    assert limits[:4] == [(70, 100)] * 4
+    assert limits[4:] == [(-2, 2)] * 2
+
+
+def test_one_model_has_no_difference():
+    assert len(plots.view_heatmaps({"dense": matrices(50)}).axes) == 3
+
+
+def test_a_condition_without_any_accuracy_is_drawn_empty():
+    empty = {"NM": matrices(90)["NM"] * np.nan}
+    for maps in ({"dense": empty}, {"dense": empty, "compressed": empty}):
+        assert "nan" not in "".join(texts(plots.view_heatmaps(maps)))
+
+
+def test_panels_without_data_are_left_out():
+    assert len(plots.training_curves(HISTORY[["iteration", "total"]]).axes) == 1
+
+
+def test_different_blocks_are_refused():
+    with pytest.raises(ValueError, match="layer1"):
+        plots.stage_cost(BLOCKS, BLOCKS[:1])
+
+
+def test_a_mosaic_keeps_the_images_apart():
+    sheet = mosaic([[np.zeros((2, 2)), np.ones((2, 2))], [None]], gap=1)
+    nan = np.nan
+    expected = [[0, 0, nan, 1, 1]] * 2 + [[nan] * 5] + [[225, 225, nan, nan, nan]] * 2
+    np.testing.assert_array_equal(sheet, expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7305408, "7.31 M"), (999_999, "1 M"), (640, "640"), (1.178e9, "1.18 G"), (0, "0")],
+)
+def test_counts_are_written_short(value, text):
+    assert short(value) == text
