@@ -7,6 +7,7 @@ import pandas as pd
 
 from gaitlib import profile, runs
 from gaitlib.compress.subnet import load_compressed
+from gaitlib.evaluate import CONDITIONS
 from gaitlib.model import GaitBase
 
 
@@ -21,8 +22,11 @@ def load_compressed_run(run: str, device: str = "cpu") -> GaitBase:
 
 
 def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
-    """Return how many output channels each layer kept, in network order: name, kept, total."""
-    before, after = profile.layer_table(dense), profile.layer_table(small)
+    """Return how many output channels each convolution kept: name, kept, total, in order."""
+    before, after = (
+        table[table["layer"].str.startswith("Backbone.")]
+        for table in (profile.layer_table(dense), profile.layer_table(small))
+    )
     return pd.DataFrame(
         {
             "name": before["layer"].str.replace("Backbone.forward_block.", "", regex=False),
@@ -36,19 +40,19 @@ def trade(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> pd.DataFra
     """Return what was paid and saved: a row a measure, with dense, compressed and unit."""
     rows = [
         (f"rank-1 {condition}", dense["rank1"][condition], compressed["rank1"][condition], "%")
-        for condition in dense["rank1"]
+        for condition in CONDITIONS
     ]
     rows += [
-        (name, dense[key], compressed[key], unit)
-        for name, key, unit in (
-            ("parameters", "params", ""),
-            ("multiply-adds", "macs_per_frame", "/frame"),
-            ("file", "file_bytes", "B"),
+        (name, dense[key] / scale, compressed[key] / scale, unit)
+        for name, key, scale, unit in (
+            ("parameters", "params", 1, ""),
+            ("multiply-adds", "macs_per_frame", 1, "a frame"),
+            ("file", "file_bytes", 1e3, "kB"),
         )
     ]
     rows += [
-        (f"latency, {clips} clip(s)", dense["latency_ms"][key], compressed["latency_ms"][key], "ms")
-        for clips, key in ((1, "batch_1"), (16, "batch_16"))
+        (f"latency, {clips}", dense["latency_ms"][key], compressed["latency_ms"][key], "ms")
+        for clips, key in (("1 clip", "batch_1"), ("16 clips", "batch_16"))
     ]
     return pd.DataFrame(rows, columns=["measure", "dense", "compressed", "unit"])
 
@@ -71,4 +75,6 @@ def final_scores(run: str) -> pd.DataFrame:
         layer=decided["group"].str.replace("Backbone.forward_block.", "", regex=False),
         kept=decided["state"] == "kept",
     )
+    order = {group: place for place, group in enumerate(table["group"].unique())}
+    decided = decided.sort_values("group", key=lambda group: group.map(order), kind="stable")
     return decided[["layer", "channel", "score", "kept"]].reset_index(drop=True)

@@ -30,7 +30,7 @@ class MissingRunError(FileNotFoundError):
 
 
 def stage_dir(run: str, stage: str) -> Path:
-    """Return ``runs/<run>/<stage>``, made if need be.
+    """Return ``runs/<run>/<stage>``; whoever writes there makes it.
 
     Raises:
         ValueError: if the stage is unknown, or the run's name would leave the runs folder.
@@ -40,7 +40,6 @@ def stage_dir(run: str, stage: str) -> Path:
     path = (RUNS / run / stage).resolve()
     if not run or RUNS not in path.parents or path.parent == RUNS:
         raise ValueError(f"run {run!r} is not a folder name below {RUNS.name}/; use letters and -")
-    path.mkdir(parents=True, exist_ok=True)
     return path
 
 

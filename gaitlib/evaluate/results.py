@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from gaitlib.evaluate.protocol import KEYS, Evaluation
+from gaitlib.evaluate.protocol import CONDITIONS, KEYS, Evaluation
 
 
 def to_results(evaluation: Evaluation) -> dict[str, Any]:
@@ -55,7 +55,8 @@ def from_results(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
             columns=pd.Index(views, name="gallery"),
             dtype=float,
         )
-        for condition, rows in results["rank1_by_view"].items()
+        for condition in CONDITIONS
+        if (rows := results["rank1_by_view"].get(condition)) is not None
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gaitlib.data.walker.body import Body
 from gaitlib.data.walker.gait import Gait
-from gaitlib.data.walker.norms import evaluate
+from gaitlib.data.walker.norms import curves, evaluate
 
 SAMPLES = 200  # of one cycle; even, so that half a cycle is a whole number of samples
 LEG_JOINTS = ("hip", "knee", "ankle", "heel", "ball", "toe")
@@ -28,13 +28,14 @@ class Leg:
         self, body: Body, gait: Gait, phase: np.ndarray, hip_offset: np.ndarray, scale: float
     ):
         self.body, self.gait, self.phase, self.hip_offset = body, gait, phase, hip_offset
-        angle = {
-            n: evaluate(gait.mean[n], gait.harmonics[n], phase)
-            for n in ("pelvis_tilt", "knee_flexion", "ankle_dorsiflexion")
-        }
-        hip = evaluate(gait.mean["hip_flexion"], scale * gait.harmonics["hip_flexion"], phase)
-        thigh = np.radians(hip - angle["pelvis_tilt"])
-        shank = thigh - np.radians(angle["knee_flexion"])
+        knee, ankle, hip = (
+            evaluate(gait.mean[n], k * gait.harmonics[n], phase)
+            for n, k in (("knee_flexion", 1), ("ankle_dorsiflexion", 1), ("hip_flexion", scale))
+        )
+        # people were compared by the thigh's slant, so they share the norm's pelvic tilt here
+        tilt = curves()["pelvis_tilt"]
+        thigh = np.radians(hip - evaluate(tilt.mean, tilt.harmonics, phase))
+        shank = thigh - np.radians(knee)
         self.hang = np.stack(  # ankle from hip, (M, 2): x, z
             [
                 body.thigh * np.sin(thigh) + body.shank * np.sin(shank),
@@ -42,7 +43,7 @@ class Leg:
             ],
             axis=1,
         )
-        self.pitch = _foot_pitch(shank + np.radians(angle["ankle_dorsiflexion"]), phase, gait)
+        self.pitch = _foot_pitch(shank + np.radians(ankle), phase, gait)
         length = body.m["footlength"] + 0.02
         self.ankle = np.array([0.25 * length, body.ankle_height])  # from the heel's contact
         self.ball = np.array([0.70 * length, 0.0])

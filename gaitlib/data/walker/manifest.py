@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 from gaitlib.data.walker.files import replace_file
 from gaitlib.data.walker.scene import TYPES, VIEWS, check_frames
 
-VERSION = 2  # raise with every change that changes a byte of the data
+VERSION = 3  # raise with every change that changes a byte of the data
 MANIFEST = "walkers.json"
 
 
@@ -26,6 +27,9 @@ def data_spec(
     Raises:
         ValueError: an argument makes no data set; the message says what would.
     """
+    for name, value in (("subjects", subjects), ("train", train), ("seed", seed)):
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name} is {value!r}: give a whole number")
     if not 1 <= subjects <= 999:
         raise ValueError(f"subjects is {subjects}: ids have three digits, so give 1 to 999")
     if not 0 <= train <= subjects:

@@ -156,10 +156,10 @@ def _draw_bag(rng: np.random.Generator) -> Bag:
 def _draw_coat(rng: np.random.Generator) -> Coat:
     length = rng.choice((rng.uniform(0.2, 0.5), rng.uniform(0.5, 0.9), rng.uniform(0.9, 1.3)))
     return Coat(
-        girth=float(rng.uniform(0.018, 0.045)),
-        sleeve=float(rng.uniform(0.010, 0.024)),
+        girth=float(rng.uniform(0.016, 0.056)),
+        sleeve=float(rng.uniform(0.008, 0.028)),
         length=float(length),
         flare=float(rng.uniform(0.0, 0.05)),
         hood=float(rng.uniform(0.07, 0.10)) if rng.random() < 0.35 else 0.0,
-        collar=float(rng.uniform(0.0, 0.025)),
+        collar=float(rng.uniform(0.0, 0.035)),
     )

@@ -1,0 +1,49 @@
+"""The command line: what it prints, and the exit status of a request that cannot be met."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from gaitlib.cli import app
+from gaitlib.runs import PARAMS
+
+QUICKSTART = str(PARAMS / "quickstart.yaml")
+
+
+def _run(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_describe_prints_the_parameters_and_macs_of_every_block():
+    done = _run("describe", "--cfgs", str(PARAMS / "casia_b/gaitbase.yaml"), "--json")
+    assert done.exit_code == 0, done.output
+    described = json.loads(done.stdout)
+    assert described["params"] == 7_305_408
+    assert described["macs_per_frame"] == pytest.approx(1.178e9, rel=1e-3)
+    assert sum(block["params"] for block in described["blocks"]) == described["params"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("describe", "--cfgs", "none.yaml"), "cannot read none.yaml"),
+        (("describe", "--cfgs", QUICKSTART, "-o", "trainer_cfg.total_itr=3"), "total_iter"),
+        (("describe", "--cfgs", QUICKSTART, "-o", "trainer_cfg"), "not section.key=value"),
+        (("train", "--cfgs", QUICKSTART, "--device", "cuda:9"), "write 'auto' or 'cpu'"),
+        (("train", "--cfgs", str(PARAMS / "casia_b/gaitbase.yaml")), "path/to/CASIA-B-pkl"),
+        (("test", "--cfgs", QUICKSTART, "--checkpoint", "none.pt"), "none.pt"),
+        (("summary", "no-such-run"), "02_baseline_train.ipynb"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_one_message_and_status_2(arguments, words):
+    done = _run(*arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_on_a_command_line_1e_3_is_a_number():
+    done = _run("describe", "--cfgs", QUICKSTART, "-o", "optimizer_cfg.lr=1e-3")
+    assert done.exit_code == 0, done.output

@@ -1,0 +1,104 @@
+"""Every notebook runs with papermill at smoke size, and leaves what the next one reads."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from gaitlib.config import SECTIONS
+from gaitlib.runs import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+SMOKE = yaml.safe_load((ROOT / "tests/smoke/study.yaml").read_text())
+
+
+def _code_cells(path):
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_the_common_parameters_first_and_defines_nothing(path):
+    cells = _code_cells(path)
+    parameters, *rest = cells
+    assert parameters.metadata["tags"] == ["parameters"]
+    assert parameters.source == _code_cells(NOTEBOOKS[0])[0].source
+    names = papermill.inspect_notebook(path).keys()
+    assert names == {"run", "seed", "device", "overrides", *SECTIONS}
+    assert len(cells) <= 16
+    for cell in rest:
+        assert not any(line.startswith(("def ", "class ")) for line in cell.source.splitlines())
+    assert sum("notebook_study(globals())" in cell.source for cell in rest) == 1
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("workspace")
+
+
+def _execute(path, workspace, parameters):
+    papermill.execute_notebook(
+        path,
+        workspace / path.name,
+        parameters=parameters,
+        kernel_name="python3",
+        cwd=path.parent,
+        execution_timeout=600,
+        progress_bar=False,
+    )
+
+
+@pytest.fixture
+def in_workspace(workspace, monkeypatch):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(workspace))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    return workspace
+
+
+def _results(workspace, stage, run="smoke"):
+    return json.loads((workspace / "runs" / run / stage / "results.json").read_text())
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_at_smoke_size(path, in_workspace):
+    _execute(path, in_workspace, SMOKE)
+    assert list((in_workspace / "figures/smoke").glob("*.png"))
+
+
+@pytest.mark.notebooks
+def test_the_stages_leave_results_that_hold_the_contract(workspace):
+    dense, geta = (_results(workspace, stage) for stage in ("baseline", "geta"))
+    for results in (dense, geta):
+        assert results["schema"] == 1
+        assert results["iterations"] == 12
+        assert results["rank1"].keys() == {"NM", "BG", "CL"}
+        assert [len(row) for row in results["rank1_by_view"]["NM"]] == [11] * 11
+        assert results["latency_ms"].keys() == {"batch_1", "batch_16"}
+    assert geta["group_sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert geta["full_equals_compressed"] < 1e-4
+    assert geta["params"] < dense["params"] == geta["dense"]["params"]
+    assert geta["file_bytes"] < dense["file_bytes"]
+
+
+@pytest.mark.notebooks
+def test_the_command_line_repeats_a_notebook_figure_for_figure(in_workspace):
+    overrides = [f"-o{key}={json.dumps(value)}" for key, value in SMOKE["overrides"].items()]
+    command = [sys.executable, "-m", "gaitlib", "train", "--cfgs", "params/quickstart.yaml"]
+    command += ["--run", "cli", "--stage", "baseline", *overrides]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    by_notebook, by_command = (_results(in_workspace, "baseline", run) for run in ("smoke", "cli"))
+    for results in (by_notebook, by_command):
+        results.pop("latency_ms")
+    assert by_command == by_notebook
+
+
+@pytest.mark.notebooks
+def test_a_parameter_that_no_notebook_knows_is_refused(in_workspace):
+    with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'overrides'"):
+        _execute(NOTEBOOKS[-1], in_workspace, {"overides": {}})
