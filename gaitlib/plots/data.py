@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -33,29 +34,22 @@ def sequences_heatmap(table: pd.DataFrame, expected: int = 11) -> Figure:
         expected: views per subject and type in a complete set.
     """
     counts = pd.crosstab(table["type"], table["subject"]).loc[in_order(table["type"])]
-    types, subjects = counts.index, counts.columns
     fig, ax = plt.subplots(figsize=(10, 3.4))
-    cmap = plt.get_cmap("viridis", expected + 1)
-    mesh = ax.pcolormesh(
-        np.arange(len(subjects) + 1),
-        np.arange(len(types) + 1),
-        counts.to_numpy(),
-        cmap=cmap,
+    sns.heatmap(
+        counts,
+        ax=ax,
+        cmap=plt.get_cmap("viridis", expected + 1),
         vmin=-0.5,
         vmax=expected + 0.5,
-        edgecolors="white",
-        linewidth=0.4,
+        linewidths=0.4,
+        xticklabels=max(1, -(-counts.shape[1] // 16)),
+        cbar_kws={"ticks": [0, expected // 2, expected], "pad": 0.01, "label": "views on disk"},
     )
-    step = max(1, -(-len(subjects) // 16))
-    ax.set_xticks(np.arange(0, len(subjects), step) + 0.5, subjects[::step])
-    ax.set_yticks(np.arange(len(types)) + 0.5, types)
-    ax.invert_yaxis()
+    ax.tick_params(axis="y", rotation=0)
     bare(ax)
     missing = int((expected - counts.clip(upper=expected)).to_numpy().sum())
-    ax.set(xlabel="subject", title=f"{len(table)} sequences, {missing} missing")
-    bar = fig.colorbar(mesh, ax=ax, ticks=[0, expected // 2, expected], pad=0.01)
-    bar.set_label("views on disk")
-    bar.outline.set_visible(False)
+    title = f"{len(table)} sequences, {missing} missing"
+    ax.set(xlabel="subject", ylabel="", title=title)
     plt.close(fig)
     return fig
 
@@ -66,15 +60,18 @@ def frames_histogram(table: pd.DataFrame, bins: int = 30) -> Figure:
 
     Args:
         table: a row per sequence with columns type, frames.
-        bins: of the histogram.
+        bins: of the histogram; fewer different lengths get a bar each.
     """
     condition = table["type"].map(condition_of)
     low, high = table["frames"].min(), table["frames"].max()
-    edges = np.histogram_bin_edges(table["frames"], bins=min(bins, max(1, high - low)))
+    each = high - low < bins  # few different lengths: a bar for each
     fig, axes = plt.subplots(len(CONDITION_COLOURS), 1, figsize=(8, 5), sharex=True, squeeze=False)
     for ax, (name, colour) in zip(axes[:, 0], CONDITION_COLOURS.items(), strict=True):
         frames = table.loc[condition == name, "frames"]
-        ax.hist(frames, bins=edges, color=colour)
+        sns.histplot(
+            x=frames, ax=ax, discrete=each, bins="auto" if each else bins,
+            binrange=None if each else (low, high), color=colour, alpha=1, shrink=0.9,
+        )  # fmt: skip
         ax.set_title(CONDITION_WORDS[name], loc="left", fontsize=11)
         ax.set_ylabel("sequences")
         ax.grid(axis="x", visible=False)
@@ -194,9 +191,9 @@ def foreground_statistics(table: pd.DataFrame) -> Figure:
     panels = {"filled": "share of the frame filled", "width": "mean width (pixels)"}
     fig, axes = plt.subplots(1, len(panels), figsize=(10, 3.8))
     for ax, (column, label) in zip(axes, panels.items(), strict=True):
-        groups = [table.loc[table["type"] == type_, column].to_numpy() for type_ in types]
+        # matplotlib's own: seaborn 0.13's boxplot warns of an argument that matplotlib 3.11 drops
         boxes = ax.boxplot(
-            groups,
+            [table.loc[table["type"] == type_, column] for type_ in types],
             patch_artist=True,
             widths=0.6,
             medianprops={"color": "black"},

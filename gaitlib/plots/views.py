@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from gaitlib.plots.style import CONDITION_COLOURS, CONDITION_WORDS, STYLE, bare, model_colour
 
@@ -64,28 +65,30 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     return fig
 
 
-def _heatmap(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool) -> AxesImage:
+def _heatmap(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool) -> QuadMesh:
     """Draw one map with its numbers; the same view is framed, NaN is grey."""
-    values = matrix.to_numpy(dtype=float)
-    image = ax.imshow(values, **scale)
+    write = "{:+.0f}" if signed else "{:.0f}"
+    texts = matrix.map(lambda v: write.format(v + 0.0 if round(v) else 0), na_action="ignore")
+    texts = texts.replace("+0", "0")
+    sns.heatmap(
+        matrix.astype(float),
+        ax=ax,
+        annot=texts,
+        fmt="",
+        annot_kws={"fontsize": 8},
+        cbar=False,
+        square=True,
+        **scale,
+    )
     ax.set_facecolor("#E3E3E3")
-    for (y, x), value in np.ndenumerate(values):
-        if np.isnan(value):
-            continue
-        red, green, blue, _ = image.cmap(image.norm(value))
-        light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
-        text = f"{value:+.0f}".replace("-", "\N{MINUS SIGN}") if signed else f"{value:.0f}"
-        text = "0" if signed and round(value) == 0 else text
-        ax.text(
-            x, y, text, ha="center", va="center", fontsize=8, color="black" if light else "white"
-        )
-    for i in range(len(values)):
-        frame = plt.Rectangle((i - 0.44, i - 0.44), 0.88, 0.88, fill=False, edgecolor="#202020")
+    for i in range(len(matrix)):
+        frame = plt.Rectangle((i + 0.06, i + 0.06), 0.88, 0.88, fill=False, edgecolor="#202020")
         ax.add_patch(frame)
-    ax.set_xticks(range(len(matrix.columns)), matrix.columns, rotation=90, fontsize=9)
-    ax.set_yticks(range(len(matrix.index)), matrix.index, fontsize=9)
+    ax.set_xticks(np.arange(len(matrix.columns)) + 0.5, matrix.columns, rotation=90, fontsize=9)
+    ax.set_yticks(np.arange(len(matrix.index)) + 0.5, matrix.index, rotation=0, fontsize=9)
+    ax.set(xlabel="", ylabel="")
     bare(ax)
-    return image
+    return ax.collections[0]
 
 
 @plt.rc_context(STYLE)
