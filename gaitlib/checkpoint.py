@@ -39,7 +39,7 @@ def save_checkpoint(
     save_name: str,
     iteration: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None = None,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -50,13 +50,13 @@ def save_checkpoint(
         save_name: OpenGait's ``trainer_cfg.save_name``.
         iteration: optimizer steps done.
         model: its state_dict is stored; so are the optimizer's and the scheduler's.
-        optimizer: any whose state_dict holds tensors and plain values.
+        optimizer: any whose state_dict holds tensors and plain values; None stores None.
         scheduler: None stores None.
         extra: further entries, plain values and tensors only (``weights_only`` must read them).
     """
     state = {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer.state_dict() if optimizer is not None else None,
         "scheduler": scheduler.state_dict() if scheduler is not None else None,
         "iteration": iteration,
         **(extra or {}),

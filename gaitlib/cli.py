@@ -17,7 +17,7 @@ import yaml
 from gaitlib import profile, runs, stages
 from gaitlib.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, restore_model
 from gaitlib.compress import oto, subnet
-from gaitlib.config import ConfigError, Study, load_study, read_yaml, unused_keys
+from gaitlib.config import ConfigError, Study, load_study
 from gaitlib.data.pretreat import pretreat_tree
 from gaitlib.data.walker import make_walkers
 from gaitlib.evaluate import to_results
@@ -70,8 +70,6 @@ def _load(cfgs: Path, overrides: list[str]) -> Study:
                 values[key] = float(text)  # on a command line 1e-3 is a number
             except ValueError:
                 pass
-    for line in unused_keys(read_yaml(cfgs)):
-        logging.getLogger(__name__).info("no effect: %s", line)
     return load_study(cfgs, values)
 
 

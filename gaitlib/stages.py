@@ -161,6 +161,11 @@ def train_stage(
         runs.stage_dir(run, stage) / "checkpoints", cfg.save_name, cfg.restore_hint
     )
     continues = checkpoint is not None and cfg.restore_hint != str(checkpoint)
+    if continues and not _keeps_its_state(optimizer):
+        raise CheckpointError(
+            "only_train_once's own HESSO does not save which groups it has pruned, so a run with "
+            "it cannot be resumed: start anew, or write implementation: gaitlib"
+        )
     if not continues:
         _set_aside(run, stage)
     folder = runs.stage_dir(run, stage)
@@ -197,7 +202,12 @@ def train_stage(
 
         def on_save(iteration: int) -> None:
             save_checkpoint(
-                folder / "checkpoints", cfg.save_name, iteration, model, optimizer, scheduler
+                folder / "checkpoints",
+                cfg.save_name,
+                iteration,
+                model,
+                optimizer if _keeps_its_state(optimizer) else None,
+                scheduler,
             )
             if cfg.with_test and iteration < cfg.total_iter:
                 _, evaluation = evaluate_network(study, model, data)
@@ -256,6 +266,11 @@ def _restore(
                 f"trainer_cfg.{name}_reset: true starts it anew"
             ) from error
     return int(state["iteration"]) if continues else 0
+
+
+def _keeps_its_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether a state_dict holds all that the optimizer needs to go on."""
+    return isinstance(optimizer, hesso.HESSO) or type(optimizer).__module__.startswith("torch.")
 
 
 def _set_aside(run: str, stage: str) -> None:

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from gaitlib.cli import app
+from gaitlib.data.casia_b import read_sequence
 from gaitlib.runs import PARAMS
 
 QUICKSTART = str(PARAMS / "quickstart.yaml")
@@ -47,3 +49,18 @@ def test_a_request_that_cannot_be_met_is_one_message_and_status_2(arguments, wor
 def test_on_a_command_line_1e_3_is_a_number():
     done = _run("describe", "--cfgs", QUICKSTART, "-o", "optimizer_cfg.lr=1e-3")
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.slow
+def test_raw_walkers_pretreated_are_the_walkers(tmp_path):
+    size = ("--subjects", "2", "--train", "1", "--frames", "5", "6")
+    for folder, options in (("direct", ()), ("raw", ("--raw",))):
+        done = _run("walkers", str(tmp_path / folder), *size, *options)
+        assert done.exit_code == 0, done.output
+    done = _run("pretreat", str(tmp_path / "raw"), str(tmp_path / "pkl"))
+    assert done.exit_code == 0, done.output
+    paths = sorted((tmp_path / "direct").rglob("*.pkl"))
+    assert len(paths) == 2 * 10 * 11
+    for path in paths:
+        other = tmp_path / "pkl" / path.relative_to(tmp_path / "direct")
+        assert np.array_equal(read_sequence(path), read_sequence(other)), path

@@ -1,5 +1,6 @@
 """From YAML, a mapping or a notebook's parameters cell to a checked `Study`."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from gaitlib.config.base import ConfigError, is_number, nearest
 from gaitlib.config.study import SECTIONS, Study
 from gaitlib.runs import PARAMS
 
+log = logging.getLogger(__name__)
+
 QUICKSTART = PARAMS / "quickstart.yaml"
 
-#: OpenGait keys that are accepted and change nothing here, with the reason.
+#: OpenGait's keys that are accepted and change nothing here, with the reason.
 NO_EFFECT = {
     "data_cfg.test_dataset_name": "one data set is trained on and tested",
     "trainer_cfg.sync_BN": "one process has nothing to synchronise",
@@ -65,6 +68,8 @@ def load_study(
 
     Raises:
         ConfigError: naming each section, value and what would be right.
+
+    Keys that are OpenGait's and change nothing here are listed in one warning.
     """
     values = dict(source) if isinstance(source, Mapping) else read_yaml(source or QUICKSTART)
     values = {key: value for key, value in values.items() if value not in (None, {}, [], "")}
@@ -73,18 +78,29 @@ def load_study(
     for key, value in (overrides or {}).items():
         _set_dotted(values := _copied(values), str(key), value)
     try:
-        return Study.model_validate(values)
+        study = Study.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+    if lines := without_effect(study):
+        log.warning("keys without effect here: %s", "; ".join(lines))
+    return study
 
 
-def unused_keys(values: Mapping[str, Any]) -> list[str]:
-    """Return a line for each key of a file that is accepted but changes nothing here."""
-    return [
-        f"{dotted}: {reason}"
-        for dotted, reason in NO_EFFECT.items()
-        if dotted.split(".")[1] in (values.get(dotted.split(".")[0]) or {})
+def without_effect(study: Study) -> list[str]:
+    """Return a line for each key that asks for something that changes nothing here."""
+    lines = []
+    for dotted, reason in NO_EFFECT.items():
+        section, key = dotted.split(".")
+        cfg = getattr(study, section)
+        if key in cfg.model_fields_set and getattr(cfg, key) != type(cfg).model_fields[key].default:
+            lines.append(f"{dotted}: {reason}")
+    optimizer = study.optimizer_cfg
+    taken = optimizer.arguments().keys() | {"solver"}
+    lines += [
+        f"optimizer_cfg.{key}: {optimizer.solver} has no such argument"
+        for key in sorted(optimizer.model_fields_set - taken)
     ]
+    return lines
 
 
 def _copied(value: Any) -> Any:
