@@ -1,24 +1,26 @@
 """Tables about one compression, read from two networks or from a run's files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from gaitlib import profile, runs
-from gaitlib.compress.subnet import load_compressed
+from gaitlib.compress.subnet import load_compressed, load_dense
 from gaitlib.evaluate import CONDITIONS
 from gaitlib.model import GaitBase
 
 
-def load_compressed_run(run: str, device: str = "cpu") -> GaitBase:
-    """Rebuild the compressed network that a run's results speak of.
+def load_networks(run: str, device: str | torch.device = "cpu") -> tuple[GaitBase, GaitBase]:
+    """Rebuild a run's compressed network, and the dense one it was cut from (new weights).
 
     Raises:
         MissingRunError: if the GETA stage has not finished.
     """
-    name = runs.load_results(run, "geta")["compressed_file"]
-    return load_compressed(runs.stage_file(run, "geta", f"compressed/{name}"), device=device)
+    folder = runs.stage_file(run, "geta", "compressed/architecture.json").parent
+    return load_dense(folder).to(device), load_compressed(folder, device=device)
 
 
 def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
@@ -27,6 +29,8 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
         table[table["layer"].str.startswith("Backbone.")]
         for table in (profile.layer_table(dense), profile.layer_table(small))
     )
+    if list(before["layer"]) != list(after["layer"]):
+        raise ValueError(f"not the same layers: {list(before['layer'])}, {list(after['layer'])}")
     return pd.DataFrame(
         {
             "name": before["layer"].str.replace("Backbone.forward_block.", "", regex=False),
@@ -37,7 +41,12 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
 
 
 def trade(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> pd.DataFrame:
-    """Return what was paid and saved: a row a measure, with dense, compressed and unit."""
+    """Return what was paid and saved: a row a measure, with dense, compressed and unit.
+
+    Args:
+        dense: results of the baseline stage.
+        compressed: results of the GETA stage, which timed both networks in one process.
+    """
     rows = [
         (f"rank-1 {condition}", dense["rank1"][condition], compressed["rank1"][condition], "%")
         for condition in CONDITIONS
@@ -51,10 +60,38 @@ def trade(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> pd.DataFra
         )
     ]
     rows += [
-        (f"latency, {clips}", dense["latency_ms"][key], compressed["latency_ms"][key], "ms")
+        (
+            f"latency, {clips}",
+            compressed["dense"]["latency_ms"][key],
+            compressed["latency_ms"][key],
+            "ms",
+        )
         for clips, key in (("1 clip", "batch_1"), ("16 clips", "batch_16"))
     ]
     return pd.DataFrame(rows, columns=["measure", "dense", "compressed", "unit"])
+
+
+def compare_latency(
+    networks: Mapping[str, GaitBase], batches: Sequence[int] = (1, 16), rounds: int = 5
+) -> pd.DataFrame:
+    """Time networks in turn, A B A B, so that what else the machine does hits all alike.
+
+    Args:
+        networks: name to network; clips of 30 frames, embeddings alone.
+        batches: clips at a time.
+        rounds: measurements of each.
+
+    Returns:
+        A row a batch size, a column a network: median milliseconds.
+    """
+    rows = {}
+    for batch in batches:
+        times = [
+            [profile.measure_latency(net, batch, repeats=2, warmup=1) for net in networks.values()]
+            for _ in range(rounds)
+        ]
+        rows[f"{batch} clip(s)"] = np.median(times, axis=0)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(networks))
 
 
 def final_scores(run: str) -> pd.DataFrame:

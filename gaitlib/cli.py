@@ -17,10 +17,11 @@ import yaml
 from gaitlib import profile, runs, stages
 from gaitlib.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, restore_model
 from gaitlib.compress import oto, subnet
-from gaitlib.config import ConfigError, Study, load_study
+from gaitlib.config import ConfigError, Study, load_study, read_yaml
 from gaitlib.data.pretreat import pretreat_tree
 from gaitlib.data.walker import make_walkers
 from gaitlib.evaluate import to_results
+from gaitlib.plots import save_figure, view_heatmaps
 from gaitlib.summary import summary_table
 from gaitlib.train import NonFiniteLossError, choose_device
 
@@ -29,6 +30,16 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+)
+
+#: What a user can mend: every other exception is a defect of ours, and keeps its traceback.
+MENDABLE = (
+    OSError,
+    ValueError,  # ConfigError and CheckpointError among them
+    NonFiniteLossError,
+    FloatingPointError,
+    subnet.CompressionError,
+    oto.UnsupportedTorchError,
 )
 
 Cfgs = Annotated[Path, typer.Option("--cfgs", help="The study's YAML file.")]
@@ -40,7 +51,9 @@ Stage = Annotated[
     str, typer.Option(help="baseline or geta; geta if the file has a compression_optimizer.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Seed = Annotated[int, typer.Option(help="Seed of weights, batches and augmentation.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Of weights, batches and augmentation; the file's, or 0.")
+]
 
 
 def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +64,7 @@ def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         try:
             verb(*args, **kwargs)
-        except (ConfigError, CheckpointError, NonFiniteLossError, OSError, ValueError) as error:
+        except MENDABLE as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
 
@@ -74,7 +87,12 @@ def _load(cfgs: Path, overrides: list[str]) -> Study:
 
 
 def _stage_of(study: Study, stage: str) -> str:
-    return stage or ("geta" if study.compression is not None else "baseline")
+    if stage and stage not in runs.STAGES:
+        raise ConfigError(f"--stage {stage!r}: choose from {sorted(runs.STAGES)}")
+    stage = stage or ("geta" if study.compression is not None else "baseline")
+    if stage == "geta":
+        stages.require_compression(study)
+    return stage
 
 
 @app.command()
@@ -115,6 +133,11 @@ def pretreat(
     """Turn raw CASIA-B frames (a PNG tree or the subjects' .tar.gz) in SRC into pickles in DST."""
     report = pretreat_tree(src, dst, workers=workers, overwrite=overwrite, progress=True)
     typer.echo(str(report))
+    for name, table in (("skipped", report.skipped), ("short", report.short)):
+        if len(table):
+            path = dst / f"pretreat_{name}.csv"
+            table.to_csv(path, index=False)
+            typer.echo(f"listed in {path}")
 
 
 @app.command()
@@ -149,15 +172,16 @@ def train(
     run: Run = "",
     stage: Stage = "",
     device: Device = "auto",
-    seed: Seed = 0,
+    seed: Seed = None,
 ) -> None:
     """Train a stage, test it, and write runs/<run>/<stage>/: what notebooks 02 and 03 do."""
     study, run = _load(cfgs, override), run or cfgs.stem
-    where = choose_device(device)
+    stage, where = _stage_of(study, stage), choose_device(device)
+    seed = read_yaml(cfgs).get("seed", 0) if seed is None else seed
     data = stages.open_data(study, progress=True)
     torch.manual_seed(seed)
     model = stages.build_network(study, where)
-    if _stage_of(study, stage) == "baseline":
+    if stage == "baseline":
         optimizer = stages.build_optimizer(study, model)
         stages.train_stage(study, run, "baseline", model, data, optimizer, seed=seed, progress=True)
         _, evaluation = stages.evaluate_network(study, model, data)
@@ -206,7 +230,7 @@ def test(
         checkpoint = find_checkpoint(folder, study.trainer_cfg.save_name, hint or "latest")
     if checkpoint is None:
         raise CheckpointError(f"{run}/{stage} has no checkpoint: train it, or give --checkpoint")
-    if (checkpoint.parent / "architecture.json").exists():
+    if subnet.describes(checkpoint):
         model = subnet.load_compressed(checkpoint, device=where)
     else:
         model = stages.build_network(study, where)
@@ -217,9 +241,14 @@ def test(
     results = to_results(evaluation)
     path = runs.stage_dir(run, stage) / f"test-{checkpoint.stem}.json"
     runs.write_atomically(path, json.dumps(results, indent=1, sort_keys=True) + "\n")
-    for condition, value in results["rank1"].items():
-        typer.echo(f"{condition} rank-1 {value} %")
+    for name in ("rank1", "rank5", "mAP"):
+        for condition, value in results.get(name, {}).items():
+            typer.echo(f"{name} {condition} {value} %")
     typer.echo(f"written: {path}")
+    if maps := evaluation.rank1_by_view:
+        name = f"{run}/test-{stage}-{checkpoint.stem}"
+        save_figure(view_heatmaps({stage: maps}), name)
+        typer.echo(f"view by view: {runs.FIGURES / name}.png")
 
 
 @app.command()

@@ -109,8 +109,8 @@ def save_config(run: str, stage: str, sections: Mapping[str, Any], seed: int, de
         **sections,
         "seed": seed,
         "device": device,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in packages},
     }
     text = yaml.safe_dump(record, sort_keys=False)
     write_atomically(stage_dir(run, stage) / "config.yaml", text)

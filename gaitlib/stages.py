@@ -28,7 +28,7 @@ from gaitlib.data.sampler import inference_batches, training_batches
 from gaitlib.data.transforms import build_transform
 from gaitlib.data.walker import make_walkers
 from gaitlib.model import GaitBase, build_losses, build_model
-from gaitlib.train import fit, half_precision
+from gaitlib.train import fit, gradient_scaler
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +116,19 @@ def start_weights(study: Study, run: str, model: nn.Module) -> str:
     Raises:
         MissingRunError: if it starts from a baseline that has not been trained.
     """
+    if study.trainer_cfg.restore_hint:
+        return f"restore_hint {study.trainer_cfg.restore_hint}"
     if study.compression.start_from == "scratch":
         return "random weights"
-    folder = runs.stage_dir(run, "baseline") / "checkpoints"
-    path = runs.stage_file(run, "baseline", f"checkpoints/{study.trainer_cfg.save_name}-*.pt")
-    restore_model(model, load_checkpoint(path)["model"], study.trainer_cfg.restore_ckpt_strict)
-    return f"weights of {path.relative_to(folder.parents[1])}"
+    cfg, folder = study.trainer_cfg, runs.stage_dir(run, "baseline") / "checkpoints"
+    path = find_checkpoint(folder, cfg.save_name, "latest")
+    if path is None:
+        path = runs.stage_file(run, "baseline", f"checkpoints/{cfg.save_name}-*.pt")  # raises
+    state = load_checkpoint(path)
+    if state["iteration"] < cfg.total_iter:
+        log.warning("%s is not finished: iteration %s", path.name, state["iteration"])
+    restore_model(model, state["model"], cfg.restore_ckpt_strict)
+    return f"the baseline's {path.name}"
 
 
 def train_stage(
@@ -157,10 +164,15 @@ def train_stage(
         The history of the whole stage, as `gaitlib.train.fit` describes it.
     """
     cfg = study.trainer_cfg
+    hint = cfg.restore_hint
+    continues = hint == "latest" or (isinstance(hint, int) and hint > 0)
     checkpoint = find_checkpoint(
-        runs.stage_dir(run, stage) / "checkpoints", cfg.save_name, cfg.restore_hint
+        runs.stage_dir(run, stage) / "checkpoints",
+        cfg.save_name,
+        hint if continues or not hint else str(_locate(str(hint))),
     )
-    continues = checkpoint is not None and cfg.restore_hint != str(checkpoint)
+    state = load_checkpoint(checkpoint) if checkpoint is not None else None
+    continues = continues and state is not None
     if continues and not _keeps_its_state(optimizer):
         raise CheckpointError(
             "only_train_once's own HESSO does not save which groups it has pruned, so a run with "
@@ -172,11 +184,15 @@ def train_stage(
     device = next(model.parameters()).device
     runs.save_config(run, stage, study.sections(), seed, str(device))
 
-    scheduler_cfg = study.scheduler_cfg
-    scheduler = getattr(torch.optim.lr_scheduler, scheduler_cfg.scheduler)(
-        optimizer, **scheduler_cfg.arguments()
-    )
-    start = _restore(study, checkpoint, continues, model, optimizer, scheduler)
+    scheduler = study.scheduler_cfg.build(optimizer, cfg.total_iter)
+    scaler = gradient_scaler(cfg.enable_float16, device)
+    start = 0
+    if state is not None:
+        _restore(study, state, model, optimizer, scheduler)
+        if continues:
+            start = int(state["iteration"])
+            if state.get("scaler"):
+                scaler.load_state_dict(state["scaler"])
     history = _History(folder / "history.csv", start)
     sampler = cfg.sampler
     batches = training_batches(
@@ -186,6 +202,7 @@ def train_stage(
         start=start,
         stop=cfg.total_iter,
         num_workers=study.data_cfg.num_workers,
+        pin_memory=device.type == "cuda",
     )
     losses = build_losses([term.model_dump() for term in study.loss_cfg])
 
@@ -208,6 +225,7 @@ def train_stage(
                 model,
                 optimizer if _keeps_its_state(optimizer) else None,
                 scheduler,
+                extra={"scaler": scaler.state_dict()},
             )
             if cfg.with_test and iteration < cfg.total_iter:
                 _, evaluation = evaluate_network(study, model, data)
@@ -223,7 +241,7 @@ def train_stage(
             optimizer,
             scheduler,
             seed=seed,
-            enable_float16=cfg.enable_float16,
+            scaler=scaler,
             fix_bn=cfg.fix_BN,
             log_iter=cfg.log_iter,
             save_iter=cfg.save_iter,
@@ -239,19 +257,15 @@ def train_stage(
 
 def _restore(
     study: Study,
-    checkpoint: Path | None,
-    continues: bool,
+    state: Mapping[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-) -> int:
-    """Load what ``restore_hint`` named; return the iteration to start at."""
-    if checkpoint is None:
-        return 0
+) -> None:
+    """Load what ``restore_hint`` named, as far as the study wants it."""
     cfg = study.trainer_cfg
-    state = load_checkpoint(checkpoint, next(model.parameters()).device)
     for line in restore_model(model, state["model"], cfg.restore_ckpt_strict):
-        log.warning("%s: %s", checkpoint.name, line)
+        log.warning("restored in part: %s", line)
     for name, target, reset in (
         ("optimizer", optimizer, cfg.optimizer_reset),
         ("scheduler", scheduler, cfg.scheduler_reset),
@@ -262,10 +276,9 @@ def _restore(
             target.load_state_dict(state[name])
         except (ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
-                f"the {name} state of {checkpoint.name} does not fit this study ({error}); "
+                f"the checkpoint's {name} state does not fit this study ({error}); "
                 f"trainer_cfg.{name}_reset: true starts it anew"
             ) from error
-    return int(state["iteration"]) if continues else 0
 
 
 def _keeps_its_state(optimizer: torch.optim.Optimizer) -> bool:
@@ -320,9 +333,10 @@ def evaluate_network(
         batch_size=cfg.sampler.batch_size,
         frames_all_limit=cfg.sampler.frames_all_limit,
         num_workers=study.data_cfg.num_workers,
+        pin_memory=device.type == "cuda",
     )
-    autocast, _ = half_precision(cfg.enable_float16, device)
-    with autocast:
+    half = cfg.enable_float16 and device.type == "cuda"
+    with torch.autocast(device.type, torch.float16, enabled=half):
         features = evaluate.embed(model, batches, _transform(cfg), device)
     evaluation = evaluate.evaluate_indoor(
         features.to(device),
@@ -420,7 +434,6 @@ def record_compressed(
             "dense": measure(dense),
             "group_sparsity": compressed.group_sparsity,
             "full_equals_compressed": compressed.max_error,
-            "compressed_file": compressed.path.name,
         },
     )
 

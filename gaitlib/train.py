@@ -1,6 +1,5 @@
 """One training loop. The optimizer decides what training means: SGD is dense, HESSO prunes."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +27,10 @@ def choose_device(device: str = "auto") -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none of auto, cpu, cuda, cuda:N") from error
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
@@ -36,18 +38,12 @@ def choose_device(device: str = "auto") -> torch.device:
     return chosen
 
 
-def half_precision(
-    enabled: bool, device: torch.device
-) -> tuple[contextlib.AbstractContextManager, torch.amp.GradScaler]:
-    """Return the autocast context and the gradient scaler for ``enable_float16``.
-
-    Half precision needs a GPU; on a CPU both are switched off and a line says so.
-    """
-    if enabled and device.type != "cuda":
+def gradient_scaler(enable_float16: bool, device: torch.device) -> torch.amp.GradScaler:
+    """Return the scaler for ``enable_float16``: switched off, with a warning, without a GPU."""
+    if enable_float16 and device.type != "cuda":
         log.warning("enable_float16 needs a GPU: training in float32 on %s", device)
-        enabled = False
-    context = torch.autocast(device.type, torch.float16, enabled=enabled)
-    return context, torch.amp.GradScaler(device.type, enabled=enabled)
+        enable_float16 = False
+    return torch.amp.GradScaler(device.type, enabled=enable_float16)
 
 
 def fit(
@@ -59,7 +55,7 @@ def fit(
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     *,
     seed: int = 0,
-    enable_float16: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
     fix_bn: bool = False,
     log_iter: int = 100,
     save_iter: int = 0,
@@ -81,7 +77,7 @@ def fit(
         optimizer: stepped once a batch; if it has ``group_sparsity()``, that is logged.
         scheduler: stepped once a batch.
         seed: of the augmentation.
-        enable_float16: float16 autocast and a gradient scaler, on a GPU.
+        scaler: of `gradient_scaler`; if enabled, the network runs under float16 autocast.
         fix_bn: keep BatchNorm's statistics as they are.
         log_iter: a row of history every so many iterations, means since the last row.
         save_iter: call ``on_save`` every so many iterations and at the end; 0 means the end alone.
@@ -95,11 +91,12 @@ def fit(
         ``group_sparsity`` (when pruning), ``step_ms``.
 
     Raises:
-        NonFiniteLossError: at the next logged or saved iteration after a loss that is not finite,
-            before anything of it is saved.
+        NonFiniteLossError: at once on a CPU; on a GPU at the next logged iteration, before
+            anything is saved.
     """
     device = next(model.parameters()).device
-    autocast, scaler = half_precision(enable_float16, device)
+    scaler = gradient_scaler(False, device) if scaler is None else scaler
+    autocast = torch.autocast(device.type, torch.float16, enabled=scaler.is_enabled())
     generator = torch.Generator()
     rows: list[dict[str, float]] = []
     window = _Window()
@@ -114,6 +111,10 @@ def fit(
         with autocast:
             output = model(clips, lengths)
         total, scalars = losses(output, labels)
+        done = batch.iteration + 1
+        window.add(done, {"total": total.detach(), **scalars})
+        if device.type == "cpu" and not total.isfinite():
+            window.check()  # a GPU would have to be waited for: there it is seen once a row
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(total).backward()
         lr = optimizer.param_groups[0]["lr"]
@@ -125,8 +126,6 @@ def fit(
         if scheduler is not None:
             scheduler.step()
 
-        done = batch.iteration + 1
-        window.add(done, {"total": total.detach(), **scalars})
         at_end = done == total_iter
         saves = at_end or (save_iter > 0 and done % save_iter == 0)
         if done % log_iter == 0 or saves:
@@ -161,7 +160,8 @@ class _Window:
         self.iterations.append(iteration)
         self.values.append(scalars)
 
-    def close(self) -> dict[str, float]:
+    def check(self) -> dict[str, float]:
+        """Return the means; raise at the first loss that is not finite."""
         names = list(self.values[0])
         table = torch.stack([torch.stack([v[n].float() for n in names]) for v in self.values])
         table = table.cpu()  # (iterations, scalars): the one synchronisation
@@ -173,10 +173,15 @@ class _Window:
                 f"the loss is not finite at iteration {self.iterations[first]}: {terms}. "
                 "Lower the learning rate, or look at the batch's data"
             )
+        return dict(zip(names, table.double().mean(0).tolist(), strict=True))
+
+    def close(self) -> dict[str, float]:
+        """Return the means and start the next window."""
+        means = self.check()
         self.step_ms = 1e3 * (time.perf_counter() - self.started) / len(self.values)
         self.iterations, self.values = [], []
         self.restart_clock()
-        return dict(zip(names, table.double().mean(0).tolist(), strict=True))
+        return means
 
 
 def _freeze_batchnorm(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ import torch
 from gaitlib.data.sampler import training_batches
 from gaitlib.data.transforms import build_transform
 from gaitlib.model import build_losses, build_model
-from gaitlib.train import NonFiniteLossError, choose_device, fit
+from gaitlib.train import NonFiniteLossError, choose_device, fit, gradient_scaler
 
 LOSSES = [{"type": "TripletLoss", "margin": 0.2}, {"type": "CrossEntropyLoss"}]
 TRANSFORM = [
@@ -116,5 +116,7 @@ def test_the_loss_falls_on_cuda(half):
     model, *_ = _build()
     model = model.to("cuda")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    history = _fit(model, optimizer, None, 0, 20, enable_float16=half)
+    history = _fit(
+        model, optimizer, None, 0, 20, scaler=gradient_scaler(half, torch.device("cuda"))
+    )
     assert history["total"].iloc[-1] < 0.8 * history["total"].iloc[0]

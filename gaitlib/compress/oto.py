@@ -105,6 +105,9 @@ def package_hesso(
             finally:
                 del torch.Tensor.cuda
 
+        def group_sparsity(self) -> float:  # the name that the training loop logs
+            return graph.group_sparsity()
+
     groups = graph.param_groups()
     for group in groups:
         group["p_transform"] = [transforms[name.upper()] for name in group["p_transform"]]

@@ -217,6 +217,23 @@ def export_embedding(path: Path | str, out_dir: Path | str, name: str | None = N
     return target
 
 
+def describes(path: Path | str) -> bool:
+    """Say whether ``path`` is the weights file that the architecture.json beside it describes."""
+    blueprint = Path(path).with_name(ARCHITECTURE)
+    return blueprint.exists() and _read_blueprint(blueprint)[2] == Path(path).name
+
+
+def load_dense(path: Path | str) -> GaitBase:
+    """Build, with new weights, the network that a compressed one was cut from.
+
+    Args:
+        path: of the compressed weights or their folder.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    return _build(_read_blueprint(folder / ARCHITECTURE)[0])
+
+
 def _read_blueprint(path: Path) -> tuple[dict[str, Any], Widths, str]:
     """Return the arguments of ``build_model``, the widths and the name of the weights."""
     try:

@@ -25,6 +25,10 @@ NO_EFFECT = {
 }
 
 
+#: What a run's config.yaml records beside the sections; ignored when it is read back.
+RECORD = ("seed", "device", "versions")
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML 1.1 that refuses a key written twice."""
 
@@ -64,7 +68,8 @@ def load_study(
 
     Args:
         source: a file, or sections; None or sections that are all empty mean the quickstart.
-        overrides: dotted keys, each replacing one value: ``{"trainer_cfg.total_iter": 10}``.
+        overrides: dotted keys, each replacing one value: ``{"trainer_cfg.total_iter": 10}``;
+            entries of a list are numbered from 0: ``{"loss_cfg.0.margin": 0.3}``.
 
     Raises:
         ConfigError: naming each section, value and what would be right.
@@ -72,7 +77,11 @@ def load_study(
     Keys that are OpenGait's and change nothing here are listed in one warning.
     """
     values = dict(source) if isinstance(source, Mapping) else read_yaml(source or QUICKSTART)
-    values = {key: value for key, value in values.items() if value not in (None, {}, [], "")}
+    values = {
+        key: value
+        for key, value in values.items()
+        if key not in RECORD and value not in (None, {}, [], "")
+    }
     if not values:
         values = read_yaml(QUICKSTART)
     for key, value in (overrides or {}).items():
@@ -111,12 +120,22 @@ def _copied(value: Any) -> Any:
 
 def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
     *folders, last = dotted.split(".")
-    place = values
-    for folder in folders:
-        if not isinstance(place.setdefault(folder, {}), dict):
-            raise ConfigError(f"override {dotted!r}: {folder} is not a section")
-        place = place[folder]
-    place[last] = value
+    place: Any = values
+    for step in folders:
+        place = (
+            place[_entry(place, step, dotted)]
+            if isinstance(place, list)
+            else (place.setdefault(step, {}))
+        )
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"override {dotted!r}: {step} is not a section")
+    place[_entry(place, last, dotted) if isinstance(place, list) else last] = value
+
+
+def _entry(entries: list[Any], step: str, dotted: str) -> int:
+    if not step.isdigit() or int(step) >= len(entries):
+        raise ConfigError(f"override {dotted!r}: {step} is no entry of a list of {len(entries)}")
+    return int(step)
 
 
 def _explain(error: ValidationError) -> str:
@@ -142,7 +161,7 @@ def notebook_study(namespace: Mapping[str, Any]) -> Study:
     Raises:
         ConfigError: for an unknown injected parameter, or as `load_study`.
     """
-    known = {"run", "seed", "device", "overrides", *SECTIONS}
+    known = {"run", "overrides", *RECORD, *SECTIONS}
     for name in _injected_names(namespace.get("In", ())):
         if name not in known:
             raise ConfigError(f"unknown parameter {name!r}; {nearest(name, known)}")

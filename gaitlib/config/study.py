@@ -109,6 +109,14 @@ class Study(Section):
                 f"compression_optimizer is {chosen!r} but {chosen}_optimizer_cfg is missing{other}"
             )
         if self.compression is not None:
+            cycles = self.scheduler_cfg.scheduler == "OneCycleLR" and (
+                self.scheduler_cfg.model_extra or {}
+            ).get("cycle_momentum", True)
+            if cycles and self.compression.implementation == "only_train_once":
+                raise ValueError(
+                    "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
+                    "HESSO: write cycle_momentum: false"
+                )
             start, steps = self.compression.start_pruning_step, self.compression.pruning_steps
             total = self.trainer_cfg.total_iter
             if start + steps > total:

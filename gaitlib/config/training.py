@@ -63,9 +63,19 @@ class OptimizerCfg(Section):
 
 SCHEDULERS = ("MultiStepLR", "StepLR", "ExponentialLR", "CosineAnnealingLR", "OneCycleLR")
 
+#: Arguments that follow from the rest of the study, so that they cannot contradict it.
+FOLLOWING = {
+    "OneCycleLR": {"max_lr", "total_steps", "epochs", "steps_per_epoch"},
+    "CosineAnnealingLR": {"T_max"},
+}
+
 
 class SchedulerCfg(BaseModel):
-    """A torch.optim.lr_scheduler class by name, and its arguments as torch spells them."""
+    """A torch.optim.lr_scheduler class by name, and its arguments as torch spells them.
+
+    OneCycleLR's peak is the optimizer's ``lr``; its length, like CosineAnnealingLR's, is
+    ``trainer_cfg.total_iter``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -77,31 +87,48 @@ class SchedulerCfg(BaseModel):
         if not isinstance(values, Mapping):
             return values
         values = {"scheduler": "MultiStepLR", **values}
-        if values["scheduler"] == "MultiStepLR":
+        name = values["scheduler"]
+        if name == "MultiStepLR":
             values = {"gamma": 0.1, "milestones": [20000, 40000, 60000], **values}
-        if values["scheduler"] not in SCHEDULERS:
+        if name not in SCHEDULERS:
             return values
-        signature = inspect.signature(getattr(torch.optim.lr_scheduler, values["scheduler"]))
+        signature = inspect.signature(getattr(torch.optim.lr_scheduler, name))
+        following = FOLLOWING.get(name, set())
         valid = {"scheduler", *signature.parameters} - {"optimizer", "last_epoch", "verbose"}
         for key in values:
+            if key in following:
+                raise ValueError(
+                    f"{key} is {values[key]!r}: leave it out; {name} takes its peak from the "
+                    "optimizer's lr and its length from trainer_cfg.total_iter"
+                )
             if key not in valid:
-                raise ValueError(f"unknown key {key!r}; {nearest(str(key), valid)}")
+                raise ValueError(f"unknown key {key!r}; {nearest(str(key), valid - following)}")
         texts = {k: v for k, v in values.items() if isinstance(v, str) and is_number(v)}
         if texts:
             raise ValueError(f"{texts} is text in YAML 1.1: write 1.0e-3, with a point")
         missing = [
-            name
-            for name, parameter in signature.parameters.items()
-            if parameter.default is parameter.empty and name not in values and name != "optimizer"
+            key
+            for key, parameter in signature.parameters.items()
+            if parameter.default is parameter.empty
+            and key not in {*values, *following, "optimizer"}
         ]
         if missing:
-            raise ValueError(f"{values['scheduler']} needs {', '.join(missing)}")
+            raise ValueError(f"{name} needs {', '.join(missing)}")
         return values
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the scheduler's arguments."""
-        return dict(self.model_extra or {})
+    def build(
+        self, optimizer: torch.optim.Optimizer, total_iter: int
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return the scheduler for an optimizer that will take ``total_iter`` steps."""
+        following = {
+            "OneCycleLR": {"max_lr": optimizer.param_groups[0]["lr"], "total_steps": total_iter},
+            "CosineAnnealingLR": {"T_max": total_iter},
+        }.get(self.scheduler, {})
+        schedule = getattr(torch.optim.lr_scheduler, self.scheduler)
+        return schedule(optimizer, **(self.model_extra or {}), **following)
 
+
+# ---------------------------------------------------------------------------- training and testing
 
 SampleType = Literal[
     "fixed_unordered",

@@ -18,6 +18,7 @@ from gaitlib.plots.style import (
     STYLE,
     label_bars,
     short,
+    total_of,
 )
 
 
@@ -96,7 +97,8 @@ def stage_cost(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
     """Parameters and multiply-adds per block, dense and compressed.
 
     Args:
-        before: the dense network: a row per block with columns block, params, macs.
+        before: the dense network: a row per block with columns block, params, macs and per
+            (``frame`` or ``clip``; only the former are added up).
         after: the compressed one, the same blocks.
 
     Raises:
@@ -121,7 +123,8 @@ def stage_cost(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
                     va="center",
                     fontsize=9,
                 )
-        total = f"{short(before[column].sum())} to {short(after[column].sum())}"
+        whole, rest = (total_of(table, column).sum() for table in (before, after))
+        total = f"{short(whole)} to {short(rest)}"
         ax.set_title(f"{title}: {total}", loc="left")
         ax.set_xlim(0, 1.3 * max(before[column].max(), 1e-12))
         ax.set_xticks([])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -71,6 +72,14 @@ def short(value: float) -> str:
         if abs(value) >= factor * 0.9995:
             return f"{value / factor:.3g}{prefix}"
     return f"{value:.3g}"
+
+
+def total_of(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return a block table's column with what does not add up to the total set to 0.
+
+    Multiply-adds of a head are per clip; those of the backbone are per frame.
+    """
+    return table[column].where((table["per"] == "frame") | (column != "macs"), 0)
 
 
 def bare(ax: Axes) -> None:

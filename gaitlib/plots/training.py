@@ -18,6 +18,7 @@ from gaitlib.plots.style import (
     mosaic,
     mosaic_ticks,
     short,
+    total_of,
 )
 
 CURVE_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -114,14 +115,22 @@ def model_blocks(table: pd.DataFrame) -> Figure:
     """Parameters and multiply-adds of every block, with their share of the network.
 
     Args:
-        table: a row per block with columns block, params, macs (per frame).
+        table: a row per block with columns block, params, macs and per (``frame`` or ``clip``).
     """
     titles = {"params": "parameters", "macs": "multiply-adds per frame"}
     fig, axes = plt.subplots(1, 2, figsize=(10, 1 + 0.42 * len(table)), sharey=True)
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        values, total = table[column].tolist(), table[column].sum()
+        counted = total_of(table, column)
+        values, total = table[column].tolist(), counted.sum()
         ax.barh(np.arange(len(table)), values, color=KEPT_COLOUR, height=0.7)
-        label_bars(ax, values, [f"{short(v)}  ({v / max(total, 1):.0%})" for v in values])
+        label_bars(
+            ax,
+            values,
+            [
+                f"{short(v)}  ({v / max(total, 1):.0%})" if c == v else f"{short(v)} a clip"
+                for v, c in zip(values, counted, strict=True)
+            ],
+        )
         ax.set_title(f"{title}, {short(total)} in all", loc="left")
         ax.set_xlim(0, 1.4 * max([*values, 1e-12]))
         ax.set_xticks([])

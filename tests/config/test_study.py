@@ -2,6 +2,7 @@
 
 import pytest
 
+from gaitlib import runs
 from gaitlib.config import ConfigError, load_study, notebook_study
 from gaitlib.model import build_model
 from gaitlib.runs import PARAMS
@@ -27,7 +28,7 @@ def test_a_section_left_out_means_what_opengait_documents():
     study = load_study({"data_cfg": {"dataset_root": "a", "dataset_partition": "b"}})
     assert study.trainer_cfg.total_iter == 80000
     assert study.trainer_cfg.sampler.batch_size == (8, 16)
-    assert study.scheduler_cfg.arguments() == {"gamma": 0.1, "milestones": [20000, 40000, 60000]}
+    assert study.scheduler_cfg.model_extra == {"gamma": 0.1, "milestones": [20000, 40000, 60000]}
     assert [term.type for term in study.loss_cfg] == ["TripletLoss", "CrossEntropyLoss"]
 
 
@@ -36,7 +37,8 @@ def test_sections_merge_deeply_and_dotted_overrides_change_one_value():
         "data_cfg": {"dataset_root": "a", "dataset_partition": "b"},
         "trainer_cfg": {"sampler": {"frames_num_fixed": 7}},
     }
-    study = load_study(sections, {"trainer_cfg.sampler.batch_size": [2, 3]})
+    changes = {"trainer_cfg.sampler.batch_size": [2, 3]}
+    study = load_study(sections, changes)
     assert study.trainer_cfg.sampler.frames_num_fixed == 7
     assert study.trainer_cfg.sampler.batch_size == (2, 3)
     assert study.trainer_cfg.sampler.frames_num_max == 50
@@ -49,6 +51,15 @@ def test_sections_merge_deeply_and_dotted_overrides_change_one_value():
         ({"trainer_cfg.total_itr": 1}, ["trainer_cfg", "'total_itr'", "did you mean 'total_iter'"]),
         ({"optimzer_cfg.lr": 1.0}, ["'optimzer_cfg'", "did you mean 'optimizer_cfg'"]),
         ({"scheduler_cfg": {"milestone": [1]}}, ["'milestone'", "did you mean 'milestones'"]),
+        ({"scheduler_cfg.total_steps": 9}, ["total_steps is 9", "trainer_cfg.total_iter"]),
+        (
+            {
+                "hesso_optimizer_cfg.implementation": "only_train_once",
+                "scheduler_cfg": {"scheduler": "OneCycleLR"},
+            },
+            ["cycle_momentum: false"],
+        ),
+        ({"loss_cfg.7.margin": 1.0}, ["7 is no entry of a list of 2"]),
         ({"optimizer_cfg.lr": "1e-3"}, ["optimizer_cfg.lr", "'1e-3'", "write 0.001 with a point"]),
         ({"trainer_cfg.total_iter": 2.5}, ["trainer_cfg.total_iter", "2.5"]),
         ({"trainer_cfg.sampler.batch_size": [6, 1]}, ["[6, 1]", "2 clips of one subject"]),
@@ -70,6 +81,16 @@ def test_what_cannot_run_is_refused_with_the_value_and_the_remedy(overrides, wor
         load_study(None, overrides)
     for word in words:
         assert word in str(error.value)
+
+
+def test_an_entry_of_a_list_is_overridden_by_its_number():
+    assert load_study(None, {"loss_cfg.0.margin": 0.3}).loss_cfg[0].margin == 0.3
+
+
+def test_a_runs_config_yaml_is_a_study_that_repeats_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    study = load_study(None, {"trainer_cfg.log_iter": 7})
+    assert load_study(runs.save_config("r", "geta", study.sections(), 3, "cpu")) == study
 
 
 def test_both_spellings_of_compression_choose_their_own_section():

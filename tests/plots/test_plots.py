@@ -21,7 +21,9 @@ SEQUENCES = pd.DataFrame(
     itertools.product(["001", "002"], TYPES, VIEWS), columns=["subject", "type", "view"]
 ).assign(frames=range(10, 28), filled=0.25, width=np.linspace(20, 30, 18))
 CLIP = np.full((5, 16, 16), 255, np.uint8)
-BLOCKS = pd.DataFrame({"block": ["conv1", "layer1"], "params": [576, 73984], "macs": [1e6, 2e8]})
+BLOCKS = pd.DataFrame(
+    {"block": ["conv1", "layer1"], "params": [576, 73984], "macs": [1e6, 2e8], "per": "frame"}
+)
 HISTORY = pd.DataFrame({"iteration": [10, 20, 30], "total": [3.0, 2.0, 1.0]}).assign(
     **{"triplet/loss": 0.2, "softmax/loss": 1.0, "softmax/accuracy": 0.5, "lr": 0.1},
     group_sparsity=[0.0, np.nan, 0.5],
