@@ -8,8 +8,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
 BIN := .venv/bin
 READY := .venv/.ready
 
-# Notebooks draw without a display; the same seed gives the same strings' order everywhere.
-export MPLBACKEND ?= agg
+# The same order of sets of strings in every run.
 export PYTHONHASHSEED ?= 0
 
 .PHONY: help workbook test lint lab notebooks clean

@@ -55,7 +55,7 @@ def _execute(path, workspace, parameters):
 @pytest.fixture
 def in_workspace(workspace, monkeypatch):
     monkeypatch.setenv("GAITLIB_WORKSPACE", str(workspace))
-    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws inline
     return workspace
 
 
@@ -68,6 +68,9 @@ def _results(workspace, stage, run="smoke"):
 def test_a_notebook_runs_at_smoke_size(path, in_workspace):
     _execute(path, in_workspace, SMOKE)
     assert list((in_workspace / "figures/smoke").glob("*.png"))
+    executed = nbformat.read(in_workspace / path.name, 4)
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
 @pytest.mark.notebooks
@@ -75,11 +78,11 @@ def test_the_stages_leave_results_that_hold_the_contract(workspace):
     dense, geta = (_results(workspace, stage) for stage in ("baseline", "geta"))
     for results in (dense, geta):
         assert results["schema"] == 1
-        assert results["iterations"] == 12
+        assert results["iterations"] == 40
         assert results["rank1"].keys() == {"NM", "BG", "CL"}
         assert [len(row) for row in results["rank1_by_view"]["NM"]] == [11] * 11
         assert results["latency_ms"].keys() == {"batch_1", "batch_16"}
-    assert geta["group_sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert geta["group_sparsity"] == pytest.approx(0.6, abs=0.02)
     assert geta["full_equals_compressed"] < 1e-4
     assert geta["params"] < dense["params"] == geta["dense"]["params"]
     assert geta["file_bytes"] < dense["file_bytes"]
