@@ -4,7 +4,6 @@ Written beside their place and renamed, so that a kill leaves the last good file
 ``weights_only``, so that a file cannot run code.
 """
 
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -14,23 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gaitlib.files import replacing
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be found, read or fitted to the network."""
 
 
 def save_atomically(value: Any, path: Path) -> Path:
-    """torch.save beside the file, flush to disk, then rename: readers never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as stream:
-            torch.save(value, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """torch.save, such that readers never see half a file."""
+    with replacing(path, durable=True) as part:
+        torch.save(value, part)
     return path
 
 

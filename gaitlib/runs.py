@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from gaitlib.files import replacing
+
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "params"
 #: Holds runs, figures and made data sets: the checkout, unless GAITLIB_WORKSPACE names a folder.
@@ -45,10 +47,8 @@ def stage_dir(run: str, stage: str) -> Path:
 
 def write_atomically(path: Path, text: str) -> Path:
     """Write a text file beside its place and rename it, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(text)
     return path
 
 

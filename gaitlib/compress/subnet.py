@@ -8,9 +8,8 @@ rebuilds the network without executing anything that a file holds.
 import copy
 import json
 import logging
-import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from gaitlib.compress.graph import Graph
 from gaitlib.compress.widths import Widths, layer_widths, resize_layers
+from gaitlib.files import replacing
 from gaitlib.model import GaitBase, build_model
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def construct_compressed_model(
         path, full_path = (
             Path(out_dir, f"{kind}_gaitbase_geta_{stamp}.pt") for kind in ("compressed", "full")
         )
-        _write(full_path, lambda part: torch.save(_state(model), part))
+        _save(model, full_path)
         architecture_path = write_network(small, architecture, path)
         paths = [path, full_path, architecture_path]
         candidate = load_compressed(path)
@@ -150,8 +150,9 @@ def write_network(model: nn.Module, architecture: Mapping[str, Any], path: Path 
     }
     text = json.dumps(blueprint, indent=1) + "\n"
     beside = path.with_name(ARCHITECTURE)
-    _write(path, lambda part: torch.save(_state(model), part))
-    _write(beside, lambda part: part.write_text(text, encoding="utf-8"))
+    _save(model, path)
+    with replacing(beside) as part:
+        part.write_text(text, encoding="utf-8")
     return beside
 
 
@@ -258,16 +259,10 @@ def _build(architecture: Mapping[str, Any]) -> GaitBase:
         return build_model(**architecture)
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    write(part)
-    os.replace(part, path)
+def _save(model: nn.Module, path: Path) -> None:
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    with replacing(path, durable=True) as part:
+        torch.save(state, part)
 
 
 def _relative_error(full: nn.Module, small: nn.Module, clips: Tensor | None, seed: int) -> float:

@@ -9,13 +9,13 @@ Python objects of raw bytes.
 
 import io
 import math
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gaitlib.files import replacing
 
 
 class SequenceError(ValueError):
@@ -119,14 +119,5 @@ def write_sequence(path: str | Path, frames: np.ndarray) -> None:
         raise SequenceError(
             f"{path}: a sequence is (T, H, W) uint8, got {frames.shape} {frames.dtype}"
         )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pickle.dump(np.ascontiguousarray(frames), file, protocol=4)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with replacing(path) as part, part.open("wb") as file:
+        pickle.dump(np.ascontiguousarray(frames), file, protocol=4)

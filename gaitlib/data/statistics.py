@@ -68,7 +68,9 @@ def report(parts: Mapping[str, SilhouetteDataset], short: int = 5) -> pd.DataFra
         few = part.table[part.table["frames"] < short]
         few = few.assign(kind="short", problem=few["frames"].astype(str) + " frames")
         kinds = np.where(part.problems["type"] == "", "partition", "unreadable")
-        frames += [table.assign(split=name) for table in (missing, few, part.problems.assign(kind=kinds))]
+        frames += [
+            table.assign(split=name) for table in (missing, few, part.problems.assign(kind=kinds))
+        ]
     columns = ["split", "kind", "subject", "type", "view", "problem"]
     return pd.concat(frames, ignore_index=True)[columns]
 

@@ -78,7 +78,7 @@ def frames_histogram(table: pd.DataFrame, bins: int = 30) -> Figure:
         if len(frames):
             ax.axvline(frames.median(), color="black", linewidth=1, linestyle="--")
             text = f"median {frames.median():g}, shortest {frames.min()}"
-            ax.text(0.995, 0.97, text, transform=ax.transAxes, ha="right", va="top", fontsize=10)
+            ax.set_title(text, loc="right", fontsize=10)
     axes[-1, 0].set_xlabel("frames in a sequence")
     plt.close(fig)
     return fig

@@ -62,6 +62,8 @@ def training_curves(history: pd.DataFrame, smooth: int = 10) -> Figure:
             ax.legend(loc="best")
     if "learning rate" in panels:
         axes[-1, 0].set_yscale("log" if (history["lr"] > 0).all() else "linear")
+        floor = max(history["lr"].min(), history["lr"].max() / 1e3)  # a cycle ends near zero
+        axes[-1, 0].set_ylim(bottom=floor / 2)
     axes[-1, 0].set_xlabel("iteration")
     plt.close(fig)
     return fig

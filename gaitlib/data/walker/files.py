@@ -1,6 +1,5 @@
 """Files of one walk: drawn, aligned and written whole (beside, then renamed)."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from gaitlib.data.pretreat import align_frame
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.data.walker.scene import draw_walk, noisy_view
+from gaitlib.files import replacing
 
 
 def sequence_path(root: Path, raw: bool, subject: int, type: str, view: str) -> Path:
@@ -24,18 +24,11 @@ def write_walk(root: Path, spec: dict, subject: int, type: str, views: Sequence[
     for view in views:
         frames = noisy_view(walk, subject, type, view, spec["seed"], spec["noise"])
         path = sequence_path(root, spec["raw"], subject, type, view)
-        path.parent.mkdir(parents=True, exist_ok=True)
         if spec["raw"]:
             for i in reversed(range(len(frames))):  # the first frame, written last, marks the end
                 name = f"{subject:03d}-{type}-{view}-{i + 1:03d}.png"
-                replace_file(path.with_name(name), cv2.imencode(".png", frames[i])[1].tobytes())
+                with replacing(path.with_name(name)) as part:
+                    part.write_bytes(cv2.imencode(".png", frames[i])[1].tobytes())
         else:
             aligned = np.stack([a for f in frames if (a := align_frame(f)) is not None])
             write_sequence(path, aligned)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside ``path`` and rename it, so that ``path`` is never half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)

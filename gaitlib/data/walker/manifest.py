@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 
-from gaitlib.data.walker.files import replace_file
 from gaitlib.data.walker.scene import TYPES, VIEWS, check_frames
+from gaitlib.files import replacing
 
 VERSION = 3  # raise with every change that changes a byte of the data
 MANIFEST = "walkers.json"
@@ -92,7 +92,8 @@ def claim(root: Path, spec: dict) -> None:
     }
     for name, text in texts.items():
         if not (root / name).exists():
-            replace_file(root / name, text.encode())
+            with replacing(root / name) as part:
+                part.write_text(text)
 
 
 def _readme(spec: dict) -> str:

@@ -1,0 +1,31 @@
+"""Files that a reader never sees half of: written beside their place, then renamed."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
+    """Give a path to write to, and put what was written there in ``path``'s place at the end.
+
+    The folder is made if need be. If the block raises, ``path`` stays as it was and nothing is
+    left beside it; a killed process may leave a hidden ``.part`` file, which no reader looks at.
+    With ``durable`` the content is on the disk before the name is, in case the power fails.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        if durable:
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+        part.chmod(0o644)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
