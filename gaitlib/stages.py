@@ -57,7 +57,11 @@ def dataset_paths(study: Study, progress: bool = False) -> tuple[str, Path, Path
         return cfg.dataset_name, _locate(cfg.dataset_root), _locate(cfg.dataset_partition)
     fewest, most = walker.frames
     name = f"walker-{walker.subjects}x{fewest}-{most}-seed{walker.seed}-noise{walker.noise:g}"
-    root = _locate(cfg.dataset_root) if cfg.dataset_root else runs.DATA / name
+    root = (
+        _locate(cfg.dataset_root)
+        if cfg.dataset_root
+        else (runs.DATA / f"{name}-train{walker.train}")
+    )
     make_walkers(root, **walker.model_dump(), progress=progress)
     return name, root, _locate(cfg.dataset_partition or str(root / "partition.json"))
 
@@ -116,8 +120,9 @@ def start_weights(study: Study, run: str, model: nn.Module) -> str:
     Raises:
         MissingRunError: if it starts from a baseline that has not been trained.
     """
-    if study.trainer_cfg.restore_hint:
-        return f"restore_hint {study.trainer_cfg.restore_hint}"
+    restored, _ = _to_restore(study, run, "geta")
+    if restored is not None:
+        return f"restore_hint, {restored.name}"
     if study.compression.start_from == "scratch":
         return "random weights"
     cfg, folder = study.trainer_cfg, runs.stage_dir(run, "baseline") / "checkpoints"
@@ -162,17 +167,14 @@ def train_stage(
 
     Returns:
         The history of the whole stage, as `gaitlib.train.fit` describes it.
+
+    Raises:
+        CheckpointError: if what ``restore_hint`` names is not there or does not fit.
+        NonFiniteLossError: as `gaitlib.train.fit`.
     """
     cfg = study.trainer_cfg
-    hint = cfg.restore_hint
-    continues = hint == "latest" or (isinstance(hint, int) and hint > 0)
-    checkpoint = find_checkpoint(
-        runs.stage_dir(run, stage) / "checkpoints",
-        cfg.save_name,
-        hint if continues or not hint else str(_locate(str(hint))),
-    )
+    checkpoint, continues = _to_restore(study, run, stage)
     state = load_checkpoint(checkpoint) if checkpoint is not None else None
-    continues = continues and state is not None
     if continues and not _keeps_its_state(optimizer):
         raise CheckpointError(
             "only_train_once's own HESSO does not save which groups it has pruned, so a run with "
@@ -253,6 +255,16 @@ def train_stage(
     if isinstance(optimizer, hesso.HESSO):
         runs.write_atomically(folder / "saliency.csv", optimizer.importance().to_csv(index=False))
     return history.table()
+
+
+def _to_restore(study: Study, run: str, stage: str) -> tuple[Path | None, bool]:
+    """Return the checkpoint that ``restore_hint`` names, and whether it continues this stage."""
+    cfg = study.trainer_cfg
+    hint, folder = cfg.restore_hint, runs.stage_dir(run, stage) / "checkpoints"
+    if isinstance(hint, int) or hint == "latest":
+        checkpoint = find_checkpoint(folder, cfg.save_name, hint)
+        return checkpoint, checkpoint is not None
+    return find_checkpoint(folder, cfg.save_name, str(_locate(hint))), False
 
 
 def _restore(

@@ -78,6 +78,20 @@ def test_a_stage_killed_while_pruning_and_resumed_equals_one_that_never_stopped(
     assert saved["iteration"].tolist() == list(range(1, 11))
 
 
+def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    values = SMALL | {"data_cfg.dataset_root": str(data[0]), "trainer_cfg.restore_hint": "latest"}
+    study = load_study(None, values | {"hesso_optimizer_cfg.start_from": "baseline"})
+    model = stages.build_network(study, torch.device("cpu"))
+    with pytest.raises(runs.MissingRunError, match="02_baseline_train"):
+        stages.start_weights(study, "r", model)
+    baseline = stages.build_network(study, torch.device("cpu"))
+    optimizer = stages.build_optimizer(study, baseline)
+    stages.train_stage(study, "r", "baseline", baseline, data[1], optimizer, seed=0)
+    assert stages.start_weights(study, "r", model) == "the baseline's GaitBase-00010.pt"
+    assert torch.equal(model.FCs.fc_bin, baseline.FCs.fc_bin)
+
+
 def test_checkpoints_are_opengaits_form_and_a_new_start_keeps_the_old_stage(train):
     train("twice")
     folder = runs.stage_dir("twice", "geta") / "checkpoints"
