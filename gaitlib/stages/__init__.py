@@ -1,0 +1,33 @@
+"""The stages of a study: what notebooks 02, 03 and 05 and the command line do, step by step."""
+
+from gaitlib.stages.build import (
+    build_network,
+    build_optimizer,
+    require_compression,
+    start_weights,
+)
+from gaitlib.stages.data import StudyData, dataset_paths, open_data
+from gaitlib.stages.results import (
+    compress_stage,
+    evaluate_network,
+    measure,
+    record,
+    record_compressed,
+)
+from gaitlib.stages.training import train_stage
+
+__all__ = [
+    "StudyData",
+    "build_network",
+    "build_optimizer",
+    "compress_stage",
+    "dataset_paths",
+    "evaluate_network",
+    "measure",
+    "open_data",
+    "record",
+    "record_compressed",
+    "require_compression",
+    "start_weights",
+    "train_stage",
+]

@@ -1,0 +1,75 @@
+"""Open the data set of a study, and make it first if it is the embedded one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gaitlib import runs
+from gaitlib.config import ConfigError, Study
+from gaitlib.data.casia_b import SilhouetteDataset, load_split
+from gaitlib.data.transforms import Transform, build_transform
+from gaitlib.data.walker import make_walkers
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The two halves of a data set.
+
+    Attributes:
+        name: what results.json calls it.
+        train, test: sequences of disjoint subjects; ``train.labels`` are the classes.
+    """
+
+    name: str
+    train: SilhouetteDataset
+    test: SilhouetteDataset
+
+
+def dataset_paths(study: Study, progress: bool = False) -> tuple[str, Path, Path]:
+    """Return a data set's name, folder and partition file; walkers are made if need be.
+
+    Relative paths start at the working folder, or else at the project's own.
+    """
+    cfg, walker = study.data_cfg, study.data_cfg.walker
+    if walker is None:
+        return cfg.dataset_name, locate(cfg.dataset_root), locate(cfg.dataset_partition)
+    fewest, most = walker.frames
+    name = f"walker-{walker.subjects}x{fewest}-{most}-seed{walker.seed}-noise{walker.noise:g}"
+    root = (
+        locate(cfg.dataset_root)
+        if cfg.dataset_root
+        else (runs.DATA / f"{name}-train{walker.train}")
+    )
+    make_walkers(root, **walker.model_dump(), progress=progress)
+    return name, root, locate(cfg.dataset_partition or str(root / "partition.json"))
+
+
+def locate(path: str | None) -> Path:
+    """Return an absolute path: relative ones start here, or else at the project's folder."""
+    here = Path(path or "").expanduser()
+    return here if here.is_absolute() or here.exists() else runs.ROOT / here
+
+
+def open_data(study: Study, progress: bool = False) -> StudyData:
+    """Read, check and count the sequences of a study.
+
+    Raises:
+        ConfigError: if the network's classes or the sampler do not fit the training subjects.
+    """
+    name, root, partition = dataset_paths(study, progress)
+    train, test = (
+        load_split(root, partition, split, cache=study.data_cfg.cache)
+        for split in ("TRAIN_SET", "TEST_SET")
+    )
+    try:
+        study.check_subjects(len(train.subjects))
+        for section in (study.trainer_cfg, study.evaluator_cfg):
+            transform_of(section)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    return StudyData(name, train, test)
+
+
+def transform_of(section: Any) -> Transform:
+    """Build the transform of a trainer_cfg or evaluator_cfg."""
+    return build_transform([transform.model_dump() for transform in section.transform])
