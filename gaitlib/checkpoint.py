@@ -21,9 +21,12 @@ class CheckpointError(ValueError):
 
 
 def save_atomically(value: Any, path: Path) -> Path:
-    """torch.save, such that readers never see half a file."""
-    with replacing(path, durable=True) as part:
-        torch.save(value, part)
+    """torch.save, such that readers never see half a file.
+
+    To a stream, because torch.save writes a file's name into it: equal states give equal files.
+    """
+    with replacing(path, durable=True) as part, part.open("wb") as stream:
+        torch.save(value, stream)
     return path
 
 

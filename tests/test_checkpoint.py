@@ -32,6 +32,12 @@ def test_a_checkpoint_has_opengaits_form_and_reads_back(tmp_path):
     torch.testing.assert_close(other.weight, model.weight)
 
 
+def test_equal_states_give_equal_files_whatever_their_names(tmp_path):
+    state = {"weight": torch.arange(6.0)}
+    first, second = (save_atomically(state, tmp_path / name) for name in ("a.pt", "longer.pt"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_a_failed_write_leaves_the_last_good_file(tmp_path):
     _, path = _save(tmp_path, 1)
     before = path.read_bytes()

@@ -261,8 +261,8 @@ def _build(architecture: Mapping[str, Any]) -> GaitBase:
 
 def _save(model: nn.Module, path: Path) -> None:
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    with replacing(path, durable=True) as part:
-        torch.save(state, part)
+    with replacing(path, durable=True) as part, part.open("wb") as stream:
+        torch.save(state, stream)  # to a stream: the file's name is not written into it
 
 
 def _relative_error(full: nn.Module, small: nn.Module, clips: Tensor | None, seed: int) -> float:
