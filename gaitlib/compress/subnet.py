@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gaitlib.checkpoint import save_atomically
 from gaitlib.compress.graph import Graph
 from gaitlib.compress.widths import Widths, layer_widths, resize_layers
 from gaitlib.files import replacing
@@ -261,8 +262,7 @@ def _build(architecture: Mapping[str, Any]) -> GaitBase:
 
 def _save(model: nn.Module, path: Path) -> None:
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    with replacing(path, durable=True) as part, part.open("wb") as stream:
-        torch.save(state, stream)  # to a stream: the file's name is not written into it
+    save_atomically(state, path)
 
 
 def _relative_error(full: nn.Module, small: nn.Module, clips: Tensor | None, seed: int) -> float:

@@ -6,7 +6,7 @@ from gaitlib.stages.build import (
     require_compression,
     start_weights,
 )
-from gaitlib.stages.data import StudyData, dataset_paths, open_data
+from gaitlib.stages.data import StudyData, open_data
 from gaitlib.stages.results import (
     compress_stage,
     evaluate_network,
@@ -21,7 +21,6 @@ __all__ = [
     "build_network",
     "build_optimizer",
     "compress_stage",
-    "dataset_paths",
     "evaluate_network",
     "measure",
     "open_data",

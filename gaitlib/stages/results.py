@@ -55,7 +55,7 @@ def measure(model: GaitBase, file: Path | None = None) -> dict[str, Any]:
         torch.save(model.state_dict(), buffer)
         size = buffer.getbuffer().nbytes
     else:
-        size = file.stat().st_size
+        size = profile.file_bytes(file)
     return {
         "params": profile.count_parameters(model),
         "macs_per_frame": profile.macs_per_frame(model),
