@@ -1,12 +1,16 @@
 """Random changes to whole clips, with OpenGait's names, arguments and ranges.
 
-Every class takes ``(N, T, H, W)`` clips on any device, uint8 0-255 or float of any range, and a
-CPU generator. Each clip is changed with probability ``prob``, in the same way in all of its frames.
-The draws are the same on every device, whatever the clips hold; only the clips that are drawn are
-warped. Warping is bilinear, with zeros outside; it turns uint8 into float32.
+Each clip is changed with probability ``prob``, in the same way in all of its frames. Every class
+says what it draws, for clips of a shape and from a CPU generator, and what it does with that to
+``(N, T, H, W)`` clips on any device, uint8 0-255 or float of any range. So the draws are the same
+on every device, whatever the clips hold, and a process may draw for more clips than it has.
+
+Only the clips that are drawn are warped. Warping is bilinear, with zeros outside; it turns uint8
+into float32.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from kornia.geometry.transform import (
@@ -16,6 +20,46 @@ from kornia.geometry.transform import (
     warp_perspective,
 )
 from torch import Generator, Tensor
+
+Shape = tuple[int, int, int, int]  # of clips: N, T, H, W
+
+
+class Augmentation(Protocol):
+    """A random change."""
+
+    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, ...]:
+        """Draw for clips of this shape: CPU tensors, each with N rows, a row for each clip."""
+
+    def apply(self, clips: Tensor, *draws: Tensor) -> Tensor:
+        """Change the clips in the way that was drawn for each."""
+
+
+def draw_and_apply(
+    step: Augmentation,
+    clips: Tensor,
+    generator: Generator | None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Tensor:
+    """Change clips by chance.
+
+    Several processes share a batch as `gaitlib.data.order.TripletSampler` deals it out. Each draws
+    for the whole batch and keeps the rows of its own clips, so that a clip is changed as it would
+    be if one process had them all.
+
+    Args:
+        step: the augmentation.
+        clips: ``(N, T, H, W)``: clips rank, rank + world_size, ... of N * world_size.
+        generator: in the same state in all processes.
+        rank: which process this is.
+        world_size: how many there are.
+
+    Raises:
+        ValueError: no generator, or frames too small for ``step``.
+    """
+    n, t, h, w = clips.shape
+    draws = step.draw((n * world_size, t, h, w), generator)
+    return step.apply(clips, *(draw[rank::world_size] for draw in draws))
 
 
 @dataclass(frozen=True)
@@ -27,10 +71,14 @@ class RandomHorizontalFlip:
     def __post_init__(self) -> None:
         _check_prob(self)
 
-    def __call__(self, clips: Tensor, generator: Generator | None = None) -> Tensor:
+    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor]:
+        """Draw which clips are changed, ``(N,)`` bool."""
+        return (_chosen(self, shape[0], generator),)
+
+    def apply(self, clips: Tensor, drawn: Tensor) -> Tensor:
         """Mirror the clips that are drawn."""
-        drawn = _draw(self, len(clips), generator)
-        return torch.where(_along(drawn, clips), clips.flip(-1), clips)
+        drawn = drawn.to(clips.device).view(-1, 1, 1, 1)
+        return torch.where(drawn, clips.flip(-1), clips)
 
 
 @dataclass(frozen=True)
@@ -48,25 +96,23 @@ class RandomRotate:
         if self.degree < 0:
             raise ValueError(f"degree is {self.degree}: give the largest angle, 0 or more")
 
-    def __call__(self, clips: Tensor, generator: Generator | None = None) -> Tensor:
-        """Turn the clips that are drawn."""
-        n, _, h, w = clips.shape
-        drawn = _draw(self, n, generator)
+    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw which clips are changed, ``(N,)`` bool, and how they turn, ``(N, 2, 3)``."""
+        n, _, h, w = shape
+        drawn = _chosen(self, n, generator)
         angles = _uniform((n,), -self.degree, self.degree, generator)
-        return rotate(clips, drawn, angles)
+        return drawn, rotation(angles, h, w)
+
+    def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
+        """Turn the clips that are drawn."""
+        return warp(clips, drawn, matrices)
 
 
-def rotate(clips: Tensor, drawn: Tensor, angles: Tensor) -> Tensor:
-    """Turn the ``drawn`` clips counter-clockwise.
-
-    Args:
-        clips: ``(N, T, H, W)``.
-        drawn: ``(N,)`` bool.
-        angles: ``(N,)`` degrees.
-    """
-    n, _, h, w = clips.shape
+def rotation(angles: Tensor, h: int, w: int) -> Tensor:
+    """Return the matrices that turn h x w images counter-clockwise by ``(N,)`` degrees."""
+    n = len(angles)
     middle = torch.tensor([(w - 1) / 2, (h - 1) / 2]).expand(n, 2)
-    return _warp(clips, drawn, get_rotation_matrix2d(middle, angles, torch.ones(n, 2)))
+    return get_rotation_matrix2d(middle, angles, torch.ones(n, 2))  # (N, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -81,12 +127,15 @@ class RandomPerspective:
     def __post_init__(self) -> None:
         _check_prob(self)
 
-    def __call__(self, clips: Tensor, generator: Generator | None = None) -> Tensor:
+    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw which clips are changed, ``(N,)`` bool, and how they lean, ``(N, 3, 3)``."""
+        n, _, h, w = shape
+        drawn = _chosen(self, n, generator)
+        return drawn, get_perspective_transform(*self.corners(n, h, w, generator))
+
+    def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
         """Lean the clips that are drawn."""
-        n, _, h, w = clips.shape
-        drawn = _draw(self, n, generator)
-        matrices = get_perspective_transform(*self.corners(n, h, w, generator))  # (N, 3, 3)
-        return _warp(clips, drawn, matrices)
+        return warp(clips, drawn, matrices)
 
     @staticmethod
     def corners(n: int, h: int, w: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -116,13 +165,17 @@ class RandomAffine:
     def __post_init__(self) -> None:
         _check_prob(self)
 
-    def __call__(self, clips: Tensor, generator: Generator | None = None) -> Tensor:
-        """Move the corners of the clips that are drawn."""
-        n, _, h, w = clips.shape
-        drawn = _draw(self, n, generator)
+    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw which clips are changed, ``(N,)`` bool, and how they move, ``(N, 2, 3)``."""
+        n, _, h, w = shape
+        drawn = _chosen(self, n, generator)
         source, target = self.corners(n, h, w, generator)
         source = torch.cat([source, torch.ones(n, 3, 1)], dim=-1)  # (N, 3, 3)
-        return _warp(clips, drawn, torch.linalg.solve(source, target).mT)  # (N, 2, 3)
+        return drawn, torch.linalg.solve(source, target).mT
+
+    def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
+        """Move the corners of the clips that are drawn."""
+        return warp(clips, drawn, matrices)
 
     @staticmethod
     def corners(n: int, h: int, w: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -160,22 +213,30 @@ class RandomErasing:
         if not (0 < self.sl <= self.sh < 1 and 0 < self.r1 <= 1):
             raise ValueError(f"{self}: needs 0 < sl <= sh < 1 and 0 < r1 <= 1")
 
-    def __call__(self, clips: Tensor, generator: Generator | None = None) -> Tensor:
+    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw which clips are changed, ``(N, 1)`` bool, and their boxes, ``(N, 1, 4)``.
+
+        With ``per_frame``, which frames: ``(N, T)`` and ``(N, T, 4)``. A box is its top, bottom,
+        left and right, in pixels; bottom and right are one past the last.
+        """
+        n, t, h, w = shape
+        each = t if self.per_frame else 1
+        drawn = _chosen(self, n * each, generator)
+        boxes = self._boxes(n * each, h, w, generator)
+        return drawn.view(n, each), boxes.T.view(n, each, 4)
+
+    def apply(self, clips: Tensor, drawn: Tensor, boxes: Tensor) -> Tensor:
         """Blank a box in the clips (or frames) that are drawn."""
-        n, t, h, w = clips.shape
-        count = n * t if self.per_frame else n
-        drawn = _draw(self, count, generator)
-        top, bottom, left, right = self._boxes(count, h, w, generator)
+        h, w = clips.shape[-2:]
+        top, bottom, left, right = boxes.unsqueeze(-1).unbind(2)  # (N, 1 or T, 1) each
         rows, columns = torch.arange(h), torch.arange(w)
-        in_rows = (rows >= top[:, None]) & (rows < bottom[:, None]) & drawn[:, None]  # (count, H)
-        in_columns = (columns >= left[:, None]) & (columns < right[:, None])  # (count, W)
-        shape = (n, -1)  # one box a clip, or one a frame
-        in_rows = in_rows.view(*shape, h, 1).to(clips.device)
-        in_columns = in_columns.view(*shape, 1, w).to(clips.device)
-        return clips.masked_fill(in_rows & in_columns, 0)
+        in_rows = (rows >= top) & (rows < bottom) & drawn[..., None]  # (N, 1 or T, H)
+        in_columns = (columns >= left) & (columns < right)  # (N, 1 or T, W)
+        in_rows, in_columns = in_rows.to(clips.device), in_columns.to(clips.device)
+        return clips.masked_fill(in_rows[..., None] & in_columns[:, :, None], 0)
 
     def _boxes(self, n: int, h: int, w: int, generator: Generator | None) -> Tensor:
-        """Draw n boxes inside h x w: top, bottom, left, right, ``(4, n)``; ends excluded."""
+        """Draw n boxes inside h x w: top, bottom, left, right, ``(4, n)``."""
         height, width = torch.zeros(2, n)
         for _ in range(100):
             area = _uniform((n,), self.sl, self.sh, generator) * h * w
@@ -196,7 +257,7 @@ def _check_prob(step: object) -> None:
         raise ValueError(f"{step}: prob is a probability, from 0 to 1")
 
 
-def _draw(step: object, n: int, generator: Generator | None) -> Tensor:
+def _chosen(step: object, n: int, generator: Generator | None) -> Tensor:
     """Draw which of n clips are changed, ``(n,)`` bool on the CPU."""
     if generator is None:
         raise ValueError(f"{step} needs chance: pass a torch.Generator with the clips")
@@ -209,20 +270,20 @@ def _uniform(
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
-def _along(drawn: Tensor, clips: Tensor) -> Tensor:
-    return drawn.to(clips.device).view(-1, 1, 1, 1)
+def warp(clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
+    """Warp the ``drawn`` clips, ``(N,)`` bool, by matrices of pixels, ``(N, 2 or 3, 3)``.
 
-
-def _warp(clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
-    """Warp the ``drawn`` clips by their matrices, pixel to pixel, ``(N, 2 or 3, 3)``."""
+    Returns:
+        float32, or the clips themselves if none is drawn.
+    """
     if not drawn.any():
         return clips
     where = drawn.nonzero()[:, 0]
     size = (clips.shape[-2], clips.shape[-1])
-    warp = warp_affine if matrices.shape[1] == 2 else warp_perspective
+    by = warp_affine if matrices.shape[1] == 2 else warp_perspective
     where_there = where.to(clips.device)
     chosen = clips[where_there].float()  # the frames of a clip are the channels of an image
-    warped = warp(chosen, matrices[where].to(clips.device), size, align_corners=True)
+    warped = by(chosen, matrices[where].to(clips.device), size, align_corners=True)
     result = clips.to(torch.float32, copy=True)
     result[where_there] = warped
     return result

@@ -22,6 +22,7 @@ __all__ = [
     "VIEWS",
     "SequenceError",
     "SilhouetteDataset",
+    "few",
     "index_tree",
     "load_split",
     "missing_sequences",
@@ -51,9 +52,16 @@ def index_tree(root: str | Path, subjects: Sequence[str] | None = None) -> pd.Da
         FileNotFoundError: ``root`` is absent, or holds no sequence of these subjects.
     """
     root = Path(root)
-    names = _subjects_on_disk(root)
+    names = on_disk = _subjects_on_disk(root)
     if subjects is not None:
         names = [name for name in names if name in set(subjects)]
+        if not names:
+            raise FileNotFoundError(
+                f"none of the {len(subjects)} subjects asked for ({few(sorted(subjects))}) is "
+                f"under {root}, which holds {few(on_disk) or 'no folder'}: set "
+                "data_cfg.dataset_root to the folder of the subjects, or data_cfg."
+                "dataset_partition to a file that lists them"
+            )
     rows = []
     for subject in names:
         for kind in _folders(root / subject):
@@ -69,7 +77,7 @@ def index_tree(root: str | Path, subjects: Sequence[str] | None = None) -> pd.Da
     if not rows:
         raise FileNotFoundError(
             f"no sequence <subject>/<type>/<view>/<view>.pkl under {root}"
-            + ("" if subjects is None else f" for the subjects {_few(sorted(subjects))}")
+            + ("" if subjects is None else f" for the subjects {few(names)}")
             + "; make it with `gaitlib pretreat` from raw frames, or with `gaitlib walkers`"
         )
     return pd.DataFrame(rows, columns=["subject", "type", "view", "path"], dtype=str)
@@ -148,30 +156,46 @@ class SilhouetteDataset:
         bad = [i for i, fault in enumerate(faults) if fault]
         self.problems = table.loc[bad].assign(problem=[faults[i] for i in bad])[PROBLEM_COLUMNS]
         self.problems = self.problems.reset_index(drop=True)
-        if bad:
-            logger.warning(
-                "%d of %d sequences are left out (listed in .problems); the first: %s: %s",
-                len(bad), len(table), table["path"][bad[0]], faults[bad[0]],
-            )  # fmt: skip
         if not good:
-            first = f"; the first: {faults[0]}" if faults else ""
-            raise ValueError(f"none of {len(table)} sequences can be used{first}")
+            raise ValueError(
+                f"none of {len(table)} sequences can be used: delete them and make them again "
+                "(`gaitlib pretreat`, or `gaitlib walkers` for walkers)"
+                + (f". The first: {faults[0]}" if faults else "")
+            )
+        if bad:
+            paths = table["path"]
+            told = [f if paths[i] in (f := faults[i]) else f"{paths[i]}: {f}" for i in bad]
+            logger.warning(
+                "%d of %d sequences are left out: %s", len(bad), len(table), few(told, joint="; ")
+            )
         self.table = table.loc[good, ["subject", "type", "view", "path"]].reset_index(drop=True)
         self.table["frames"] = [shapes[i][0] for i in good]
         self.subjects = sorted(self.table["subject"].unique())
         self.labels = np.searchsorted(self.subjects, self.table["subject"].tolist()).astype(
             np.int64
         )
+        self._shapes = [shapes[i] for i in good]
         self._cached = [arrays[i] for i in good] if cache else None
 
     def __len__(self) -> int:
         return len(self.table)
 
     def sequence(self, index: int) -> np.ndarray:
-        """Return the frames of one sequence, ``(T, H, W)`` uint8; not to be written to."""
+        """Return the frames of one sequence, ``(T, H, W)`` uint8; not to be written to.
+
+        Raises:
+            SequenceError: the file is no longer what was checked.
+        """
         if self._cached is not None:
             return self._cached[index]
-        return read_sequence(self.table["path"].iat[index])
+        path = self.table["path"].iat[index]
+        frames = read_sequence(path)
+        if frames.shape != self._shapes[index]:
+            raise SequenceError(
+                f"{path} changed while it was in use: it held {self._shapes[index]} frames, rows "
+                f"and columns, and now {frames.shape}; start again"
+            )
+        return frames
 
 
 def load_split(
@@ -198,14 +222,19 @@ def load_split(
 
     Raises:
         FileNotFoundError: ``root`` is absent, or holds no sequence of the split.
-        ValueError: the split is unknown, the partition is wrong, or no sequence is good.
+        ValueError: the split is unknown, the partition is wrong or names nobody for it, or no
+            sequence is good.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {list(SPLITS)}")
+    on_disk = _subjects_on_disk(Path(root))
+    source = "the partition"
     if not isinstance(partition, Mapping):
+        source = f"the partition {partition}"
         partition = read_partition(partition)
     wanted = partition[split]
-    on_disk = _subjects_on_disk(Path(root))
+    if not wanted:
+        raise ValueError(f"{split} of {source} lists no subject: name at least one")
     table = index_tree(root, wanted)
     dataset = SilhouetteDataset(table, cache=cache, min_frames=min_frames, workers=workers)
     listed = {subject for subjects in partition.values() for subject in subjects}
@@ -213,7 +242,7 @@ def load_split(
     notes |= {s: "on disk, but in neither set" for s in on_disk if s not in listed}
     if notes:
         logger.warning(
-            "subjects under %s: %s", root, _few([f"{s} {note}" for s, note in notes.items()])
+            "subjects under %s: %s", root, few([f"{s} {note}" for s, note in notes.items()])
         )
         rows = [(s, "", "", str(Path(root) / s), note) for s, note in sorted(notes.items())]
         notes_table = pd.DataFrame(rows, columns=PROBLEM_COLUMNS, dtype=str)
@@ -233,6 +262,7 @@ def _subjects_on_disk(root: Path) -> list[str]:
     return _folders(root)
 
 
-def _few(items: Sequence[str], limit: int = 5) -> str:
+def few(items: Sequence[str], limit: int = 5, joint: str = ", ") -> str:
+    """Join the first ``limit`` items for a message, and count the others."""
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + rest
+    return joint.join(items[:limit]) + rest

@@ -36,7 +36,8 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
         The batch of one iteration: pairs (sequence index, clip seed).
 
     Raises:
-        ValueError: fewer than P subjects, or a batch that ``world_size`` does not divide.
+        ValueError: no sequences, fewer than P subjects, or a batch that ``world_size`` does not
+            divide.
     """
 
     def __init__(
@@ -52,16 +53,28 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
     ) -> None:
         self.num_subjects, self.num_clips = batch_size
         subjects, subject_of = np.unique(np.asarray(labels), return_inverse=True)
-        if min(batch_size) < 1 or len(subjects) < self.num_subjects:
+        if min(batch_size) < 1:
             raise ValueError(
-                f"batch_size {tuple(batch_size)} asks for {self.num_subjects} subjects, and the "
-                f"data have {len(subjects)}; lower trainer_cfg.sampler.batch_size[0]"
+                f"trainer_cfg.sampler.batch_size is {list(batch_size)}: a batch needs 1 subject "
+                "and 1 clip or more"
             )
-        clips = self.num_subjects * self.num_clips
-        if clips % world_size or not 0 <= rank < world_size:
+        if not len(subjects):
+            raise ValueError("the training set holds no sequence: there is nothing to draw from")
+        if len(subjects) < self.num_subjects:
             raise ValueError(
-                f"a batch of {self.num_subjects} x {self.num_clips} clips does not split over "
-                f"world_size {world_size} (rank {rank}); choose a batch_size that it divides"
+                f"trainer_cfg.sampler.batch_size {list(batch_size)} asks for {self.num_subjects} "
+                f"subjects a batch, and the training set has {len(subjects)}: write "
+                f"[{len(subjects)}, {self.num_clips}], or add subjects"
+            )
+        _check_rank(rank, world_size)
+        clips = self.num_subjects * self.num_clips
+        if clips % world_size:
+            divisors = [str(n) for n in range(1, clips + 1) if clips % n == 0]
+            raise ValueError(
+                f"trainer_cfg.sampler.batch_size {list(batch_size)} makes {clips} clips, which do "
+                f"not split evenly over {world_size} processes: start one of "
+                f"{', '.join(divisors)} processes, or choose a batch_size [P, K] whose P x K is a "
+                f"multiple of {world_size}"
             )
         if seed < 0 or not 0 <= start <= stop:
             raise ValueError(f"seed {seed} and iterations {start} to {stop} must not be negative")
@@ -93,22 +106,41 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
 class InferenceSampler(Sampler[list[tuple[int, ClipSeed]]]):
     """Give every sequence exactly once, in order; the last batch may be smaller.
 
+    With ``world_size`` processes, each takes every ``world_size``-th of the very batches that one
+    process would have; together they give every sequence once. One of them may have no batch.
+
     Args:
         num_sequences: how many there are.
         batch_size: sequences a batch.
         seed: for sample types that choose frames at random; a sequence's clip depends on it and
             on the sequence's index alone.
+        rank: which process this is.
+        world_size: how many there are.
     """
 
-    def __init__(self, num_sequences: int, batch_size: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_sequences: int,
+        batch_size: int = 4,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: a batch needs 1 sequence or more")
+        _check_rank(rank, world_size)
         self.num_sequences, self.batch_size, self.seed = num_sequences, batch_size, seed
+        self.firsts = range(rank * batch_size, num_sequences, world_size * batch_size)
 
     def __len__(self) -> int:
-        return -(-self.num_sequences // self.batch_size)
+        return len(self.firsts)
 
     def __iter__(self) -> Iterator[list[tuple[int, ClipSeed]]]:
-        for first in range(0, self.num_sequences, self.batch_size):
+        for first in self.firsts:
             last = min(first + self.batch_size, self.num_sequences)
             yield [(index, (self.seed, 0, index)) for index in range(first, last)]
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is none of the {world_size} processes: they count from 0")

@@ -12,6 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gaitlib.data.sequence_file import SequenceError, read_sequence, write_sequence
+from gaitlib.data.workers import WorkerError, ending
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,7 @@ def pretreat_tree(
 
     Raises:
         FileNotFoundError: ``src`` is absent, or holds neither subject folders nor archives.
+        WorkerError: a process was killed; what was written stays, and a second call goes on.
     """
     src, dst = Path(src), Path(dst)
     if not src.is_dir():
@@ -132,11 +135,19 @@ def pretreat_tree(
     written, kept, skipped, lengths = 0, 0, [], {}
     with _mapper(workers) as mapper:
         results = mapper(work, subjects)
-        for result in tqdm(results, total=len(subjects), unit="subject", disable=not progress):
-            written += result.written
-            kept += result.kept
-            skipped += result.skipped
-            lengths |= result.lengths
+        bar = tqdm(results, total=len(subjects), unit="subject", disable=not progress)
+        try:
+            for result in bar:
+                written += result.written
+                kept += result.kept
+                skipped += result.skipped
+                lengths |= result.lengths
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                f"one of {workers} processes that pretreat {src} died {ending(None)}. What was "
+                f"written to {dst} is kept: run again to go on, with fewer workers (a subject's "
+                "archive is held in memory while it is read)"
+            ) from error
     short = [(*key, frames) for key, frames in sorted(lengths.items()) if frames < min_frames]
     report = PretreatReport(
         written,

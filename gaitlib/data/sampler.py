@@ -4,8 +4,12 @@ Iteration i of a run follows from (seed, i) alone: resuming needs no saved rando
 number of loading workers changes nothing.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing.connection import wait
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,16 +19,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gaitlib.data.frames import SAMPLE_TYPES, choose_frames
 from gaitlib.data.order import ClipSeed, InferenceSampler, TripletSampler
+from gaitlib.data.sequence_file import SequenceError
+from gaitlib.data.workers import LoaderError, ending
 
 __all__ = [
     "SAMPLE_TYPES",
     "Batch",
     "InferenceSampler",
+    "LoaderError",
     "TripletSampler",
     "choose_frames",
     "inference_batches",
     "training_batches",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 class Sequences(Protocol):
@@ -82,7 +91,8 @@ def training_batches(
     """Give the batches of iterations ``start`` to ``stop - 1``.
 
     ``unfixed_*`` clips have one length for the whole batch (OpenGait draws one for each clip), so
-    that they stack. ``all_*`` clips are concatenated along frames.
+    that they stack. ``all_*`` clips are concatenated along frames. Subjects with fewer than K
+    sequences are drawn with replacement, which is logged once.
 
     Args:
         dataset: the sequences.
@@ -103,9 +113,16 @@ def training_batches(
         pin_memory: put batches where a GPU can fetch them.
         rank: which process this is.
         world_size: how many there are.
+
+    Raises:
+        ValueError: the settings fit neither each other nor the data, see :class:`TripletSampler`.
+        SequenceError: while iterating, a sequence cannot be read any more.
+        LoaderError: while iterating, a loading process died.
     """
     labels = dataset.labels if labels is None else labels
     sampler = TripletSampler(labels, batch_size, seed, start, stop, batch_shuffle, rank, world_size)
+    if rank == 0:
+        _tell_of_few_sequences(sampler)
     choose = partial(
         choose_frames,
         sample_type=sample_type,
@@ -134,8 +151,13 @@ def inference_batches(
     num_workers: int = 0,
     persistent_workers: bool = False,
     pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> "DataLoader[Batch]":
     """Give every sequence once, in order; ``all_*`` clips are concatenated along frames.
+
+    With ``world_size`` processes each gives its share of the batches, see
+    :class:`InferenceSampler`; it may be empty.
 
     Args:
         dataset: the sequences.
@@ -149,10 +171,17 @@ def inference_batches(
         num_workers: loading processes; 0 loads in this one.
         persistent_workers: keep them for a second pass.
         pin_memory: put batches where a GPU can fetch them.
+        rank: which process this is.
+        world_size: how many there are.
+
+    Raises:
+        ValueError: the settings do not fit each other.
+        SequenceError: while iterating, a sequence cannot be read any more.
+        LoaderError: while iterating, a loading process died.
     """
     if sample_type.startswith("unfixed"):
         raise ValueError(f"sample_type {sample_type!r} is for training; test with all_* or fixed_*")
-    sampler = InferenceSampler(len(dataset), batch_size, seed)
+    sampler = InferenceSampler(len(dataset), batch_size, seed, rank, world_size)
     choose = partial(
         choose_frames,
         sample_type=sample_type,
@@ -164,6 +193,19 @@ def inference_batches(
     return _loader(
         clips, sampler, sample_type.startswith("all"), num_workers, persistent_workers, pin_memory
     )
+
+
+def _tell_of_few_sequences(sampler: TripletSampler) -> None:
+    counts = [len(owned) for owned in sampler.by_subject]
+    k = sampler.num_clips
+    few = sum(count < k for count in counts)
+    if few:
+        logger.warning(
+            "%d of %d training subjects have fewer than K = %d sequences (the fewest: %d): their "
+            "clips are drawn with replacement, so a batch may hold a sequence twice; lower K, "
+            "trainer_cfg.sampler.batch_size[1], to avoid it",
+            few, len(counts), k, min(counts),
+        )  # fmt: skip
 
 
 class _Clip(NamedTuple):
@@ -211,6 +253,49 @@ def _collate(clips: list[_Clip], concatenate: bool) -> Batch:
     )
 
 
+class _Loader(DataLoader):
+    """A DataLoader that tells in one line what befell its processes."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        if before is not None and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever this process happens to be, while it writes a
+            # checkpoint, say. Without it, next() finds a dead process within five seconds.
+            signal.signal(signal.SIGCHLD, before)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                workers = getattr(batches, "_workers", [])  # none where this process loads
+                told = self._in_one_line(error, workers)
+                if workers:
+                    batches._shutdown_workers()  # now: the traceback would keep them for long
+                if told is error:
+                    raise
+                raise told from None
+            yield batch
+
+    def _in_one_line(self, error: Exception, workers: list) -> Exception:
+        """Return what to raise for an error: itself, if there is nothing to make clearer."""
+        if isinstance(error, SequenceError):  # a process sends its whole traceback as the message
+            return SequenceError(str(error).rpartition("SequenceError: ")[2].strip())
+        if not workers or not isinstance(error, RuntimeError | OSError | EOFError):
+            return error
+        ended = wait([worker.sentinel for worker in workers], timeout=1)
+        if not ended:
+            return error
+        dead = next(worker for worker in workers if worker.sentinel in ended)
+        dead.join()  # a process closes its files shortly before it has ended
+        return LoaderError(
+            f"a process that loads batches died {ending(dead.exitcode)}. data_cfg.num_workers is "
+            f"{self.num_workers}: lower it (0 loads in the main process); training goes on from "
+            "its last checkpoint with trainer_cfg.restore_hint: latest"
+        )
+
+
 def _loader(
     clips: _Clips,
     sampler: Sampler[list[tuple[int, ClipSeed]]],
@@ -219,7 +304,7 @@ def _loader(
     persistent_workers: bool,
     pin_memory: bool,
 ) -> "DataLoader[Batch]":
-    return DataLoader(
+    return _Loader(
         clips,
         batch_sampler=sampler,
         num_workers=num_workers,

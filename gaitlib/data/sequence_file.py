@@ -70,7 +70,9 @@ ADMITTED = {
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which no array needs; nothing of it was run"
+            )
         return ADMITTED[module, name]
 
 
@@ -87,7 +89,12 @@ def read_sequence(path: str | Path) -> np.ndarray:
         SequenceError: the file is missing, damaged, empty, or holds anything but such an array.
     """
     try:
-        loaded = _ArrayUnpickler(io.BytesIO(Path(path).read_bytes())).load()
+        content = Path(path).read_bytes()
+        if not content:
+            raise SequenceError(f"{path} is empty: 0 bytes")
+        loaded = _ArrayUnpickler(io.BytesIO(content)).load()
+    except SequenceError:
+        raise
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = f"{type(error).__name__}: {error}"
         raise SequenceError(f"cannot read the sequence {path}: {reason}") from error

@@ -6,7 +6,7 @@ of that.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,15 @@ import torch
 from torch import Generator, Tensor
 
 from gaitlib.data.augment import (
+    Augmentation,
     RandomAffine,
     RandomErasing,
     RandomHorizontalFlip,
     RandomPerspective,
     RandomRotate,
+    draw_and_apply,
 )
 
-Step = Callable[[Tensor, Generator | None], Tensor]
 Spec = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
@@ -35,7 +36,7 @@ class BaseSilTransform:
     def __post_init__(self) -> None:
         _check_divsor(self)
 
-    def __call__(self, clips: Tensor, generator: Generator | None = None) -> Tensor:
+    def __call__(self, clips: Tensor) -> Tensor:
         """Divide."""
         if self.img_shape is not None:
             clips = clips.reshape(*clips.shape[:2], *self.img_shape)  # (N, T, *img_shape)
@@ -55,7 +56,7 @@ class BaseSilCuttingTransform:
     def __post_init__(self) -> None:
         _check_divsor(self)
 
-    def __call__(self, clips: Tensor, generator: Generator | None = None) -> Tensor:
+    def __call__(self, clips: Tensor) -> Tensor:
         """Cut and divide."""
         width = clips.shape[-1]
         cutting = width // 64 * 10 if self.cutting is None else self.cutting
@@ -76,36 +77,56 @@ AUGMENTATIONS = {
     "RandomRotate": RandomRotate,
 }
 STEPS = BASES | AUGMENTATIONS
+Step = BaseSilTransform | BaseSilCuttingTransform | Augmentation
 
 
 @dataclass(frozen=True)
 class Transform:
     """Steps from stored clips to network input.
 
+    With ``world_size`` processes, ``clips`` are every ``world_size``-th of one batch, from ``rank``
+    on, and the generators are in the same state: then a clip is changed as it would be if one
+    process had the whole batch. (Clips concatenated along frames are one clip to this and change
+    alike; for those leave both out, and they change alike in all processes too.)
+
     Shape:
         clips: ``(N, T, H, W)`` uint8, on any device
         returns: ``(N, T, H, W')`` float32, there too
 
     Raises:
-        ValueError: the clips are something else, or a random step has no generator.
+        ValueError: the clips are something else, a random step has no generator, or ``rank`` is
+            not below ``world_size``.
     """
 
     steps: tuple[Step, ...]
 
-    def __call__(self, clips: Tensor, generator: Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        clips: Tensor,
+        generator: Generator | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Tensor:
         """Apply the steps in order."""
         if clips.ndim != 4 or clips.dtype != torch.uint8:
             raise ValueError(
                 f"clips are (N, T, H, W) uint8, got {tuple(clips.shape)} {clips.dtype}"
             )
+        if not 0 <= rank < world_size:
+            raise ValueError(
+                f"rank {rank} of world_size {world_size}: ranks are 0 to world_size - 1"
+            )
         for step in self.steps:
-            clips = step(clips, generator)
+            if _is_random(step):
+                clips = draw_and_apply(step, clips, generator, rank, world_size)
+            else:
+                clips = step(clips)
         return clips
 
     @property
     def random(self) -> bool:
         """Whether a step needs the generator."""
-        return any(isinstance(step, tuple(AUGMENTATIONS.values())) for step in self.steps)
+        return any(_is_random(step) for step in self.steps)
 
 
 def build_transform(spec: Spec) -> Transform:
@@ -154,6 +175,10 @@ def _steps(spec: Mapping[str, Any]) -> list[Step]:
         if isinstance(value, str) or (isinstance(value, bool) and name != "per_frame"):
             raise ValueError(f"{spec['type']}: {name} is {value!r}, not a number")
     return [step(**arguments)]
+
+
+def _is_random(step: Step) -> bool:
+    return isinstance(step, tuple(AUGMENTATIONS.values()))
 
 
 def _check_divsor(step: BaseSilTransform | BaseSilCuttingTransform) -> None:

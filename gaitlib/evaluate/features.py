@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 METRICS = ("euc", "cos")
 
 
-def embed(
+def embed_batches(
     model: nn.Module,
     batches: Iterable[Batch],
     transform: Callable[[Tensor], Tensor],
     device: torch.device | str = "cpu",
-) -> Tensor:
-    """Run ``model`` over every sequence once, in evaluation mode.
+) -> tuple[Tensor, Tensor]:
+    """Run ``model`` over some batches once, in evaluation mode: one process's share of a set.
 
     The mode of every submodule is put back afterwards (a frozen batch norm stays frozen). Half
     precision is the caller's: wrap the call in ``torch.autocast``; the result is float32 anyway.
@@ -29,19 +29,20 @@ def embed(
     Args:
         model: on ``device``; called as ``model(sils, seqL)`` and read at ``.embeddings``.
         batches: concatenated clips, uint8 ``(1, sum of T, H, W)`` with lengths ``seqL``, or clips
-            of one length, ``(N, T, H, W)`` with ``seqL`` None. Together their ``indices`` hold
-            0..n-1 once each, in any order.
+            of one length, ``(N, T, H, W)`` with ``seqL`` None. There may be none.
         transform: uint8 ``(N, T, H, W)`` to float ``(N, T, H, W')``, on ``device``.
         device: where the clips go.
 
     Returns:
-        float32 ``(n, C, P)`` on the CPU; row i is the sequence with index i.
+        The sequences' indices, int64 ``(m,)``, and their features, float32 ``(m, C, P)``, in the
+        order of the batches and on the CPU; without batches ``(0,)`` and ``(0, 0, 0)``.
 
     Raises:
-        ValueError: there are no batches, or an index is missing or repeated.
+        ValueError: a batch gives another number of embeddings than it has sequences.
     """
     modes = {module: module.training for module in model.modules()}
-    found, pieces = [], []
+    found = [torch.empty(0, dtype=torch.int64)]
+    pieces = []
     model.eval()
     try:
         with torch.inference_mode():
@@ -59,18 +60,56 @@ def embed(
     finally:
         for module, training in modes.items():
             module.training = training
-    if not pieces:
-        raise ValueError("no batches to embed: the data set holds no sequence")
-    indices = torch.cat(found)
+    return torch.cat(found), torch.cat(pieces) if pieces else torch.empty(0, 0, 0)
+
+
+def collect(indices: Tensor, features: Tensor) -> Tensor:
+    """Put the features of a whole set in the order of its sequences.
+
+    Args:
+        indices: int64 ``(n,)``, 0..n-1 once each, in any order.
+        features: ``(n, C, P)``, those of ``indices``.
+
+    Returns:
+        ``(n, C, P)``; row i is the sequence with index i.
+
+    Raises:
+        ValueError: there are none, or an index is missing or repeated.
+    """
     n = len(indices)
-    if not torch.equal(indices.sort().values, torch.arange(n)):
+    if not n:
+        raise ValueError("no batches to embed: the data set holds no sequence")
+    if len(features) != n or not torch.equal(indices.sort().values, torch.arange(n)):
         raise ValueError(
-            f"{n} sequences came with indices {indices.min()}..{indices.max()}, "
+            f"{len(features)} features came with {n} indices {indices.min()}..{indices.max()}, "
             f"{len(indices.unique())} of them different: each of 0..{n - 1} is needed once"
         )
-    features = torch.empty(n, *pieces[0].shape[1:])
-    features[indices] = torch.cat(pieces)
-    return features  # (n, C, P)
+    ordered = torch.empty(features.shape, dtype=features.dtype)
+    ordered[indices] = features
+    return ordered  # (n, C, P)
+
+
+def embed(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    transform: Callable[[Tensor], Tensor],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Run ``model`` over every sequence of a set once: :func:`embed_batches`, :func:`collect`.
+
+    Args:
+        model: see :func:`embed_batches`, like the following.
+        batches: all of the set; together their ``indices`` hold 0..n-1 once each, in any order.
+        transform: uint8 ``(N, T, H, W)`` to float ``(N, T, H, W')``, on ``device``.
+        device: where the clips go.
+
+    Returns:
+        float32 ``(n, C, P)`` on the CPU; row i is the sequence with index i.
+
+    Raises:
+        ValueError: there are no batches, or an index is missing or repeated.
+    """
+    return collect(*embed_batches(model, batches, transform, device))
 
 
 def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 64) -> Tensor:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.data.casia_b import VIEWS
+from gaitlib.data.casia_b import VIEWS, few
 from gaitlib.evaluate.features import distance
 
 logger = logging.getLogger(__name__)
@@ -128,23 +128,20 @@ def evaluate_indoor(
         chunk: probes at a time.
 
     Raises:
-        ValueError: features and table differ in length, a feature is not finite, the table holds
-            a view not in ``views``, or there is no gallery at all.
+        ValueError: features and table differ in length, a feature is not finite, or the table
+            cannot be measured at all, see :func:`check_test_set`.
     """
-    table = _checked(features, table, views)
-    gallery_types = CROSS_VIEW_GALLERY if cross_view_gallery else GALLERY
-    probe_types = CROSS_VIEW_PROBES if cross_view_gallery else PROBES
+    check_test_set(table, cross_view_gallery, views)
+    table = _checked(features, table)
+    gallery_types, probe_types = _types(cross_view_gallery)
     gallery_rows = np.flatnonzero(table["type"].isin(gallery_types))
-    if not len(gallery_rows):
-        raise ValueError(f"no gallery: none of the {len(table)} sequences is {gallery_types}")
     gallery = table.iloc[gallery_rows]
     gallery_features = features[torch.as_tensor(gallery_rows, device=features.device)]
 
-    parts, problems = [], _missing_gallery(gallery, views)
+    parts = []
     for condition in CONDITIONS:
         probe_rows = np.flatnonzero(table["type"].isin(probe_types[condition]))
         probe = table.iloc[probe_rows]
-        problems += _missing_probes(condition, probe, gallery, views)
         if not len(probe_rows):
             continue
         probe_features = features[torch.as_tensor(probe_rows, device=features.device)]
@@ -156,13 +153,49 @@ def evaluate_indoor(
         keys = probe[["subject", "type", "view"]].reset_index(drop=True)
         keys.insert(0, "condition", condition)
         parts.append(pd.concat([keys, found], axis=1))
-    if not parts:
-        raise ValueError(f"no probes: none of the {len(table)} sequences is {probe_types}")
+    hits = pd.concat(parts, ignore_index=True)
+    problems = [
+        *_unseen_views(gallery, hits, views),
+        *_without_gallery(gallery, hits, cross_view_gallery, remove_no_gallery),
+    ]
     for problem in problems:
         logger.warning("%s", problem)
-    hits = pd.concat(parts, ignore_index=True)
     build = _cross_view_evaluation if cross_view_gallery else _indoor_evaluation
     return build(hits, metric, tuple(views), tuple(problems))
+
+
+def check_test_set(
+    table: pd.DataFrame, cross_view_gallery: bool = False, views: Sequence[str] = VIEWS
+) -> None:
+    """Refuse a test set of which nothing could be measured; worth asking before training.
+
+    Args:
+        table: a row a sequence, with columns subject, type, view.
+        cross_view_gallery: which protocol.
+        views: the views of the matrices.
+
+    Raises:
+        ValueError: the table holds a view not in ``views``, no gallery at all, or no probes at all.
+    """
+    unknown = sorted(set(table["view"]) - set(views))
+    if unknown:
+        raise ValueError(
+            f"the test set has views {unknown}, which are not among {list(views)}: rename the "
+            "folders, or leave them out"
+        )
+    gallery, probes = _types(cross_view_gallery)
+    for name, types in (("gallery", gallery), ("probe", sum(probes.values(), ()))):
+        if not table["type"].isin(types).any():
+            found = ", ".join(sorted(table["type"].unique()))
+            raise ValueError(
+                f"no {name}: none of the {len(table)} test sequences is of the types "
+                f"{', '.join(types)}; they are of {found}"
+            )
+
+
+def _types(cross_view_gallery: bool) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Return the types of a protocol's gallery, and of each condition's probes."""
+    return (CROSS_VIEW_GALLERY, CROSS_VIEW_PROBES) if cross_view_gallery else (GALLERY, PROBES)
 
 
 def _indoor_evaluation(
@@ -235,34 +268,57 @@ def _equal(probe: pd.DataFrame, gallery: pd.DataFrame, column: str, device: torc
     return torch.as_tensor(same, device=device)
 
 
-def _checked(features: Tensor, table: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:
+def _checked(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
     """Refuse what would give a wrong number silently; return the three columns, index 0..n-1."""
     if len(features) != len(table):
         raise ValueError(f"{len(features)} features for a table of {len(table)} sequences")
     bad = int((~features.isfinite().flatten(1).all(1)).sum())
     if bad:
         raise ValueError(f"{bad} of {len(features)} features are not finite: training diverged?")
-    unknown = sorted(set(table["view"]) - set(views))
-    if unknown:
-        raise ValueError(f"views {unknown} are not among {list(views)}; pass views=")
     return table[["subject", "type", "view"]].reset_index(drop=True)
 
 
-def _missing_gallery(gallery: pd.DataFrame, views: Sequence[str]) -> list[str]:
-    missing = [view for view in views if view not in set(gallery["view"])]
-    return [f"no gallery sequence at view {', '.join(missing)}"] if missing else []
+def _unseen_views(gallery: pd.DataFrame, hits: pd.DataFrame, views: Sequence[str]) -> list[str]:
+    """Name the views, and the whole conditions, of which there is nothing to measure."""
+    in_gallery, in_probes = set(gallery["view"]), set(hits["view"])
+    nowhere = [v for v in views if v not in in_gallery | in_probes]
+    problems = [f"{p}: not measured" for p in _told("no gallery and no probe sequence", nowhere)]
+    problems += _told("no gallery sequence", [v for v in views if v in in_probes - in_gallery])
+    for condition in CONDITIONS:
+        seen = set(hits.loc[hits["condition"] == condition, "view"])
+        if not seen:
+            problems.append(f"{condition}: no probe sequence, so nothing to measure")
+        else:
+            missing = [v for v in views if v not in seen and v not in nowhere]
+            problems += _told(f"{condition}: no probe sequence", missing)
+    return problems
 
 
-def _missing_probes(
-    condition: str, probe: pd.DataFrame, gallery: pd.DataFrame, views: Sequence[str]
+def _told(what: str, views: Sequence[str]) -> list[str]:
+    return [f"{what} at view {', '.join(views)}"] if views else []
+
+
+def _without_gallery(
+    gallery: pd.DataFrame, hits: pd.DataFrame, cross_view_gallery: bool, remove_no_gallery: bool
 ) -> list[str]:
-    """Say which views have no probe and which probes have no gallery."""
+    """Name the subjects whose probes have no right answer, and say what is done with those."""
+    at = {subject: set(rows) for subject, rows in gallery.groupby("subject")["view"]}
+    done = "each counts as a miss; data_cfg.remove_no_gallery: true leaves them out"
+    if cross_view_gallery:
+        pairs = zip(hits["subject"], hits["view"], strict=True)
+        strangers = hits.loc[[not at.get(s, set()) - {v} for s, v in pairs], "subject"]
+        lack, done = "no gallery sequence of another view", "they are left out"
+    else:
+        strangers = hits.loc[~hits["subject"].isin(list(at)), "subject"]
+        lack = "no gallery sequence"
+        if remove_no_gallery:
+            done = "they are left out (data_cfg.remove_no_gallery)"
     problems = []
-    missing = [view for view in views if view not in set(probe["view"])]
-    if missing:
-        problems.append(f"{condition}: no probe sequence at view {', '.join(missing)}")
-    strangers = probe[~probe["subject"].isin(gallery["subject"])]
     if len(strangers):
-        names = ", ".join(sorted(strangers["subject"].unique()))
-        problems.append(f"{condition}: {len(strangers)} probes of {names} have no gallery sequence")
+        names = few(sorted(strangers.unique()))
+        problems.append(f"{len(strangers)} probes of {names} have {lack}: {done}")
+    absent = {s: set(gallery["view"]) - at[s] for s in sorted(set(hits["subject"]) & at.keys())}
+    gaps = [f"{s} at {', '.join(sorted(views))}" for s, views in absent.items() if views]
+    if gaps and not cross_view_gallery:
+        problems.append(f"no gallery sequence of {few(gaps, joint='; ')}; of the probes, {done}")
     return problems

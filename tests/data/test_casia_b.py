@@ -187,6 +187,8 @@ def test_bad_sequences_are_logged_listed_and_skipped(tree, caplog):
     dataset = load_split(tree, tree / "partition.json", "TRAIN_SET", min_frames=2)
     assert len(dataset) == 5 and list(dataset.table.index) == list(range(5))
     assert len(caplog.records) == 1 and "3 of 8 sequences" in caplog.text
+    for path in (bad, tree / "001/nm-02/090/090.pkl", tree / "002/nm-01/000/000.pkl"):
+        assert caplog.text.count(str(path)) == 1
     problems = dataset.problems.set_index(["subject", "type", "view"])["problem"]
     assert str(bad) in problems["001", "nm-01", "090"]
     assert problems["001", "nm-02", "090"] == "1 frames, fewer than 2"
@@ -208,14 +210,28 @@ def test_no_data_is_one_clear_error(tree):
     partition = {"TRAIN_SET": ["008"], "TEST_SET": []}
     with pytest.raises(FileNotFoundError, match="no data set at .*nowhere.*walkers"):
         load_split(tree / "nowhere", partition, "TRAIN_SET")
+    with pytest.raises(FileNotFoundError, match="no data set at .*nowhere"):
+        load_split(tree / "nowhere", tree / "nowhere/partition.json", "TRAIN_SET")
+    with pytest.raises(FileNotFoundError, match="of the 1 .*008.* holds 001, 002, 003: set data_c"):
+        load_split(tree, partition, "TRAIN_SET")
+    with pytest.raises(ValueError, match="TEST_SET of the partition lists no subject"):
+        load_split(tree, partition, "TEST_SET")
+    (tree / "008/nm-01/000").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="no sequence .*008.*pretreat"):
         load_split(tree, partition, "TRAIN_SET")
     with pytest.raises(ValueError, match="unknown split 'TRAIN'"):
         load_split(tree, partition, "TRAIN")
     for path in tree.rglob("*.pkl"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="none of 12 sequences can be used"):
+    with pytest.raises(ValueError, match=r"none of 12 .*make them again.*000\.pkl is empty"):
         SilhouetteDataset(index_tree(tree))
+
+
+def test_a_file_that_changes_after_it_was_checked_is_refused_when_it_is_read(tree):
+    dataset = load_split(tree, tree / "partition.json", "TRAIN_SET")
+    write_sequence(dataset.table["path"][0], frames(4, size=32))
+    with pytest.raises(SequenceError, match=r"000\.pkl changed .*\(4, 64, 64\).*\(4, 32, 32\)"):
+        dataset.sequence(0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 import io
+import os
+import signal
 import tarfile
+import threading
+import time
+from multiprocessing import active_children
 
 import cv2
 import numpy as np
@@ -7,6 +12,7 @@ import pytest
 
 from gaitlib.data.pretreat import align_frame, pretreat_tree
 from gaitlib.data.sequence_file import read_sequence
+from gaitlib.data.workers import WorkerError
 
 
 def person(x=150, y=120, width=25, height=80, angle=0.0):
@@ -166,6 +172,28 @@ def test_a_second_call_makes_only_what_is_missing_or_damaged(tmp_path):
     assert (report.written, report.kept) == (1, 2)
     assert half.read_bytes() == whole and good.stat().st_mtime_ns == before
     assert pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1, overwrite=True).written == 3
+
+
+def test_a_killed_process_is_one_clear_error_and_a_second_call_goes_on(tmp_path):
+    for subject in ("001", "002", "003"):
+        write_folder(tmp_path / "raw", raw_frames(subject, "nm-01", "090", 5))
+    stuck = tmp_path / "raw/001/nm-01/090/001-nm-01-090-006.png"
+    os.mkfifo(stuck)  # whoever reads it waits
+    before, done = set(active_children()), tmp_path / "pkl/003/nm-01/090/090.pkl"
+
+    def kill_one():
+        while not done.exists():
+            time.sleep(0.01)
+        os.kill((set(active_children()) - before).pop().pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(WorkerError, match="one of 2 processes .* is kept: run again to go on"):
+        pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=2)
+    killer.join()
+    stuck.unlink()
+    report = pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1)
+    assert (report.written, report.kept) == (1, 2)
 
 
 def test_hostile_names_in_an_archive_write_nothing_outside(tmp_path):

@@ -1,16 +1,24 @@
+import os
+import signal
+import time
 from collections import Counter
+from functools import partial
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from gaitlib.data.sampler import (
     InferenceSampler,
+    LoaderError,
     TripletSampler,
     choose_frames,
     inference_batches,
     training_batches,
 )
+from gaitlib.data.sequence_file import SequenceError
 
 LABELS = np.repeat(np.arange(6), [4, 4, 4, 4, 4, 2])
 
@@ -173,18 +181,38 @@ def test_ranks_share_the_batch_of_one_process(world_size, batch_shuffle):
 
 
 def test_a_batch_that_cannot_be_drawn_is_refused_with_the_numbers():
-    with pytest.raises(ValueError, match=r"\(7, 2\) asks for 7 subjects, and the data have 6"):
+    with pytest.raises(ValueError, match=r"\[7, 2\] asks for 7 .* has 6: write \[6, 2\]"):
         TripletSampler(LABELS, (7, 2), 0, 0, 1)
-    with pytest.raises(ValueError, match="3 x 4 clips does not split over world_size 5"):
-        TripletSampler(LABELS, (3, 4), 0, 0, 1, world_size=5)
-    with pytest.raises(ValueError, match="rank 2"):
+    with pytest.raises(ValueError, match="no sequence"):
+        TripletSampler([], (2, 2), 0, 0, 1)
+    with pytest.raises(ValueError, match=r"\[3, 0\]: a batch needs"):
+        TripletSampler(LABELS, (3, 0), 0, 0, 1)
+    with pytest.raises(ValueError, match="rank 2 is none of the 2 processes"):
         TripletSampler(LABELS, (3, 4), 0, 0, 1, rank=2, world_size=2)
+
+
+def test_a_batch_that_does_not_split_over_the_processes_names_what_would():
+    with pytest.raises(ValueError) as error:
+        TripletSampler(LABELS, (3, 4), 0, 0, 1, world_size=5)
+    assert "trainer_cfg.sampler.batch_size [3, 4] makes 12 clips" in str(error.value)
+    assert "over 5 processes: start one of 1, 2, 3, 4, 6, 12 processes" in str(error.value)
+    assert "multiple of 5" in str(error.value)
 
 
 def test_inference_gives_every_sequence_once_in_order():
     batches = list(InferenceSampler(10, 4))
     assert [[i for i, _ in batch] for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert len(InferenceSampler(10, 4)) == 3
+
+
+@pytest.mark.parametrize(("num_sequences", "world_size"), [(10, 2), (13, 3), (3, 2), (0, 2)])
+def test_ranks_share_the_very_batches_of_one_process(num_sequences, world_size):
+    one = list(InferenceSampler(num_sequences, 4))
+    samplers = [InferenceSampler(num_sequences, 4, 0, r, world_size) for r in range(world_size)]
+    assert [list(s) for s in samplers] == [one[r::world_size] for r in range(world_size)]
+    assert [len(s) for s in samplers] == [len(one[r::world_size]) for r in range(world_size)]
+    with pytest.raises(ValueError, match="rank -1 is none"):
+        InferenceSampler(num_sequences, 4, rank=-1, world_size=world_size)
 
 
 def training(dataset, start=0, stop=6, **arguments):
@@ -258,11 +286,88 @@ def test_inference_clips_stand_one_after_another():
     assert seen == list(range(len(dataset)))
 
 
+def test_two_ranks_load_the_batches_of_one():
+    one = list(inference_batches(Numbered(), batch_size=5))  # 22 sequences: 5 batches
+    for rank in (0, 1):
+        share = list(inference_batches(Numbered(), batch_size=5, rank=rank, world_size=2))
+        assert all(same(a, b) for a, b in zip(one[rank::2], share, strict=True))
+    assert list(inference_batches(Numbered(), batch_size=22, rank=1, world_size=2)) == []
+
+
 def test_fixed_inference_clips_do_not_depend_on_the_batch_size():
     arguments = {"sample_type": "fixed_unordered", "frames_num_fixed": 4}
     small = [b.clips for b in inference_batches(Numbered(), batch_size=3, **arguments)]
     large = [b.clips for b in inference_batches(Numbered(), batch_size=8, **arguments)]
     assert torch.equal(torch.cat(small), torch.cat(large))
+
+
+def test_subjects_with_fewer_than_k_sequences_are_one_warning(caplog):
+    training(Numbered(), batch_size=(3, 4))
+    (record,) = caplog.records
+    assert "1 of 6 training subjects have fewer than K = 4 sequences (the fewest: 2)" in caplog.text
+    assert "with replacement" in caplog.text and "batch_size[1]" in caplog.text
+    caplog.clear()
+    training(Numbered(), batch_size=(3, 4), rank=1, world_size=2)  # rank 0 says it for all
+    training(Numbered(), batch_size=(3, 2))
+    assert not caplog.records
+
+
+class Fatal(Numbered):
+    """Sequences whose reading kills the process, or fails, from the given index on."""
+
+    def __init__(self, first, act):
+        super().__init__()
+        self.first, self.act = first, act
+
+    def sequence(self, index):
+        if index >= self.first:
+            self.act()
+        return super().sequence(index)
+
+
+def fail():
+    raise SequenceError("cannot read the sequence a.pkl: EOFError: Ran out of input")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_fails_while_loading_is_one_line(num_workers):
+    with pytest.raises(SequenceError) as error:
+        list(inference_batches(Fatal(0, fail), num_workers=num_workers))
+    assert str(error.value) == "cannot read the sequence a.pkl: EOFError: Ran out of input"
+
+
+@pytest.fixture
+def quick_look(monkeypatch):
+    """Look for dead processes every tenth of a second instead of every five."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+
+
+def test_a_loading_process_that_is_killed_is_one_clear_error(quick_look):
+    handler = signal.getsignal(signal.SIGCHLD)
+    dataset = Fatal(4, partial(signal.raise_signal, signal.SIGKILL))
+    batches = inference_batches(dataset, num_workers=1)
+    with pytest.raises(LoaderError) as error:
+        list(batches)
+    assert "died by SIGKILL, most often by the system for want of memory" in str(error.value)
+    assert "data_cfg.num_workers is 1: lower it" in str(error.value)
+    assert "restore_hint: latest" in str(error.value)
+    assert signal.getsignal(signal.SIGCHLD) == handler  # nothing is raised outside of next()
+
+
+def test_a_loading_process_killed_from_outside_with_batches_on_the_way_is_told_too(quick_look):
+    before = set(active_children())
+    batches = iter(inference_batches(Numbered(), batch_size=2, num_workers=1))
+    next(batches)
+    (worker,) = set(active_children()) - before
+    time.sleep(0.2)  # batches lie in the queue, their memory is still the worker's to hand over
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(LoaderError, match="SIGKILL"):
+        list(batches)
+
+
+def test_another_error_of_a_loading_process_stays_what_it_is():
+    with pytest.raises(ZeroDivisionError):
+        list(inference_batches(Fatal(0, lambda: 1 / 0), num_workers=1))
 
 
 def test_wrong_settings_are_refused_before_the_first_batch():

@@ -12,8 +12,9 @@ from gaitlib.data.augment import (
     RandomHorizontalFlip,
     RandomPerspective,
     RandomRotate,
+    draw_and_apply,
 )
-from gaitlib.data.transforms import build_transform
+from gaitlib.data.transforms import Transform, build_transform
 
 AUGMENTATIONS = [RandomAffine, RandomErasing, RandomHorizontalFlip, RandomPerspective, RandomRotate]
 
@@ -93,18 +94,18 @@ def test_cutting_before_or_after_gives_the_same_range(kind):
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_prob_is_how_often_and_the_others_stay_as_they_are(kind):
     x = clips(n=400, t=1)
-    y = kind(prob=0.25)(x, generator())
+    y = draw_and_apply(kind(prob=0.25), x, generator())
     changed = (y != x).flatten(1).any(1)
     assert 70 <= changed.sum() <= 130  # 100 expected, standard deviation 8.7
-    assert torch.equal(kind(prob=0)(x, generator()), x)
-    assert (kind(prob=1)(x, generator()) != x).flatten(1).any(1).all()
+    assert torch.equal(draw_and_apply(kind(prob=0), x, generator()), x)
+    assert (draw_and_apply(kind(prob=1), x, generator()) != x).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_all_frames_of_a_clip_change_alike_and_clips_differ(kind):
-    y = kind(prob=1)(clips(t=1).expand(4, 5, 64, 64), generator())
+    y = draw_and_apply(kind(prob=1), clips(t=1).expand(4, 5, 64, 64), generator())
     assert (y == y[:, :1]).all()
-    y = kind(prob=1)(clips(n=1, t=1).expand(8, 1, 64, 64), generator())
+    y = draw_and_apply(kind(prob=1), clips(n=1, t=1).expand(8, 1, 64, 64), generator())
     if kind is not RandomHorizontalFlip:
         assert len({clip.float().sum().item() for clip in y}) == 8
 
@@ -113,21 +114,21 @@ def test_all_frames_of_a_clip_change_alike_and_clips_differ(kind):
 def test_the_clips_passed_in_are_not_written_to(kind):
     for x in (clips(), clips() / 255):
         before = x.clone()
-        kind(prob=0.5)(x, generator())
+        draw_and_apply(kind(prob=0.5), x, generator())
         assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_chance_without_a_generator_is_refused(kind):
     with pytest.raises(ValueError, match=f"{kind.__name__}.*pass a torch.Generator"):
-        kind()(clips())
+        draw_and_apply(kind(), clips(), None)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_turning_by_90_degrees_is_rot90(turns):
     x = clips()
     drawn = torch.tensor([True, False, True, True])
-    y = augment.rotate(x, drawn, torch.full((4,), 90.0 * turns))
+    y = augment.warp(x, drawn, augment.rotation(torch.full((4,), 90.0 * turns), 64, 64))
     torch.testing.assert_close(y[drawn], x[drawn].rot90(turns, (2, 3)).float(), atol=0.05, rtol=0)
     assert torch.equal(y[1], x[1].float())
 
@@ -135,7 +136,7 @@ def test_turning_by_90_degrees_is_rot90(turns):
 def test_warping_agrees_with_opencv():
     x = blobs(n=1, t=2, w=44)
     matrix = torch.tensor([[[0.97, -0.17, 8.0], [0.17, 0.97, -2.0]]])
-    ours = augment._warp(x, torch.tensor([True]), matrix)[0]
+    ours = augment.warp(x, torch.tensor([True]), matrix)[0]
     for frame, warped in zip(x[0].numpy(), ours.numpy(), strict=True):
         theirs = cv2.warpAffine(frame.astype(np.float32), matrix[0].numpy(), (44, 64))
         np.testing.assert_allclose(warped, theirs, atol=1)
@@ -145,7 +146,7 @@ def test_angles_fill_the_range():
     # the angle is read back from where a far point goes: 28 pixels right of the middle
     x = torch.zeros(200, 1, 65, 65, dtype=torch.uint8)
     x[:, :, 31:34, 59:62] = 255
-    y = RandomRotate(prob=1, degree=10)(x, generator())[:, 0]
+    y = draw_and_apply(RandomRotate(prob=1, degree=10), x, generator())[:, 0]
     rows, columns = torch.arange(65.0) - 32, torch.arange(65.0) - 32
     total = y.sum((1, 2))
     up = -(y.sum(2) @ rows) / total
@@ -165,7 +166,7 @@ def test_angles_fill_the_range():
 @pytest.mark.parametrize("width", [44, 64])
 def test_corners_go_where_opencv_takes_them(kind, matrix_of, warp, width):
     x = blobs(n=6, t=2, w=width)
-    ours = kind(prob=1)(x, generator())
+    ours = draw_and_apply(kind(prob=1), x, generator())
     chance = generator()
     torch.rand(6, generator=chance)  # who is drawn
     corners = kind.corners(6, 64, width, chance)
@@ -184,7 +185,7 @@ def test_perspective_corners_are_ten_columns_inside_at_most():
     for corner in (1, 2):
         assert set(source[:, corner, 0].tolist()) == set(range(50, 60))
     with pytest.raises(ValueError, match="44 columns"):
-        RandomPerspective(prob=1)(clips(w=40), generator())
+        draw_and_apply(RandomPerspective(prob=1), clips(w=40), generator())
 
 
 def test_affine_corners_are_less_than_ten_pixels_inside():
@@ -195,7 +196,7 @@ def test_affine_corners_are_less_than_ten_pixels_inside():
         assert set(right[:, 0].tolist()) == set(range(35, 45))
         assert set(low[:, 1].tolist()) == set(range(55, 65))
     with pytest.raises(ValueError, match="64 rows"):
-        RandomAffine(prob=1)(clips(h=32), generator())
+        draw_and_apply(RandomAffine(prob=1), clips(h=32), generator())
 
 
 def boxes(erased):
@@ -210,7 +211,7 @@ def boxes(erased):
 
 def test_erasing_blanks_one_box_of_the_given_size_in_all_frames():
     x = torch.full((100, 3, 64, 44), 7, dtype=torch.uint8)
-    y = RandomErasing(prob=1, sl=0.05, sh=0.2, r1=0.3)(x, generator())
+    y = draw_and_apply(RandomErasing(prob=1, sl=0.05, sh=0.2, r1=0.3), x, generator())
     assert (y == y[:, :1]).all() and set(y.unique().tolist()) == {0, 7}
     for top, bottom, left, right in boxes(y[:, 0]):
         height, width = bottom - top, right - left
@@ -220,7 +221,7 @@ def test_erasing_blanks_one_box_of_the_given_size_in_all_frames():
 
 def test_an_erased_quarter_square_is_exactly_half_as_wide():
     x = torch.full((50, 1, 64, 64), 7, dtype=torch.uint8)
-    y = RandomErasing(prob=1, sl=0.25, sh=0.25, r1=1)(x, generator())
+    y = draw_and_apply(RandomErasing(prob=1, sl=0.25, sh=0.25, r1=1), x, generator())
     found = list(boxes(y[:, 0]))
     assert {(bottom - top, right - left) for top, bottom, left, right in found} == {(32, 32)}
     assert len(set(found)) > 40
@@ -228,14 +229,15 @@ def test_an_erased_quarter_square_is_exactly_half_as_wide():
 
 def test_erasing_per_frame_draws_for_every_frame():
     x = torch.full((4, 50, 64, 44), 7, dtype=torch.uint8)
-    y = RandomErasing(prob=0.5, per_frame=True)(x, generator())
+    y = draw_and_apply(RandomErasing(prob=0.5, per_frame=True), x, generator())
     erased = (y == 0).flatten(2).any(2)  # (N, T)
     assert 70 <= erased.sum() <= 130  # 100 expected, standard deviation 7.1
     assert len(set(boxes(y[erased]))) > 60
 
 
 def test_flipping_is_a_mirror():
-    torch.testing.assert_close(RandomHorizontalFlip(prob=1)(clips(), generator()), clips().flip(-1))
+    mirrored = draw_and_apply(RandomHorizontalFlip(prob=1), clips(), generator())
+    torch.testing.assert_close(mirrored, clips().flip(-1))
 
 
 @pytest.mark.parametrize(
@@ -265,6 +267,31 @@ def test_a_wrong_section_is_refused_with_the_reason(spec, reason):
 def test_clips_of_another_kind_are_refused(bad):
     with pytest.raises(ValueError, match="uint8"):
         build_transform({"type": "BaseSilTransform"})(bad)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        *(Transform((kind(prob=0.5),)) for kind in AUGMENTATIONS),
+        Transform((RandomErasing(prob=0.5, per_frame=True),)),
+        Transform((RandomErasing(prob=0.5, sl=0.3, sh=0.6, r1=0.1),)),  # boxes take many tries
+        build_transform(COMPOSED),
+    ],
+    ids=lambda transform: "-".join(type(step).__name__ for step in transform.steps),
+)
+def test_the_clips_of_two_ranks_are_those_of_one_process(transform):
+    x = clips(n=16)
+    alone, ranks = generator(1), (generator(1), generator(1))
+    for _ in range(2):  # the second batch says that all generators are left in one state
+        expected = transform(x, alone)
+        parts = [transform(x[r::2], ranks[r], rank=r, world_size=2) for r in range(2)]
+        assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), expected)
+
+
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_a_rank_outside_the_world_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank {rank} of world_size 2"):
+        build_transform(COMPOSED)(clips(), generator(), rank=rank, world_size=2)
 
 
 @pytest.mark.gpu

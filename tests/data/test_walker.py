@@ -1,6 +1,8 @@
 """The walker: identity repeats, feet hold, pictures are whole, folders are never mixed up."""
 
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 
 import cv2
@@ -14,6 +16,7 @@ from gaitlib.data.walker.body import draw_body
 from gaitlib.data.walker.motion import JOINTS, pose_at, walk_cycle
 from gaitlib.data.walker.norms import measures
 from gaitlib.data.walker.scene import draw_person, draw_walk, noisy_view, render
+from gaitlib.data.workers import WorkerError
 
 TINY = {"subjects": 2, "train": 1, "types": ("nm-01", "cl-01"), "views": ("000", "090")}
 SUBJECTS = range(1, 9)
@@ -195,6 +198,40 @@ def test_workers_do_not_matter(tmp_path, monkeypatch):
     one = make_walkers(tmp_path / "one", workers=1, **small)
     two = make_walkers(tmp_path / "two", workers=2, **small)
     assert tree_bytes(one) == tree_bytes(two)
+
+
+def test_a_killed_process_is_one_clear_error_and_what_was_drawn_stays(tmp_path, monkeypatch):
+    small = TINY | {"frames": (2, 3)}
+    whole = tree_bytes(make_walkers(tmp_path / "whole", workers=1, **small))
+    start, children = subprocess.Popen, []
+
+    def popen(*args, **kwargs):
+        children.append(start(*args, **kwargs))
+        if len(children) == 2:
+            children[1].kill()
+        return children[-1]
+
+    monkeypatch.setattr("gaitlib.data.walker.dataset.WORTH_A_PROCESS", 1)
+    with monkeypatch.context() as patched, pytest.raises(WorkerError) as error:
+        patched.setattr(subprocess, "Popen", popen)
+        make_walkers(tmp_path / "w", workers=2, **small)
+    assert "1 of 2 processes" in str(error.value) and "died by SIGKILL" in str(error.value)
+    assert "run again to complete it" in str(error.value)
+    drawn = tree_bytes(tmp_path / "w")
+    assert 0 < len(drawn) < len(whole) and drawn.items() <= whole.items()
+    assert tree_bytes(make_walkers(tmp_path / "w", workers=1, **small)) == whole
+
+
+def test_a_failed_process_says_its_reason_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("gaitlib.data.walker.dataset.WORTH_A_PROCESS", 1)
+    make_walkers(tmp_path / "w", workers=1, **TINY | {"types": ("nm-01",)})
+    shutil.rmtree(tmp_path / "w/001")
+    shutil.rmtree(tmp_path / "w/002")
+    (tmp_path / "w/002").touch()  # a file where a folder has to be
+    with pytest.raises(WorkerError, match="1 of 2 processes .* failed: NotADir.*002") as e:
+        make_walkers(tmp_path / "w", workers=2, **TINY | {"types": ("nm-01",)})
+    assert len(str(e.value).splitlines()) == 1
+    assert (tmp_path / "w/001/nm-01/000/000.pkl").exists()
 
 
 def test_raw_frames_are_png_in_casia_bs_layout(tmp_path):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gaitlib.data.sampler import inference_batches
 from gaitlib.data.transforms import build_transform
-from gaitlib.evaluate import distance, embed
+from gaitlib.evaluate import collect, distance, embed, embed_batches
 
 
 class FakeBatch(NamedTuple):
@@ -105,6 +105,30 @@ def test_the_samplers_batches_and_the_transform_fit():
 def test_every_sequence_is_needed_once(groups, message):
     with pytest.raises(ValueError, match=message):
         embed(MeanOfClip(), batches(*groups), half)
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(2, 2), (1, 3), (4, 3)])
+def test_the_shares_of_several_processes_are_the_features_of_one(batch_size, world_size):
+    transform = build_transform({"type": "BaseSilCuttingTransform"})
+    whole = embed(MeanOfClip(), inference_batches(Grey(), batch_size=batch_size), transform)
+    shares = [
+        embed_batches(
+            MeanOfClip(),
+            inference_batches(Grey(), batch_size=batch_size, rank=rank, world_size=world_size),
+            transform,
+        )
+        for rank in range(world_size)
+    ]
+    indices = torch.cat([found for found, _ in shares])
+    features = torch.cat([values for _, values in shares if len(values)])
+    assert indices.dtype == torch.int64
+    assert torch.equal(collect(indices, features), whole)
+
+
+def test_an_empty_share_has_no_features():
+    indices, features = embed_batches(MeanOfClip(), [], half)
+    assert indices.shape == (0,) and indices.dtype == torch.int64
+    assert features.shape == (0, 0, 0) and features.dtype == torch.float32
 
 
 def slow_distance(probe, gallery, metric):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from gaitlib.evaluate import distance, evaluate_indoor, probe_view_means
+from gaitlib.evaluate import distance, evaluate_indoor, probe_view_means, to_results
 from gaitlib.evaluate.protocol import CROSS_VIEW_GALLERY, CROSS_VIEW_PROBES, GALLERY, PROBES
 
 VIEWS = ("000", "018", "036")
@@ -150,7 +150,45 @@ def test_a_subject_without_gallery_is_a_miss_unless_removed():
     removed = evaluate_indoor(code, table, views=VIEWS, remove_no_gallery=True)
     assert counted.rank1["NM"] == pytest.approx(200 / 3)
     assert removed.rank1["NM"] == pytest.approx(100)
-    assert "NM: 6 probes of 076 have no gallery sequence" in counted.problems
+    (problem,) = counted.problems
+    assert problem.startswith("18 probes of 076 have no gallery sequence: each counts as a miss")
+    (problem,) = removed.problems
+    assert problem.endswith("left out (data_cfg.remove_no_gallery)")
+
+
+def test_a_subject_that_lacks_one_gallery_view_is_named_with_it():
+    table = tree()
+    gone = (table["subject"] == "076") & (table["view"] == "018") & table["type"].isin(GALLERY)
+    table = table[~gone]
+    code = torch.tensor(table["subject"].astype(float).to_numpy())[:, None, None]
+    counted = evaluate_indoor(code, table, views=VIEWS)
+    removed = evaluate_indoor(code, table, views=VIEWS, remove_no_gallery=True)
+    assert counted.rank1_by_view["NM"]["018"].tolist() == pytest.approx([200 / 3] * 3)
+    assert removed.rank1_by_view["NM"]["018"].tolist() == [100, 100, 100]
+    assert [p.split(";")[0] for p in counted.problems] == ["no gallery sequence of 076 at 018"]
+
+
+@pytest.mark.parametrize("cross_view_gallery", [False, True])
+def test_a_view_missing_for_everyone_is_named_once(cross_view_gallery):
+    table = tree(views=("000", "036"))
+    found = evaluate_indoor(
+        random_features(table), table, cross_view_gallery=cross_view_gallery, views=VIEWS
+    )
+    assert found.problems == ("no gallery and no probe sequence at view 018: not measured",)
+    if not cross_view_gallery:
+        matrix = found.rank1_by_view["CL"]
+        assert matrix["018"].isna().all() and matrix.loc["018"].isna().all()
+    assert 0 < found.rank1["CL"] <= 100
+
+
+def test_a_condition_without_probes_is_nan_and_null_in_the_results():
+    table = tree()
+    table = table[~table["type"].str.startswith("cl")]
+    found = evaluate_indoor(random_features(table), table, views=VIEWS)
+    assert found.problems == ("CL: no probe sequence, so nothing to measure",)
+    assert np.isnan(found.rank1["CL"]) and found.rank1_by_view["CL"].isna().all(axis=None)
+    results = to_results(found)
+    assert results["rank1"]["CL"] is None and results["rank1_by_view"]["CL"] == [[None] * 3] * 3
 
 
 def test_a_cross_view_probe_whose_gallery_is_all_at_its_own_view_is_left_out():
@@ -162,6 +200,9 @@ def test_a_cross_view_probe_whose_gallery_is_all_at_its_own_view_is_left_out():
     )
     evaluation = evaluate_indoor(features, table, cross_view_gallery=True, views=VIEWS)
     assert evaluation.hits["rank1"].isna().tolist() == [True, False]
+    assert "1 probes of 075 have no gallery sequence of another view: they are left out" in (
+        evaluation.problems
+    )
     # 076's probe ranks its own clip (1.0 away) before 075's (1.9 away).
     assert evaluation.rank1["NM"] == evaluation.mean_average_precision["NM"] == 100
 
@@ -184,7 +225,7 @@ def test_wrong_input_is_refused():
         evaluate_indoor(features.index_fill(0, torch.tensor([3]), torch.nan), table)
     with pytest.raises(ValueError, match="'999'"):
         evaluate_indoor(features, table.assign(view="999"))
-    with pytest.raises(ValueError, match="no gallery"):
+    with pytest.raises(ValueError, match="no gallery: none of the 30 test sequences"):
         evaluate_indoor(features, table.assign(type="nm-05"))
-    with pytest.raises(ValueError, match="no probes"):
+    with pytest.raises(ValueError, match="no probe: .* they are of nm-01"):
         evaluate_indoor(features, table.assign(type="nm-01"))

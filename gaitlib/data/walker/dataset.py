@@ -61,7 +61,7 @@ def make_walkers(
 
     Raises:
         ValueError: arguments that make no data set, or a ``dst`` that holds something else.
-        RuntimeError: a worker process failed.
+        WorkerError: a process failed or was killed; a second call completes the data set.
     """
     root = Path(dst).resolve()
     spec = data_spec(subjects, train, types, views, frames, seed, noise, raw)

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 
 from gaitlib.data.walker.files import write_walk
+from gaitlib.data.workers import WorkerError, ending
 
 
 def share_out(
@@ -30,7 +31,7 @@ def share_out(
         done: called once a walk, never by two threads at a time.
 
     Raises:
-        RuntimeError: an interpreter failed; what the others drew is kept.
+        WorkerError: an interpreter failed or was killed; what was drawn is kept.
     """
     code = "from gaitlib.data.walker.processes import run_share; run_share()"
     package_home = str(Path(__file__).resolve().parents[3])
@@ -60,7 +61,9 @@ def share_out(
                 done()
         said = child.stderr.read()
         if child.wait():
-            errors.append(said.strip() or f"exit status {child.returncode}")
+            lines = said.strip().splitlines() or [""]
+            killed = child.returncode < 0 or not lines[-1]
+            errors.append(f"died {ending(child.returncode)}" if killed else f"failed: {lines[-1]}")
 
     threads = [
         threading.Thread(target=attend, args=(c, units[i::workers])) for i, c in enumerate(children)
@@ -75,8 +78,9 @@ def share_out(
             if child.poll() is None:
                 child.terminate()
     if errors:
-        raise RuntimeError(
-            f"drawing walkers into {root} failed; run again to complete it. {errors[0]}"
+        raise WorkerError(
+            f"{len(errors)} of {workers} processes that draw walkers into {root} {errors[0]}. What "
+            "was drawn is kept: run again to complete it"
         )
 
 
