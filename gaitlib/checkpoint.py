@@ -4,11 +4,11 @@ Written beside their place and renamed, so that a kill leaves the last good file
 ``weights_only``, so that a file cannot run code.
 """
 
-import pickle
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,24 @@ class CheckpointError(ValueError):
 def save_atomically(value: Any, path: Path) -> Path:
     """torch.save, such that readers never see half a file.
 
-    To a stream, because torch.save writes a file's name into it: equal states give equal files.
+    By way of memory: a full disk is then an error of our own write, and torch.save, which writes a
+    file's name into it, knows none, so that equal states give equal files.
+
+    Raises:
+        CheckpointError: if the file cannot be written; what stood there stays as it was.
     """
-    with replacing(path, durable=True) as part, part.open("wb") as stream:
-        torch.save(value, stream)
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    size = buffer.getbuffer().nbytes
+    try:
+        with replacing(path, durable=True) as part:
+            part.write_bytes(buffer.getbuffer())
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror or error} ({size:,} bytes are needed there). "
+            "Earlier checkpoints are untouched: mend that (free space, say), and go on with "
+            "trainer_cfg.restore_hint: latest"
+        ) from error
     return path
 
 
@@ -49,6 +63,9 @@ def save_checkpoint(
         optimizer: any whose state_dict holds tensors and plain values; None stores None.
         scheduler: None stores None.
         extra: further entries, plain values and tensors only (``weights_only`` must read them).
+
+    Raises:
+        CheckpointError: if the file cannot be written.
     """
     state = {
         "model": model.state_dict(),
@@ -66,22 +83,43 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     A bare state_dict is taken as ``{'model': ...}``.
 
     Raises:
-        CheckpointError: if the file is missing or damaged, or holds more than plain values.
+        CheckpointError: if the file is missing or damaged, holds more than plain values, or holds
+            no weights.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever a damaged file makes the unpickler stumble over
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked:
+            raise CheckpointError(
+                f"{path} is refused: it asks for {asked[1]}, which no weights need; nothing of it "
+                "was run. If you trust where it comes from, save its state_dict alone"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path} cannot be read safely: {reason}. It is damaged, or holds Python objects; "
-            "save the state_dict alone"
+            f"{path} is damaged: {reason:.200}. Take an earlier one, "
+            "trainer_cfg.restore_hint: <iteration>"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds {type(state).__name__}, not a dict with 'model'")
-    return state if "model" in state else {"model": state}
+    state = state if "model" in state else {"model": state}
+    weights = state["model"]
+    if not isinstance(weights, dict) or not weights:
+        raise CheckpointError(f"{path} holds no weights: 'model' is {_short(weights)}")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path} holds no state_dict: {name!r} is {_short(value)}, not a tensor; "
+                "save {'model': network.state_dict()}"
+            )
+    return state
+
+
+def _short(value: Any) -> str:
+    return f"{type(value).__name__} {str(value):.40}"
 
 
 def checkpoints(folder: Path, save_name: str) -> dict[int, Path]:
@@ -92,6 +130,33 @@ def checkpoints(folder: Path, save_name: str) -> dict[int, Path]:
         if match := pattern.fullmatch(path.name):
             found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+def prune_checkpoints(folder: Path, save_name: str, keep: int | None) -> list[Path]:
+    """Delete all but the newest checkpoints, and what a killed process left half-written.
+
+    No other process may be writing checkpoints of this name there.
+
+    Args:
+        folder: of the checkpoints.
+        save_name: the others' are left alone.
+        keep: how many stay, the highest iterations; None keeps all.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        ValueError: if ``keep`` is less than 1.
+    """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep is {keep}: keep at least 1 checkpoint, or None for all")
+    part = re.compile(r"\." + re.escape(save_name) + r"-\d+\.pt\..+\.part")
+    doomed = [path for path in folder.glob(".*.part") if part.fullmatch(path.name)]
+    if keep is not None:
+        doomed += list(checkpoints(folder, save_name).values())[:-keep]
+    for path in doomed:
+        path.unlink(missing_ok=True)
+    return doomed
 
 
 def find_checkpoint(folder: Path, save_name: str, hint: int | str) -> Path | None:
@@ -117,31 +182,114 @@ def find_checkpoint(folder: Path, save_name: str, hint: int | str) -> Path | Non
     return found[hint]
 
 
+def match_keys(names_in_file: Iterable[str], names_here: Iterable[str]) -> dict[str, str]:
+    """Say which weight of a file is which of a network.
+
+    Names are equal if they are so without what wraps a network: ``module.`` (DDP) and
+    ``_orig_mod.`` (torch.compile), and without ``Backbone.`` and ``forward_block.`` (OpenGait's
+    SetBlockWrapper), which a file may leave out.
+
+    Returns:
+        The network's name for each name of the file that has one.
+
+    Raises:
+        CheckpointError: if a name could be several of the network's, or several are the same.
+    """
+    here: dict[str, list[str]] = {}
+    for name in names_here:
+        here.setdefault(_bare(name), []).append(name)
+    matched, taken = {}, {}
+    for name in names_in_file:
+        candidates = here.get(_bare(name), [])
+        if len(candidates) > 1:
+            raise CheckpointError(f"{name} in the checkpoint could be any of {candidates} here")
+        for candidate in candidates:
+            if candidate in taken:
+                raise CheckpointError(
+                    f"{taken[candidate]} and {name} in the checkpoint are both {candidate} here"
+                )
+            matched[name], taken[candidate] = candidate, name
+    return matched
+
+
+def _bare(name: str) -> str:
+    """Return a weight's name without what wraps the network or its backbone."""
+    steps = [step for step in name.split(".") if step != "_orig_mod"]
+    for wrapper in ("module", "Backbone", "forward_block"):
+        while steps[:1] == [wrapper]:
+            steps.pop(0)
+    return ".".join(steps)
+
+
+class _Mismatch(NamedTuple):
+    """A weight that a checkpoint and a network do not share; an absent one has no shape."""
+
+    name: str
+    there: tuple[int, ...] | None
+    here: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        if self.here is None:
+            return f"{self.name}: not in the network"
+        if self.there is None:
+            return f"{self.name}: missing in the checkpoint"
+        return f"{self.name}: {self.there} in the checkpoint, {self.here} here"
+
+
 def restore_model(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> list[str]:
-    """Load weights by OpenGait's key names; a ``module.`` prefix (DDP) is dropped.
+    """Load weights by OpenGait's key names, as `match_keys` compares them.
 
     Returns:
         The lines that describe what did not fit; empty when all did.
 
     Raises:
-        CheckpointError: if anything does not fit and ``strict``; the message is the table.
+        CheckpointError: if anything does not fit and ``strict``, or nothing does; the message is
+            the table.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
     own = model.state_dict()
-    problems = [f"{key}: missing in the checkpoint" for key in own if key not in state]
-    problems += [f"{key}: not in the network" for key in state if key not in own]
-    problems += [
-        f"{key}: {tuple(state[key].shape)} in the checkpoint, {tuple(own[key].shape)} here"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+    names = match_keys(state, own)
+    given = {names[name]: value for name, value in state.items() if name in names}
+    fitting = {name: v for name, v in given.items() if v.shape == own[name].shape}
+    mismatches = [
+        _Mismatch(name, tuple(given[name].shape) if name in given else None, tuple(value.shape))
+        for name, value in own.items()
+        if name not in fitting
     ]
-    if problems and strict:
+    mismatches += [
+        _Mismatch(name, tuple(value.shape), None)
+        for name, value in state.items()
+        if name not in names
+    ]
+    if mismatches and (strict or not fitting):
+        way_out = "restore_ckpt_strict: false loads what fits" if fitting else "nothing fits"
         raise CheckpointError(
-            "the checkpoint does not fit the network (restore_ckpt_strict: false loads what fits):"
-            "\n  " + "\n  ".join(problems)
+            f"the checkpoint does not fit the network ({way_out}):\n"
+            + _table(mismatches)
+            + _other_subjects(mismatches)
         )
-    fitting = {
-        key: state[key] for key in own if key in state and state[key].shape == own[key].shape
-    }
     model.load_state_dict(fitting, strict=False)
-    return problems
+    return [str(mismatch) for mismatch in mismatches]
+
+
+def _table(mismatches: list[_Mismatch]) -> str:
+    rows = [("name", "in the checkpoint", "here")]
+    rows += [
+        (name, *("-" if s is None else str(s) for s in shapes)) for name, *shapes in mismatches
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
+    return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
+def _other_subjects(mismatches: list[_Mismatch]) -> str:
+    """Explain a classifier ``(P, C, K)`` of another K."""
+    for name, there, here in mismatches:
+        known = name.endswith("BNNecks.fc_bin") and there is not None and here is not None
+        if known and len(there) == len(here) == 3 and there[:2] == here[:2]:
+            return (
+                f"\nthe checkpoint was trained on {there[2]} subjects, this study has {here[2]}: "
+                "restore_ckpt_strict: false takes all but the classifier, which tests do not use; "
+                f"to go on with it, train on those {there[2]} (data_cfg.dataset_partition) with "
+                f"model_cfg.SeparateBNNecks.class_num: {there[2]}"
+            )
+    return ""

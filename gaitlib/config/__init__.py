@@ -6,7 +6,7 @@ are OpenGait's contract (https://github.com/ShiqiYu/OpenGait, docs/3.detailed_co
 """
 
 from gaitlib.config.base import ConfigError
-from gaitlib.config.reading import load_study, notebook_study, read_yaml, without_effect
+from gaitlib.config.reading import load_study, notebook_study, read_value, read_yaml
 from gaitlib.config.study import SECTIONS, HessoCfg, Study
 
 __all__ = [
@@ -16,6 +16,6 @@ __all__ = [
     "Study",
     "load_study",
     "notebook_study",
+    "read_value",
     "read_yaml",
-    "without_effect",
 ]

@@ -1,6 +1,7 @@
 """What every section shares: frozen, typed, unknown keys refused with the nearest valid name."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -42,7 +43,15 @@ Ints = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 def is_number(text: Any) -> bool:
     """Say whether a value reads as a number, as the text ``1e-3`` does."""
     try:
-        float(text)
+        return math.isfinite(float(text))
     except (TypeError, ValueError):
         return False
-    return True
+
+
+def number_as_yaml(text: str) -> str:
+    """Spell a number so that YAML 1.1 reads it as one: ``1e-10`` becomes ``1.0e-10``."""
+    number = float(text)
+    if number.is_integer() and abs(number) < 1e15:
+        return str(int(number))
+    mantissa, e, exponent = repr(number).partition("e")
+    return mantissa + ("" if "." in mantissa or not e else ".0") + e + exponent

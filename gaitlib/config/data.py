@@ -1,6 +1,17 @@
 """The data_cfg section: which silhouettes, and how they are read."""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+import json
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    StrictBool,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 
 from gaitlib.config.base import Pair, Section
 
@@ -26,16 +37,27 @@ class WalkerCfg(Section):
 
 
 class DataCfg(Section):
-    """Which silhouettes, and how they are read."""
+    """Which silhouettes, and how they are read.
+
+    - ``dataset_name``: what results.json calls them.
+    - ``dataset_root``, ``dataset_partition``: a CASIA-B-pkl folder, and which of its subjects are
+      trained on and which tested. Relative paths start at the working folder, or else at the
+      project's.
+    - ``num_workers``: loading processes; they change no batch.
+    - ``cache``: keep all silhouettes in memory.
+    - ``remove_no_gallery``: leave out probes whose subject has no gallery sequence at a view,
+      instead of counting a miss.
+    - ``data_in_use``: which of a sequence folder's files are read; the first alone can be.
+    - ``walker``: use the embedded data set. (Not OpenGait's.)
+    """
 
     dataset_name: str = "CASIA-B"
     dataset_root: str | None = None
     dataset_partition: str | None = None
-    test_dataset_name: str | None = None
     num_workers: NonNegativeInt = 1
     remove_no_gallery: bool = False
     cache: bool = False
-    data_in_use: tuple[bool, ...] | None = Field(default=None, strict=False)
+    data_in_use: tuple[StrictBool | StrictInt, ...] | None = Field(default=None, strict=False)
     walker: WalkerCfg | None = None
 
     @model_validator(mode="after")
@@ -47,8 +69,19 @@ class DataCfg(Section):
                         f"{key} is missing: name your CASIA-B-pkl folder and its partition JSON, "
                         "or add a `walker:` section for the embedded data set"
                     )
-        if self.data_in_use is not None and sum(self.data_in_use) != 1:
-            raise ValueError(
-                f"data_in_use is {list(self.data_in_use)}: silhouettes are the one input used here"
-            )
         return self
+
+    @field_validator("data_in_use")
+    @classmethod
+    def _the_first_file(cls, value: tuple[bool | int, ...] | None) -> tuple[bool | int, ...] | None:
+        """OpenGait takes a mask over the files, sorted by name, or a list of their numbers."""
+        mask = value is not None and all(isinstance(entry, bool) for entry in value)
+        first = value[:1] == (True,) and not any(value[1:]) if mask else value in (None, (0,))
+        if not first:
+            right = [True, *[False] * (len(value) - 1)] if mask else [0]
+            raise ValueError(
+                f"data_in_use is {json.dumps(value)}: of a sequence folder's files, sorted by "
+                "name, the first (the silhouettes) alone is read here; write "
+                f"{json.dumps(right)}, or leave it out"
+            )
+        return value

@@ -1,14 +1,16 @@
 """From YAML, a mapping or a notebook's parameters cell to a checked `Study`."""
 
 import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from gaitlib.config.base import ConfigError, is_number, nearest
+from gaitlib.config.base import ConfigError, is_number, nearest, number_as_yaml
+from gaitlib.config.opengait import set_apart
 from gaitlib.config.study import SECTIONS, Study
 from gaitlib.runs import PARAMS
 
@@ -16,49 +18,116 @@ log = logging.getLogger(__name__)
 
 QUICKSTART = PARAMS / "quickstart.yaml"
 
-#: OpenGait's keys that are accepted and change nothing here, with the reason.
-NO_EFFECT = {
-    "data_cfg.test_dataset_name": "one data set is trained on and tested",
-    "trainer_cfg.sync_BN": "one process has nothing to synchronise",
-    "trainer_cfg.find_unused_parameters": "one process has no gradient buckets",
-    "evaluator_cfg.save_name": "the stage's folder names the run",
-}
-
-
 #: What a run's config.yaml records beside the sections; ignored when it is read back.
-RECORD = ("seed", "device", "versions")
+RECORD = ("seed", "device", "processes", "data", "versions")
+
+#: Where a value stands: keys, and numbers of entries, from the outermost in.
+Place = tuple[str | int, ...]
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.1 that refuses a key written twice."""
+    """YAML 1.1 that refuses what means something else than it looks: repeated keys, 036, 1:30."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
+            if not isinstance(key, Hashable):
+                continue  # the base class refuses it
             if key in seen:
-                raise ConfigError(f"key {key!r} stands twice ({key_node.start_mark}): keep one")
+                _refuse(f"key {key!r} stands twice: keep one", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_plain_int(self, node: yaml.ScalarNode) -> int:
+        """Read a whole number, unless its digits are not decimal ones without saying so."""
+        text, number = node.value, self.construct_yaml_int(node)
+        if ":" in text:
+            _refuse(
+                f"{text} is {number} (base 60) to YAML: write {number}, or quote '{text}'", node
+            )
+        if re.fullmatch(r"[-+]?0[0-7_]+", text):
+            decimal = int(text)
+            _refuse(f"{text} is {number} (octal) to YAML: write {decimal}, or quote '{text}'", node)
+        return number
+
+    def construct_plain_float(self, node: yaml.ScalarNode) -> float:
+        """Read a number with a point, unless it is in base 60."""
+        text, number = node.value, self.construct_yaml_float(node)
+        if ":" in text:
+            _refuse(
+                f"{text} is {number} (base 60) to YAML: write {number}, or quote '{text}'", node
+            )
+        return number
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_plain_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_plain_float)
+
+
+def _refuse(problem: str, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a study's sections as plain values.
 
     Raises:
-        ConfigError: if the file is missing, is not YAML (a tab, say), or repeats a key.
+        ConfigError: if the file is missing, is not YAML (a tab, say), repeats a key, or holds a
+            number that YAML reads as another one. The message names the file and the line.
     """
-    path = Path(path)
+    return _read(Path(path))[0]
+
+
+def read_value(text: str) -> Any:
+    """Read a value as it stands in a study's file, or a number such as ``1e-3``.
+
+    Raises:
+        ConfigError: as `read_yaml`.
+    """
     try:
-        with path.open() as stream:
-            values = yaml.load(stream, _StrictLoader)  # noqa: S506 (a SafeLoader)
+        value = yaml.load(text, _StrictLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{text!r} is no value: {error.problem}") from error
+    return float(text) if isinstance(value, str) and is_number(text) else value
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
+    """Return the sections, and the line of every key and entry."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        loader = _StrictLoader(text)
+        try:
+            node = loader.get_single_node()
+            values = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from error
+    except yaml.MarkedYAMLError as error:
+        is_tab = "'\\t'" in (error.problem or "")
+        problem = "a tab; indent with spaces" if is_tab else error.problem
+        place = f"{path}, line {error.problem_mark.line + 1}"
+        raise ConfigError(f"{place}: not YAML: {problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, not sections (trainer_cfg: ...)")
-    return values
+    return values, dict(_lines(node))
+
+
+def _lines(node: yaml.Node, place: Place = ()) -> Iterable[tuple[Place, int]]:
+    if isinstance(node, yaml.MappingNode):
+        entries = [(key.value, key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        entries = [(number, value, value) for number, value in enumerate(node.value)]
+    else:
+        return
+    for name, where, value in entries:
+        yield (*place, name), where.start_mark.line + 1
+        yield from _lines(value, (*place, name))
 
 
 def load_study(
@@ -76,7 +145,11 @@ def load_study(
 
     Keys that are OpenGait's and change nothing here are listed in one warning.
     """
-    values = dict(source) if isinstance(source, Mapping) else read_yaml(source or QUICKSTART)
+    lines: dict[Place, int | None] = {}
+    if isinstance(source, Mapping):
+        values = dict(source)
+    else:
+        values, lines = _read(Path(source or QUICKSTART))
     values = {
         key: value
         for key, value in values.items()
@@ -86,29 +159,34 @@ def load_study(
         values = read_yaml(QUICKSTART)
     for key, value in (overrides or {}).items():
         _set_dotted(values := _copied(values), str(key), value)
+        changed = _place(str(key))
+        lines = {p: None if p[: len(changed)] == changed else line for p, line in lines.items()}
+        lines[changed] = None  # not the file's
+    values, listed, refused = set_apart(values)
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-    if lines := without_effect(study):
-        log.warning("keys without effect here: %s", "; ".join(lines))
+        refused += _explain(error, lines)
+    if refused:
+        name = f" {source}" if isinstance(source, str | Path) else ""
+        raise ConfigError("\n  ".join([f"the study{name} cannot run:", *refused]))
+    listed += without_effect(study)
+    if listed:
+        log.warning("keys without effect here: %s", "; ".join(listed))
     return study
 
 
 def without_effect(study: Study) -> list[str]:
-    """Return a line for each key that asks for something that changes nothing here."""
-    lines = []
-    for dotted, reason in NO_EFFECT.items():
-        section, key = dotted.split(".")
-        cfg = getattr(study, section)
-        if key in cfg.model_fields_set and getattr(cfg, key) != type(cfg).model_fields[key].default:
-            lines.append(f"{dotted}: {reason}")
-    optimizer = study.optimizer_cfg
+    """Return a line for each key of our own that asks for something that changes nothing."""
+    optimizer, evaluator = study.optimizer_cfg, study.evaluator_cfg
     taken = optimizer.arguments().keys() | {"solver"}
-    lines += [
+    lines = [
         f"optimizer_cfg.{key}: {optimizer.solver} has no such argument"
         for key in sorted(optimizer.model_fields_set - taken)
     ]
+    names = (study.trainer_cfg.save_name, type(evaluator).model_fields["save_name"].default)
+    if evaluator.save_name not in names:
+        lines.append("evaluator_cfg.save_name: trainer_cfg.save_name names the checkpoints")
     return lines
 
 
@@ -116,6 +194,10 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return list(map(_copied, value)) if isinstance(value, list | tuple) else value
+
+
+def _place(dotted: str) -> Place:
+    return tuple(int(step) if step.isdigit() else step for step in dotted.split("."))
 
 
 def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -138,9 +220,9 @@ def _entry(entries: list[Any], step: str, dotted: str) -> int:
     return int(step)
 
 
-def _explain(error: ValidationError) -> str:
-    """Turn pydantic's report into one line a problem: section, message, value."""
-    lines = []
+def _explain(error: ValidationError, lines: Mapping[Place, int | None]) -> list[str]:
+    """Turn pydantic's report into one line a problem: section, line of the file, message, value."""
+    explained = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(step) for step in problem["loc"]) or "study"
         message = problem["msg"].removeprefix("Value error, ")
@@ -148,9 +230,20 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] != "value_error":
             message += f" (here {value!r})"
         if isinstance(value, str) and is_number(value):
-            message += f"; YAML 1.1 reads {value} as text, write {float(value)!r} with a point"
-        lines.append(f"{place}: {message}")
-    return "the study cannot run:\n  " + "\n  ".join(lines)
+            message += f"; YAML 1.1 reads {value} as text, write {number_as_yaml(value)}"
+        line = _line_of(problem["loc"], message, lines)
+        explained.append(f"{place}{f' (line {line})' if line else ''}: {message}")
+    return explained
+
+
+def _line_of(loc: Place, message: str, lines: Mapping[Place, int | None]) -> int | None:
+    """Return where the file says what a problem is about; None if it says nothing of it."""
+    unknown = re.match(r"unknown key '(.+?)'", message)
+    place: Place = ()
+    for step in (*loc, *(unknown.groups() if unknown else ())):
+        if (*place, step) in lines:  # the others are pydantic's: the branch of a union
+            place = (*place, step)
+    return lines.get(place)
 
 
 def notebook_study(namespace: Mapping[str, Any]) -> Study:

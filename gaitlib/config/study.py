@@ -136,7 +136,8 @@ class Study(Section):
         if classes != num_train:
             raise ValueError(
                 f"model_cfg.SeparateBNNecks.class_num is {classes}, but the training set has "
-                f"{num_train} subjects: write {num_train}"
+                f"{num_train} subjects: write {num_train}. If you expect more, see whether files "
+                "of some are absent or damaged"
             )
         subjects_a_batch = self.trainer_cfg.sampler.batch_size[0]
         if subjects_a_batch > num_train:

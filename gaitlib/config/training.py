@@ -14,10 +14,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
-from gaitlib.config.base import Pair, Section, is_number, nearest
+from gaitlib.config.base import Pair, Section, is_number, nearest, number_as_yaml
 
 
 class TripletLossCfg(Section):
@@ -45,20 +46,41 @@ LossCfg = Annotated[TripletLossCfg | CrossEntropyLossCfg, Field(discriminator="t
 
 
 class OptimizerCfg(Section):
-    """Dense training: a torch.optim class and its arguments."""
+    """Dense training: a torch.optim class and its arguments.
+
+    Arguments of another solver may stand here; they are listed at the start, and left out of what
+    a run records.
+    """
 
     solver: Literal["SGD", "Adam", "AdamW"] = "SGD"
     lr: PositiveFloat = 0.1
     weight_decay: NonNegativeFloat = 5.0e-4
     momentum: NonNegativeFloat = 0.9
+    dampening: NonNegativeFloat = 0.0
     nesterov: bool = False
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
     eps: PositiveFloat = 1.0e-8
+    amsgrad: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "OptimizerCfg":
+        if self.solver == "SGD" and self.nesterov and (not self.momentum or self.dampening):
+            raise ValueError(
+                f"nesterov needs momentum above 0 and dampening 0, not momentum {self.momentum} "
+                f"and dampening {self.dampening}"
+            )
+        return self
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that this solver takes."""
-        names = ("momentum", "nesterov") if self.solver == "SGD" else ("betas", "eps")
+        own = ("momentum", "dampening", "nesterov")
+        names = own if self.solver == "SGD" else ("betas", "eps", "amsgrad")
         return {name: getattr(self, name) for name in ("lr", "weight_decay", *names)}
+
+    @model_serializer
+    def _what_counts(self) -> dict[str, Any]:
+        values = {"solver": self.solver, **self.arguments()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 SCHEDULERS = ("MultiStepLR", "StepLR", "ExponentialLR", "CosineAnnealingLR", "OneCycleLR")
@@ -68,6 +90,12 @@ FOLLOWING = {
     "OneCycleLR": {"max_lr", "total_steps", "epochs", "steps_per_epoch"},
     "CosineAnnealingLR": {"T_max"},
 }
+
+
+def scheduler_arguments(name: str) -> set[str]:
+    """Return the names of the arguments that a scheduler of torch takes after the optimizer."""
+    signature = inspect.signature(getattr(torch.optim.lr_scheduler, name))
+    return set(signature.parameters) - {"optimizer", "last_epoch", "verbose"}
 
 
 class SchedulerCfg(BaseModel):
@@ -94,7 +122,7 @@ class SchedulerCfg(BaseModel):
             return values
         signature = inspect.signature(getattr(torch.optim.lr_scheduler, name))
         following = FOLLOWING.get(name, set())
-        valid = {"scheduler", *signature.parameters} - {"optimizer", "last_epoch", "verbose"}
+        valid = {"scheduler", *scheduler_arguments(name)}
         for key in values:
             if key in following:
                 raise ValueError(
@@ -105,7 +133,8 @@ class SchedulerCfg(BaseModel):
                 raise ValueError(f"unknown key {key!r}; {nearest(str(key), valid - following)}")
         texts = {k: v for k, v in values.items() if isinstance(v, str) and is_number(v)}
         if texts:
-            raise ValueError(f"{texts} is text in YAML 1.1: write 1.0e-3, with a point")
+            right = ", ".join(f"{key}: {number_as_yaml(text)}" for key, text in texts.items())
+            raise ValueError(f"{texts} is text in YAML 1.1: write {right}")
         missing = [
             key
             for key, parameter in signature.parameters.items()
@@ -139,6 +168,8 @@ SampleType = Literal[
     "all_ordered",
 ]
 
+FramesLimit = PositiveInt | Literal[-1]  # -1: no limit
+
 
 class TripletSampling(Section):
     """How a training batch is drawn: P subjects, K clips each."""
@@ -151,7 +182,7 @@ class TripletSampling(Section):
     frames_num_min: PositiveInt = 25
     frames_num_max: PositiveInt = 50
     frames_skip_num: NonNegativeInt = 0
-    frames_all_limit: PositiveInt = 720
+    frames_all_limit: FramesLimit = 720
 
     @model_validator(mode="after")
     def _a_triplet_can_be_drawn(self) -> "TripletSampling":
@@ -172,9 +203,8 @@ class InferenceSampling(Section):
 
     type: Literal["InferenceSampler"] = "InferenceSampler"
     batch_size: PositiveInt = 4
-    batch_shuffle: Literal[False] = False
     sample_type: SampleType = "all_ordered"
-    frames_all_limit: PositiveInt = 720
+    frames_all_limit: FramesLimit = 720
 
     @field_validator("sample_type")
     @classmethod
@@ -195,15 +225,41 @@ class TransformCfg(BaseModel):
 Transforms = Annotated[tuple[TransformCfg, ...], Field(strict=False)]
 
 
+#: What ``enable_float16`` means; bfloat16 has float32's range, and so needs no loss scaling.
+AmpDtype = Literal["float16", "bfloat16"]
+
+
 class TrainerCfg(Section):
-    """One training run."""
+    """One training run.
+
+    - ``total_iter``: optimizer steps of the whole run.
+    - ``save_iter``, ``log_iter``: steps between checkpoints, and between rows of the history.
+    - ``save_name``: checkpoints are ``<save_name>-<iteration>.pt``.
+    - ``keep_checkpoints``: the newest so many stay; null keeps all. (Not OpenGait's.)
+    - ``with_test``: test the network at each checkpoint.
+    - ``enable_float16``: run the network's forward in half precision, the losses in float32.
+      ``amp_dtype`` says which (OpenGait has float16 alone).
+    - ``fix_BN``: keep BatchNorm's statistics as they are.
+    - ``sync_BN``: BatchNorm over the clips of all processes (SyncBatchNorm, on CUDA).
+    - ``find_unused_parameters``: of DistributedDataParallel.
+    - ``restore_hint``: 0 starts anew; N, or ``latest``, goes on from this run's checkpoint of that
+      iteration; a path takes that file's weights and starts at iteration 0.
+    - ``restore_ckpt_strict``: refuse a checkpoint unless every name and shape fits; false loads
+      what fits.
+    - ``optimizer_reset``, ``scheduler_reset``: leave the checkpoint's state of it aside and begin
+      with a new one. Without them a restored file's states are taken over, one named by its path
+      included.
+    - ``sampler``, ``transform``: how clips are drawn, and what is done to them.
+    """
 
     total_iter: PositiveInt = 80000
     save_iter: PositiveInt = 2000
     log_iter: PositiveInt = 100
     save_name: str = "GaitBase"
+    keep_checkpoints: PositiveInt | None = None
     with_test: bool = False
     enable_float16: bool = True
+    amp_dtype: AmpDtype = "float16"
     fix_BN: bool = False
     sync_BN: bool = False
     restore_hint: NonNegativeInt | str = 0
@@ -220,13 +276,22 @@ class TrainerCfg(Section):
 
 
 class EvaluatorCfg(Section):
-    """One test of a trained network."""
+    """One test of a trained network, by CASIA-B's protocol.
+
+    - ``enable_float16``, ``amp_dtype``, ``restore_ckpt_strict``: as in `TrainerCfg`.
+    - ``restore_hint``: the checkpoint to test, an iteration or a path; 0 is the latest.
+    - ``eval_func``: OpenGait's evaluate_indoor_dataset alone.
+    - ``metric``: ``euc``, the Euclidean distance, or ``cos``.
+    - ``cross_view_gallery``: one gallery of all views, instead of one for each view.
+    - ``sampler``, ``transform``: how sequences are read, and what is done to them.
+    """
 
     enable_float16: bool = False
+    amp_dtype: AmpDtype = "float16"
     restore_hint: NonNegativeInt | str = 80000
     restore_ckpt_strict: bool = True
     save_name: str = "GaitBase"
-    eval_func: Literal["evaluate_indoor_dataset"] = "evaluate_indoor_dataset"
+    eval_func: str = "evaluate_indoor_dataset"
     sampler: InferenceSampling = InferenceSampling()
     metric: Literal["euc", "cos"] = "euc"
     transform: Transforms = (TransformCfg(),)
@@ -235,3 +300,15 @@ class EvaluatorCfg(Section):
     _one_transform = field_validator("transform", mode="before")(
         lambda value: (value,) if isinstance(value, Mapping) else value
     )
+
+    @field_validator("eval_func")
+    @classmethod
+    def _casia_bs_protocol(cls, value: str) -> str:
+        if value == "identification":  # its name in OpenGait's older files
+            return "evaluate_indoor_dataset"
+        if value != "evaluate_indoor_dataset":
+            raise ValueError(
+                f"eval_func is {value!r}: CASIA-B's protocol is the one that tests follow here; "
+                "write evaluate_indoor_dataset, or leave it out"
+            )
+        return value
