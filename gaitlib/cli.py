@@ -1,29 +1,36 @@
 """The command line: one verb a job. ``gaitlib --help``, or ``python -m gaitlib --help``.
 
-Exit status: 0 done, 2 a request that cannot be met (one line says what to change), 1 a crash.
+``torchrun --nproc_per_node=N -m gaitlib train|test`` does the same in N processes.
+
+Exit status: 0 done, 2 a request that cannot be met (one line says what to change), 1 a crash,
+128 + the signal's number for a run that a signal stopped.
 """
 
 import functools
 import json
 import logging
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-import yaml
 
-from gaitlib import profile, runs, stages
+from gaitlib import distributed, profile, runs, stages
+from gaitlib.check_resume import ResumeError, check_resume
 from gaitlib.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, restore_model
 from gaitlib.compress import oto, subnet
-from gaitlib.config import ConfigError, Study, load_study, read_yaml
+from gaitlib.config import ConfigError, Study, load_study, read_value, read_yaml
 from gaitlib.data.pretreat import pretreat_tree
 from gaitlib.data.walker import make_walkers
-from gaitlib.evaluate import to_results
+from gaitlib.data.workers import WorkerError
+from gaitlib.evaluate import Evaluation, to_results
 from gaitlib.plots import save_figure, view_heatmaps
+from gaitlib.stop import TrainingStopped, exit_on_sigterm
 from gaitlib.summary import summary_table
-from gaitlib.train import NonFiniteLossError, choose_device
+from gaitlib.train import NonFiniteLossError
 
 app = typer.Typer(
     help="Compress GaitBase in one training run.",
@@ -34,6 +41,10 @@ app = typer.Typer(
 
 #: What a user can mend: every other exception is a defect of ours, and keeps its traceback.
 MENDABLE = (
+    stages.ProcessesFailedError,
+    distributed.LostProcessError,
+    ResumeError,
+    WorkerError,
     OSError,
     ValueError,  # ConfigError and CheckpointError among them
     NonFiniteLossError,
@@ -42,11 +53,21 @@ MENDABLE = (
     oto.UnsupportedTorchError,
 )
 
+#: The study of ``check-resume``.
+CHECKED = runs.PARAMS / "check_resume.yaml"
+
 Cfgs = Annotated[Path, typer.Option("--cfgs", help="The study's YAML file.")]
 Overrides = Annotated[
     list[str], typer.Option("-o", "--override", help="section.key=value; may be repeated.")
 ]
-Run = Annotated[str, typer.Option(help="Folder below runs/; the file's name if left out.")]
+Run = Annotated[
+    str,
+    typer.Option(
+        "--run",
+        "--run-name",  # torchrun takes a --run after it for an abbreviation of its --run-path
+        help="Folder below runs/; the file's name if left out. Under torchrun write --run-name.",
+    ),
+]
 Stage = Annotated[
     str, typer.Option(help="baseline or geta; geta if the file has a compression_optimizer.")
 ]
@@ -61,11 +82,21 @@ def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        rank = distributed.launched_rank()
+        who = f"rank {rank}: " if rank else ""
+        level = logging.WARNING if rank else logging.INFO
+        logging.basicConfig(level=level, format=f"{who}%(message)s")
         try:
-            verb(*args, **kwargs)
+            with exit_on_sigterm():
+                verb(*args, **kwargs)
+        except TrainingStopped as stop:
+            if not rank:
+                typer.echo(str(stop), err=True)
+            raise typer.Exit(128 + stop.signal) from stop
         except MENDABLE as error:
-            typer.echo(f"error: {error}", err=True)
+            if rank:  # if rank 0 meets it too, it says so, and torchrun ends this one
+                time.sleep(3)
+            typer.echo(f"{who}error: {error}", err=True)
             raise typer.Exit(2) from error
 
     return wrapped
@@ -77,12 +108,7 @@ def _load(cfgs: Path, overrides: list[str]) -> Study:
         key, equals, text = item.partition("=")
         if not equals:
             raise ConfigError(f"override {item!r} is not section.key=value")
-        values[key] = yaml.safe_load(text)
-        if isinstance(values[key], str):
-            try:
-                values[key] = float(text)  # on a command line 1e-3 is a number
-            except ValueError:
-                pass
+        values[key] = read_value(text)
     return load_study(cfgs, values)
 
 
@@ -173,39 +199,30 @@ def train(
     stage: Stage = "",
     device: Device = "auto",
     seed: Seed = None,
+    with_test: Annotated[
+        bool, typer.Option("--test/--no-test", help="Test when trained, and write results.json.")
+    ] = True,
+    force: Annotated[
+        bool, typer.Option(help="Resume although the study says otherwise than the checkpoint.")
+    ] = False,
 ) -> None:
     """Train a stage, test it, and write runs/<run>/<stage>/: what notebooks 02 and 03 do."""
     study, run = _load(cfgs, override), run or cfgs.stem
-    stage, where = _stage_of(study, stage), choose_device(device)
+    stage = _stage_of(study, stage)
     seed = read_yaml(cfgs).get("seed", 0) if seed is None else seed
-    data = stages.open_data(study, progress=True)
-    torch.manual_seed(seed)
-    model = stages.build_network(study, where)
-    if stage == "baseline":
-        optimizer = stages.build_optimizer(study, model)
-        stages.train_stage(study, run, "baseline", model, data, optimizer, seed=seed, progress=True)
-        _, evaluation = stages.evaluate_network(study, model, data)
-        stages.record(
+    with distributed.process_group(device) as where:
+        stages.run_stage(
             study,
             run,
-            "baseline",
-            data,
-            evaluation,
-            stages.measure(model),
+            stage,
+            where,
             seed=seed,
-            device=where,
+            test=with_test,
+            force=force,
+            progress=sys.stderr.isatty(),
         )
-    else:
-        stages.start_weights(study, run, model)
-        graph = oto.trace(model)
-        optimizer = stages.build_optimizer(study, model, graph)
-        stages.train_stage(study, run, "geta", model, data, optimizer, seed=seed, progress=True)
-        compressed = stages.compress_stage(study, run, graph, model)
-        _, evaluation = stages.evaluate_network(study, compressed.model, data)
-        stages.record_compressed(
-            study, run, data, evaluation, model, compressed, seed=seed, device=where
-        )
-    typer.echo(summary_table(run))
+        if with_test and distributed.is_main():
+            typer.echo(summary_table(run))
 
 
 @app.command()
@@ -223,32 +240,57 @@ def test(
 ) -> None:
     """Test a checkpoint (evaluator_cfg.restore_hint by default); writes test-<name>.json."""
     study, run = _load(cfgs, override), run or cfgs.stem
-    stage, where = _stage_of(study, stage), choose_device(device)
+    stage = _stage_of(study, stage)
     if checkpoint is None:
         folder = runs.stage_dir(run, stage) / "checkpoints"
         hint = study.evaluator_cfg.restore_hint if iteration is None else iteration
         checkpoint = find_checkpoint(folder, study.trainer_cfg.save_name, hint or "latest")
     if checkpoint is None:
         raise CheckpointError(f"{run}/{stage} has no checkpoint: train it, or give --checkpoint")
-    if subnet.describes(checkpoint):
-        model = subnet.load_compressed(checkpoint, device=where)
-    else:
-        model = stages.build_network(study, where)
-        weights = load_checkpoint(checkpoint, where)["model"]
-        restore_model(model, weights, study.evaluator_cfg.restore_ckpt_strict)
-    data = stages.open_data(study, progress=True)
-    _, evaluation = stages.evaluate_network(study, model, data)
+    with distributed.process_group(device) as where:
+        if subnet.describes(checkpoint):
+            model = subnet.load_compressed(checkpoint, device=where)
+        else:
+            model = stages.build_network(study, where)
+            weights = load_checkpoint(checkpoint, where)["model"]
+            restore_model(model, weights, study.evaluator_cfg.restore_ckpt_strict)
+        data = stages.open_data(study, progress=sys.stderr.isatty())
+        stages.check_test_set(study, data)
+        _, evaluation = stages.evaluate_network(study, model, data)
+        if distributed.is_main():
+            _show_evaluation(evaluation, run, stage, checkpoint.stem)
+
+
+def _show_evaluation(evaluation: Evaluation, run: str, stage: str, name: str) -> None:
+    """Write test-<name>.json and the view-by-view figure; print the accuracies."""
     results = to_results(evaluation)
-    path = runs.stage_dir(run, stage) / f"test-{checkpoint.stem}.json"
+    path = runs.stage_dir(run, stage) / f"test-{name}.json"
     runs.write_atomically(path, json.dumps(results, indent=1, sort_keys=True) + "\n")
-    for name in ("rank1", "rank5", "mAP"):
-        for condition, value in results.get(name, {}).items():
-            typer.echo(f"{name} {condition} {value} %")
+    for metric in ("rank1", "rank5", "mAP"):
+        for condition, value in results.get(metric, {}).items():
+            typer.echo(f"{metric} {condition} {value} %")
     typer.echo(f"written: {path}")
     if maps := evaluation.rank1_by_view:
-        name = f"{run}/test-{stage}-{checkpoint.stem}"
-        save_figure(view_heatmaps({stage: maps}), name)
-        typer.echo(f"view by view: {runs.FIGURES / name}.png")
+        figure = f"{run}/test-{stage}-{name}"
+        save_figure(view_heatmaps({stage: maps}), figure)
+        typer.echo(f"view by view: {runs.FIGURES / figure}.png")
+
+
+@app.command("check-resume")
+@_one_line_errors
+def check_resume_(
+    cfgs: Annotated[Path, typer.Option("--cfgs", help="The study to kill.")] = CHECKED,
+    override: Overrides = [],  # noqa: B006
+    kills: Annotated[int, typer.Option(help="How often.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the runs, and of the moments.")] = 0,
+) -> None:
+    """Kill a run at random moments, resume it, and compare it bit by bit with one never killed."""
+    table = check_resume(_load(cfgs, override), kills, seed=seed, on_kill=typer.echo)
+    counts = table.groupby(["stage", "phase"], sort=False).agg(
+        kills=("writing", "size"), while_writing=("writing", "sum")
+    )
+    typer.echo(counts.to_string())
+    typer.echo(f"{kills} kills: weights, groups, optimizer state and metrics are identical")
 
 
 @app.command()

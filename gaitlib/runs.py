@@ -99,19 +99,18 @@ def load_results(run: str, stage: str) -> dict[str, Any]:
     return results
 
 
-def save_config(run: str, stage: str, sections: Mapping[str, Any], seed: int, device: str) -> Path:
-    """Write what is needed to repeat a stage: every section resolved, seed, device, versions.
+def save_config(run: str, stage: str, record: Mapping[str, Any]) -> Path:
+    """Write what is needed to repeat a stage: ``record`` and the packages' versions.
 
     The stage keeps its own copy; ``runs/<run>/config.yaml`` is that of the stage begun last.
+
+    Args:
+        run: folder below runs/.
+        stage: ``baseline`` or ``geta``.
+        record: every section resolved, seed, device and so on, as plain values.
     """
     packages = ("torch", "only_train_once", "numpy", "opencv-python-headless", "kornia", "gaitlib")
-    record = {
-        **sections,
-        "seed": seed,
-        "device": device,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in packages},
-    }
-    text = yaml.safe_dump(record, sort_keys=False)
+    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    text = yaml.safe_dump({**record, "versions": versions}, sort_keys=False)
     write_atomically(stage_dir(run, stage) / "config.yaml", text)
     return write_atomically(RUNS / run / "config.yaml", text)

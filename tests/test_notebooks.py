@@ -28,7 +28,7 @@ def test_a_notebook_has_the_common_parameters_first_and_defines_nothing(path):
     assert parameters.metadata["tags"] == ["parameters"]
     assert parameters.source == _code_cells(NOTEBOOKS[0])[0].source
     names = papermill.inspect_notebook(path).keys()
-    assert names == {"run", "seed", "device", "overrides", *SECTIONS}
+    assert names == {"run", "seed", "device", "processes", "overrides", *SECTIONS}
     assert len(cells) <= 16
     for cell in rest:
         assert not any(line.startswith(("def ", "class ")) for line in cell.source.splitlines())
@@ -102,6 +102,16 @@ def test_the_command_line_repeats_a_notebook_figure_for_figure(in_workspace):
             results.get("dense", {}).pop("latency_ms", None)
         assert by_command == by_notebook
     assert "compressed" in done.stdout
+
+
+@pytest.mark.notebooks
+def test_a_notebook_trains_in_two_processes_and_shows_their_log(in_workspace):
+    path = NOTEBOOKS[1]
+    _execute(path, in_workspace, SMOKE | {"run": "two", "processes": 2, "device": "cpu"})
+    executed = nbformat.read(in_workspace / path.name, 4)
+    texts = [o.get("text", "") for cell in executed.cells for o in cell.get("outputs", ())]
+    assert any("baseline 40/40: total" in text for text in texts)
+    assert _results(in_workspace, "baseline", "two")["iterations"] == 40
 
 
 @pytest.mark.notebooks

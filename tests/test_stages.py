@@ -1,81 +1,130 @@
 """A stage on disk: resumed it is the run that never stopped; a new start loses nothing."""
 
+import os
+import random
+import signal
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import SMALL, small_study
 
 from gaitlib import runs, stages
 from gaitlib.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from gaitlib.compress import oto
 from gaitlib.compress.subnet import load_compressed
 from gaitlib.config import load_study
-
-SMALL = {
-    "data_cfg.walker": {"subjects": 4, "train": 3, "frames": [4, 5]},
-    "model_cfg.backbone_cfg": {"type": "Plain", "layers_cfg": ["BC-4", "M", "BC-8"]},
-    "model_cfg.SeparateFCs": {"in_channels": 8, "out_channels": 4, "parts_num": 4},
-    "model_cfg.SeparateBNNecks": {"class_num": 3, "in_channels": 4, "parts_num": 4},
-    "model_cfg.bin_num": [4],
-    "trainer_cfg.sampler": {"batch_size": [2, 2], "frames_num_fixed": 2},
-    "trainer_cfg.total_iter": 10,
-    "trainer_cfg.save_iter": 3,
-    "trainer_cfg.log_iter": 1,
-    "scheduler_cfg": {"scheduler": "OneCycleLR"},
-    "hesso_optimizer_cfg": {
-        "variant": "adamw",
-        "lr": 0.01,
-        "start_pruning_step": 1,
-        "pruning_steps": 6,
-        "pruning_periods": 2,
-    },
-}
+from gaitlib.random_state import random_state, restore_random_state, seed_streams
+from gaitlib.stop import TrainingStopped
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("walkers")
-    return root, stages.open_data(load_study(None, SMALL | {"data_cfg.dataset_root": str(root)}))
+    return root, stages.open_data(small_study(root))
 
 
 @pytest.fixture
 def train(data, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
 
-    def train(run, stop=None, **overrides):
-        values = SMALL | {"data_cfg.dataset_root": str(data[0])}
-        study = load_study(None, values | {f"trainer_cfg.{k}": v for k, v in overrides.items()})
+    def train(run, stop=None, force=False, seed=0, **overrides):
+        study = small_study(data[0], **overrides)
         torch.manual_seed(0)
         model = stages.build_network(study, torch.device("cpu"))
         graph = oto.trace(model)
         optimizer = stages.build_optimizer(study, model, graph)
 
         def kill(history):
-            if stop is not None and history["iteration"].iloc[-1] == stop:
-                raise KeyboardInterrupt
+            if stop is not None and history["iteration"].iloc[-1] == stop[0]:
+                os.kill(os.getpid(), stop[1])
 
         history = stages.train_stage(
-            study, run, "geta", model, data[1], optimizer, seed=0, on_history=kill
+            study, run, "geta", model, data[1], optimizer, seed=seed, on_history=kill, force=force
         )
         return study, model, graph, history
 
     return train
 
 
-def test_a_stage_killed_while_pruning_and_resumed_equals_one_that_never_stopped(train):
-    _, whole, _, history = train("whole")
-    with pytest.raises(KeyboardInterrupt):
-        train("cut", stop=5)  # checkpoint at 3, inside the first period of pruning
-    _, resumed, _, resumed_history = train("cut", restore_hint="latest")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_iteration_and_the_resumed_stage_is_the_one_that_never_stopped(
+    train, number
+):
+    rows = {"log_iter": 3, "save_iter": 10}
+    _, whole, _, history = train("whole", **rows)
+    with pytest.raises(TrainingStopped, match="stopped after iteration 4 and saved") as stopped:
+        train("cut", stop=(3, number), **rows)  # inside the first period, between two rows
+    assert stopped.value.signal == number
+    _, resumed, _, resumed_history = train("cut", restore_hint="latest", **rows)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     timing = ["step_ms"]
     pd.testing.assert_frame_equal(
         history.drop(columns=timing), resumed_history.drop(columns=timing)
     )
-    assert resumed_history["iteration"].tolist() == list(range(1, 11))
+    assert resumed_history["iteration"].tolist() == [3, 6, 9, 10]
     assert resumed_history["group_sparsity"].iloc[-1] == 0.5
     saved = pd.read_csv(runs.stage_dir("cut", "geta") / "history.csv")
-    assert saved["iteration"].tolist() == list(range(1, 11))
+    assert saved["iteration"].tolist() == [3, 6, 9, 10]
+
+
+def test_a_changed_study_is_named_and_refused_unless_forced(train, caplog):
+    train("changed", keep_checkpoints=2)
+    folder = runs.stage_dir("changed", "geta") / "checkpoints"
+    assert list(checkpoints(folder, "GaitBase")) == [9, 10]
+    go_on = {"restore_hint": 9, "keep_checkpoints": 2}
+    train("changed", save_iter=4, **go_on)  # changes nothing of what is learned
+    assert "resumed with trainer_cfg.save_iter: 3 in the checkpoint, 4 here" in caplog.text
+    with pytest.raises(CheckpointError, match="another run") as refused:
+        train("changed", fix_BN=True, seed=5, **go_on)
+    assert "trainer_cfg.fix_BN: False in the checkpoint, True here" in str(refused.value)
+    assert "seed: 0 in the checkpoint, 5 here" in str(refused.value)
+    assert "save_iter" not in str(refused.value)
+    train("changed", fix_BN=True, seed=5, force=True, **go_on)
+
+
+def test_resets_and_paths_mean_what_they_mean_in_opengait(train):
+    train("first")
+    path = str(runs.stage_dir("first", "geta") / "checkpoints" / "GaitBase-00009.pt")
+    with pytest.raises(CheckpointError, match="in mid-run which channels are pruned"):
+        train("first", restore_hint=9, optimizer_reset=True)
+    _, _, _, history = train(
+        "second", restore_hint=path, optimizer_reset=True, scheduler_reset=True
+    )
+    assert history["iteration"].tolist() == list(range(1, 11))  # a path starts at iteration 0
+    with pytest.raises(CheckpointError, match="has 10 iterations done, more than"):
+        train("first", restore_hint=10, total_iter=8)
+
+
+def test_an_opengait_checkpoint_starts_the_compression(train, data, tmp_path):
+    study = small_study(data[0])
+    dense = stages.build_network(study, torch.device("cpu"))
+    optimizer = torch.optim.SGD(dense.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [20000])
+    state = {f"module.{name}": value for name, value in dense.state_dict().items()}
+    path = tmp_path / "Baseline-60000.pt"
+    parts = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    torch.save({"model": state, "iteration": 60000, **parts}, path)
+    with pytest.raises(CheckpointError, match="optimizer_reset: true starts it anew"):
+        train("geta", restore_hint=str(path))
+    resets = {"optimizer_reset": True, "scheduler_reset": True}
+    _, model, _, history = train("geta", restore_hint=str(path), **resets)
+    assert history["group_sparsity"].iloc[-1] == 0.5
+    assert history["iteration"].iloc[0] == 1
+
+
+def test_global_random_streams_go_on_where_they_were():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    seed_streams(4)
+    state = random_state()
+    drawn = draw()
+    draw()
+    restore_random_state(state)
+    assert draw() == drawn
 
 
 def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import logging
 import torch
 from torch import nn
 
-from gaitlib import runs
+from gaitlib import distributed, runs
 from gaitlib.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from gaitlib.compress import hesso, oto
 from gaitlib.config import ConfigError, HessoCfg, Study
@@ -51,9 +51,13 @@ def build_optimizer(
 def start_weights(study: Study, run: str, model: nn.Module) -> str:
     """Give a GETA stage its first weights as ``start_from`` says; return what was done.
 
+    In a distributed job rank 0 reads them, and training gives its weights to the others.
+
     Raises:
         MissingRunError: if it starts from a baseline that has not been trained.
     """
+    if not distributed.is_main():
+        return "the weights of rank 0"
     restored, _ = to_restore(study, run, "geta")
     if restored is not None:
         return f"restore_hint, {restored.name}"
@@ -64,7 +68,7 @@ def start_weights(study: Study, run: str, model: nn.Module) -> str:
     if path is None:
         path = runs.stage_file(run, "baseline", f"checkpoints/{cfg.save_name}-*.pt")  # raises
     state = load_checkpoint(path)
-    if state["iteration"] < cfg.total_iter:
-        log.warning("%s is not finished: iteration %s", path.name, state["iteration"])
+    if (done := state.get("iteration", cfg.total_iter)) < cfg.total_iter:
+        log.warning("%s is not finished: iteration %s", path.name, done)
     restore_model(model, state["model"], cfg.restore_ckpt_strict)
     return f"the baseline's {path.name}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaitlib import runs
+from gaitlib import distributed, runs
 from gaitlib.config import ConfigError, Study
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
 from gaitlib.data.transforms import Transform, build_transform
@@ -40,7 +40,8 @@ def dataset_paths(study: Study, progress: bool = False) -> tuple[str, Path, Path
         if cfg.dataset_root
         else (runs.DATA / f"{name}-train{walker.train}")
     )
-    make_walkers(root, **walker.model_dump(), progress=progress)
+    with distributed.one_first():
+        make_walkers(root, **walker.model_dump(), progress=progress)
     return name, root, locate(cfg.dataset_partition or str(root / "partition.json"))
 
 

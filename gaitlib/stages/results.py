@@ -8,18 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaitlib import evaluate, profile, runs
+from gaitlib import distributed, evaluate, profile, runs
 from gaitlib.compress import oto, subnet
 from gaitlib.config import Study
 from gaitlib.data.sampler import inference_batches
+from gaitlib.device import choose_precision
 from gaitlib.model import GaitBase
 from gaitlib.stages.data import StudyData, transform_of
+
+
+def check_test_set(study: Study, data: StudyData) -> None:
+    """Refuse a test set that the protocol cannot rank, before any training.
+
+    Raises:
+        ValueError: as `gaitlib.evaluate.check_test_set`.
+    """
+    evaluate.check_test_set(data.test.table, study.evaluator_cfg.cross_view_gallery)
 
 
 def evaluate_network(
     study: Study, model: nn.Module, data: StudyData
 ) -> tuple[Tensor, evaluate.Evaluation]:
     """Embed the test set and rank it by the study's protocol.
+
+    In a distributed job every process calls it and embeds its share of the batches; rank 0 ranks.
 
     Returns:
         Embeddings float32 ``(n, C, P)`` in the order of ``data.test.table``, and the evaluation.
@@ -31,18 +43,25 @@ def evaluate_network(
         frames_all_limit=cfg.sampler.frames_all_limit,
         num_workers=study.data_cfg.num_workers,
         pin_memory=device.type == "cuda",
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
-    half = cfg.enable_float16 and device.type == "cuda"
-    with torch.autocast(device.type, torch.float16, enabled=half):
-        features = evaluate.embed(model, batches, transform_of(cfg), device)
-    evaluation = evaluate.evaluate_indoor(
-        features.to(device),
-        data.test.table,
-        cfg.metric,
-        cfg.cross_view_gallery,
-        remove_no_gallery=study.data_cfg.remove_no_gallery,
+    with choose_precision(cfg.enable_float16, cfg.amp_dtype, device).autocast():
+        mine = evaluate.embed_batches(model, batches, transform_of(cfg), device)
+    indices, shares = zip(*distributed.gather(mine), strict=True)
+    features = evaluate.collect(
+        torch.cat(indices), torch.cat([share for share in shares if len(share)])
     )
-    return features, evaluation
+    evaluation = None
+    if distributed.is_main():
+        evaluation = evaluate.evaluate_indoor(
+            features.to(device),
+            data.test.table,
+            cfg.metric,
+            cfg.cross_view_gallery,
+            remove_no_gallery=study.data_cfg.remove_no_gallery,
+        )
+    return features, distributed.broadcast(evaluation)
 
 
 def measure(model: GaitBase, file: Path | None = None) -> dict[str, Any]:
@@ -97,11 +116,15 @@ def record(
 
 
 def compress_stage(study: Study, run: str, graph: oto.Graph, model: GaitBase) -> subnet.Compressed:
-    """Cut the zeroed groups out of a trained network and write both into the GETA stage."""
+    """Cut the zeroed groups out of a trained network and write both into the GETA stage.
+
+    In a distributed job every process gets the small network; rank 0 writes.
+    """
+    folder = runs.stage_dir(run, "geta") / "compressed"
     return subnet.construct_compressed_model(
         graph,
         model,
-        runs.stage_dir(run, "geta") / "compressed",
+        folder if distributed.is_main() else None,
         architecture=study.model_cfg.build_arguments(),
     )
 

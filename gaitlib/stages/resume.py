@@ -1,21 +1,73 @@
 """Where a stage starts: its own checkpoint, another file, or anew with nothing lost."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from gaitlib import runs
-from gaitlib.checkpoint import CheckpointError, find_checkpoint, restore_model
+from gaitlib import distributed, runs
+from gaitlib.checkpoint import (
+    CheckpointError,
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    restore_model,
+)
 from gaitlib.compress import hesso
-from gaitlib.config import Study
-from gaitlib.stages.data import locate
+from gaitlib.config import Study, changes
+from gaitlib.random_state import random_state, restore_random_state
+from gaitlib.stages.data import StudyData, locate
+from gaitlib.train import LogWindow
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts from.
+
+    Attributes:
+        name: of the checkpoint's file; empty without one.
+        state: what the file holds, on the CPU; None without one.
+        continues: whether the stage goes on at the file's iteration, rather than at 0.
+    """
+
+    name: str = ""
+    state: dict[str, Any] | None = None
+    continues: bool = False
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return int(self.state["iteration"]) if self.continues else 0
+
+
+def find_start(study: Study, run: str, stage: str) -> Start:
+    """Read the checkpoint that ``trainer_cfg.restore_hint`` names; rank 0 reads for all.
+
+    Raises:
+        CheckpointError: if it is not there, or past the end of the run.
+    """
+    return distributed.broadcast(_read(study, run, stage) if distributed.is_main() else Start())
+
+
+def _read(study: Study, run: str, stage: str) -> Start:
+    path, continues = to_restore(study, run, stage)
+    if path is None:
+        return Start()
+    start = Start(path.name, load_checkpoint(path), continues)
+    if start.iteration > study.trainer_cfg.total_iter:
+        raise CheckpointError(
+            f"{path.name} has {start.iteration} iterations done, more than trainer_cfg.total_iter "
+            f"{study.trainer_cfg.total_iter}: raise that, or name an earlier one in restore_hint"
+        )
+    return start
 
 
 def to_restore(study: Study, run: str, stage: str) -> tuple[Path | None, bool]:
@@ -28,15 +80,62 @@ def to_restore(study: Study, run: str, stage: str) -> tuple[Path | None, bool]:
     return find_checkpoint(folder, cfg.save_name, str(locate(hint))), False
 
 
+def run_record(study: Study, data: StudyData, seed: int, device: torch.device) -> dict[str, Any]:
+    """Return what makes a run what it is: its sections, seed, sequences, and where it runs."""
+    table = data.train.table[["subject", "type", "view"]].to_csv(index=False)
+    return {
+        **study.sections(),
+        "seed": seed,
+        "device": str(device),
+        "processes": distributed.world_size(),
+        "data": {
+            "train_subjects": len(data.train.subjects),
+            "train_sequences": len(data.train),
+            "train_digest": hashlib.sha256(table.encode()).hexdigest()[:16],
+        },
+    }
+
+
+def check_same_run(start: Start, record: Mapping[str, Any], force: bool = False) -> None:
+    """Name what a resumed run would do otherwise than before; refuse what makes it another run.
+
+    Raises:
+        CheckpointError: for such a difference, unless ``force``.
+    """
+    saved = start.state.get("config")
+    if not saved:  # not written by this program
+        return
+    found = changes.changes(saved, record)
+    for change in found:
+        if distributed.is_main() and change.key != "trainer_cfg.restore_hint":  # how one resumes
+            log.warning("resumed with %s", change)
+    serious = [str(change) for change in found if not change.harmless]
+    if serious and not force:
+        raise CheckpointError(
+            f"resuming {start.name} with these changes would make it another run:\n  "
+            + "\n  ".join(serious)
+            + "\nPut them back, or train under another --run, or go on anyway with --force"
+        )
+
+
 def restore(
     study: Study,
-    state: Mapping[str, Any],
+    start: Start,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler,
+    window: LogWindow,
 ) -> None:
-    """Load what ``restore_hint`` named, as far as the study wants it."""
-    cfg = study.trainer_cfg
+    """Load what `find_start` read, as far as the study wants it."""
+    cfg, state = study.trainer_cfg, start.state
+    if state is None:
+        return
+    if start.continues and cfg.optimizer_reset and isinstance(optimizer, hesso.HESSO):
+        raise CheckpointError(
+            "optimizer_reset would forget in mid-run which channels are pruned: leave it out, or "
+            "start a new run from these weights with restore_hint: <path>"
+        )
     for line in restore_model(model, state["model"], cfg.restore_ckpt_strict):
         log.warning("restored in part: %s", line)
     for name, target, reset in (
@@ -52,6 +151,27 @@ def restore(
                 f"the checkpoint's {name} state does not fit this study ({error}); "
                 f"trainer_cfg.{name}_reset: true starts it anew"
             ) from error
+    if start.continues:
+        if state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
+        if "window" in state:
+            window.load_state_dict(state["window"])
+        streams = state.get("random", [])
+        if distributed.rank() < len(streams):
+            restore_random_state(streams[distributed.rank()])
+
+
+def extra_state(
+    record: Mapping[str, Any], scaler: torch.amp.GradScaler, window: LogWindow
+) -> dict[str, Any]:
+    """Return what a checkpoint holds beside OpenGait's entries; every process has to call it."""
+    return {
+        "scaler": scaler.state_dict(),
+        "window": window.state_dict(),
+        "random": distributed.gather(random_state()),
+        "config": dict(record),
+        "config_digest": changes.digest(record),
+    }
 
 
 def keeps_its_state(optimizer: torch.optim.Optimizer) -> bool:
@@ -62,11 +182,33 @@ def keeps_its_state(optimizer: torch.optim.Optimizer) -> bool:
 def set_aside(run: str, stage: str) -> None:
     """Move a stage that is about to start anew to ``runs/<run>/previous``, so nothing is lost."""
     folder = runs.stage_dir(run, stage)
-    if not folder.exists():
-        return
+    if folder.exists():
+        target = _previous(run, stage)
+        folder.rename(target)
+        log.info("%s starts anew; the earlier one is now %s", stage, target)
+
+
+def set_later_aside(run: str, stage: str, save_name: str, iteration: int) -> None:
+    """Move checkpoints beyond the iteration that a stage goes on from, for the same reason."""
+    found = checkpoints(runs.stage_dir(run, stage) / "checkpoints", save_name)
+    later = [path for number, path in found.items() if number > iteration]
+    if later:
+        target = _previous(run, stage)
+        target.mkdir()
+        for path in later:
+            path.rename(target / path.name)
+        log.info(
+            "%s goes on from iteration %d; later checkpoints are now in %s",
+            stage,
+            iteration,
+            target,
+        )
+
+
+def _previous(run: str, stage: str) -> Path:
+    """Return a new name in ``runs/<run>/previous``."""
     target = runs.RUNS / run / "previous" / f"{stage}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     while target.exists():
         target = target.with_name(target.name + "+")
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder.rename(target)
-    log.info("%s starts anew; the earlier one is now %s", stage, target)
+    return target

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -9,18 +10,32 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from gaitlib import runs
-from gaitlib.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from gaitlib import distributed, runs
+from gaitlib.checkpoint import CheckpointError, prune_checkpoints, save_checkpoint
 from gaitlib.compress import hesso
 from gaitlib.config import Study
 from gaitlib.data.sampler import training_batches
+from gaitlib.device import choose_precision
 from gaitlib.model import build_losses
 from gaitlib.stages.data import StudyData, transform_of
+from gaitlib.stages.launch import train_in_processes
 from gaitlib.stages.results import evaluate_network
-from gaitlib.stages.resume import keeps_its_state, restore, set_aside, to_restore
-from gaitlib.train import fit, gradient_scaler
+from gaitlib.stages.resume import (
+    check_same_run,
+    extra_state,
+    find_start,
+    keeps_its_state,
+    restore,
+    run_record,
+    set_aside,
+    set_later_aside,
+)
+from gaitlib.stop import deferred_signals
+from gaitlib.train import LogWindow, fit
 
 log = logging.getLogger(__name__)
+
+OnHistory = Callable[[pd.DataFrame], None]
 
 
 def train_stage(
@@ -32,14 +47,19 @@ def train_stage(
     optimizer: torch.optim.Optimizer,
     *,
     seed: int,
-    on_history: Callable[[pd.DataFrame], None] | None = None,
+    on_history: OnHistory | None = None,
     progress: bool = False,
+    force: bool = False,
+    processes: int = 1,
+    on_line: Callable[[str], None] = log.info,
 ) -> pd.DataFrame:
     """Train one stage from its start or its checkpoint, writing the stage's folder as it goes.
 
     ``trainer_cfg.restore_hint``: 0 starts anew (an earlier stage of that name is moved to
     ``runs/<run>/previous``), N or ``latest`` continues this stage's checkpoint exactly, a path
     loads that file and starts at iteration 0, as OpenGait does.
+
+    SIGTERM and SIGINT end the iteration that runs, write a checkpoint, and stop.
 
     Args:
         study: sections trainer_cfg, scheduler_cfg, loss_cfg and data_cfg are used.
@@ -51,114 +71,178 @@ def train_stage(
         seed: of batches and augmentation.
         on_history: called with the history so far after each logged step, to draw it.
         progress: draw a bar.
+        force: go on from a checkpoint although the study says otherwise now.
+        processes: more than one starts torchrun with so many and loads what they trained; the
+            model's own process then only looks on.
+        on_line: called with each line that they print.
 
     Returns:
         The history of the whole stage, as `gaitlib.train.fit` describes it.
 
     Raises:
-        CheckpointError: if what ``restore_hint`` names is not there or does not fit.
+        CheckpointError: if what ``restore_hint`` names is not there, does not fit, or is of
+            another run.
         NonFiniteLossError: as `gaitlib.train.fit`.
+        TrainingStopped: by a signal, once the checkpoint is written.
+        ProcessesFailedError: if one of several processes failed.
     """
-    cfg = study.trainer_cfg
-    checkpoint, continues = to_restore(study, run, stage)
-    state = load_checkpoint(checkpoint) if checkpoint is not None else None
-    if continues and not keeps_its_state(optimizer):
-        raise CheckpointError(
-            "only_train_once's own HESSO does not save which groups it has pruned, so a run with "
-            "it cannot be resumed: start anew, or write implementation: gaitlib"
+    cfg, device = study.trainer_cfg, next(model.parameters()).device
+    if processes > 1:
+        train_in_processes(
+            study,
+            run,
+            stage,
+            model,
+            optimizer,
+            processes,
+            seed=seed,
+            on_history=on_history,
+            on_line=on_line,
         )
-    if not continues:
-        set_aside(run, stage)
-    folder = runs.stage_dir(run, stage)
-    device = next(model.parameters()).device
-    runs.save_config(run, stage, study.sections(), seed, str(device))
+        return _History(runs.stage_dir(run, stage) / "history.csv").table()
 
+    start = find_start(study, run, stage)
+    record = run_record(study, data, seed, device)
+    if start.continues:
+        if not keeps_its_state(optimizer):
+            raise CheckpointError(
+                "only_train_once's own HESSO does not save which groups it has pruned, so a run "
+                "with it cannot be resumed: start anew, or write implementation: gaitlib"
+            )
+        check_same_run(start, record, force)
     scheduler = study.scheduler_cfg.build(optimizer, cfg.total_iter)
-    scaler = gradient_scaler(cfg.enable_float16, device)
-    start = 0
-    if state is not None:
-        restore(study, state, model, optimizer, scheduler)
-        if continues:
-            start = int(state["iteration"])
-            if state.get("scaler"):
-                scaler.load_state_dict(state["scaler"])
-    history = _History(folder / "history.csv", start)
-    sampler = cfg.sampler
+    precision = choose_precision(cfg.enable_float16, cfg.amp_dtype, device)
+    scaler, window = precision.scaler(), LogWindow()
+    restore(study, start, model, optimizer, scheduler, scaler, window)
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    joined = cfg.sampler.sample_type.startswith("all")  # one clip to the augmentation, in each
     batches = training_batches(
         data.train,
-        **sampler.model_dump(exclude={"type"}),
+        **cfg.sampler.model_dump(exclude={"type"}),
         seed=seed,
-        start=start,
+        start=start.iteration,
         stop=cfg.total_iter,
         num_workers=study.data_cfg.num_workers,
         pin_memory=device.type == "cuda",
+        **share,
     )
     losses = build_losses([term.model_dump() for term in study.loss_cfg])
 
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=start) as board:
+    folder = runs.stage_dir(run, stage)
+    if distributed.is_main():
+        if start.continues:
+            set_later_aside(run, stage, cfg.save_name, start.iteration)
+        else:
+            set_aside(run, stage)
+        runs.save_config(run, stage, record)
+    log_to = _Log(folder, stage, start.iteration, cfg.total_iter, on_history)
+    with log_to, deferred_signals() as came:
 
-        def on_log(row: dict[str, float]) -> None:
-            history.append(row)
-            for name, value in row.items():
-                board.add_scalar(name, value, int(row["iteration"]))
-            terms = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
-            log.info("%s %s/%s: %s", stage, int(row["iteration"]), cfg.total_iter, terms)
-            if on_history is not None:
-                on_history(history.table())
+        def should_stop() -> int:
+            return distributed.largest(came[0] if came else 0)
 
         def on_save(iteration: int) -> None:
-            save_checkpoint(
-                folder / "checkpoints",
-                cfg.save_name,
-                iteration,
-                model,
-                optimizer if keeps_its_state(optimizer) else None,
-                scheduler,
-                extra={"scaler": scaler.state_dict()},
-            )
-            if cfg.with_test and iteration < cfg.total_iter:
+            extra = extra_state(record, scaler, window)
+            if distributed.is_main():
+                save_checkpoint(
+                    folder / "checkpoints",
+                    cfg.save_name,
+                    iteration,
+                    model,
+                    optimizer if keeps_its_state(optimizer) else None,
+                    scheduler,
+                    extra=extra,
+                )
+                prune_checkpoints(folder / "checkpoints", cfg.save_name, cfg.keep_checkpoints)
+            if cfg.with_test and iteration % cfg.save_iter == 0 and iteration < cfg.total_iter:
                 _, evaluation = evaluate_network(study, model, data)
-                for condition, value in evaluation.rank1.items():
-                    board.add_scalar(f"rank1/{condition}", value, iteration)
-                log.info("%s %s: rank-1 %s", stage, iteration, evaluation.rank1)
+                log_to.rank1(evaluation.rank1, iteration)
 
-        fit(
-            model,
-            batches,
-            transform_of(cfg),
-            losses,
-            optimizer,
-            scheduler,
-            seed=seed,
-            scaler=scaler,
-            fix_bn=cfg.fix_BN,
-            log_iter=cfg.log_iter,
-            save_iter=cfg.save_iter,
-            on_log=on_log,
-            on_save=on_save,
-            total_iter=cfg.total_iter,
-            progress=progress,
-        )
-    if isinstance(optimizer, hesso.HESSO):
+        with distributed.shared(model, cfg.sync_BN, cfg.find_unused_parameters) as network:
+            fit(
+                network,
+                batches,
+                partial(transform_of(cfg), **({} if joined else share)),
+                distributed.GatheredLoss(losses),
+                optimizer,
+                scheduler,
+                seed=seed,
+                precision=precision,
+                scaler=scaler,
+                window=window,
+                fix_bn=cfg.fix_BN,
+                log_iter=cfg.log_iter,
+                save_iter=cfg.save_iter,
+                on_log=log_to.row,
+                on_save=on_save,
+                should_stop=should_stop,
+                total_iter=cfg.total_iter,
+                progress=progress and distributed.is_main(),
+            )
+    if isinstance(optimizer, hesso.HESSO) and distributed.is_main():
         runs.write_atomically(folder / "saliency.csv", optimizer.importance().to_csv(index=False))
-    return history.table()
+    return log_to.history.table()
+
+
+class _Log:
+    """A stage's history.csv, TensorBoard file and log lines; rank 0 alone writes them."""
+
+    def __init__(
+        self, folder: Path, stage: str, start: int, total: int, on_history: OnHistory | None
+    ) -> None:
+        self.stage, self.total, self.on_history = stage, total, on_history
+        self.writes = distributed.is_main()
+        self.history = _History(folder / "history.csv", start, self.writes)
+        self.board = None
+        if self.writes:
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.board is not None:
+            self.board.close()
+
+    def row(self, row: dict[str, float]) -> None:
+        """Keep and show a row of history."""
+        self.history.append(row)
+        if not self.writes:
+            return
+        for name, value in row.items():
+            self.board.add_scalar(name, value, int(row["iteration"]))
+        terms = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
+        log.info("%s %s/%s: %s", self.stage, int(row["iteration"]), self.total, terms)
+        if self.on_history is not None:
+            self.on_history(self.history.table())
+
+    def rank1(self, rank1: Mapping[str, float], iteration: int) -> None:
+        """Show what a test in mid-training found."""
+        if self.writes:
+            for condition, value in rank1.items():
+                self.board.add_scalar(f"rank1/{condition}", value, iteration)
+            log.info("%s %s: rank-1 %s", self.stage, iteration, rank1)
 
 
 class _History:
-    """``history.csv``: a row per logged step, cut back to the iteration that a run resumes at."""
+    """``history.csv``: a row per logged step; a resumed run keeps the rows up to its start."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, start: int | None = None, writes: bool = False) -> None:
+        self.path, self.writes = path, writes
         self.rows: list[dict[str, float]] = []
-        if start and path.exists():
-            kept = pd.read_csv(path)
-            self.rows = kept[kept["iteration"] <= start].to_dict("records")
-        runs.write_atomically(path, self.table().to_csv(index=False) if self.rows else "")
+        if start != 0 and path.exists():
+            rows = pd.read_csv(path)
+            kept = rows if start is None else rows[rows["iteration"] <= start]
+            self.rows = kept.to_dict("records")
+        if writes:
+            text = self.table().to_csv(index=False) if self.rows else ""
+            runs.write_atomically(path, text)
 
     def append(self, row: Mapping[str, float]) -> None:
         self.rows.append(dict(row))
-        with self.path.open("a") as stream:
-            pd.DataFrame([row]).to_csv(stream, header=stream.tell() == 0, index=False)
+        if self.writes:
+            with self.path.open("a") as stream:
+                pd.DataFrame([row]).to_csv(stream, header=stream.tell() == 0, index=False)
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)

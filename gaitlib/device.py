@@ -1,0 +1,91 @@
+"""Where a network runs, and in which number format."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def choose_device(
+    device: str = "auto", local_rank: int = 0, local_processes: int = 1
+) -> torch.device:
+    """Return the device: ``auto`` is the GPU, or the CPU where there is none.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        local_rank: which of this machine's processes asks; it gets the GPU of that number.
+        local_processes: how many there are.
+
+    Raises:
+        ValueError: if CUDA is asked for and absent, or processes would have to share a GPU.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda" if count else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none of auto, cpu, cuda, cuda:N") from error
+    if chosen.type != "cuda":
+        return chosen
+    if (chosen.index or 0) >= count:
+        raise ValueError(f"device {device!r} is not here ({count} GPUs): write 'auto' or 'cpu'")
+    if local_processes > 1 and chosen.index is not None:
+        raise ValueError(
+            f"device {device!r} names one GPU for {local_processes} processes: write 'cuda'"
+        )
+    if local_processes > count:
+        raise ValueError(
+            f"{local_processes} processes need a GPU each, and there are {count}: "
+            f"write --nproc_per_node={count}, or --device cpu"
+        )
+    return torch.device("cuda", local_rank) if local_processes > 1 else chosen
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format that a network runs in; weights, losses and statistics stay float32.
+
+    Attributes:
+        device: where.
+        dtype: of `torch.autocast`; None is float32 throughout.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that the network's forward runs in."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return the gradient scaler, which float16 needs and the other formats do not."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+
+def choose_precision(
+    enable_float16: bool, amp_dtype: str = "float16", device: torch.device | str = "cpu"
+) -> Precision:
+    """Return the format that ``enable_float16`` and ``amp_dtype`` ask for on a device.
+
+    float16 needs a GPU: on a CPU the network runs in float32, and a warning says so.
+
+    Raises:
+        ValueError: if a GPU is too old for bfloat16.
+    """
+    device = torch.device(device)
+    if not enable_float16:
+        return Precision(device)
+    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}[amp_dtype]
+    if dtype is torch.float16 and device.type != "cuda":
+        log.warning(
+            "enable_float16 needs a GPU: running in float32 on %s (amp_dtype: bfloat16 runs here)",
+            device,
+        )
+        return Precision(device)
+    if device.type == "cuda" and dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"{name} has no bfloat16: write amp_dtype: float16")
+    return Precision(device, dtype)

@@ -1,0 +1,163 @@
+"""Two processes with half a batch each do what one does with the whole: gradients, groups, results.
+
+Two gloo processes run everything once (`_rank`); each test compares a part with one process.
+"""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from small import small_study
+
+from gaitlib import distributed, runs, stages
+from gaitlib.compress import oto
+from gaitlib.data.sampler import training_batches
+from gaitlib.evaluate import to_results
+from gaitlib.model import build_losses
+from gaitlib.stages.data import transform_of
+
+AUGMENTED = {
+    "fix_BN": True,
+    "transform": [
+        {
+            "type": "Compose",
+            "trf_cfg": [
+                {"type": "RandomRotate", "prob": 0.5},
+                {"type": "BaseSilCuttingTransform"},
+                {"type": "RandomErasing", "prob": 0.5},
+            ],
+        }
+    ],
+}
+
+
+def _gradients(study, data):
+    """Gradients of the first batch."""
+    torch.manual_seed(0)
+    model = stages.build_network(study, torch.device("cpu")).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    (batch,) = training_batches(data.train, seed=1, start=0, stop=1, batch_size=(2, 2), **share)
+    losses = build_losses([term.model_dump() for term in study.loss_cfg])
+    clips = transform_of(study.evaluator_cfg)(batch.clips)
+    with distributed.shared(model) as network:
+        total, scalars = distributed.GatheredLoss(losses)(network(clips), batch.labels)
+        total.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    return gradients, total.detach(), scalars
+
+
+def _pruned(study, data, run):
+    """Train and prune; give the weights, the state of the pruner and the history."""
+    torch.manual_seed(0)
+    model = stages.build_network(study, torch.device("cpu"))
+    optimizer = stages.build_optimizer(study, model, oto.trace(model))
+    history = stages.train_stage(study, run, "geta", model, data, optimizer, seed=0)
+    return model, optimizer.pruner.state_dict(), history
+
+
+def _everything(root, run):
+    study = small_study(root, **AUGMENTED)
+    data = stages.open_data(study)
+    gradients, total, scalars = _gradients(study, data)
+    model, pruner, history = _pruned(study, data, run)
+    torch.manual_seed(0)
+    fresh = stages.build_network(study, torch.device("cpu"))
+    features, evaluation = stages.evaluate_network(study, fresh, data)
+    return {
+        "gradients": gradients,
+        "total": total,
+        "scalars": scalars,
+        "weights": dict(model.state_dict()),
+        "pruned": pruner["pruned"],
+        "chosen": [choice["chosen"] for choice in pruner["choices"]],
+        "losses": history["total"].tolist(),
+        "features": features,
+        "results": to_results(evaluation),
+    }
+
+
+def _refusal(study, data, **trainer_cfg):
+    cfg = study.trainer_cfg.model_copy(update=trainer_cfg)
+    changed = study.model_copy(update={"trainer_cfg": cfg})
+    try:
+        _pruned(changed, data, "refused")
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def _rank(rank, port, root, folder):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    runs.RUNS = folder / "runs"
+    with distributed.process_group("cpu"):
+        found = _everything(root, "two")
+        study = small_study(root)
+        data = stages.open_data(study)
+        found["sync_BN"] = _refusal(study, data, sync_BN=True)
+        odd = study.trainer_cfg.sampler.model_copy(update={"batch_size": (3, 3)})
+        found["indivisible"] = _refusal(study, data, sampler=odd)
+        found["rows"] = distributed.gather_rows(torch.tensor([[rank], [rank + 2]]))
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    root = folder / "walkers"
+    threads, before = torch.get_num_threads(), runs.RUNS
+    torch.set_num_threads(1)
+    runs.RUNS = folder / "runs"
+    try:
+        one = _everything(root, "one")
+    finally:
+        torch.set_num_threads(threads)
+        runs.RUNS = before
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, args=(port, root, folder), nprocs=2)
+    two = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return one, two
+
+
+def test_two_half_batches_give_the_gradients_of_the_whole_batch(found):
+    one, two = found
+    for rank in two:
+        torch.testing.assert_close(rank["total"], one["total"])
+        torch.testing.assert_close(rank["scalars"], one["scalars"])
+        torch.testing.assert_close(rank["gradients"], one["gradients"], atol=1e-5, rtol=1e-5)
+
+
+def test_two_processes_prune_the_same_groups_and_end_at_the_weights_of_one(found):
+    one, two = found
+    for rank in two:
+        assert rank["chosen"] == one["chosen"] and rank["pruned"] == one["pruned"]
+        assert any(one["pruned"].values())
+        torch.testing.assert_close(rank["weights"], one["weights"], atol=1e-4, rtol=1e-4)
+        assert rank["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    for name, weight in two[0]["weights"].items():
+        assert torch.equal(weight, two[1]["weights"][name]), name
+
+
+def test_a_sharded_evaluation_embeds_every_sequence_once_and_gives_one_processes_results(found):
+    one, two = found
+    for rank in two:
+        assert torch.equal(rank["features"], one["features"])
+        assert rank["results"] == one["results"]
+
+
+def test_rows_come_back_in_the_order_of_the_shared_batch(found):
+    assert [rank["rows"].flatten().tolist() for rank in found[1]] == [[0, 1, 2, 3]] * 2
+
+
+def test_what_two_processes_cannot_do_is_refused_with_the_reason(found):
+    for rank in found[1]:
+        assert "SyncBatchNorm on GPUs alone. Write sync_BN: false" in rank["sync_BN"]
+        assert "batch_size [3, 3] makes 9 clips" in rank["indivisible"]
