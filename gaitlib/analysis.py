@@ -6,11 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from gaitlib import profile, runs
+from gaitlib.compress.quantizer import quantization_of
 from gaitlib.compress.subnet import load_compressed, load_dense
+from gaitlib.config import Study
 from gaitlib.evaluate import CONDITIONS
 from gaitlib.model import GaitBase
+from gaitlib.stages import export_network, open_data
 
 
 def load_networks(run: str, device: str | torch.device = "cpu") -> tuple[GaitBase, GaitBase]:
@@ -40,39 +44,72 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
     )
 
 
-def trade(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> pd.DataFrame:
-    """Return what was paid and saved: a row a measure, with dense, compressed and unit.
+def finished(run: str) -> dict[str, dict[str, Any]]:
+    """Return the results of the stages that a run has finished, dense first, compressed last.
+
+    Raises:
+        MissingRunError: if the baseline or the GETA stage has not finished.
+    """
+    wanted = {"baseline", "geta", *runs.finished(run)}
+    return {stage: runs.load_results(run, stage) for stage in runs.NAMES if stage in wanted}
+
+
+def trade_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return what was paid and saved, a row a network.
+
+    Columns:
+        rank1_NM, rank1_BG, rank1_CL: %.
+        params: numbers. MMAC: of the backbone, a frame. relative_bops: % of the dense network's.
+        file_kb: of the low-bit file, or of the float weights where there are no bits.
 
     Args:
-        dense: results of the baseline stage.
-        compressed: results of the GETA stage, which timed both networks in one process.
+        results: of `finished`.
     """
-    rows = [
-        (f"rank-1 {condition}", dense["rank1"][condition], compressed["rank1"][condition], "%")
-        for condition in CONDITIONS
-    ]
-    rows += [
-        (name, dense[key] / scale, compressed[key] / scale, unit)
-        for name, key, scale, unit in (
-            ("parameters", "params", 1, ""),
-            ("multiply-adds", "macs_per_frame", 1, "a frame"),
-            ("file", "file_bytes", 1e3, "kB"),
+    dense_macs = results["baseline"]["macs_per_frame"]
+    rows = {}
+    for stage, result in results.items():
+        in_float = 100 * result["macs_per_frame"] / dense_macs  # 32 x 32 bits, as the dense one
+        rows[runs.NAMES[stage]] = {
+            **{f"rank1_{c}": result["rank1"][c] for c in CONDITIONS},
+            "params": result["params"],
+            "MMAC": result["macs_per_frame"] / 1e6,
+            "relative_bops": result.get("relative_bops", in_float),
+            "file_kb": result.get("lowbit_bytes", result["file_bytes"]) / 1e3,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"params": int})
+
+
+def deployed(study: Study, run: str, *, seed: int = 0) -> dict[str, nn.Module]:
+    """Return the networks of a run in the forms that they could be used in, by name.
+
+    ``dense`` and ``compressed`` compute in torch. The others are ONNX files in ONNX Runtime with as
+    many threads as torch uses, written beside the compressed network.
+
+    Args:
+        study: the run's.
+        run: folder below runs/.
+        seed: of the clips that calibrate integer kernels.
+    """
+    from gaitlib.compress import onnx  # an extra: pip install gaitlib[onnx]
+
+    dense, small = load_networks(run)
+    folder, threads = runs.stage_dir(run, "geta") / "compressed" / "onnx", torch.get_num_threads()
+    onnx.export_onnx(dense, folder / "dense.onnx")
+    files = {"dense, ONNX": folder / "dense.onnx"}
+    files["compressed, ONNX"] = export_network(study, run, "onnx", folder)
+    if study.quantizes:
+        files["compressed, int8"] = export_network(study, run, "onnx-int8", folder)
+        rounded = export_network(
+            study, run, "onnx-int8", folder / "rounded-sums", open_data(study), seed=seed
         )
-    ]
-    rows += [
-        (
-            f"latency, {clips}",
-            compressed["dense"]["latency_ms"][key],
-            compressed["latency_ms"][key],
-            "ms",
-        )
-        for clips, key in (("1 clip", "batch_1"), ("16 clips", "batch_16"))
-    ]
-    return pd.DataFrame(rows, columns=["measure", "dense", "compressed", "unit"])
+        files["compressed, int8, rounded sums"] = rounded
+        quantization_of(small).detach_from(small)  # torch has no integer kernels here
+    networks = {"dense": dense.eval(), "compressed": small}
+    return networks | {name: onnx.OnnxNetwork(f, threads) for name, f in files.items()}
 
 
 def compare_latency(
-    networks: Mapping[str, GaitBase], batches: Sequence[int] = (1, 16), rounds: int = 5
+    networks: Mapping[str, nn.Module], batches: Sequence[int] = (1, 16), rounds: int = 5
 ) -> pd.DataFrame:
     """Time networks in turn, A B A B, so that what else the machine does hits all alike.
 

@@ -236,8 +236,16 @@ class _Mismatch(NamedTuple):
         return f"{self.name}: {self.there} in the checkpoint, {self.here} here"
 
 
-def restore_model(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> list[str]:
+def restore_model(
+    model: nn.Module, state: Mapping[str, Tensor], strict: bool = True, *, optional: str = ""
+) -> list[str]:
     """Load weights by OpenGait's key names, as `match_keys` compares them.
+
+    Args:
+        model: what takes the weights.
+        state: names and tensors.
+        strict: refuse a state that does not fit in whole.
+        optional: a submodule that may be missing, here or in the file.
 
     Returns:
         The lines that describe what did not fit; empty when all did.
@@ -247,6 +255,10 @@ def restore_model(model: nn.Module, state: Mapping[str, Tensor], strict: bool = 
             the table.
     """
     own = model.state_dict()
+    if optional:
+        given_up = f"{optional}."
+        state = {n: v for n, v in state.items() if n in own or not n.startswith(given_up)}
+        own = {n: v for n, v in own.items() if n in state or not n.startswith(given_up)}
     names = match_keys(state, own)
     given = {names[name]: value for name, value in state.items() if name in names}
     fitting = {name: v for name, v in given.items() if v.shape == own[name].shape}

@@ -69,7 +69,11 @@ Run = Annotated[
     ),
 ]
 Stage = Annotated[
-    str, typer.Option(help="baseline or geta; geta if the file has a compression_optimizer.")
+    str,
+    typer.Option(
+        help="baseline, geta (compressed; the default if the file has a compression_optimizer), or "
+        "pruned (as geta, without bits)."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Seed = Annotated[
@@ -113,10 +117,10 @@ def _load(cfgs: Path, overrides: list[str]) -> Study:
 
 
 def _stage_of(study: Study, stage: str) -> str:
-    if stage and stage not in runs.STAGES:
-        raise ConfigError(f"--stage {stage!r}: choose from {sorted(runs.STAGES)}")
+    if stage and stage not in stages.TRAINED:
+        raise ConfigError(f"--stage {stage!r}: choose from {', '.join(stages.TRAINED)}")
     stage = stage or ("geta" if study.compression is not None else "baseline")
-    if stage == "geta":
+    if stage != "baseline":
         stages.require_compression(study)
     return stage
 
@@ -253,6 +257,7 @@ def test(
         else:
             model = stages.build_network(study, where)
             weights = load_checkpoint(checkpoint, where)["model"]
+            stages.attach_quantizers_of(study, model, weights)
             restore_model(model, weights, study.evaluator_cfg.restore_ckpt_strict)
         data = stages.open_data(study, progress=sys.stderr.isatty())
         stages.check_test_set(study, data)
@@ -296,12 +301,20 @@ def check_resume_(
 @app.command()
 @_one_line_errors
 def export(
-    run: str,
+    run: Annotated[str, typer.Option(help="Folder below runs/.")],
+    form: Annotated[
+        str, typer.Option("--format", help=f"One of {', '.join(stages.FORMATS)}.")
+    ] = "pt",
     out: Annotated[Path | None, typer.Option(help="Folder; the stage's own if left out.")] = None,
+    round_sums: Annotated[
+        bool, typer.Option(help="onnx-int8: faster, rounds residual sums too (needs the data).")
+    ] = False,
 ) -> None:
     """Write a run's compressed network without its classifier: silhouettes in, embeddings out."""
-    source = runs.stage_file(run, "geta", "compressed/compressed_*.pt")
-    path = subnet.export_embedding(source, out or source.parent / "embedding")
+    study = load_study(runs.stage_file(run, "geta", "config.yaml"))
+    data = stages.open_data(study) if round_sums else None
+    folder = out or runs.stage_dir(run, "geta") / "compressed" / "embedding"
+    path = stages.export_network(study, run, form, folder, data)
     typer.echo(f"{path.stat().st_size:,} bytes: {path}")
 
 

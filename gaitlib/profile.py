@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gaitlib.compress.quantizer import ATTRIBUTE
 from gaitlib.model import GaitBase
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 
@@ -26,8 +27,16 @@ _BACKBONE = "Backbone.forward_block."
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, each shared tensor once; buffers do not count."""
-    return sum(p.numel() for p in model.parameters())
+    """Return the number of parameters, each shared tensor once.
+
+    Buffers do not count, nor do the three scalars of each quantizer.
+    """
+    return sum(p.numel() for _, p in _own_parameters(model))
+
+
+def _own_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    scalars = f"{ATTRIBUTE}."
+    return [(n, p) for n, p in model.named_parameters() if not n.startswith(scalars)]
 
 
 def macs_per_frame(model: GaitBase, frame: tuple[int, int] = FRAME) -> int:
@@ -64,7 +73,7 @@ def block_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame
         per: ``frame`` or ``clip``.
     """
     params: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _own_parameters(model):
         params[_block(name)] = params.get(_block(name), 0) + parameter.numel()
     macs = dict.fromkeys(params, 0)
     for name, row in _count(model, frame).items():
@@ -81,7 +90,7 @@ def block_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame
 
 
 def measure_latency(
-    model: GaitBase,
+    model: nn.Module,
     batch: int = 1,
     frames: int = 30,
     *,
@@ -92,15 +101,15 @@ def measure_latency(
 ) -> float:
     """Return the median time, in milliseconds, to embed ``batch`` clips of ``frames`` frames.
 
-    The clips are random, on the device beforehand, and the classifier does not run. On CUDA each
-    repeat waits for the device. The model keeps its mode and its place: a copy moves to another
-    device if one is asked for.
+    The clips are random, on the device beforehand, and ``model.embed`` runs, not the classifier. On
+    CUDA each repeat waits for the device. The model keeps its mode and its place: a copy moves to
+    another device if one is asked for.
     """
     if min(batch, frames, repeats) < 1:
         raise ValueError(
             f"batch {batch}, frames {frames}, repeats {repeats}: each has to be 1 or more"
         )
-    home = next(model.parameters())
+    home = next(model.parameters(), torch.empty(0))  # a network in ONNX Runtime has none
     device = home.device if device is None else torch.device(device)
     if device != home.device:
         model = copy.deepcopy(model).to(device)

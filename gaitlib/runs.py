@@ -24,7 +24,21 @@ WORKSPACE = Path(os.environ.get("GAITLIB_WORKSPACE", ROOT)).resolve()
 FIGURES, RUNS, DATA = WORKSPACE / "figures", WORKSPACE / "runs", WORKSPACE / "data"
 
 SCHEMA = 1
-STAGES = {"baseline": "02_baseline_train.ipynb", "geta": "03_geta_train.ipynb"}
+#: Each stage with the notebook that makes it: the dense network, one compressed by the study's
+#: optimizer, and, where that quantizes, one that is pruned alone, and that one rounded afterwards.
+STAGES = {
+    "baseline": "02_baseline_train.ipynb",
+    "geta": "03_geta_train.ipynb",
+    "pruned": "03_geta_train.ipynb",
+    "ptq": "03_geta_train.ipynb",
+}
+#: What tables and figures call their networks, in their order.
+NAMES = {
+    "baseline": "dense",
+    "pruned": "pruned",
+    "ptq": "pruned, then rounded",
+    "geta": "compressed",
+}
 
 
 class MissingRunError(FileNotFoundError):
@@ -97,6 +111,11 @@ def load_results(run: str, stage: str) -> dict[str, Any]:
     if results.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {results.get('schema')}, this program reads {SCHEMA}")
     return results
+
+
+def finished(run: str) -> list[str]:
+    """Return the stages of a run that have results, in the order of NAMES."""
+    return [stage for stage in NAMES if (stage_dir(run, stage) / "results.json").exists()]
 
 
 def save_config(run: str, stage: str, record: Mapping[str, Any]) -> Path:

@@ -13,7 +13,9 @@ COLUMNS = {
     "CL": lambda r: f"{r['rank1']['CL']:.1f}",
     "parameters": lambda r: f"{r['params']:,}",
     "MMAC/frame": lambda r: f"{r['macs_per_frame'] / 1e6:.2f}",
-    "kB": lambda r: f"{r['file_bytes'] / 1e3:.0f}",
+    "bits w/a": lambda r: f"{r['bits']['weights']:.1f}/{r['bits']['activations']:.1f}",
+    "rel. BOPs %": lambda r: f"{r['relative_bops']:.2f}",
+    "kB": lambda r: f"{r.get('lowbit_bytes', r['file_bytes']) / 1e3:.0f}",
     "ms, 1 clip": lambda r: f"{r['latency_ms']['batch_1']:.1f}",
     "ms, 16 clips": lambda r: f"{r['latency_ms']['batch_16']:.1f}",
 }
@@ -39,10 +41,8 @@ def summary_table(run: str) -> str:
     Raises:
         MissingRunError: if no stage has finished.
     """
-    names = {"baseline": "dense", "geta": "compressed"}
-    finished = [stage for stage in names if (runs.stage_dir(run, stage) / "results.json").exists()]
-    found = {names[stage]: runs.load_results(run, stage) for stage in finished or names}
-    if len(found) == 2:  # times from one process
+    found = {runs.NAMES[s]: runs.load_results(run, s) for s in runs.finished(run) or runs.NAMES}
+    if {"dense", "compressed"} <= found.keys():  # times from one process
         found["dense"]["latency_ms"] = found["compressed"]["dense"]["latency_ms"]
     lines = [compare(found).to_string()]
     if "compressed" in found:

@@ -17,6 +17,8 @@ SMALL = {
     "trainer_cfg.save_iter": 3,
     "trainer_cfg.log_iter": 1,
     "scheduler_cfg": {"scheduler": "OneCycleLR"},
+    "compression_optimizer": "hesso",
+    "geta_optimizer_cfg": None,
     "hesso_optimizer_cfg": {
         "variant": "adamw",
         "lr": 0.01,

@@ -82,7 +82,12 @@ def test_the_stages_leave_results_that_hold_the_contract(workspace):
         assert results["rank1"].keys() == {"NM", "BG", "CL"}
         assert [len(row) for row in results["rank1_by_view"]["NM"]] == [11] * 11
         assert results["latency_ms"].keys() == {"batch_1", "batch_16"}
-    assert geta["group_sparsity"] == pytest.approx(0.6, abs=0.02)
+    assert geta["group_sparsity"] == pytest.approx(0.5, abs=0.02)
+    assert 4 <= geta["bits"]["weights"] <= 8 and geta["relative_bops"] < 6
+    assert geta["lowbit_bytes"] < geta["file_bytes"]
+    assert _results(workspace, "ptq")["bits"]["weights"] == pytest.approx(
+        geta["bits"]["weights"], abs=0.5
+    )  # the same bits, on other channels
     assert geta["full_equals_compressed"] < 1e-4
     assert geta["params"] < dense["params"] == geta["dense"]["params"]
     assert geta["file_bytes"] < dense["file_bytes"]
@@ -102,6 +107,16 @@ def test_the_command_line_repeats_a_notebook_figure_for_figure(in_workspace):
             results.get("dense", {}).pop("latency_ms", None)
         assert by_command == by_notebook
     assert "compressed" in done.stdout
+
+
+@pytest.mark.notebooks
+def test_the_command_line_exports_what_the_notebooks_compressed(in_workspace, tmp_path):
+    command = [sys.executable, "-m", "gaitlib", "export", "--run", "smoke"]
+    command += ["--format", "onnx-int8", "--round-sums", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("*.onnx")
+    assert f"{file.stat().st_size:,} bytes" in done.stdout
 
 
 @pytest.mark.notebooks

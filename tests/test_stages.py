@@ -13,8 +13,9 @@ from small import SMALL, small_study
 from gaitlib import runs, stages
 from gaitlib.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from gaitlib.compress import oto
+from gaitlib.compress.lowbit import load_lowbit
 from gaitlib.compress.subnet import load_compressed
-from gaitlib.config import load_study
+from gaitlib.config import ConfigError, load_study
 from gaitlib.random_state import random_state, restore_random_state, seed_streams
 from gaitlib.stop import TrainingStopped
 
@@ -181,3 +182,106 @@ def test_the_packages_own_hesso_runs_and_refuses_to_resume(train, data):
         else:
             history = stages.train_stage(*arguments, seed=0)
             assert history["group_sparsity"].iloc[-1] > 0.4
+
+
+GETA = {
+    "compression_optimizer": "geta",
+    "hesso_optimizer_cfg": None,
+    "geta_optimizer_cfg": {
+        "variant": "adamw",
+        "lr": 0.01,
+        "start_projection_step": 1,
+        "projection_steps": 2,
+        "projection_periods": 2,
+        "bit_reduction": 2,
+        "min_bit_wt": 4,
+        "max_bit_wt": 8,
+        "min_bit_act": 8,
+        "max_bit_act": 8,
+        "start_pruning_step": 3,
+        "pruning_steps": 4,
+        "pruning_periods": 1,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def geta(data, tmp_path_factory):
+    """A run with every stage of a study that quantizes."""
+    before, runs.RUNS = runs.RUNS, tmp_path_factory.mktemp("geta") / "runs"
+    study = load_study(None, SMALL | GETA | {"data_cfg.dataset_root": str(data[0])})
+    for stage in stages.TRAINED:
+        stages.run_stage(study, "r", stage, torch.device("cpu"), seed=0)
+    stages.round_pruned(study, "r", data[1], seed=0, device=torch.device("cpu"))
+    yield study
+    runs.RUNS = before
+
+
+def test_bits_end_where_the_schedule_says_and_never_leave_their_interval(geta):
+    bits = pd.read_csv(runs.stage_file("r", "geta", "bits.csv"))
+    for kind in ("weights", "activations"):
+        columns = [name for name in bits if name.startswith(f"{kind}:")]
+        bound = bits[bits[f"{kind}_min"].notna()]
+        assert len(columns) >= 2 and len(bound) == 9  # of 10 iterations, the first is warm-up
+        for name in columns:
+            assert (bound[name] >= bound[f"{kind}_min"] - 1e-4).all()
+            assert (bound[name] <= bound[f"{kind}_max"] + 1e-4).all()
+            assert bits[name].iloc[-1] == pytest.approx(round(bits[name].iloc[-1]), abs=1e-4)
+    assert bits["weights_max"].iloc[-1] == 4.0  # 8 - 2 periods x 2
+
+
+def test_the_results_of_a_quantized_run_say_what_it_saves(geta):
+    results, rounded, pruned = (runs.load_results("r", s) for s in ("geta", "ptq", "pruned"))
+    assert results["group_sparsity"] == pruned["group_sparsity"] == 0.5
+    assert results["bits"]["weights"] == rounded["bits"]["weights"] == 4.0
+    assert pruned["bits"] == {"weights": 32, "activations": 32}
+    assert results["params"] < results["dense"]["params"] == pruned["dense"]["params"] == 596
+    low = runs.stage_file("r", "geta", "compressed/compressed_*.safetensors")
+    assert results["lowbit_bytes"] == low.stat().st_size >= results["lowbit_bytes_counted"]
+    assert results["relative_bops"] == pytest.approx(
+        100 * results["bops_per_frame"] / (1024 * results["dense"]["macs_per_frame"]), rel=1e-5
+    )
+
+
+def test_every_form_of_export_computes_the_same_embeddings(geta, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from gaitlib.compress.onnx import OnnxNetwork
+
+    source = load_compressed(runs.stage_file("r", "geta", "compressed/compressed_*.pt"))
+    clips = torch.rand(2, 3, 64, 44)
+    wanted = source.embed(clips)
+    files = {f: stages.export_network(geta, "r", f, tmp_path) for f in stages.FORMATS}
+    for form, tolerance in (("pt", 1e-5), ("safetensors", 1e-5), ("onnx-int8", 2e-2)):
+        load = {"pt": load_compressed, "safetensors": load_lowbit}.get(form, OnnxNetwork)
+        found = load(files[form]).embed(clips)
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max(), form
+    assert files["safetensors"].stat().st_size < files["pt"].stat().st_size
+    with pytest.raises(ConfigError, match="choose from pt, safetensors, onnx, onnx-int8"):
+        stages.export_network(geta, "r", "tflite", tmp_path)
+
+
+def _again(geta, run, **trainer_cfg):
+    """Train the quantized stage once more; return the weights and scalars it ends with."""
+    cfg = geta.trainer_cfg.model_copy(update=trainer_cfg)
+    study = geta.model_copy(update={"trainer_cfg": cfg})
+    stages.run_stage(study, run, "geta", torch.device("cpu"), seed=0, test=False)
+    path = runs.stage_dir(run, "geta") / "checkpoints" / "GaitBase-00010.pt"
+    return load_checkpoint(path)["model"]
+
+
+def test_a_quantized_stage_resumed_while_it_prunes_ends_as_before(geta):
+    path = runs.stage_dir("r", "geta") / "checkpoints" / "GaitBase-00010.pt"
+    before = load_checkpoint(path)["model"]
+    after = _again(geta, "r", restore_hint=6)
+    assert any(name.startswith("quantization.") for name in after)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    rows = pd.read_csv(runs.stage_file("r", "geta", "bits.csv"))
+    assert rows["iteration"].tolist() == list(range(1, 11))
+
+
+def test_quantization_starts_from_a_dense_checkpoint(geta):
+    dense = runs.stage_dir("r", "baseline") / "checkpoints" / "GaitBase-00010.pt"
+    resets = {"optimizer_reset": True, "scheduler_reset": True}
+    started = _again(geta, "from-dense", restore_hint=str(dense), **resets)
+    assert started.keys() > load_checkpoint(dense)["model"].keys()

@@ -118,11 +118,15 @@ class HESSO(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.pruner.begin_step(self._moves)
+        self._update()
+        self.pruner.end_step()
+        return loss
+
+    def _update(self) -> None:
+        """Move the weights: the base optimizer's step, then the shrinking."""
         self._base.step()
         for group in self.pruner.groups:
             self._shrink(group)
-        self.pruner.end_step()
-        return loss
 
     def skip_step(self) -> None:
         """Count a step that did not run, as when a ``GradScaler`` met an infinite gradient.
@@ -211,8 +215,13 @@ class HESSO(torch.optim.Optimizer):
             if "redundant" in index:
                 rows = param.index_select(dim, index["redundant"]).mul_(self.pruner.factor)
                 param.index_copy_(dim, index["redundant"], rows)
-            if "pruned" in index:
-                param.index_fill_(dim, index["pruned"], 0)
+        self._hold(group)
+
+    def _hold(self, group: dict[str, Any]) -> None:
+        """Set the removed channels to zero again."""
+        if (pruned := self.pruner.index(group).get("pruned")) is not None:
+            for param, dim in zip(group["params"], group["p_dims"], strict=True):
+                param.index_fill_(dim, pruned, 0)
 
 
 def build_hesso(

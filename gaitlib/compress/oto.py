@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gaitlib.compress.graph import Graph
 from gaitlib.compress.lend import UnsupportedTorchError, as_the_package_wants, own_modules, quiet
+from gaitlib.compress.quantizer import quantization_of
 from gaitlib.compress.reading import read_graph
 
 __all__ = ["UnsupportedTorchError", "dummy_batch", "package_hesso", "trace"]
@@ -33,7 +34,8 @@ def trace(model: nn.Module, example: Tensor | None = None) -> Graph:
     """Find the channels of ``model`` that leave together.
 
     The trace runs on a copy in eval mode, on the model's device; the model, its training mode and
-    the global random state stay as they are.
+    the global random state stay as they are. Of a quantized network the float one is traced: its
+    channels are the same.
 
     Args:
         model: a network whose forward returns a tuple, as GaitBase does; not wrapped in
@@ -55,6 +57,8 @@ def trace(model: nn.Module, example: Tensor | None = None) -> Graph:
     example = dummy_batch(device) if example is None else example.to(device)
     twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
     twin.zero_grad(set_to_none=True)
+    if (quantization := quantization_of(twin)) is not None:
+        quantization.detach_from(twin)
     run = twin.forward
 
     def tensors_only(*inputs: Tensor) -> tuple[Tensor, ...]:  # None cannot leave a trace

@@ -176,9 +176,7 @@ class Pruner:
             return
         raw = [proxies(g["params"], moves(g), g["p_dims"]).float() for g in self.groups]
         scores = weigh(torch.cat(raw, dim=1), self.criteria)  # (5, N)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(scores, src=0)
-        scores = scores.cpu()
+        scores = from_rank_0(scores).cpu()
         if not scores.isfinite().all():
             raise FloatingPointError(f"importance scores at step {self.steps} are not finite")
         totals = scores.sum(dim=0).split([g["num_groups"] for g in self.groups])
@@ -198,6 +196,13 @@ class Pruner:
             self.pruned[id_] = sorted(self.pruned[id_] + channels)
             self.redundant[id_] = []
         self._indices.clear()
+
+
+def from_rank_0(tensor: Tensor) -> Tensor:
+    """Return rank 0's values in a distributed job, in place; without one, what was given."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast(tensor, src=0)
+    return tensor
 
 
 def _copy(lists: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:

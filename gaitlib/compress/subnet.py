@@ -3,6 +3,11 @@
 Beside the weights (a ``state_dict``, loadable with ``weights_only=True``) stands
 ``architecture.json``: the arguments of ``build_model`` and the width of every layer. The pair
 rebuilds the network without executing anything that a file holds.
+
+Of a quantized network the weights on disk stand on their grids already, under the float network's
+keys: read without quantizers they are the quantized weights. The grids are in
+``architecture.json``, and `load_compressed` attaches them again; those of activations change what
+the network computes, those of weights say which whole numbers the weights are multiples of.
 """
 
 import copy
@@ -10,24 +15,28 @@ import json
 import logging
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from gaitlib.checkpoint import save_atomically
 from gaitlib.compress.graph import Graph
+from gaitlib.compress.grid import Grid
+from gaitlib.compress.quantizer import ATTRIBUTE, attach_grids, quantization_of
 from gaitlib.compress.widths import Widths, layer_widths, resize_layers
 from gaitlib.files import replacing
 from gaitlib.model import GaitBase, build_model
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT, QUANTIZED_FORMAT = 1, 2  # older versions, which know no grids, refuse the second
 ARCHITECTURE = "architecture.json"
+_KINDS = ("weights", "activations")
 CLIPS_SHAPE = (4, 6, 64, 44)  # N, T, H, W of the clips that full and compressed are compared on
 
 
@@ -46,11 +55,12 @@ class Compressed:
     Attributes:
         model: the small network, in eval mode, on the device of the full one.
         full: the sparse network that it was cut from, as given.
-        params: numbers in the parameters of ``model``.
+        params: numbers in the parameters of ``model``; the scalars of quantizers do not count.
         full_params: the same of ``full``.
         group_sparsity: share of removable channels that were zero, 0..1.
         max_error: largest difference of the outputs, relative to the largest output.
         widths: ``in`` and ``out`` of each layer of ``model``.
+        bits: of each quantizer of ``model``, as `Quantization.bits`; None for a float network.
         path, full_path, architecture_path: the files; None where nothing was written.
     """
 
@@ -61,6 +71,7 @@ class Compressed:
     group_sparsity: float
     max_error: float
     widths: Widths
+    bits: pd.DataFrame | None = None
     path: Path | None = None
     full_path: Path | None = None
     architecture_path: Path | None = None
@@ -84,6 +95,11 @@ def construct_compressed_model(
     with the full network is the network that loads from there. The comparison runs in float32 on
     the CPU, because a GPU may multiply in TF32, whose rounding is larger than ``tolerance``.
 
+    A quantized network is compressed at whole bits, with its weights on their grids
+    (`Quantization.settle`), and so is the copy of the full one that it is compared with. That
+    comparison runs in float64: in float32 the two sum in different orders, and where an activation
+    lies between two levels the last digit decides for a whole step.
+
     Args:
         graph: what `gaitlib.compress.oto.trace` said of the model.
         model: a model with the parameters of the traced one; the traced one if None. Not changed.
@@ -99,7 +115,7 @@ def construct_compressed_model(
         ValueError: if ``architecture`` is missing, or does not make this model.
     """
     model = graph.model if model is None else model
-    small = graph.slice(model).eval()
+    small = _settled(graph.slice(model)).eval()
     sparsity, widths = graph.group_sparsity(model), layer_widths(small)
     paths: list[Path | None] = [None, None, None]
     candidate = copy.deepcopy(small).cpu().float()
@@ -126,16 +142,19 @@ def construct_compressed_model(
             f"full and compressed differ by {error:.3g} of the largest output, "
             f"tolerance {tolerance:.3g}{kept}"
         )
-    params, full_params = (sum(p.numel() for p in m.parameters()) for m in (small, model))
+    params, full_params = _count_parameters(small), _count_parameters(model)
     log.info("%d of %d parameters left, error %.2g", params, full_params, error)
-    return Compressed(small, model, params, full_params, sparsity, error, widths, *paths)
+    quantization = quantization_of(small)
+    bits = None if quantization is None else quantization.bits()
+    return Compressed(small, model, params, full_params, sparsity, error, widths, bits, *paths)
 
 
 def write_network(model: nn.Module, architecture: Mapping[str, Any], path: Path | str) -> Path:
     """Write the weights of a network to ``path`` and its ``architecture.json`` beside them.
 
     Args:
-        model: a network that ``build_model`` made, whole or with narrower layers.
+        model: a network that ``build_model`` made, whole or with narrower layers; not changed. If
+            it is quantized, its settled weights are written (`Quantization.settle`).
         architecture: the arguments of that call.
         path: file of the weights; its folder is made if missing.
 
@@ -149,6 +168,13 @@ def write_network(model: nn.Module, architecture: Mapping[str, Any], path: Path 
         "build_model": dict(architecture),
         "widths": layer_widths(model),
     }
+    model = _settled(model)
+    if (quantization := quantization_of(model)) is not None:
+        blueprint["format"] = QUANTIZED_FORMAT
+        blueprint["quantization"] = {
+            kind: {name: asdict(grid) for name, grid in grids.items()}
+            for kind, grids in zip(_KINDS, quantization.grids(), strict=True)
+        }
     text = json.dumps(blueprint, indent=1) + "\n"
     beside = path.with_name(ARCHITECTURE)
     _save(model, path)
@@ -159,6 +185,9 @@ def write_network(model: nn.Module, architecture: Mapping[str, Any], path: Path 
 
 def load_compressed(path: Path | str, device: torch.device | str = "cpu") -> GaitBase:
     """Rebuild a network from its weights and the ``architecture.json`` beside them.
+
+    If it was quantized, quantizers that no longer learn are attached (`quantization_of` gives
+    them), and it computes what the written one did.
 
     Args:
         path: the weights, or the folder of the pair.
@@ -172,13 +201,16 @@ def load_compressed(path: Path | str, device: torch.device | str = "cpu") -> Gai
     beside = path / ARCHITECTURE if path.is_dir() else path.with_name(ARCHITECTURE)
     if not beside.is_file():
         raise FileNotFoundError(f"{beside} is missing; it says which network the weights are of")
-    arguments, widths, weights = _read_blueprint(beside)
+    blueprint = _read_blueprint(beside)
+    weights = blueprint.weights
     path = path / weights if path.is_dir() else path
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        model = _build(arguments)
-        resize_layers(model, widths)
+        model = _build(blueprint.arguments)
+        resize_layers(model, blueprint.widths)
         model.load_state_dict(state)
+        if blueprint.grids is not None:
+            attach_grids(model, *blueprint.grids)
     except (ValueError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise NetworkFileError(
             f"{path} and {beside}, which describes {weights}, do not fit: {error}"
@@ -189,6 +221,8 @@ def load_compressed(path: Path | str, device: torch.device | str = "cpu") -> Gai
 def drop_bnnecks(model: GaitBase) -> GaitBase:
     """Return a copy that embeds without classifying; deployed networks only compare clips."""
     twin = copy.deepcopy(model)
+    if (quantization := quantization_of(twin)) is not None:
+        quantization.remove("BNNecks")
     twin.BNNecks = None
     return twin
 
@@ -212,17 +246,17 @@ def export_embedding(path: Path | str, out_dir: Path | str, name: str | None = N
     if folder.resolve() == out_dir.resolve():
         raise ValueError(f"{out_dir} holds the network itself; export into another folder")
     model = drop_bnnecks(load_compressed(path))
-    arguments, _, weights = _read_blueprint(folder / ARCHITECTURE)
-    stem = Path(weights if path.is_dir() else path).stem
+    blueprint = _read_blueprint(folder / ARCHITECTURE)
+    stem = Path(blueprint.weights if path.is_dir() else path).stem
     target = out_dir / (name or f"{stem}_embedding.pt")
-    write_network(model, arguments | {"SeparateBNNecks": None}, target)
+    write_network(model, blueprint.arguments | {"SeparateBNNecks": None}, target)
     return target
 
 
 def describes(path: Path | str) -> bool:
     """Say whether ``path`` is the weights file that the architecture.json beside it describes."""
     blueprint = Path(path).with_name(ARCHITECTURE)
-    return blueprint.exists() and _read_blueprint(blueprint)[2] == Path(path).name
+    return blueprint.exists() and _read_blueprint(blueprint).weights == Path(path).name
 
 
 def load_dense(path: Path | str) -> GaitBase:
@@ -233,26 +267,61 @@ def load_dense(path: Path | str) -> GaitBase:
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    return _build(_read_blueprint(folder / ARCHITECTURE)[0])
+    return _build(_read_blueprint(folder / ARCHITECTURE).arguments)
 
 
-def _read_blueprint(path: Path) -> tuple[dict[str, Any], Widths, str]:
-    """Return the arguments of ``build_model``, the widths and the name of the weights."""
+@dataclass(frozen=True)
+class _Blueprint:
+    """What ``architecture.json`` says; ``grids`` of weights and of activations, if quantized."""
+
+    arguments: dict[str, Any]
+    widths: Widths
+    weights: str
+    grids: tuple[dict[str, Grid], dict[str, Grid]] | None
+
+
+def _read_blueprint(path: Path) -> _Blueprint:
     try:
         blueprint = json.loads(path.read_text(encoding="utf-8"))
         version = blueprint["format"]
         arguments, widths, weights = (blueprint[k] for k in ("build_model", "widths", "weights"))
     except (ValueError, KeyError, TypeError) as error:
         raise NetworkFileError(f"{path} does not describe a network: {error!r}") from error
-    if version != FORMAT:
-        raise NetworkFileError(f"{path} has format {version!r}, this version reads {FORMAT}")
+    if version not in (FORMAT, QUANTIZED_FORMAT):
+        raise NetworkFileError(
+            f"{path} has format {version!r}, this version reads {FORMAT} and {QUANTIZED_FORMAT}"
+        )
     tables = [arguments, widths, *(widths.values() if isinstance(widths, dict) else ())]
     if not all(isinstance(table, dict) for table in tables) or not isinstance(weights, str):
         raise NetworkFileError(
             f"{path} does not describe a network: build_model and widths have "
             "to be objects, weights a file name"
         )
-    return arguments, widths, Path(weights).name
+    grids = None
+    if version == QUANTIZED_FORMAT:
+        try:
+            entry = blueprint["quantization"]
+            of_weights, of_activations = (
+                {name: Grid(**values) for name, values in entry[kind].items()} for kind in _KINDS
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NetworkFileError(f"{path} does not describe quantizers: {error!r}") from error
+        grids = of_weights, of_activations
+    return _Blueprint(arguments, widths, Path(weights).name, grids)
+
+
+def _settled(model: nn.Module) -> nn.Module:
+    """Return a copy whose quantizers are settled; a float network is returned itself."""
+    if quantization_of(model) is None:
+        return model
+    twin = copy.deepcopy(model)
+    quantization_of(twin).settle(twin)
+    return twin
+
+
+def _count_parameters(model: nn.Module) -> int:
+    scalars = f"{ATTRIBUTE}."
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(scalars))
 
 
 def _build(architecture: Mapping[str, Any]) -> GaitBase:
@@ -261,17 +330,24 @@ def _build(architecture: Mapping[str, Any]) -> GaitBase:
 
 
 def _save(model: nn.Module, path: Path) -> None:
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    """Write the float network's entries; those of quantizers are in ``architecture.json``."""
+    state = {
+        name: tensor.detach().cpu()
+        for name, tensor in _settled(model).state_dict().items()
+        if not name.startswith(f"{ATTRIBUTE}.")
+    }
     save_atomically(state, path)
 
 
 def _relative_error(full: nn.Module, small: nn.Module, clips: Tensor | None, seed: int) -> float:
     if clips is None:
         clips = torch.rand(CLIPS_SHAPE, generator=torch.Generator().manual_seed(seed))
-    full = copy.deepcopy(full).cpu().float().eval()
+    full, clips = _settled(copy.deepcopy(full).cpu().float()).eval(), clips.cpu()
+    if quantization_of(full) is not None:
+        full, small, clips = full.double(), copy.deepcopy(small).double(), clips.double()
     errors = []
     with torch.no_grad():
-        for expected, found in zip(full(clips.cpu()), small.eval()(clips.cpu()), strict=True):
+        for expected, found in zip(full(clips), small.eval()(clips), strict=True):
             if expected is not None:
                 scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
                 errors.append((expected - found).abs().max() / scale)

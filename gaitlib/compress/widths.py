@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from gaitlib.compress.rounding import Quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 
 Widths = dict[str, dict[str, int]]
@@ -19,8 +20,8 @@ _MAPS = SeparateFCs | SeparateBNNecks  # fc_bin is (P, in, out)
 def layer_widths(model: nn.Module) -> Widths:
     """Return ``in`` and ``out`` channels of every layer, by module name.
 
-    A batch norm has only ``out``. Other modules that own tensors are not of a gait network and
-    raise ``TypeError``.
+    A batch norm has only ``out``, a quantizer none. Other modules that own tensors are not of a
+    gait network and raise ``TypeError``.
     """
     widths = {}
     for name, layer in model.named_modules():
@@ -30,7 +31,9 @@ def layer_widths(model: nn.Module) -> Widths:
             widths[name] = {"out": layer.num_features}
         elif isinstance(layer, _MAPS):
             widths[name] = {"in": layer.fc_bin.shape[1], "out": layer.fc_bin.shape[2]}
-        elif any(True for _ in layer.parameters(recurse=False)):
+        elif not isinstance(layer, Quantizer) and any(
+            True for _ in layer.parameters(recurse=False)
+        ):
             raise TypeError(f"{name} is a {type(layer).__name__}, whose width is not known here")
     return widths
 

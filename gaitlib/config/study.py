@@ -3,17 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from gaitlib.config.base import Section
+from gaitlib.config.compression import GetaCfg, HessoCfg
 from gaitlib.config.data import DataCfg
 from gaitlib.config.model import ModelCfg
 from gaitlib.config.training import (
@@ -25,43 +18,6 @@ from gaitlib.config.training import (
     TrainerCfg,
     TripletLossCfg,
 )
-
-
-class HessoCfg(Section):
-    """Structured pruning while training: HESSO over the dependency graph's channel groups.
-
-    Argument names are only_train_once's. ``start_from`` says which weights the run starts with:
-    ``scratch``, or the last checkpoint of this run's ``baseline`` stage.
-    """
-
-    implementation: Literal["gaitlib", "only_train_once"] = "gaitlib"
-    start_from: Literal["scratch", "baseline"] = "scratch"
-    variant: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.1
-    weight_decay: NonNegativeFloat = 5.0e-4
-    first_momentum: NonNegativeFloat = 0.9
-    second_momentum: NonNegativeFloat = 0.999
-    dampening: NonNegativeFloat = 0.0
-    target_group_sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    start_pruning_step: NonNegativeInt
-    pruning_steps: PositiveInt
-    pruning_periods: PositiveInt
-    group_divisible: PositiveInt = 1
-
-    @model_validator(mode="after")
-    def _each_period_has_a_step(self) -> "HessoCfg":
-        if self.pruning_steps < self.pruning_periods:
-            raise ValueError(
-                f"pruning_steps {self.pruning_steps} is less than pruning_periods "
-                f"{self.pruning_periods}: each period needs at least one step"
-            )
-        return self
-
-    def periods(self) -> list[tuple[int, int]]:
-        """Return the first and last iteration of each pruning period."""
-        length = self.pruning_steps // self.pruning_periods
-        starts = [self.start_pruning_step + i * length for i in range(self.pruning_periods)]
-        return [(start, start + length) for start in starts]
 
 
 class Study(Section):
@@ -79,7 +35,7 @@ class Study(Section):
     evaluator_cfg: EvaluatorCfg = EvaluatorCfg()
     compression_optimizer: Literal["hesso", "geta"] | None = None
     hesso_optimizer_cfg: HessoCfg | None = None
-    geta_optimizer_cfg: HessoCfg | None = None
+    geta_optimizer_cfg: GetaCfg | None = None
 
     @field_validator("loss_cfg", mode="before")
     @classmethod
@@ -108,6 +64,12 @@ class Study(Section):
             raise ValueError(
                 f"compression_optimizer is {chosen!r} but {chosen}_optimizer_cfg is missing{other}"
             )
+        if len(given) == 2:
+            other = next(name for name in given if name != chosen)
+            raise ValueError(
+                f"compression_optimizer is {chosen!r}, which does not read {other}_optimizer_cfg: "
+                f"give its keys to {chosen}_optimizer_cfg, and leave {other}_optimizer_cfg out"
+            )
         if self.compression is not None:
             cycles = self.scheduler_cfg.scheduler == "OneCycleLR" and (
                 self.scheduler_cfg.model_extra or {}
@@ -124,6 +86,12 @@ class Study(Section):
                     f"{chosen}_optimizer_cfg: start_pruning_step {start} + pruning_steps {steps} = "
                     f"{start + steps} exceeds trainer_cfg.total_iter {total}: the target sparsity "
                     "would never be reached"
+                )
+            if self.quantizes and start + steps == total:
+                raise ValueError(
+                    f"{chosen}_optimizer_cfg: start_pruning_step {start} + pruning_steps {steps} = "
+                    f"{total} is all of trainer_cfg.total_iter: leave an iteration or more for "
+                    "training at whole bits"
                 )
 
     def check_subjects(self, num_train: int) -> None:
@@ -152,6 +120,18 @@ class Study(Section):
         if self.compression_optimizer is None:
             return None
         return getattr(self, f"{self.compression_optimizer}_optimizer_cfg")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the compression chooses bits beside channels."""
+        return isinstance(self.compression, GetaCfg) and self.compression.quantizes
+
+    def pruned_alone(self) -> "Study":
+        """Return the study that prunes as this one does and quantizes nothing."""
+        if not self.quantizes:
+            return self
+        kept = self.geta_optimizer_cfg.model_dump(include=set(HessoCfg.model_fields))
+        return self.model_copy(update={"geta_optimizer_cfg": GetaCfg(**kept)})
 
     def sections(self) -> dict[str, Any]:
         """Return every section, resolved, as plain values for YAML."""

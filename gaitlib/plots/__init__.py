@@ -5,7 +5,6 @@ from gaitlib.plots.compression import (
     saliency_of_groups,
     sparsity_schedule,
     stage_cost,
-    trade_summary,
 )
 from gaitlib.plots.data import (
     contact_sheet,
@@ -17,6 +16,7 @@ from gaitlib.plots.data import (
     views_strip,
 )
 from gaitlib.plots.graph import dependency_graph
+from gaitlib.plots.quantization import bits_by_layer, bits_schedule, size_and_accuracy
 from gaitlib.plots.style import CONDITION_COLOURS, MODEL_COLOURS, save_figure
 from gaitlib.plots.training import hits_and_misses, model_blocks, training_curves
 from gaitlib.plots.views import drop_intervals, view_curves, view_heatmaps
@@ -24,6 +24,8 @@ from gaitlib.plots.views import drop_intervals, view_curves, view_heatmaps
 __all__ = [
     "CONDITION_COLOURS",
     "MODEL_COLOURS",
+    "bits_by_layer",
+    "bits_schedule",
     "channels_kept",
     "contact_sheet",
     "dependency_graph",
@@ -36,10 +38,10 @@ __all__ = [
     "saliency_of_groups",
     "save_figure",
     "sequences_heatmap",
+    "size_and_accuracy",
     "sparsity_schedule",
     "split_bars",
     "stage_cost",
-    "trade_summary",
     "training_curves",
     "view_curves",
     "view_heatmaps",

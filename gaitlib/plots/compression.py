@@ -170,36 +170,3 @@ def saliency_of_groups(scores: pd.DataFrame, label: str = "saliency score") -> F
     fig.legend(loc="outside upper center", ncols=2)
     plt.close(fig)
     return fig
-
-
-@plt.rc_context(STYLE)
-def trade_summary(table: pd.DataFrame) -> Figure:
-    """The compressed model as a percentage of the dense one, measure by measure.
-
-    Args:
-        table: a row per measure with columns measure, dense, compressed and optionally unit;
-            rows that could not be measured (NaN) are left out.
-    """
-    table = table.dropna(subset=["dense", "compressed"])
-    ratio = 100 * table["compressed"].to_numpy() / table["dense"].to_numpy()
-    units = table["unit"].fillna("") if "unit" in table else [""] * len(table)
-    y = np.arange(len(table))
-    fig, ax = plt.subplots(figsize=(9, 1.2 + 0.5 * len(table)))
-    ax.barh(y, ratio, color=MODEL_COLOURS["compressed"], height=0.62)
-    ax.axvline(100, color=MODEL_COLOURS["dense"], linewidth=1.5, linestyle="--")
-    widest = max([*ratio, 100])
-    for at, value, dense, small, unit in zip(
-        y, ratio, table["dense"], table["compressed"], units, strict=True
-    ):
-        ax.text(1.04 * widest, at, f"{value:.0f} %", va="center", weight="bold")
-        text = f"{short(dense)} to {short(small)} {unit}".rstrip()
-        ax.text(1.18 * widest, at, text, va="center")
-    ax.set_yticks(y, table["measure"])
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.6 * widest)
-    ax.set_xticks(np.arange(0, widest + 1, 25))
-    ax.xaxis.set_major_formatter(PercentFormatter(100))
-    ax.grid(axis="y", visible=False)
-    ax.set_xlabel("compressed / dense (dashed: the dense model)")
-    plt.close(fig)
-    return fig

@@ -19,9 +19,9 @@ from gaitlib.plots.style import CONDITION_COLOURS, CONDITION_WORDS, STYLE, bare,
 def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """Rank-1 for every pair of views: a row of maps per model, a column per condition.
 
-    With exactly two models a third row shows the second minus the first. All maps of accuracy
-    share one colour scale, all differences another, symmetric one. Pairs of the same view are
-    framed: they are not in the mean.
+    With two models or more a last row shows the last minus the first. All maps of accuracy share
+    one colour scale, all differences another, symmetric one. Pairs of the same view are framed:
+    they are not in the mean.
 
     Args:
         maps: model name to condition to a frame (probe views x gallery views) of %, NaN where
@@ -29,9 +29,9 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """
     conditions = list(next(iter(maps.values())))
     rows = dict(maps)
-    if len(maps) == 2:
-        (_, first), (_, second) = maps.items()
-        rows["difference"] = {c: second[c] - first[c] for c in conditions}
+    first, last = next(iter(maps)), next(reversed(maps))
+    if len(maps) > 1:
+        rows["difference"] = {c: maps[last][c] - maps[first][c] for c in conditions}
     accuracies = np.concatenate(
         [m.to_numpy().ravel() for name in maps for m in maps[name].values()]
     )
@@ -53,7 +53,8 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
         scale = scales.get(name, {"cmap": "viridis", "vmin": floor, "vmax": 100})
         for ax, condition in zip(line, conditions, strict=True):
             image = _heatmap(ax, matrices[condition], scale, signed=name == "difference")
-            ax.set_title(f"{name}, {condition}")
+            words = f"{last} minus {first}" if name == "difference" else name
+            ax.set_title(f"{words}, {condition}")
         line[0].set_ylabel("probe view (degrees)")
         bar = fig.colorbar(image, ax=list(line), pad=0.01, shrink=0.9)
         bar.set_label("points" if name == "difference" else "rank-1 (%)")

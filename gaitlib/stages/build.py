@@ -1,15 +1,18 @@
 """Build what a stage trains: the network, its first weights, the optimizer."""
 
 import logging
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gaitlib import distributed, runs
 from gaitlib.checkpoint import find_checkpoint, load_checkpoint, restore_model
-from gaitlib.compress import hesso, oto
-from gaitlib.config import ConfigError, HessoCfg, Study
+from gaitlib.compress import geta, hesso, oto
+from gaitlib.compress.quantizer import ATTRIBUTE, Quantization, calibrate, quantize_network
+from gaitlib.config import ConfigError, GetaCfg, HessoCfg, Study
 from gaitlib.model import GaitBase, build_model
+from gaitlib.stages.data import StudyData, calibration_clips
 from gaitlib.stages.resume import to_restore
 
 log = logging.getLogger(__name__)
@@ -34,10 +37,74 @@ def build_network(study: Study, device: torch.device) -> GaitBase:
     return build_model(**study.model_cfg.build_arguments()).to(device)
 
 
+def attach_quantizers(
+    study: Study, model: GaitBase, data: StudyData, *, seed: int
+) -> Quantization | None:
+    """Give a network the quantizers that a study asks for, calibrated on training clips.
+
+    To be called when the network has its first weights and has been traced. In a distributed job
+    rank 0 calibrates for all.
+
+    Args:
+        study: its compression section says what is quantized.
+        model: float; changed in place.
+        data: clips of the training half are looked at, without augmentation.
+        seed: of the clips.
+
+    Returns:
+        The quantizers; None if the study quantizes nothing.
+    """
+    if not study.quantizes:
+        return None
+    quantization = _quantizers(study, model)
+    if distributed.is_main():
+        calibrate(model, quantization, calibration_clips(study, data, seed=seed))
+    state = {name: value.cpu() for name, value in quantization.state_dict().items()}
+    quantization.load_state_dict(distributed.broadcast(state))
+    return quantization
+
+
+def attach_quantizers_of(study: Study, model: GaitBase, weights: Mapping[str, Tensor]) -> None:
+    """Give a network the quantizers whose scalars a checkpoint holds, if it holds any.
+
+    Raises:
+        ConfigError: if it does, and the study quantizes nothing.
+    """
+    if not any(name.startswith(f"{ATTRIBUTE}.") for name in weights):
+        return
+    if not study.quantizes:
+        raise ConfigError(
+            "the checkpoint is of a quantized network, and the study quantizes nothing: take the "
+            "config.yaml of its run"
+        )
+    _quantizers(study, model)
+
+
+def _quantizers(study: Study, model: GaitBase) -> Quantization:
+    cfg = study.compression
+    return quantize_network(
+        model,
+        cfg.quantize,
+        weight_bits=cfg.max_bit_wt,
+        activation_bits=cfg.max_bit_act,
+        uniform=cfg.uniform,
+    )
+
+
 def build_optimizer(
-    study: Study, model: nn.Module, graph: oto.Graph | None = None
+    study: Study,
+    model: nn.Module,
+    graph: oto.Graph | None = None,
+    quantization: Quantization | None = None,
 ) -> torch.optim.Optimizer:
-    """Return the dense optimizer, or the pruning one when a graph is given."""
+    """Return the dense optimizer, or the compressing one when a graph is given.
+
+    Args:
+        study: the section that fits is used.
+        model: what the dense optimizer trains.
+        graph: what `gaitlib.compress.oto.trace` said of the model.
+        quantization: of `attach_quantizers`, if the study quantizes.
+    """
     if graph is None:
         cfg = study.optimizer_cfg
         return getattr(torch.optim, cfg.solver)(model.parameters(), **cfg.arguments())
@@ -45,11 +112,15 @@ def build_optimizer(
     arguments = cfg.model_dump(exclude={"implementation", "start_from"})
     if cfg.implementation == "only_train_once":
         return oto.package_hesso(graph, **arguments)
-    return hesso.build_hesso(graph, arguments, total_steps=study.trainer_cfg.total_iter)
+    total = study.trainer_cfg.total_iter
+    if isinstance(cfg, GetaCfg):
+        arguments.pop("uniform")
+        return geta.build_geta(graph, arguments, quantization, total_steps=total)
+    return hesso.build_hesso(graph, arguments, total_steps=total)
 
 
-def start_weights(study: Study, run: str, model: nn.Module) -> str:
-    """Give a GETA stage its first weights as ``start_from`` says; return what was done.
+def start_weights(study: Study, run: str, model: nn.Module, stage: str = "geta") -> str:
+    """Give a compressing stage its first weights as ``start_from`` says; return what was done.
 
     In a distributed job rank 0 reads them, and training gives its weights to the others.
 
@@ -58,12 +129,16 @@ def start_weights(study: Study, run: str, model: nn.Module) -> str:
     """
     if not distributed.is_main():
         return "the weights of rank 0"
-    restored, _ = to_restore(study, run, "geta")
+    cfg = study.trainer_cfg
+    restored, continues = to_restore(study, run, stage)
     if restored is not None:
+        if not continues:  # quantizers look at these weights before training loads them
+            state = load_checkpoint(restored)["model"]
+            restore_model(model, state, cfg.restore_ckpt_strict, optional=ATTRIBUTE)
         return f"restore_hint, {restored.name}"
     if study.compression.start_from == "scratch":
         return "random weights"
-    cfg, folder = study.trainer_cfg, runs.stage_dir(run, "baseline") / "checkpoints"
+    folder = runs.stage_dir(run, "baseline") / "checkpoints"
     path = find_checkpoint(folder, cfg.save_name, "latest")
     if path is None:
         path = runs.stage_file(run, "baseline", f"checkpoints/{cfg.save_name}-*.pt")  # raises

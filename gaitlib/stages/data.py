@@ -4,11 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gaitlib import distributed, runs
 from gaitlib.config import ConfigError, Study
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
+from gaitlib.data.sampler import training_batches
 from gaitlib.data.transforms import Transform, build_transform
 from gaitlib.data.walker import make_walkers
+
+#: An iteration that no training comes to.
+BEYOND = 2**31
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,18 @@ def open_data(study: Study, progress: bool = False) -> StudyData:
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     return StudyData(name, train, test)
+
+
+def calibration_clips(study: Study, data: StudyData, *, seed: int, count: int = 8) -> list[Tensor]:
+    """Return batches of training clips as the network takes them, float32 ``(N, T, H, W)``.
+
+    They are drawn like those of training, from iterations that no training sees, and not augmented.
+    """
+    sampler = study.trainer_cfg.sampler
+    settings = sampler.model_dump(include={"batch_size", "frames_num_fixed"})
+    transform = transform_of(study.evaluator_cfg)
+    batches = training_batches(data.train, **settings, seed=seed, start=BEYOND, stop=BEYOND + count)
+    return [transform(batch.clips) for batch in batches]
 
 
 def transform_of(section: Any) -> Transform:

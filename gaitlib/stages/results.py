@@ -1,20 +1,33 @@
 """Test a trained network, measure what it costs, and write results.json."""
 
+import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from gaitlib import distributed, evaluate, profile, runs
-from gaitlib.compress import oto, subnet
+from gaitlib.compress import bops, lowbit, oto, subnet
+from gaitlib.compress.quantizer import ATTRIBUTE, quantization_of
 from gaitlib.config import Study
 from gaitlib.data.sampler import inference_batches
 from gaitlib.device import choose_precision
 from gaitlib.model import GaitBase
 from gaitlib.stages.data import StudyData, transform_of
+
+LOWBIT = ".safetensors"
+
+
+@contextlib.contextmanager
+def float_arithmetic(model: nn.Module) -> Iterator[None]:
+    """Let a network, quantized or not, compute in float in the block."""
+    quantization = quantization_of(model)
+    with contextlib.nullcontext() if quantization is None else quantization.disabled():
+        yield
 
 
 def check_test_set(study: Study, data: StudyData) -> None:
@@ -67,23 +80,59 @@ def evaluate_network(
 def measure(model: GaitBase, file: Path | None = None) -> dict[str, Any]:
     """Return a network's costs under results.json's names.
 
-    ``file_bytes`` is the size of ``file``, or of the network's saved state_dict.
+    ``file_bytes`` is the size of ``file``, or of the network's saved state_dict. Latency is that of
+    the float arithmetic: rounding in float, as torch does it, is no deployment.
     """
     if file is None:
+        scalars = f"{ATTRIBUTE}."
+        state = {n: v for n, v in model.state_dict().items() if not n.startswith(scalars)}
         buffer = io.BytesIO()
-        torch.save(model.state_dict(), buffer)
+        torch.save(state, buffer)
         size = buffer.getbuffer().nbytes
     else:
         size = profile.file_bytes(file)
+    with float_arithmetic(model):
+        latency = {
+            f"batch_{n}": round(profile.measure_latency(model, batch=n, repeats=repeats), 2)
+            for n, repeats in ((1, 20), (16, 5))
+        }
     return {
         "params": profile.count_parameters(model),
         "macs_per_frame": profile.macs_per_frame(model),
         "file_bytes": size,
-        "latency_ms": {
-            f"batch_{n}": round(profile.measure_latency(model, batch=n, repeats=repeats), 2)
-            for n, repeats in ((1, 20), (16, 5))
-        },
+        "latency_ms": latency,
     }
+
+
+def measure_bits(model: GaitBase, dense: GaitBase, file: Path) -> dict[str, Any]:
+    """Return what quantization saves, under results.json's names.
+
+    Args:
+        model: compressed and quantized.
+        dense: the network before pruning.
+        file: the low-bit file of ``model``.
+    """
+    table = bits_table(model)
+    weight_bits = {n: grid.bits for n, grid in quantization_of(model).grids()[0].items()}
+    return {
+        "bits": bops.average_bits(table),
+        "bits_by_layer": table[["layer", "weight_bits", "activation_bits"]].to_dict("records"),
+        "bops_per_frame": int(table.loc[table["per"] == "frame", "bops"].sum()),
+        "relative_bops": bops.relative_bops(table, profile.layer_table(dense)),
+        "lowbit_bytes": profile.file_bytes(file),
+        "lowbit_bytes_counted": bops.disk_bits(model, weight_bits) // 8,
+    }
+
+
+def bits_table(model: GaitBase) -> pd.DataFrame:
+    """Return `gaitlib.compress.bops.bops_table` of a network, quantized or not."""
+    quantization = quantization_of(model)
+    weights, inputs = ({}, {}) if quantization is None else quantization.grids()
+    return bops.bops_table(
+        profile.layer_table(model),
+        {name: grid.bits for name, grid in weights.items()},
+        {name: grid.bits for name, grid in inputs.items()},
+    )
 
 
 def record(
@@ -115,18 +164,31 @@ def record(
     return runs.load_results(run, stage)
 
 
-def compress_stage(study: Study, run: str, graph: oto.Graph, model: GaitBase) -> subnet.Compressed:
-    """Cut the zeroed groups out of a trained network and write both into the GETA stage.
+def compress_stage(
+    study: Study, run: str, graph: oto.Graph, model: GaitBase, stage: str = "geta"
+) -> subnet.Compressed:
+    """Cut the zeroed groups out of a trained network and write both into the stage.
 
-    In a distributed job every process gets the small network; rank 0 writes.
+    A quantized one is also written with its weights as integers of their own bits. In a distributed
+    job every process gets the small network; rank 0 writes.
     """
-    folder = runs.stage_dir(run, "geta") / "compressed"
-    return subnet.construct_compressed_model(
+    folder = runs.stage_dir(run, stage) / "compressed"
+    compressed = subnet.construct_compressed_model(
         graph,
         model,
         folder if distributed.is_main() else None,
         architecture=study.model_cfg.build_arguments(),
     )
+    if study.quantizes and distributed.is_main():
+        write_lowbit_beside(study, compressed.model, compressed.path)
+    return compressed
+
+
+def write_lowbit_beside(study: Study, model: GaitBase, path: Path) -> Path:
+    """Write a quantized network's low-bit file under the name of ``path`` with another suffix."""
+    grids = quantization_of(model).grids()
+    architecture = study.model_cfg.build_arguments()
+    return lowbit.write_lowbit(model, architecture, *grids, path.with_suffix(LOWBIT))
 
 
 def record_compressed(
@@ -139,20 +201,15 @@ def record_compressed(
     *,
     seed: int,
     device: torch.device,
+    stage: str = "geta",
 ) -> dict[str, Any]:
-    """Write the GETA stage's ``results.json``: the compressed network's, and the dense costs."""
-    return record(
-        study,
-        run,
-        "geta",
-        data,
-        evaluation,
-        measure(compressed.model, compressed.path),
-        seed=seed,
-        device=device,
-        extra={
-            "dense": measure(dense),
-            "group_sparsity": compressed.group_sparsity,
-            "full_equals_compressed": compressed.max_error,
-        },
-    )
+    """Write a compressing stage's ``results.json``: the small network's, and the dense costs."""
+    extra = {
+        "dense": measure(dense),
+        "group_sparsity": compressed.group_sparsity,
+        "full_equals_compressed": compressed.max_error,
+    }
+    if quantization_of(compressed.model) is not None:
+        extra |= measure_bits(compressed.model, dense, compressed.path.with_suffix(LOWBIT))
+    costs = measure(compressed.model, compressed.path)
+    return record(study, run, stage, data, evaluation, costs, seed=seed, device=device, extra=extra)

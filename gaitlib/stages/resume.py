@@ -20,6 +20,7 @@ from gaitlib.checkpoint import (
     restore_model,
 )
 from gaitlib.compress import hesso
+from gaitlib.compress.quantizer import ATTRIBUTE
 from gaitlib.config import Study, changes
 from gaitlib.random_state import random_state, restore_random_state
 from gaitlib.stages.data import StudyData, locate
@@ -136,7 +137,8 @@ def restore(
             "optimizer_reset would forget in mid-run which channels are pruned: leave it out, or "
             "start a new run from these weights with restore_hint: <path>"
         )
-    for line in restore_model(model, state["model"], cfg.restore_ckpt_strict):
+    optional = "" if start.continues else ATTRIBUTE  # a dense file has no quantizers
+    for line in restore_model(model, state["model"], cfg.restore_ckpt_strict, optional=optional):
         log.warning("restored in part: %s", line)
     for name, target, reset in (
         ("optimizer", optimizer, cfg.optimizer_reset),

@@ -12,7 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gaitlib import distributed, runs
 from gaitlib.checkpoint import CheckpointError, prune_checkpoints, save_checkpoint
-from gaitlib.compress import hesso
+from gaitlib.compress import geta, hesso
+from gaitlib.compress.bits_log import bits_row
 from gaitlib.config import Study
 from gaitlib.data.sampler import training_batches
 from gaitlib.device import choose_precision
@@ -135,7 +136,7 @@ def train_stage(
         else:
             set_aside(run, stage)
         runs.save_config(run, stage, record)
-    log_to = _Log(folder, stage, start.iteration, cfg.total_iter, on_history)
+    log_to = _Log(folder, stage, optimizer, start.iteration, cfg.total_iter, on_history)
     with log_to, deferred_signals() as came:
 
         def should_stop() -> int:
@@ -185,14 +186,24 @@ def train_stage(
 
 
 class _Log:
-    """A stage's history.csv, TensorBoard file and log lines; rank 0 alone writes them."""
+    """A stage's history.csv, bits.csv, TensorBoard file and log lines; rank 0 alone writes them."""
 
     def __init__(
-        self, folder: Path, stage: str, start: int, total: int, on_history: OnHistory | None
+        self,
+        folder: Path,
+        stage: str,
+        optimizer: torch.optim.Optimizer,
+        start: int,
+        total: int,
+        on_history: OnHistory | None,
     ) -> None:
-        self.stage, self.total, self.on_history = stage, total, on_history
+        self.stage, self.optimizer, self.total = stage, optimizer, total
+        self.on_history = on_history
         self.writes = distributed.is_main()
         self.history = _History(folder / "history.csv", start, self.writes)
+        self.bits = None
+        if isinstance(optimizer, geta.GETA) and optimizer.control is not None:
+            self.bits = _History(folder / "bits.csv", start, self.writes)
         self.board = None
         if self.writes:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
@@ -209,6 +220,8 @@ class _Log:
         self.history.append(row)
         if not self.writes:
             return
+        if self.bits is not None:
+            self.bits.append({"iteration": row["iteration"]} | bits_row(self.optimizer))
         for name, value in row.items():
             self.board.add_scalar(name, value, int(row["iteration"]))
         terms = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
@@ -225,7 +238,7 @@ class _Log:
 
 
 class _History:
-    """``history.csv``: a row per logged step; a resumed run keeps the rows up to its start."""
+    """A CSV with a row per logged step; a resumed run keeps the rows up to its start."""
 
     def __init__(self, path: Path, start: int | None = None, writes: bool = False) -> None:
         self.path, self.writes = path, writes

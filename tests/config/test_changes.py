@@ -41,7 +41,7 @@ def test_equal_records_have_no_changes_and_one_digest():
         ("trainer_cfg__restore_hint", "latest", True),
         ("evaluator_cfg__sampler__batch_size", 1, True),
         ("data_cfg__dataset_root", "elsewhere", True),
-        ("hesso_optimizer_cfg__start_from", "scratch", True),
+        ("geta_optimizer_cfg__start_from", "scratch", True),
         ("device", "cuda", True),
         ("processes", 4, True),
         ("seed", 2, False),
@@ -49,10 +49,10 @@ def test_equal_records_have_no_changes_and_one_digest():
         ("trainer_cfg__amp_dtype", "bfloat16", False),
         ("trainer_cfg__sampler__batch_size", [2, 2], False),
         ("optimizer_cfg__lr", 0.2, False),
-        ("hesso_optimizer_cfg__pruning_steps", 10, False),
+        ("geta_optimizer_cfg__pruning_steps", 10, False),
         ("data_cfg__walker__noise", 0.0, False),
         ("loss_cfg", RECORD["loss_cfg"][:1], False),
-        ("hesso_optimizer_cfg", None, False),
+        ("geta_optimizer_cfg", None, False),
     ],
 )
 def test_what_changes_no_weight_is_harmless(key, value, harmless):
@@ -63,7 +63,7 @@ def test_what_changes_no_weight_is_harmless(key, value, harmless):
 
 def test_a_change_says_both_values_and_a_missing_one_is_none():
     (change,) = changes(RECORD, _changed(trainer_cfg__total_iter=400))
-    assert str(change) == "trainer_cfg.total_iter: 300 in the checkpoint, 400 here"
+    assert str(change) == "trainer_cfg.total_iter: 250 in the checkpoint, 400 here"
     (change,) = changes(_changed(seed=None), RECORD)
     assert (change.saved, change.present) == (None, 1)
     losses = copy.deepcopy(RECORD["loss_cfg"])

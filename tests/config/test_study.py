@@ -45,6 +45,13 @@ def test_sections_merge_deeply_and_dotted_overrides_change_one_value():
     assert sections["trainer_cfg"] == {"sampler": {"frames_num_fixed": 7}}
 
 
+HESSO = {
+    "compression_optimizer": "hesso",
+    "geta_optimizer_cfg": None,
+    "hesso_optimizer_cfg": {"start_pruning_step": 0, "pruning_steps": 2, "pruning_periods": 1},
+}
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -54,6 +61,7 @@ def test_sections_merge_deeply_and_dotted_overrides_change_one_value():
         ({"scheduler_cfg.total_steps": 9}, ["total_steps is 9", "trainer_cfg.total_iter"]),
         (
             {
+                **HESSO,
                 "hesso_optimizer_cfg.implementation": "only_train_once",
                 "scheduler_cfg": {"scheduler": "OneCycleLR"},
             },
@@ -72,11 +80,15 @@ def test_sections_merge_deeply_and_dotted_overrides_change_one_value():
         ({"model_cfg.bin_num": [8]}, ["SeparateFCs.parts_num is 16", "write 8"]),
         ({"model_cfg.SeparateFCs.in_channels": 7}, ["in_channels is 7", "write 64"]),
         ({"model_cfg.SeparateBNNecks.class_num": 3}, ["class_num is 3", "write 24"]),
-        ({"hesso_optimizer_cfg.pruning_steps": 500}, ["30 + pruning_steps 500 = 530", "300"]),
-        ({"hesso_optimizer_cfg.pruning_periods": 121}, ["pruning_steps 120", "periods 121"]),
-        ({"hesso_optimizer_cfg.target_group_sparsity": 1.0}, ["target_group_sparsity", "1.0"]),
-        ({"compression_optimizer": "geta"}, ["geta_optimizer_cfg is missing", "hesso_optimizer"]),
-        ({"compression_optimizer": None}, ["add `compression_optimizer: hesso`"]),
+        ({"geta_optimizer_cfg.pruning_steps": 500}, ["50 + pruning_steps 500 = 550", "250"]),
+        ({"geta_optimizer_cfg.pruning_periods": 101}, ["pruning_steps 100", "periods 101"]),
+        ({"geta_optimizer_cfg.target_group_sparsity": 1.0}, ["target_group_sparsity", "1.0"]),
+        ({"compression_optimizer": "hesso"}, ["hesso_optimizer_cfg is missing", "geta_optimizer"]),
+        ({"compression_optimizer": None}, ["add `compression_optimizer: geta`"]),
+        (
+            {"hesso_optimizer_cfg": HESSO["hesso_optimizer_cfg"]},
+            ["does not read hesso_optimizer_cfg", "give its keys to geta_optimizer_cfg"],
+        ),
         ({"model_cfg.backbone_cfg.strides": [1]}, ["strides [1]", "one entry a stage"]),
         ({"data_cfg.walker.train": 34}, ["34 of 34", "leave at least one"]),
     ],

@@ -30,12 +30,19 @@ HISTORY = pd.DataFrame({"iteration": [10, 20, 30], "total": [3.0, 2.0, 1.0]}).as
 )
 LAYERS = pd.DataFrame({"name": ["conv1", "layer1.conv1"], "kept": [3, 8], "total": [8, 8]})
 SCORES = pd.DataFrame({"layer": ["conv1", "conv1"], "score": [0.1, 0.9], "kept": [False, True]})
-TRADE = pd.DataFrame(
-    {"measure": ["parameters", "latency"], "dense": [7305408, 4.0], "compressed": [2e6, np.nan]}
-)
 DROP = pd.DataFrame(
     {"condition": ["NM", "CL"], "rank1_a": [97.0, 80.0], "rank1_b": [96.0, 77.0]}
 ).assign(difference=[-1.0, -3.0], low=[-2.0, np.nan], high=[0.0, np.nan], subjects=50)
+BITS = pd.DataFrame({"iteration": [1, 2], "weights:FCs": [8.5, 4], "activations:FCs": [9, 8]})
+PLAN = pd.DataFrame({"iteration": [1, 2]}).assign(
+    weights_min=2, weights_max=8, activations_min=2, activations_max=16
+)
+LAYER_BITS = pd.DataFrame({"layer": ["FCs"], "weight_bits": [4], "activation_bits": [32]}).assign(
+    weights=[80], bops=[1e6]
+)
+NETWORKS = pd.DataFrame({"file_kb": [24.31], "relative_bops": [0.4]}, index=["GETA"]).assign(
+    rank1_NM=87.0, rank1_BG=85.0, rank1_CL=74.0
+)
 CURVES = pd.DataFrame(
     itertools.product(["dense", "compressed"], ["NM", "CL"], VIEWS),
     columns=["model", "condition", "view"],
@@ -80,10 +87,12 @@ CASES = [
     (plots.channels_kept, (LAYERS,), 1, "3 of 8  (38%)"),
     (plots.stage_cost, (BLOCKS, BLOCKS.assign(params=288)), 2, "288  (50%)"),
     (plots.saliency_of_groups, (SCORES,), 1, "cut (1)"),
-    (plots.trade_summary, (TRADE,), 1, "7.31 M to 2 M"),
-    (plots.view_heatmaps, (MAPS,), 9, "difference, CL"),
+    (plots.view_heatmaps, (MAPS,), 9, "compressed minus dense, CL"),
     (plots.view_curves, (CURVES,), 2, "CL, in a coat"),
     (plots.drop_intervals, (DROP,), 1, "80.0 to 77.0 %"),
+    (plots.bits_schedule, (BITS, PLAN), 2, "FCs  4"),
+    (plots.bits_by_layer, (LAYER_BITS,), 3, "float"),
+    (plots.size_and_accuracy, (NETWORKS,), 3, "24.3"),
 ]
 
 

@@ -1,0 +1,94 @@
+import pytest
+from pydantic import ValidationError
+
+from gaitlib import runs
+from gaitlib.compress.control import DEFAULTS, plan_bits
+from gaitlib.config import ConfigError, load_study
+from gaitlib.config.compression import QUANTIZATION, GetaCfg, HessoCfg
+
+PRUNING = {"start_pruning_step": 10, "pruning_steps": 8, "pruning_periods": 2}
+DATA = {"dataset_root": "a", "dataset_partition": "b"}
+
+
+def study(**cfg):
+    return load_study(
+        {
+            "data_cfg": DATA,
+            "trainer_cfg": {"total_iter": 20},
+            "compression_optimizer": "geta",
+            "geta_optimizer_cfg": PRUNING | cfg,
+        }
+    )
+
+
+def test_without_any_of_its_keys_it_only_prunes():
+    cfg = study().compression
+    assert not cfg.quantizes and cfg.lr_quant is cfg.max_bit_wt is None
+    assert "lr_quant" not in study().sections()["geta_optimizer_cfg"]
+
+
+@pytest.mark.parametrize("key, value", [(k, v) for k, v in QUANTIZATION.items() if v is not None])
+def test_any_of_its_keys_quantizes_and_writes_the_others_out(key, value):
+    cfg = study(**{key: value}).compression
+    assert cfg.quantizes
+    assert {name: getattr(cfg, name) for name in QUANTIZATION} == QUANTIZATION
+
+
+def test_target_bits_stands_for_two_keys():
+    cfg = study(target_bits=4, projection_periods=3, projection_steps=9).compression
+    assert cfg.quantizes and cfg.min_bit_wt is cfg.bit_reduction is None
+    plan = plan_bits(cfg.model_dump(), 10, 18)
+    assert [plan.weights.after(n) for n in range(4)] == [16, 12, 8, 4]
+    assert plan.activations.after(3) == 16
+
+
+def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    for cfg in ({}, {"lr_quant": 1e-4}, {"target_bits": 4}):
+        first = study(**cfg)
+        assert load_study(runs.save_config("r", "geta", first.sections() | {"seed": 3})) == first
+
+
+def test_the_optimizer_and_the_section_have_the_same_defaults():
+    assert DEFAULTS | {"uniform": False} == QUANTIZATION  # uniform is the quantizers'
+
+
+@pytest.mark.parametrize(
+    "cfg, words",
+    [
+        ({"min_bit_wt": 8, "max_bit_wt": 4}, ["min_bit_wt 8 exceeds max_bit_wt 4"]),
+        ({"min_bit_act": 20}, ["min_bit_act 20 exceeds max_bit_act 16"]),
+        ({"target_bits": 17}, ["target_bits 17 exceeds max_bit_wt 16"]),
+        ({"target_bits": 4, "bit_reduction": 2}, ["leave out bit_reduction 2"]),
+        (
+            {"bit_reduction": 4, "projection_periods": 4, "projection_steps": 8},
+            ["max_bit_wt 16 - projection_periods 4 * bit_reduction 4 = 0 is below min_bit_wt 2"],
+        ),
+        ({"projection_periods": 3}, ["projection_steps 1", "projection_periods 3"]),
+        (
+            {"start_projection_step": 4, "projection_steps": 7},
+            ["start_projection_step 4 + projection_steps 7 = 11", "start_pruning_step 10"],
+        ),
+        ({"pruning_steps": 10, "lr_quant": 1e-3}, ["10 + pruning_steps 10 = 20", "whole bits"]),
+        ({"implementation": "only_train_once", "lr_quant": 1e-3}, ["does not quantize"]),
+        ({"min_bit_wt": 1}, ["min_bit_wt", "greater than or equal to 2"]),
+        ({"lr_quant": 0.0}, ["lr_quant", "greater than 0"]),
+        ({"quantize": "activations"}, ["quantize", "'weights'"]),
+        ({"bit_reductoin": 2}, ["'bit_reductoin'; did you mean 'bit_reduction'"]),
+    ],
+)
+def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(cfg, words):
+    with pytest.raises(ConfigError) as caught:
+        study(**cfg)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_fixed_bits_need_no_schedule():
+    cfg = GetaCfg(**PRUNING, min_bit_wt=8, max_bit_wt=8, min_bit_act=8, max_bit_act=8)
+    assert plan_bits(cfg.model_dump(), 10, 18).weights.after(1) == 8
+
+
+def test_hesso_has_none_of_these_keys():
+    with pytest.raises(ValidationError, match="unknown key 'lr_quant'"):
+        HessoCfg(**PRUNING, lr_quant=1e-3)
