@@ -12,10 +12,13 @@ def bits_row(optimizer: GETA) -> dict[str, float]:
         weights:<layer>, activations:<layer>: bits of the layer's weight, of its input.
         weights_min, weights_max, activations_min, activations_max: the interval that they are held
             in; NaN in warm-up, which binds nothing.
+        outside: how often any of them has been left outside it, over all steps so far.
     """
-    table = optimizer.control.quantization.bits()
+    control = optimizer.control
+    table = control.quantization.bits()
     names = table["kind"] + ":" + table["layer"]
-    return dict(zip(names, table["bits"], strict=True)) | _allowed(optimizer)
+    bits = dict(zip(names, table["bits"], strict=True))
+    return bits | _allowed(optimizer) | {"outside": int(control.outside)}
 
 
 def _allowed(optimizer: GETA) -> dict[str, float]:

@@ -33,6 +33,7 @@ DEFAULTS = {
     "quantize": "weights_and_activations",
     "target_bits": None,
 }
+ROUNDING = 1e-3  # bits that float32 may be off
 SMALLEST_Q_M = 1e-6
 T_RANGE = (0.25, 4.0)
 
@@ -132,6 +133,8 @@ class BitControl:
 
     Attributes:
         whole: the bits kept in cool-down, ``(Q,)``; None before.
+        outside: how often a quantizer was left outside its interval, over all steps so far; a
+            tensor without dimensions, 0 if all is well.
     """
 
     def __init__(self, quantization: Quantization, plan: BitPlan) -> None:
@@ -140,6 +143,7 @@ class BitControl:
         self.quantizers = quantization.quantizers()
         self.positions = {name: i for i, name in enumerate(quantization.weights.keys())}
         self.whole: Tensor | None = None
+        self.outside = torch.zeros((), dtype=torch.long, device=self.quantizers[0].d.device)
         self._cached: dict[Any, Tensor] = {}
 
     def param_group(self) -> dict[str, Any]:
@@ -211,10 +215,16 @@ class BitControl:
         finest, coarsest = self.bounds(step)
         d, _, _ = self.scalars()
         self._write("d", from_rank_0(torch.clamp(d, finest, coarsest)))
+        if self.plan.stage(step) != "warm-up":
+            bits = bit_width(*self.scalars(), self._signs())
+            lower, upper = (
+                (self.whole, self.whole) if self.whole is not None else self._interval(step)
+            )
+            self.outside += ((bits < lower - ROUNDING) | (bits > upper + ROUNDING)).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to continue, beside the scalars themselves."""
-        return {"plan": asdict(self.plan), "whole": self.whole}
+        return {"plan": asdict(self.plan), "whole": self.whole, "outside": self.outside.clone()}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ``ValueError``, naming what differs, if ``state`` is of another plan."""
@@ -228,6 +238,7 @@ class BitControl:
         self.check_state(state)
         whole = state["whole"]
         self.whole = None if whole is None else whole.to(self.quantizers[0].d.device)
+        self.outside = state["outside"].to(self.quantizers[0].d.device).clone()
         self._cached.clear()
 
     def _write(self, name: str, values: Tensor) -> None:

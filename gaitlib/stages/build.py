@@ -111,7 +111,8 @@ def build_optimizer(
     cfg = study.compression
     arguments = cfg.model_dump(exclude={"implementation", "start_from"})
     if cfg.implementation == "only_train_once":
-        return oto.package_hesso(graph, **arguments)
+        known = {name: arguments[name] for name in HessoCfg.model_fields if name in arguments}
+        return oto.package_hesso(graph, **known)
     total = study.trainer_cfg.total_iter
     if isinstance(cfg, GetaCfg):
         arguments.pop("uniform")
