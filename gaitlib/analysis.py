@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gaitlib import profile, runs
+from gaitlib.checkpoint import load_checkpoint, restore_model
 from gaitlib.compress.quantizer import quantization_of
 from gaitlib.compress.subnet import load_compressed, load_dense
 from gaitlib.config import Study
@@ -93,6 +94,8 @@ def deployed(study: Study, run: str, *, seed: int = 0) -> dict[str, nn.Module]:
     from gaitlib.compress import onnx  # an extra: pip install gaitlib[onnx]
 
     dense, small = load_networks(run)
+    trained = runs.stage_file(run, "baseline", "checkpoints/*.pt")
+    restore_model(dense, load_checkpoint(trained)["model"])
     folder, threads = runs.stage_dir(run, "geta") / "compressed" / "onnx", torch.get_num_threads()
     onnx.export_onnx(dense, folder / "dense.onnx")
     files = {"dense, ONNX": folder / "dense.onnx"}

@@ -89,7 +89,7 @@ def compare_runs(study: Study, first: str, second: str, stage: str) -> list[str]
     """Return what differs between two runs of a stage, timings aside; empty if nothing does."""
     folders = [runs.stage_dir(run, stage) for run in (first, second)]
     found = []
-    for name in ("history.csv", "hits.csv", "saliency.csv", "results.json"):
+    for name in ("history.csv", "bits.csv", "hits.csv", "saliency.csv", "results.json"):
         texts = [_without_timing(folder / name) for folder in folders]
         found += _differences(*texts, f"{stage}/{name}")
     cfg = study.trainer_cfg
@@ -98,6 +98,9 @@ def compare_runs(study: Study, first: str, second: str, stage: str) -> list[str]
     if stage == "geta":
         cut = [sorted(folder.glob("compressed/compressed_*.pt"))[-1] for folder in folders]
         found += _differences(*map(load_checkpoint, cut), f"{stage}/compressed")
+        low = [path.with_suffix(stages.LOWBIT) for path in cut]
+        packed = [path.read_bytes() if path.exists() else None for path in low]
+        found += _differences(*packed, f"{stage}/low-bit file")
     return found
 
 

@@ -93,14 +93,17 @@ def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             with exit_on_sigterm():
                 verb(*args, **kwargs)
+            distributed.leave(0)
         except TrainingStopped as stop:
             if not rank:
                 typer.echo(str(stop), err=True)
+            distributed.leave(128 + stop.signal)
             raise typer.Exit(128 + stop.signal) from stop
         except MENDABLE as error:
             if rank:  # if rank 0 meets it too, it says so, and torchrun ends this one
                 time.sleep(3)
             typer.echo(f"{who}error: {error}", err=True)
+            distributed.leave(2)
             raise typer.Exit(2) from error
 
     return wrapped

@@ -6,8 +6,10 @@ returns at once, with what one process has.
 """
 
 import contextlib
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -54,7 +56,8 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
         torch.cuda.set_device(where)
     threading.Thread(target=_stop_without_launcher, args=(os.getppid(),), daemon=True).start()
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    nccl = where.type == "cuda" and dist.is_nccl_available()  # not on Windows
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
     except (dist.DistError, ValueError, RuntimeError) as error:
@@ -77,6 +80,19 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def leave(status: int) -> None:
+    """End a process of a distributed job at once; do nothing in one that is alone.
+
+    What it did is on the disk by then. Threads of gloo have been seen to abort a process at its
+    ordinary end, which torchrun takes for a failed job.
+    """
+    if _from_torchrun("WORLD_SIZE", 1) > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _stop_without_launcher(launcher: int) -> None:
@@ -197,16 +213,24 @@ class GatheredLoss(nn.Module):
         return self.losses(whole, gather_rows(labels))
 
 
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Give every process rank 0's buffers: batch-norm statistics, which each updates by itself."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 @contextlib.contextmanager
 def shared(
     model: nn.Module, sync_bn: bool = False, find_unused_parameters: bool = False
 ) -> Iterator[nn.Module]:
     """Give the network to train with: the model itself, or its DistributedDataParallel.
 
-    In the block, gradients are averaged over processes, and rank 0's weights and batch-norm
-    statistics are everybody's. The model's parameters stay the tensors they were, so that
-    optimizers and channel groups made before go on. Its batch norms are those it came with again
-    afterwards, with the statistics of the training.
+    In the block, gradients are averaged over processes, and rank 0's weights are everybody's, as
+    are its batch-norm statistics before each step (`share_buffers` for after the last). The model's
+    parameters stay the tensors they were, so that optimizers and channel groups made before go on.
+    Its batch norms are those it came with again afterwards, with the statistics of the training.
 
     Args:
         model: on its process's device.

@@ -121,7 +121,8 @@ def finished(run: str) -> list[str]:
 def save_config(run: str, stage: str, record: Mapping[str, Any]) -> Path:
     """Write what is needed to repeat a stage: ``record`` and the packages' versions.
 
-    The stage keeps its own copy; ``runs/<run>/config.yaml`` is that of the stage begun last.
+    The stage keeps its own copy; ``runs/<run>/config.yaml`` is that of the stage begun last, other
+    than ``pruned``, whose study is a part of another's.
 
     Args:
         run: folder below runs/.
@@ -131,5 +132,5 @@ def save_config(run: str, stage: str, record: Mapping[str, Any]) -> Path:
     packages = ("torch", "only_train_once", "numpy", "opencv-python-headless", "kornia", "gaitlib")
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     text = yaml.safe_dump({**record, "versions": versions}, sort_keys=False)
-    write_atomically(stage_dir(run, stage) / "config.yaml", text)
-    return write_atomically(RUNS / run / "config.yaml", text)
+    own = write_atomically(stage_dir(run, stage) / "config.yaml", text)
+    return own if stage == "pruned" else write_atomically(RUNS / run / "config.yaml", text)

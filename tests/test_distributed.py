@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from small import small_study
 
 from gaitlib import distributed, runs, stages
+from gaitlib.checkpoint import load_checkpoint, restore_model
 from gaitlib.compress import oto
 from gaitlib.data.sampler import training_batches
 from gaitlib.evaluate import to_results
@@ -103,8 +104,11 @@ def _rank(rank, port, root, folder):
         found["sync_BN"] = _refusal(study, data, sync_BN=True)
         odd = study.trainer_cfg.sampler.model_copy(update={"batch_size": (3, 3)})
         found["indivisible"] = _refusal(study, data, sampler=odd)
+        own, _, _ = _pruned(study, data, "own-statistics")  # each rank normalises its own clips
+        found["trained"] = to_results(stages.evaluate_network(study, own, data)[1])
         found["rows"] = distributed.gather_rows(torch.tensor([[rank], [rank + 2]]))
     torch.save(found, folder / f"{rank}.pt")
+    os._exit(0)  # gloo's threads have been seen to abort a process at its ordinary end
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,11 @@ def found(tmp_path_factory):
         port = free.getsockname()[1]
     mp.spawn(_rank, args=(port, root, folder), nprocs=2)
     two = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    saved = folder / "runs/own-statistics/geta/checkpoints/GaitBase-00010.pt"
+    study = small_study(root)
+    model = stages.build_network(study, torch.device("cpu"))
+    restore_model(model, load_checkpoint(saved)["model"])
+    one["trained"] = to_results(stages.evaluate_network(study, model, stages.open_data(study))[1])
     return one, two
 
 
@@ -151,6 +160,11 @@ def test_a_sharded_evaluation_embeds_every_sequence_once_and_gives_one_processes
     for rank in two:
         assert torch.equal(rank["features"], one["features"])
         assert rank["results"] == one["results"]
+
+
+def test_all_ranks_test_the_network_that_rank_0_saves(found):
+    one, two = found
+    assert two[0]["trained"] == two[1]["trained"] == one["trained"]
 
 
 def test_rows_come_back_in_the_order_of_the_shared_batch(found):

@@ -49,6 +49,21 @@ def train(data, tmp_path, monkeypatch):
     return train
 
 
+def test_a_stage_stopped_before_its_first_row_of_history_resumes(train, monkeypatch):
+    draw = stages.training.transform_of
+
+    def stop_once(section):
+        os.kill(os.getpid(), signal.SIGTERM)  # arrives in the first iteration
+        monkeypatch.setattr(stages.training, "transform_of", draw)
+        return draw(section)
+
+    monkeypatch.setattr(stages.training, "transform_of", stop_once)
+    with pytest.raises(TrainingStopped, match="after iteration 1 and saved"):
+        train("early", log_iter=5)
+    _, _, _, history = train("early", log_iter=5, restore_hint="latest")
+    assert history["iteration"].tolist() == [3, 5, 6, 9, 10]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_iteration_and_the_resumed_stage_is_the_one_that_never_stopped(
     train, number

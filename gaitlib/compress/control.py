@@ -18,21 +18,10 @@ from gaitlib.compress.grid import bit_width, step_size
 from gaitlib.compress.pruner import from_rank_0
 from gaitlib.compress.quantizer import Quantization
 from gaitlib.compress.schedule import WIDEST, BitInterval, ProjectionSchedule
+from gaitlib.config.compression import QUANTIZATION
 
 #: What a quantization asks for; every other key of a geta_optimizer_cfg is HESSO's.
-DEFAULTS = {
-    "lr_quant": 1e-3,
-    "start_projection_step": 0,
-    "projection_steps": 1,
-    "projection_periods": 1,
-    "bit_reduction": 2,
-    "min_bit_wt": 2,
-    "max_bit_wt": 16,
-    "min_bit_act": 2,
-    "max_bit_act": 16,
-    "quantize": "weights_and_activations",
-    "target_bits": None,
-}
+DEFAULTS = {key: value for key, value in QUANTIZATION.items() if key != "uniform"}
 ROUNDING = 1e-3  # bits that float32 may be off
 SMALLEST_Q_M = 1e-6
 T_RANGE = (0.25, 4.0)

@@ -78,12 +78,6 @@ class GETA(HESSO):
         """The stage of the last step; ``""`` when nothing is quantized."""
         return self.control.plan.stage(self.num_steps) if self.control else ""
 
-    def mean_bits(self) -> dict[str, float]:
-        """Return the mean bits over the layers now, real-valued: ``weights``, ``activations``."""
-        if self.control is None:
-            return {}
-        return self.control.quantization.bits().groupby("kind")["bits"].mean().to_dict()
-
     def state_dict(self) -> dict[str, Any]:
         """Return HESSO's entries and, with quantizers, ``geta``; d, q_m, t are the network's."""
         state = super().state_dict()

@@ -16,8 +16,6 @@ compute it in float, and one with integer kernels finds where they fit.
 from __future__ import annotations
 
 import functools
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,33 +144,6 @@ def check_onnx(path: Path | str, model: GaitBase, clips: Tensor) -> float:
         expected = model.embed(clips).float().cpu()
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return ((OnnxNetwork(path).embed(clips) - expected).abs().max() / scale).item()
-
-
-def measure_latency_onnx(
-    path: Path | str,
-    batch: int = 1,
-    frames: int = 30,
-    *,
-    repeats: int = 20,
-    warmup: int = 3,
-    threads: int | None = None,
-) -> float:
-    """Return the median time, in milliseconds, to embed ``batch`` clips of ``frames`` frames.
-
-    The clips are those that `gaitlib.profile.measure_latency` gives the torch network.
-    """
-    if min(batch, frames, repeats) < 1:
-        raise ValueError(
-            f"batch {batch}, frames {frames}, repeats {repeats}: each has to be 1 or more"
-        )
-    network = OnnxNetwork(path, threads)
-    clips = torch.rand(batch, frames, *FRAME, generator=torch.Generator().manual_seed(0))
-    times = []
-    for _ in range(warmup + repeats):
-        start = time.perf_counter()
-        network.embed(clips)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[warmup:])
 
 
 class _Graph:

@@ -28,6 +28,7 @@ HARMLESS = (
     "data_cfg.dataset_name",
     "hesso_optimizer_cfg.start_from",
     "geta_optimizer_cfg.start_from",
+    "geta_optimizer_cfg.yardstick",
     "device",
     "processes",
 )

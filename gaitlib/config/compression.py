@@ -45,6 +45,12 @@ class HessoCfg(Section):
             )
         return self
 
+    def without_effect(self) -> dict[str, str]:
+        """Return keys that ask for what this variant does not read, with the reason."""
+        key = "second_momentum" if self.variant == "sgd" else "dampening"
+        asks = getattr(self, key) != type(self).model_fields[key].default
+        return {key: f"{self.variant} has no such argument"} if asks else {}
+
     def periods(self) -> list[tuple[int, int]]:
         """Return the first and last iteration of each pruning period."""
         length = self.pruning_steps // self.pruning_periods
@@ -87,8 +93,12 @@ class GetaCfg(HessoCfg):
 
     ``uniform: true`` holds the exponent t of every grid at 1, which is plain uniform quantization:
     what integer arithmetic computes with.
+
+    ``yardstick: false`` lets notebook 3 leave out the same run without bits, which is another
+    training of full length, and its rounding afterwards.
     """
 
+    yardstick: bool = True
     lr_quant: PositiveFloat | None = None
     start_projection_step: NonNegativeInt | None = None
     projection_steps: PositiveInt | None = None
@@ -166,3 +176,9 @@ class GetaCfg(HessoCfg):
     def quantizes(self) -> bool:
         """Whether any key of quantization was given."""
         return self.quantize is not None
+
+    def without_effect(self) -> dict[str, str]:
+        """Return keys that ask for what this study does not read, with the reason."""
+        inputs = ("min_bit_act", "max_bit_act") if self.quantize == "weights" else ()
+        asks = [key for key in inputs if getattr(self, key) != QUANTIZATION[key]]
+        return super().without_effect() | dict.fromkeys(asks, "quantize is 'weights'")

@@ -187,6 +187,9 @@ def without_effect(study: Study) -> list[str]:
     names = (study.trainer_cfg.save_name, type(evaluator).model_fields["save_name"].default)
     if evaluator.save_name not in names:
         lines.append("evaluator_cfg.save_name: trainer_cfg.save_name names the checkpoints")
+    if (cfg := study.compression) is not None:
+        section = f"{study.compression_optimizer}_optimizer_cfg"
+        lines += [f"{section}.{key}: {reason}" for key, reason in cfg.without_effect().items()]
     return lines
 
 

@@ -127,11 +127,17 @@ class Study(Section):
         return isinstance(self.compression, GetaCfg) and self.compression.quantizes
 
     def pruned_alone(self) -> "Study":
-        """Return the study that prunes as this one does and quantizes nothing."""
+        """Return the study that prunes as this one does and quantizes nothing.
+
+        Where this one resumes from a checkpoint of its own, that one does from its own last.
+        """
         if not self.quantizes:
             return self
         kept = self.geta_optimizer_cfg.model_dump(include=set(HessoCfg.model_fields))
-        return self.model_copy(update={"geta_optimizer_cfg": GetaCfg(**kept)})
+        changed: dict[str, Any] = {"geta_optimizer_cfg": GetaCfg(**kept)}
+        if self.trainer_cfg.restore_hint:
+            changed["trainer_cfg"] = self.trainer_cfg.model_copy(update={"restore_hint": "latest"})
+        return self.model_copy(update=changed)
 
     def sections(self) -> dict[str, Any]:
         """Return every section, resolved, as plain values for YAML."""

@@ -312,4 +312,11 @@ def _loader(
         pin_memory=pin_memory,
         collate_fn=partial(_collate, concatenate=concatenate),
         generator=torch.Generator().manual_seed(0),  # else it would draw from the global one
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ignore what stops a run: whole groups of processes get it, and the main one still saves."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

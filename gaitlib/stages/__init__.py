@@ -13,6 +13,7 @@ from gaitlib.stages.export import FORMATS, export_network
 from gaitlib.stages.launch import ProcessesFailedError
 from gaitlib.stages.marks import schedule_marks
 from gaitlib.stages.results import (
+    LOWBIT,
     bits_table,
     check_test_set,
     compress_stage,
@@ -26,6 +27,7 @@ from gaitlib.stages.run import TRAINED, run_stage
 from gaitlib.stages.training import train_stage
 
 __all__ = [
+    "LOWBIT",
     "FORMATS",
     "ProcessesFailedError",
     "TRAINED",

@@ -115,7 +115,8 @@ def build_optimizer(
         return oto.package_hesso(graph, **known)
     total = study.trainer_cfg.total_iter
     if isinstance(cfg, GetaCfg):
-        arguments.pop("uniform")
+        for key in ("uniform", "yardstick"):  # not the optimizer's
+            arguments.pop(key)
         return geta.build_geta(graph, arguments, quantization, total_steps=total)
     return hesso.build_hesso(graph, arguments, total_steps=total)
 

@@ -54,6 +54,8 @@ def export_network(
     """
     if form not in FORMATS:
         raise ConfigError(f"format {form!r}: choose from {', '.join(FORMATS)}")
+    if rounded_on is not None and form != "onnx-int8":
+        raise ConfigError(f"rounding sums is for onnx-int8, not for {form}: leave it out")
     source = runs.stage_file(run, "geta", "compressed/compressed_*.pt")
     if form == "pt":
         return subnet.export_embedding(source, folder)

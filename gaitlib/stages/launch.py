@@ -38,6 +38,7 @@ def train_in_processes(
     processes: int,
     *,
     seed: int,
+    force: bool = False,
     on_history: Callable[[pd.DataFrame], None] | None = None,
     on_line: Callable[[str], None] = log.info,
 ) -> None:
@@ -51,6 +52,7 @@ def train_in_processes(
         optimizer: gets the state at the end.
         processes: how many, on this machine.
         seed: of weights, batches and augmentation.
+        force: go on from a checkpoint although the study says otherwise now.
         on_history: called with the history so far as it grows.
         on_line: called with each line that the processes print.
 
@@ -64,6 +66,7 @@ def train_in_processes(
         cfgs.write_text(yaml.safe_dump(study.sections(), sort_keys=False))
         arguments = ["--cfgs", str(cfgs), "--run-name", run, "--stage", stage, "--seed", str(seed)]
         arguments += ["--device", next(model.parameters()).device.type, "--no-test"]
+        arguments += ["--force"] if force else []
         seen = 0  # bytes of history
         with contextlib.closing(_torchrun(processes, arguments)) as lines:
             for line in lines:

@@ -49,7 +49,8 @@ def evaluate_network(
     Returns:
         Embeddings float32 ``(n, C, P)`` in the order of ``data.test.table``, and the evaluation.
     """
-    cfg, device = study.evaluator_cfg, next(model.parameters()).device
+    distributed.share_buffers(model)
+    cfg, device = study.evaluator_cfg, next(model.parameters(), torch.empty(0)).device
     batches = inference_batches(
         data.test,
         batch_size=cfg.sampler.batch_size,

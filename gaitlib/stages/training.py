@@ -97,6 +97,7 @@ def train_stage(
             optimizer,
             processes,
             seed=seed,
+            force=force,
             on_history=on_history,
             on_line=on_line,
         )
@@ -243,7 +244,7 @@ class _History:
     def __init__(self, path: Path, start: int | None = None, writes: bool = False) -> None:
         self.path, self.writes = path, writes
         self.rows: list[dict[str, float]] = []
-        if start != 0 and path.exists():
+        if start != 0 and path.exists() and path.stat().st_size:
             rows = pd.read_csv(path)
             kept = rows if start is None else rows[rows["iteration"] <= start]
             self.rows = kept.to_dict("records")

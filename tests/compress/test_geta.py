@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import io
 import logging
+import os
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_without_quantizers_it_is_hesso_bit_for_bit(variant):
     assert same(models[0].state_dict(), models[1].state_dict())
     assert ours.importance().equals(theirs.importance()) and ours.group_sparsity() == 0.5
     theirs.load_state_dict(ours.state_dict())
-    assert ours.stage == "" and ours.mean_bits() == {}
+    assert ours.stage == ""
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -184,7 +185,6 @@ def test_every_layer_keeps_its_interval_at_every_step(variant):
         if step > 17:
             assert (table.bits - table.bits.round()).abs().max() < 1e-3
         assert (table[["d", "q_m", "t"]] > 0).all(axis=None)
-    assert optimizer.mean_bits().keys() == {"weights", "activations"}
 
 
 def test_the_schedule_ends_at_the_bits_it_promises_wherever_pruning_begins():
@@ -419,6 +419,7 @@ def _rank(rank, path):
     }
     torch.save(decided, path / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads have been seen to abort a process at its ordinary end
 
 
 @pytest.mark.slow

@@ -1,5 +1,4 @@
 import copy
-import math
 import sys
 from types import SimpleNamespace
 
@@ -21,7 +20,6 @@ from gaitlib.compress.onnx import (  # noqa: E402
     OnnxNetwork,
     check_onnx,
     export_onnx,
-    measure_latency_onnx,
 )
 
 BACKBONES = {
@@ -250,14 +248,6 @@ def test_network_in_onnx_runtime_is_evaluated_like_one_in_torch(tmp_path):
     ]
     expected, found = (embed(m, batches, lambda sils: sils) for m in (model, onnx_network))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_latency_is_a_time_and_needs_something_to_do(tmp_path):
-    path = export_onnx(network("plain"), tmp_path / "float.onnx")
-    milliseconds = measure_latency_onnx(path, 2, 3, repeats=2, warmup=0, threads=1)
-    assert 0 < milliseconds < math.inf
-    with pytest.raises(ValueError, match="batch 0"):
-        measure_latency_onnx(path, 0)
 
 
 def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path):

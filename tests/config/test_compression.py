@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from gaitlib import runs
-from gaitlib.compress.control import DEFAULTS, plan_bits
+from gaitlib.compress.control import plan_bits
 from gaitlib.config import ConfigError, load_study
 from gaitlib.config.compression import QUANTIZATION, GetaCfg, HessoCfg
 
@@ -49,10 +49,6 @@ def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
         assert load_study(runs.save_config("r", "geta", first.sections() | {"seed": 3})) == first
 
 
-def test_the_optimizer_and_the_section_have_the_same_defaults():
-    assert DEFAULTS | {"uniform": False} == QUANTIZATION  # uniform is the quantizers'
-
-
 @pytest.mark.parametrize(
     "cfg, words",
     [
@@ -92,3 +88,10 @@ def test_fixed_bits_need_no_schedule():
 def test_hesso_has_none_of_these_keys():
     with pytest.raises(ValidationError, match="unknown key 'lr_quant'"):
         HessoCfg(**PRUNING, lr_quant=1e-3)
+
+
+def test_keys_that_are_not_read_are_listed(caplog):
+    study(quantize="weights", max_bit_act=8, variant="adam", dampening=0.1)
+    assert "geta_optimizer_cfg.max_bit_act: quantize is 'weights'" in caplog.text
+    assert "geta_optimizer_cfg.dampening: adam has no such argument" in caplog.text
+    assert "min_bit_act" not in caplog.text

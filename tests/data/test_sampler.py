@@ -377,3 +377,13 @@ def test_wrong_settings_are_refused_before_the_first_batch():
         inference_batches(Numbered(), sample_type="unfixed_ordered")
     with pytest.raises(ValueError, match="3 labels for 22 sequences"):
         training_batches(Numbered(), [0, 1, 2], seed=0, start=0, stop=1, batch_size=(2, 2))
+
+
+def test_loading_processes_outlive_the_signals_that_stop_a_run():
+    settings = {"batch_size": (3, 4), "frames_num_fixed": 5, "num_workers": 1}
+    batches = iter(training_batches(Numbered(), seed=4, start=0, stop=4, **settings))
+    next(batches)
+    (worker,) = active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, signal.SIGINT)
+    assert [batch.iteration for batch in batches] == [1, 2, 3]
