@@ -301,6 +301,49 @@ def check_resume_(
     typer.echo(f"{kills} kills: weights, groups, optimizer state and metrics are identical")
 
 
+@app.command("study")
+@_one_line_errors
+def study_(
+    file: Annotated[Path, typer.Argument(help="The study's file, params/studies/*.yaml.")],
+    scheduler: Annotated[
+        str | None, typer.Option(help="A Dask scheduler, tcp://host:port; this machine if left out")
+    ] = None,
+    scheduler_file: Annotated[Path | None, typer.Option(help="The file with its address.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine; one a core if left out.")
+    ] = None,
+    device: Device = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points alone.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Write and print the table alone.")
+    ] = False,
+) -> None:
+    """Run the points of a study that are missing or changed, and write runs/<study>/table.csv."""
+    from gaitlib.study import expand, point_table, read_plan, state_of, write_table
+
+    plan = read_plan(file)
+    name, points = plan.name, expand(plan)
+    if dry_run:
+        for point in points:
+            typer.echo(f"{state_of(name, point):8}{point.name}")
+        return
+    failed = []
+    if not table:
+        from gaitlib.study.runner import run_study  # an extra: pip install gaitlib[study]
+
+        cluster = {"scheduler": scheduler, "scheduler_file": scheduler_file, "workers": workers}
+        failed = run_study(name, points, **cluster, device=device).failed
+    rows = point_table(name, points)
+    if len(rows):
+        typer.echo(rows.to_string(index=False))
+        typer.echo(f"{len(rows)} of {len(points)} points: {write_table(name, rows)}")
+    else:
+        typer.echo(f"none of {len(points)} points is done")
+    if failed:
+        typer.echo(f"failed, see failed.txt in runs/{name}/: {', '.join(failed)}", err=True)
+        raise typer.Exit(1)
+
+
 @app.command()
 @_one_line_errors
 def export(

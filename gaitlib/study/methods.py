@@ -1,0 +1,138 @@
+"""The methods that a study compares: what each makes of a study's sections, and what it needs.
+
+All are trained and tested on the same data by the same protocol.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from gaitlib import profile
+from gaitlib.config import ConfigError, Study, load_study
+from gaitlib.stages import build_network, require_compression
+
+#: Widths that `narrowed` tries, as shares of one.
+WIDTHS = 1000
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to a small network.
+
+    Attributes:
+        stage: the folder of a point's run that holds its files.
+        resolve: turns the study of a point of the grid into what this method trains; raises
+            ConfigError if it cannot.
+        needs: the methods whose points of the same settings and seed have to be there first.
+    """
+
+    stage: str
+    resolve: Callable[[Study], Study]
+    needs: Callable[[Study], tuple[str, ...]]
+
+
+def dense(study: Study) -> Study:
+    """Return the study without its compression."""
+    sections = ("compression_optimizer", "hesso_optimizer_cfg", "geta_optimizer_cfg")
+    return study.model_copy(update=dict.fromkeys(sections))
+
+
+def pruned(study: Study) -> Study:
+    """Return the study that cuts channels alone."""
+    require_compression(study)
+    return study.pruned_alone()
+
+
+def quantized(study: Study) -> Study:
+    """Return the study itself, if it chooses bits."""
+    require_compression(study)
+    if not study.quantizes:
+        raise ConfigError(
+            "the study chooses no bits, so geta and ptq would be pruned alone: write pruned, or "
+            "give geta_optimizer_cfg bits (params/quickstart.yaml shows them)"
+        )
+    return study
+
+
+def packages_own(study: Study) -> Study:
+    """Return the study that prunes with only_train_once's own HESSO."""
+    study = pruned(study)
+    key = f"{study.compression_optimizer}_optimizer_cfg.implementation"
+    return load_study(study.sections(), {key: "only_train_once"})
+
+
+def longer(study: Study) -> Study:
+    """Return the dense study with as many iterations as the pruned network's weights saw.
+
+    Milestones of the learning rate are stretched alike, so that its shape stays.
+    """
+    study, total = dense(study), total_iterations(pruned(study))
+    before = study.trainer_cfg.total_iter
+    changed = {"trainer_cfg.total_iter": total}
+    extra = study.scheduler_cfg.model_extra or {}
+    if "milestones" in extra:
+        stretched = [step * total // before for step in extra["milestones"]]
+        changed["scheduler_cfg.milestones"] = stretched
+    return load_study(study.sections(), changed)
+
+
+def total_iterations(study: Study) -> int:
+    """Return the steps behind a method's weights: its own, and the baseline's it starts from."""
+    started = study.compression is not None and study.compression.start_from == "baseline"
+    return study.trainer_cfg.total_iter * (2 if started else 1)
+
+
+def narrowed(study: Study, macs: int) -> Study:
+    """Scale all channels of a dense study by one factor, to the MACs nearest to ``macs``.
+
+    Args:
+        study: embeddings and parts stay as they are.
+        macs: of the backbone, a frame. More than the study's own give the study back.
+    """
+    low, high = 1, WIDTHS  # the MACs grow with the width
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _macs(_scaled(study, middle)) <= macs else (low, middle - 1)
+    around = [_scaled(study, width) for width in (low, min(low + 1, WIDTHS))]
+    return min(around, key=lambda one: abs(_macs(one) - macs))
+
+
+def _macs(study: Study) -> int:
+    return profile.macs_per_frame(build_network(study, torch.device("cpu")))
+
+
+def _scaled(study: Study, width: int) -> Study:
+    def scale(channels: int) -> int:
+        return max(1, round(channels * width / WIDTHS))
+
+    before = study.model_cfg.backbone_cfg
+    if before.type == "ResNet9":
+        changed = {"channels": tuple(map(scale, before.channels))}
+    else:
+        tokens = [token.split("-") for token in before.layers_cfg]
+        layers = ["-".join([t[0], *(str(scale(int(c))) for c in t[1:2]), *t[2:]]) for t in tokens]
+        changed = {"layers_cfg": tuple(layers)}
+    backbone = before.model_copy(update=changed)
+    heads = study.model_cfg.SeparateFCs.model_copy(update={"in_channels": backbone.out_channels})
+    model = study.model_cfg.model_copy(update={"backbone_cfg": backbone, "SeparateFCs": heads})
+    return study.model_copy(update={"model_cfg": model})
+
+
+def _nothing(study: Study) -> tuple[str, ...]:
+    return ()
+
+
+def _start(study: Study) -> tuple[str, ...]:
+    return ("baseline",) if require_compression(study).start_from == "baseline" else ()
+
+
+#: By the name that a study's file gives. A method that others need is named like its stage.
+METHODS = {
+    "baseline": Method("baseline", dense, _nothing),
+    "geta": Method("geta", quantized, _start),
+    "pruned": Method("pruned", pruned, _start),
+    "ptq": Method("ptq", quantized, lambda study: ("pruned", "geta")),
+    "only_train_once": Method("pruned", packages_own, _start),
+    "uniform": Method("baseline", longer, lambda study: ("pruned",)),
+}

@@ -1,0 +1,189 @@
+"""A study's file, ``params/studies/*.yaml``, and the points that it stands for."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
+
+from gaitlib.config import ConfigError, Study, load_study, read_yaml
+from gaitlib.config.base import Section, nearest
+from gaitlib.config.changes import digest
+from gaitlib.stages.data import locate
+from gaitlib.study.methods import METHODS
+from gaitlib.study.points import Point
+
+#: Keys that change no result; a point is not trained again when they change.
+WITHOUT_EFFECT = {
+    "data_cfg": {"cache", "num_workers"},
+    "trainer_cfg": {"save_iter", "log_iter", "keep_checkpoints", "with_test"},
+    "evaluator_cfg": {"restore_hint", "save_name"},
+}
+
+#: Longest spelling of one value in a point's name.
+LONGEST = 40
+
+
+class StudyPlan(Section):
+    """A study's file.
+
+    - ``base``: the file of the study that all points share.
+    - ``name``: folder below runs/; the file's own name if left out.
+    - ``overrides``: dotted keys that replace single values of the base.
+    - ``grid``: dotted keys with lists of values; every combination is tried.
+    - ``seeds``: each combination is trained with each.
+    - ``methods``: names of METHODS. What one needs, such as the baseline, is added.
+    """
+
+    base: str
+    name: str | None = None
+    overrides: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)] = (0,)
+    methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for method in value:
+            if method not in METHODS:
+                raise ValueError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+        return value
+
+    @field_validator("seeds", "methods")
+    @classmethod
+    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{list(value)} names one twice: leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _a_grid_has_values(self) -> "StudyPlan":
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid: {key} has no values: give some, or leave it out")
+            if key in self.overrides:
+                raise ValueError(f"{key} stands in overrides and in grid: leave one out")
+        return self
+
+
+def read_plan(path: str | Path) -> StudyPlan:
+    """Read a study's file.
+
+    Raises:
+        ConfigError: if it is no such file; a line a problem.
+    """
+    path = Path(path)
+    try:
+        plan = StudyPlan.model_validate(read_yaml(path))
+    except ValidationError as error:
+        lines = [f"the study {path} cannot run:"]
+        for problem in error.errors(include_url=False):
+            place = ".".join(map(str, problem["loc"]))
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{place}: {message}" if place else message)
+        raise ConfigError("\n  ".join(lines)) from error
+    return plan.model_copy(update={"name": plan.name or path.stem})
+
+
+def expand(plan: StudyPlan) -> list[Point]:
+    """Return the points of a study, each once, after those that it needs.
+
+    Two combinations that differ only in what a method does not read are one point of it: a baseline
+    is trained once a seed, however many sparsities there are.
+
+    Raises:
+        ConfigError: if a point cannot run; the message holds its settings.
+    """
+    found: dict[str, Point] = {}  # by digest
+    for seed in plan.seeds:
+        for values in itertools.product(*plan.grid.values()):
+            settings = dict(zip(plan.grid, values, strict=True))
+            try:
+                study = load_study(locate(plan.base), {**plan.overrides, **settings})
+                _check_start(study)
+                for method in plan.methods:
+                    _add(found, method, study, settings, seed)
+            except ConfigError as error:
+                where = ", ".join(f"{key}: {value}" for key, value in settings.items())
+                raise ConfigError(f"{where}: {error}" if where else str(error)) from error
+    names: dict[str, Point] = {}
+    for point in found.values():
+        if point.name in names:
+            raise ConfigError(
+                f"two points would be called {point.name}: {dict(names[point.name].settings)} and "
+                f"{dict(point.settings)}; give them values that are spelled differently"
+            )
+        names[point.name] = point
+    return list(names.values())
+
+
+def _check_start(study: Study) -> None:
+    hint = study.trainer_cfg.restore_hint
+    if hint == "latest" or (isinstance(hint, int) and hint):
+        raise ConfigError(
+            f"trainer_cfg.restore_hint is {hint!r}: points of a study start anew; write 0, or the "
+            "path of the weights that all start from"
+        )
+
+
+def _add(
+    found: dict[str, Point], method: str, study: Study, settings: Mapping[str, Any], seed: int
+) -> Point:
+    """Return a method's point, found or new, and put it behind those it needs."""
+    way = METHODS[method]
+    resolved = way.resolve(study)
+    needed = {m: _add(found, m, study, settings, seed) for m in way.needs(study)}
+    read = {key: value for key, value in settings.items() if _reads(resolved, key, study)}
+    for point in needed.values():
+        read |= point.settings
+    read = {key: settings[key] for key in settings if key in read}
+    matters = {
+        "method": method,
+        "seed": seed,
+        "study": _content(resolved),
+        "needs": {m: point.digest for m, point in needed.items()},
+    }
+    key = digest(matters)
+    if key not in found:
+        name = "-".join([method, *_spelled(read, settings), f"seed{seed}"])
+        needs = {m: point.name for m, point in needed.items()}
+        found[key] = Point(name, method, seed, read, resolved, needs, key)
+    return found[key]
+
+
+def _content(study: Study) -> dict[str, Any]:
+    """Return what changes a study's result, as plain values."""
+    return study.model_dump(mode="json", exclude_none=True, exclude=WITHOUT_EFFECT)
+
+
+def _reads(resolved: Study, key: str, study: Study) -> bool:
+    """Say whether a resolved study still holds a key, or the key is short for others."""
+    return _has(_content(resolved), key) or not _has(study.model_dump(mode="json"), key)
+
+
+def _has(values: Any, key: str) -> bool:
+    for step in key.split("."):
+        if isinstance(values, list) and step.isdigit() and int(step) < len(values):
+            values = values[int(step)]
+        elif isinstance(values, Mapping) and step in values:
+            values = values[step]
+        else:
+            return False
+    return True
+
+
+def _spelled(read: Mapping[str, Any], grid: Mapping[str, Any]) -> list[str]:
+    """Spell settings for a folder's name: the key's last part, or all of it where two share it."""
+    last = [key.rpartition(".")[2] for key in grid]
+    spelled = []
+    for key, value in sorted(read.items()):  # whatever their order in the file
+        leaf = key.rpartition(".")[2]
+        text = re.sub(r"[^A-Za-z0-9.+-]+", "_", str(value)).strip("_")
+        if len(text) > LONGEST:
+            text = f"{text[:30]}_{hashlib.sha256(str(value).encode()).hexdigest()[:8]}"
+        spelled.append(f"{leaf if last.count(leaf) == 1 else key}={text}")
+    return spelled

@@ -1,0 +1,275 @@
+"""Run a study's points on Dask workers: the only door to Dask (https://distributed.dask.org).
+
+A point is submitted when those it needs are done and a worker is free, so that no point waits
+behind another on a worker that may die. What a point leaves is read from its folder: workers of
+other machines have to see the same ``runs/``.
+"""
+
+import contextlib
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dask
+import pandas as pd
+import torch
+from distributed import CancelledError, Client, Future, KilledWorker, LocalCluster, get_worker, wait
+
+from gaitlib import runs, stages
+from gaitlib.config import ConfigError
+from gaitlib.device import choose_device
+from gaitlib.study.points import Point, point_dir, run_point, state_of
+
+log = logging.getLogger(__name__)
+logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of every connection
+
+#: Dask's topic of the iterations that points report.
+TOPIC = "gaitlib-study"
+#: Seconds between two looks at the workers, and between two progress lines.
+LOOK, REPORT = 1, 10
+
+OnLine = Callable[[str], None]
+
+
+@dataclass
+class Outcome:
+    """What a call has done, by the points' names.
+
+    Attributes:
+        kept: had their results already.
+        done: have them now.
+        failed: wrote failed.txt, or need one that did.
+    """
+
+    kept: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def run_study(
+    study: str,
+    points: Sequence[Point],
+    *,
+    scheduler: str | None = None,
+    scheduler_file: str | Path | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    on_line: OnLine = log.info,
+) -> Outcome:
+    """Run the points that have no results yet, or those of other settings.
+
+    A point that fails leaves its traceback in ``runs/<study>/<point>/failed.txt``, and those that
+    do not need it go on. One whose worker is killed is run once more. On this machine's cores,
+    workers compute with one thread each, so that points do not slow each other.
+
+    Args:
+        study: folder below runs/.
+        points: of `gaitlib.study.plan.expand`, each after those it needs.
+        scheduler: address of a Dask scheduler, ``tcp://host:port``; its workers have one thread
+            each and this ``runs/``. A scheduler gives up a task after its own
+            ``distributed.scheduler.allowed-failures``, which come before our second try.
+        scheduler_file: the file that says the address.
+        workers: how many processes, without a scheduler; one a core if left out, one on a GPU.
+        device: as `gaitlib.device.choose_device`, for each worker.
+        on_line: called with each progress line.
+
+    Raises:
+        ConfigError: if the requests contradict each other, or a data set does not fit its study.
+        OSError: if there is no scheduler at the address.
+    """
+    if scheduler and scheduler_file:
+        raise ConfigError("--scheduler and --scheduler-file name a cluster each: give one of them")
+    if workers is not None and (scheduler or scheduler_file):
+        raise ConfigError("--workers is for this machine: a scheduler brings its own workers")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers {workers}: give at least 1, or leave it out")
+    outcome, todo = Outcome(), []
+    for point in points:
+        kept = state_of(study, point) == "done"
+        outcome.kept.append(point.name) if kept else todo.append(point)
+    on_line(f"{study}: {len(points)} points, {len(outcome.kept)} done, {len(todo)} to run")
+    if not todo:
+        return outcome
+    _check_data(todo)
+    with _connect(scheduler, scheduler_file, workers, device) as (client, threads):
+        on_line(f"dashboard: {client.dashboard_link}")
+        _Batch(study, todo, outcome, client, device, threads, on_line).run()
+    return outcome
+
+
+def _check_data(points: Sequence[Point]) -> None:
+    """Open each data set once, which makes walkers before several workers would."""
+    seen = set()
+    for point in points:
+        parts = (point.study.data_cfg, point.study.evaluator_cfg.cross_view_gallery)
+        if (key := repr(parts)) not in seen:
+            seen.add(key)
+            stages.check_test_set(point.study, stages.open_data(point.study))
+
+
+@contextlib.contextmanager
+def _connect(
+    scheduler: str | None, scheduler_file: str | Path | None, workers: int | None, device: str
+) -> Iterator[tuple[Client, int | None]]:
+    """Give a client, and how many threads torch gets on its workers; None leaves it to them."""
+    if scheduler or scheduler_file:
+        where = (
+            {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": scheduler}
+        )
+        with Client(**where) as client:
+            yield client, None
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = workers or (cores or 1 if choose_device(device).type == "cpu" else 1)
+    settings = {
+        "distributed.worker.daemon": False,  # a point may start processes that load its data
+        "distributed.scheduler.allowed-failures": 0,  # the second try is ours
+    }
+    environment = {"GAITLIB_WORKSPACE": str(runs.RUNS.parent), "OMP_NUM_THREADS": "1"}
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            memory_limit=0,  # Dask's own would pause a network that is larger than its share
+            dashboard_address="127.0.0.1:0",
+            env=environment,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client, 1
+
+
+class _Batch:
+    """The points of one call: which wait, which run, and what came of the others."""
+
+    def __init__(
+        self,
+        study: str,
+        todo: Sequence[Point],
+        outcome: Outcome,
+        client: Client,
+        device: str,
+        threads: int | None,
+        on_line: OnLine,
+    ) -> None:
+        self.study, self.outcome, self.client, self.on_line = study, outcome, client, on_line
+        self.arguments = {"device": device, "threads": threads, "folder": str(runs.RUNS)}
+        self.waiting = list(todo)
+        self.running: dict[Future, Point] = {}
+        self.again: set[str] = set()  # points whose worker was killed once
+        self.iterations: dict[str, str] = {}
+        self.total = len(todo)
+
+    def run(self) -> None:
+        """Return when every point is done or has failed."""
+        self.client.subscribe_topic(TOPIC, self._reported)
+        spoken = time.monotonic()
+        while self.waiting or self.running:
+            self._submit()
+            if self.running:
+                with contextlib.suppress(TimeoutError, CancelledError):
+                    wait(list(self.running), timeout=LOOK, return_when="FIRST_COMPLETED")
+            for future in [future for future in self.running if future.done()]:
+                self._end(self.running.pop(future), future)
+            if time.monotonic() - spoken > REPORT:
+                self._say("")
+                spoken = time.monotonic()
+        self.client.unsubscribe_topic(TOPIC)
+
+    def _reported(self, event: tuple[float, dict[str, str]]) -> None:
+        _, message = event
+        if message["study"] == self.study:
+            self.iterations[message["point"]] = message["iteration"]
+
+    def _submit(self) -> None:
+        """Give free workers points whose needs are met; fail those whose needs have failed."""
+        free = max(len(self.client.nthreads()), 1) - len(self.running)
+        for point in list(self.waiting):
+            if lost := [n for n in point.needs.values() if n in self.outcome.failed]:
+                self.waiting.remove(point)
+                self._fail(point, f"needs {lost[0]}, which failed\n")
+            elif free > 0 and self._is_ready(point):
+                self.waiting.remove(point)
+                future = self.client.submit(
+                    _run_on_worker, self.study, point, **self.arguments, pure=False
+                )
+                self.running[future] = point
+                free -= 1
+                self._say(f"{point.name} starts")
+
+    def _is_ready(self, point: Point) -> bool:
+        pending = {other.name for other in (*self.waiting, *self.running.values())}
+        return not pending & set(point.needs.values())
+
+    def _end(self, point: Point, future: Future) -> None:
+        self.iterations.pop(point.name, None)
+        error = "cancelled by the scheduler\n"
+        if not future.cancelled():
+            problem = future.exception()
+            if isinstance(problem, KilledWorker) and point.name not in self.again:
+                self.again.add(point.name)
+                self.waiting.insert(0, point)
+                self._say(f"{point.name}: its worker was killed, once more")
+                return
+            error = f"{problem}\n" if problem is not None else future.result()
+        if error:
+            self._fail(point, error)
+        else:
+            self.outcome.done.append(point.name)
+            self._say(f"{point.name} done")
+
+    def _fail(self, point: Point, text: str) -> None:
+        path = runs.write_atomically(point_dir(self.study, point) / "failed.txt", text)
+        self.outcome.failed.append(point.name)
+        self._say(f"{point.name} failed, {text.strip().splitlines()[-1]} ({path})")
+
+    def _say(self, what: str) -> None:
+        done, failed = len(self.outcome.done), len(self.outcome.failed)
+        names = [point.name for point in self.running.values()]
+        now = ", ".join(f"{name} {self.iterations.get(name, '')}".strip() for name in names)
+        count = f"{done} of {self.total} done" + (f", {failed} failed" if failed else "")
+        self.on_line("; ".join(filter(None, (count, what, f"running: {now}" if now else ""))))
+
+
+def _run_on_worker(
+    study: str, point: Point, *, device: str, threads: int | None, folder: str
+) -> str:
+    """Run a point in a worker; return the traceback if it fails, nothing if it does not."""
+    try:
+        _check_worker(folder)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        run_point(study, point, choose_device(device), _reporter(study, point))
+    except Exception:
+        return traceback.format_exc()
+    return ""
+
+
+def _check_worker(folder: str) -> None:
+    if str(runs.RUNS) != folder:
+        raise ConfigError(
+            f"this worker's runs are in {runs.RUNS}, the study's in {folder}: start workers with "
+            f"GAITLIB_WORKSPACE={Path(folder).parent}"
+        )
+    if (threads := get_worker().state.nthreads) != 1:
+        raise ConfigError(
+            f"this worker runs {threads} points at once, which would share torch's random numbers: "
+            "start workers with --nthreads 1"
+        )
+
+
+def _reporter(study: str, point: Point) -> Callable[[pd.DataFrame], None]:
+    worker, total = get_worker(), point.study.trainer_cfg.total_iter
+
+    def report(history: pd.DataFrame) -> None:
+        iteration = f"{int(history['iteration'].iloc[-1])}/{total}"
+        message: dict[str, Any] = {"study": study, "point": point.name, "iteration": iteration}
+        worker.log_event(TOPIC, message)
+
+    return report

@@ -1,0 +1,81 @@
+"""The tidy table of a study: a row a finished point, as CSV and Parquet."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gaitlib import runs
+from gaitlib.evaluate import CONDITIONS
+from gaitlib.files import replacing
+from gaitlib.study.points import Point, load_point, state_of
+
+#: Columns that another run of the same study does not repeat.
+TIMINGS = ("ms_1_clip", "ms_16_clips", "seconds")
+
+
+def point_table(study: str, points: Sequence[Point]) -> pd.DataFrame:
+    """Return a row for each point that is done, in the order given.
+
+    Columns:
+        point, method, seed; then the grid's keys, as they are spelled there, empty where a method
+        does not read them (as JSON where they are neither all numbers nor all words).
+        rank1_NM, rank1_BG, rank1_CL: %.
+        params, macs_per_frame, relative_bops: numbers; of the backbone; % of the dense network's.
+        weight_bits, activation_bits: averages; 32 in float.
+        file_bytes: of the low-bit file, or of the float weights where there are no bits.
+        group_sparsity: share of channel groups cut; empty where none were.
+        total_iterations: steps behind the weights, the baseline's included.
+        ms_1_clip, ms_16_clips: to embed clips of 30 frames; other points may have run beside.
+        seconds: the point took.
+
+    Args:
+        study: folder below runs/.
+        points: of `gaitlib.study.plan.expand`.
+    """
+    done = [point for point in points if state_of(study, point) == "done"]
+    keys = list(dict.fromkeys(key for point in points for key in point.settings))
+    rows = [_row(point, load_point(study, point), keys) for point in done]
+    table = pd.DataFrame(rows)
+    for key in keys if rows else ():
+        if table[key].dtype == object:  # a column of a file has one type
+            table[key] = table[key].map(_as_text, na_action="ignore")
+    return table
+
+
+def _row(point: Point, results: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    macs, dense = results["macs_per_frame"], results.get("dense", results)["macs_per_frame"]
+    return {
+        "point": point.name,
+        "method": point.method,
+        "seed": point.seed,
+        **{key: point.settings.get(key) for key in keys},
+        **{f"rank1_{c}": results["rank1"][c] for c in CONDITIONS},
+        "params": results["params"],
+        "macs_per_frame": macs,
+        "relative_bops": results.get("relative_bops", 100 * macs / dense),
+        "weight_bits": float(results["bits"]["weights"]),
+        "activation_bits": float(results["bits"]["activations"]),
+        "file_bytes": results.get("lowbit_bytes", results["file_bytes"]),
+        "group_sparsity": results.get("group_sparsity"),
+        "total_iterations": results["total_iterations"],
+        "ms_1_clip": results["latency_ms"]["batch_1"],
+        "ms_16_clips": results["latency_ms"]["batch_16"],
+        "seconds": results["seconds"],
+    }
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def write_table(study: str, table: pd.DataFrame) -> Path:
+    """Write ``runs/<study>/table.csv`` and ``table.parquet``; return the CSV's path."""
+    path = runs.RUNS / study / "table.csv"
+    with replacing(path) as part:
+        table.to_csv(part, index=False)
+    with replacing(path.with_suffix(".parquet")) as part:
+        table.to_parquet(part, engine="pyarrow", index=False)
+    return path

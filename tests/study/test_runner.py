@@ -1,0 +1,183 @@
+"""A study on Dask workers: what is missing runs, what fails is recorded, nothing is lost."""
+
+import contextlib
+import threading
+import time
+
+import pandas as pd
+import pytest
+import yaml
+from small import small_study, write_study
+
+from gaitlib import runs, stages
+from gaitlib.config import ConfigError
+from gaitlib.study import TIMINGS, expand, point_table, read_plan, state_of, write_table
+from gaitlib.summary import summary_table
+
+pytest.importorskip("distributed")
+psutil = pytest.importorskip("psutil")
+
+from gaitlib.study.runner import run_study  # noqa: E402
+
+QUANTIZED = {
+    "compression_optimizer": "geta",
+    "hesso_optimizer_cfg": None,
+    "geta_optimizer_cfg": {
+        "start_from": "baseline",
+        "variant": "adamw",
+        "lr": 0.01,
+        "start_projection_step": 1,
+        "projection_steps": 2,
+        "projection_periods": 2,
+        "max_bit_wt": 8,
+        "min_bit_wt": 4,
+        "min_bit_act": 8,
+        "max_bit_act": 8,
+        "start_pruning_step": 3,
+        "pruning_steps": 4,
+        "pruning_periods": 1,
+    },
+    "scheduler_cfg.cycle_momentum": False,
+}
+METHODS = ["ptq", "only_train_once", "uniform"]
+HOPELESS = 1e30  # a learning rate
+
+
+@pytest.fixture(scope="module")
+def walkers(tmp_path_factory):
+    root = tmp_path_factory.mktemp("walkers")
+    study = small_study(root)
+    stages.open_data(study)
+    return write_study(study, root / "base.yaml")
+
+
+@contextlib.contextmanager
+def _workspace(folder):
+    before, runs.RUNS = runs.RUNS, folder / "runs"
+    try:
+        yield
+    finally:
+        runs.RUNS = before
+
+
+def _expand(base, folder, **keys):
+    path = folder / "s.yaml"
+    keys = {"base": str(base), "overrides": QUANTIZED, "methods": METHODS} | keys
+    path.write_text(yaml.safe_dump(keys))
+    return expand(read_plan(path))
+
+
+def _kill_the_worker_once(folder):
+    """End the worker processes of this one as soon as a stage has written a row."""
+    while not list(folder.rglob("baseline/history.csv")):
+        time.sleep(0.002)
+    for child in psutil.Process().children():
+        if any("spawn_main" in word for word in child.cmdline()):
+            child.kill()
+
+
+@pytest.fixture(scope="module")
+def two_workers(walkers, tmp_path_factory):
+    """The study on two workers, and one of its points that fails beside."""
+    folder, lines = tmp_path_factory.mktemp("two"), []
+    with _workspace(folder):
+        points = _expand(walkers, folder)
+        bad = _expand(
+            walkers,
+            folder,
+            overrides=QUANTIZED | {"geta_optimizer_cfg.start_from": "scratch"},
+            grid={"geta_optimizer_cfg.lr": [HOPELESS]},
+            methods=["pruned", "uniform"],
+        )
+        outcome = run_study("s", [*bad, *points], workers=2, device="cpu", on_line=lines.append)
+        yield points, bad, outcome, lines
+
+
+@pytest.fixture(scope="module")
+def killed(walkers, tmp_path_factory):
+    """A part of the study on one worker, which is killed in its first point."""
+    folder, lines = tmp_path_factory.mktemp("one"), []
+    with _workspace(folder):
+        points = _expand(walkers, folder, methods=["uniform"])
+        killer = threading.Thread(target=_kill_the_worker_once, args=(runs.RUNS,), daemon=True)
+        killer.start()
+        outcome = run_study("s", points, workers=1, device="cpu", on_line=lines.append)
+        killer.join()
+        table = point_table("s", points)
+        again = (runs.RUNS / "s" / "baseline-seed0" / "previous").exists()
+    return outcome, lines, table, again
+
+
+@pytest.mark.slow
+def test_every_method_leaves_a_row_and_a_run_that_the_other_verbs_read(two_workers):
+    points, _, outcome, lines = two_workers
+    assert set(outcome.done) == {point.name for point in points}
+    table = point_table("s", points).set_index("method")
+    assert set(table.index) == {"baseline", "pruned", "geta", *METHODS}
+    assert (table["total_iterations"].drop("baseline") == 20).all()
+    assert (table.loc[["pruned", "only_train_once"], "group_sparsity"] > 0.4).all()
+    assert table.loc["uniform", "macs_per_frame"] < table.loc["baseline", "macs_per_frame"]
+    assert table.loc["ptq", "weight_bits"] == table.loc["geta", "weight_bits"] < 32
+    assert "pruned, then rounded" in summary_table("s/ptq-seed0")
+    assert any("dashboard: http://127.0.0.1:" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_failed_point_is_recorded_and_the_others_finish(two_workers):
+    _, (bad, narrow), outcome, _ = two_workers
+    assert outcome.failed == [bad.name, narrow.name]
+    folder = runs.RUNS / "s"
+    said = (folder / bad.name / "failed.txt").read_text()
+    assert "Traceback" in said and "NonFiniteLossError" in said
+    assert f"needs {bad.name}, which failed" in (folder / narrow.name / "failed.txt").read_text()
+    assert state_of("s", bad) == state_of("s", narrow) == "failed"
+
+
+@pytest.mark.slow
+def test_a_second_call_runs_what_is_missing_or_changed_alone(two_workers, walkers, tmp_path):
+    points, _, _, _ = two_workers
+    outcome = run_study("s", points, device="cpu")
+    assert len(outcome.kept) == len(points) and not outcome.done
+    changed = _expand(
+        walkers, tmp_path, overrides=QUANTIZED | {"trainer_cfg.total_iter": 12}, methods=["geta"]
+    )
+    assert [state_of("s", point) for point in changed] == ["changed", "changed"]
+    lost = next(point for point in points if point.method == "uniform")
+    folder = runs.RUNS / "s" / lost.name
+    (folder / "results.json").rename(folder / "failed.txt")
+    assert state_of("s", lost) == "failed"
+    outcome = run_study("s", points, workers=1, device="cpu")
+    assert outcome.done == [lost.name] and len(outcome.kept) == len(points) - 1
+    assert not (folder / "failed.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_workers_point_is_run_once_more(killed):
+    outcome, lines, table, again = killed
+    assert not outcome.failed and len(outcome.done) == len(table) == 3
+    assert sum("its worker was killed, once more" in line for line in lines) == 1
+    assert again  # what the killed one had begun
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_table_that_one_gives(two_workers, killed):
+    points = two_workers[0]
+    table = point_table("s", points)
+    one = killed[2]
+    two = table[table["point"].isin(one["point"])].set_index("point").loc[one["point"]]
+    pd.testing.assert_frame_equal(
+        two.reset_index().drop(columns=[*TIMINGS]), one.drop(columns=[*TIMINGS])
+    )
+    path = write_table("s", table)
+    pd.testing.assert_frame_equal(pd.read_parquet(path.with_suffix(".parquet")), table)
+    assert pd.read_csv(path)["point"].tolist() == table["point"].tolist()
+
+
+def test_requests_that_contradict_each_other_are_refused():
+    for keys in (
+        {"scheduler": "tcp://a:1", "scheduler_file": "f"},
+        {"scheduler": "tcp://a:1", "workers": 2},
+        {"workers": 0},
+    ):
+        with pytest.raises(ConfigError, match="--"):
+            run_study("s", [], **keys)
