@@ -241,7 +241,7 @@ def test(
     stage: Stage = "",
     iteration: Annotated[int | None, typer.Option("--iter", help="Which checkpoint.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Any checkpoint, or a compressed_*.pt.")
+        Path | None, typer.Option(help="Any checkpoint, or a compressed_*.pt or .safetensors.")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -255,7 +255,7 @@ def test(
     if checkpoint is None:
         raise CheckpointError(f"{run}/{stage} has no checkpoint: train it, or give --checkpoint")
     with distributed.process_group(device) as where:
-        if subnet.describes(checkpoint):
+        if checkpoint.suffix == stages.LOWBIT or subnet.describes(checkpoint):
             model = subnet.load_compressed(checkpoint, device=where)
         else:
             model = stages.build_network(study, where)

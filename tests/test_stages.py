@@ -13,7 +13,6 @@ from small import SMALL, small_study
 from gaitlib import runs, stages
 from gaitlib.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from gaitlib.compress import oto
-from gaitlib.compress.lowbit import load_lowbit
 from gaitlib.compress.subnet import load_compressed
 from gaitlib.config import ConfigError, load_study
 from gaitlib.random_state import random_state, restore_random_state, seed_streams
@@ -268,7 +267,7 @@ def test_every_form_of_export_computes_the_same_embeddings(geta, tmp_path):
     wanted = source.embed(clips)
     files = {f: stages.export_network(geta, "r", f, tmp_path) for f in stages.FORMATS}
     for form, tolerance in (("pt", 1e-5), ("safetensors", 1e-5), ("onnx-int8", 2e-2)):
-        load = {"pt": load_compressed, "safetensors": load_lowbit}.get(form, OnnxNetwork)
+        load = {"pt": load_compressed, "safetensors": load_compressed}.get(form, OnnxNetwork)
         found = load(files[form]).embed(clips)
         assert (found - wanted).abs().max() <= tolerance * wanted.abs().max(), form
     assert files["safetensors"].stat().st_size < files["pt"].stat().st_size

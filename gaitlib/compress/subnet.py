@@ -187,7 +187,8 @@ def load_compressed(path: Path | str, device: torch.device | str = "cpu") -> Gai
     """Rebuild a network from its weights and the ``architecture.json`` beside them.
 
     If it was quantized, quantizers that no longer learn are attached (`quantization_of` gives
-    them), and it computes what the written one did.
+    them), and it computes what the written one did. A low-bit file, ``.safetensors``, describes
+    itself: `gaitlib.compress.lowbit.load_lowbit` reads it.
 
     Args:
         path: the weights, or the folder of the pair.
@@ -198,6 +199,10 @@ def load_compressed(path: Path | str, device: torch.device | str = "cpu") -> Gai
         NetworkFileError: if the pair is of an unknown format, damaged, or does not match.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        from gaitlib.compress.lowbit import load_lowbit  # which writes networks of this module
+
+        return load_lowbit(path, device)
     beside = path / ARCHITECTURE if path.is_dir() else path.with_name(ARCHITECTURE)
     if not beside.is_file():
         raise FileNotFoundError(f"{beside} is missing; it says which network the weights are of")
