@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gaitlib.compress.quantizer import ATTRIBUTE
+from gaitlib.compress.quantizer import of_quantizer
 from gaitlib.model import GaitBase
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 
@@ -35,8 +35,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _own_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    scalars = f"{ATTRIBUTE}."
-    return [(n, p) for n, p in model.named_parameters() if not n.startswith(scalars)]
+    return [(n, p) for n, p in model.named_parameters() if not of_quantizer(n)]
 
 
 def macs_per_frame(model: GaitBase, frame: tuple[int, int] = FRAME) -> int:

@@ -39,7 +39,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gaitlib.compress.grid import Grid
-from gaitlib.compress.quantizer import ATTRIBUTE, attach_grids
+from gaitlib.compress.quantizer import attach_grids, float_state
 from gaitlib.compress.subnet import NetworkFileError
 from gaitlib.compress.widths import layer_widths, resize_layers
 from gaitlib.files import replacing
@@ -76,9 +76,7 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     Not among them are step counters of batch norms and the scalars of attached quantizers.
     """
     return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and not name.startswith(f"{ATTRIBUTE}.")
+        name: tensor for name, tensor in float_state(model).items() if tensor.is_floating_point()
     }
 
 

@@ -167,6 +167,16 @@ def quantization_of(model: nn.Module) -> Quantization | None:
     return getattr(model, ATTRIBUTE, None)
 
 
+def of_quantizer(name: str) -> bool:
+    """Say whether a parameter or ``state_dict`` entry of a network belongs to its quantizers."""
+    return name.startswith(f"{ATTRIBUTE}.")
+
+
+def float_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the ``state_dict`` entries of the float network alone, by name."""
+    return {n: tensor for n, tensor in model.state_dict().items() if not of_quantizer(n)}
+
+
 def quantize_network(
     model: nn.Module,
     quantize: str = "weights_and_activations",

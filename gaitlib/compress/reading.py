@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gaitlib.compress.graph import Cut, Graph
 from gaitlib.compress.groups import Group
-from gaitlib.compress.quantizer import ATTRIBUTE
+from gaitlib.compress.quantizer import of_quantizer
 
 _CHANNEL_DIMS = {"BASIC": 0, "ACCESSORY": 0, "TRANSPOSE": 1}
 _INPUT_DIMS = {"Conv2d": 1, "Linear": 1, "SeparateFCs": 1}  # dimension that reads the input
@@ -34,7 +34,7 @@ class _Draft:
 def read_graph(found: Any, model: nn.Module) -> Graph:
     """Turn the package's graph of a copy of ``model`` into a `Graph` of ``model``."""
     names = [name for name, _ in model.named_parameters()]
-    order = {name: i for i, name in enumerate(names) if not name.startswith(f"{ATTRIBUTE}.")}
+    order = {name: i for i, name in enumerate(names) if not of_quantizer(name)}
     drafts = _draft_groups(found, model)
     inputs = _input_sources(found, drafts, model)
     spare = _Draft(1, "not used by the traced forward pass")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gaitlib.checkpoint import save_atomically
 from gaitlib.compress.graph import Graph
 from gaitlib.compress.grid import Grid
-from gaitlib.compress.quantizer import ATTRIBUTE, attach_grids, quantization_of
+from gaitlib.compress.quantizer import attach_grids, float_state, of_quantizer, quantization_of
 from gaitlib.compress.widths import Widths, layer_widths, resize_layers
 from gaitlib.files import replacing
 from gaitlib.model import GaitBase, build_model
@@ -325,8 +325,7 @@ def _settled(model: nn.Module) -> nn.Module:
 
 
 def _count_parameters(model: nn.Module) -> int:
-    scalars = f"{ATTRIBUTE}."
-    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(scalars))
+    return sum(p.numel() for name, p in model.named_parameters() if not of_quantizer(name))
 
 
 def _build(architecture: Mapping[str, Any]) -> GaitBase:
@@ -336,11 +335,7 @@ def _build(architecture: Mapping[str, Any]) -> GaitBase:
 
 def _save(model: nn.Module, path: Path) -> None:
     """Write the float network's entries; those of quantizers are in ``architecture.json``."""
-    state = {
-        name: tensor.detach().cpu()
-        for name, tensor in _settled(model).state_dict().items()
-        if not name.startswith(f"{ATTRIBUTE}.")
-    }
+    state = {name: tensor.detach().cpu() for name, tensor in float_state(_settled(model)).items()}
     save_atomically(state, path)
 
 

@@ -1,5 +1,6 @@
-"""Processes that load or make data: how one's death is told."""
+"""Processes that load or make data: how many there may be, and how one's death is told."""
 
+import os
 import signal
 
 HINTS = {
@@ -14,6 +15,13 @@ class WorkerError(RuntimeError):
 
 class LoaderError(WorkerError):
     """A process that loads batches died."""
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ending(exitcode: int | None) -> str:

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from gaitlib import distributed, runs
 from gaitlib.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from gaitlib.compress import geta, hesso, oto
-from gaitlib.compress.quantizer import ATTRIBUTE, Quantization, calibrate, quantize_network
+from gaitlib.compress.quantizer import (
+    ATTRIBUTE,
+    Quantization,
+    calibrate,
+    of_quantizer,
+    quantize_network,
+)
 from gaitlib.config import ConfigError, GetaCfg, HessoCfg, Study
 from gaitlib.model import GaitBase, build_model
 from gaitlib.stages.data import StudyData, calibration_clips
@@ -70,7 +76,7 @@ def attach_quantizers_of(study: Study, model: GaitBase, weights: Mapping[str, Te
     Raises:
         ConfigError: if it does, and the study quantizes nothing.
     """
-    if not any(name.startswith(f"{ATTRIBUTE}.") for name in weights):
+    if not any(of_quantizer(name) for name in weights):
         return
     if not study.quantizes:
         raise ConfigError(

@@ -19,6 +19,7 @@ from torch import nn
 from gaitlib import runs
 from gaitlib.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from gaitlib.config import Study
+from gaitlib.data.workers import cores
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +86,8 @@ def train_in_processes(
 
 def _torchrun(processes: int, arguments: list[str]) -> Iterator[str]:
     """Start the processes and give the lines they print; leave none behind."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     environment = os.environ | {"GAITLIB_WORKSPACE": str(runs.RUNS.parent)}
-    environment.setdefault("OMP_NUM_THREADS", str(max((cores or 1) // processes, 1)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, f"--nproc_per_node={processes}", "-m", "gaitlib", "train", *arguments]
     child = subprocess.Popen(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gaitlib import distributed, evaluate, profile, runs
 from gaitlib.compress import bops, lowbit, oto, subnet
-from gaitlib.compress.quantizer import ATTRIBUTE, quantization_of
+from gaitlib.compress.quantizer import float_state, quantization_of
 from gaitlib.config import Study
 from gaitlib.data.sampler import inference_batches
 from gaitlib.device import choose_precision
@@ -85,10 +85,8 @@ def measure(model: GaitBase, file: Path | None = None) -> dict[str, Any]:
     the float arithmetic: rounding in float, as torch does it, is no deployment.
     """
     if file is None:
-        scalars = f"{ATTRIBUTE}."
-        state = {n: v for n, v in model.state_dict().items() if not n.startswith(scalars)}
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(float_state(model), buffer)
         size = buffer.getbuffer().nbytes
     else:
         size = profile.file_bytes(file)

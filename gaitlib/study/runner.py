@@ -7,7 +7,6 @@ other machines have to see the same ``runs/``.
 
 import contextlib
 import logging
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from distributed import CancelledError, Client, Future, KilledWorker, LocalClust
 
 from gaitlib import runs, stages
 from gaitlib.config import ConfigError
+from gaitlib.data.workers import cores
 from gaitlib.device import choose_device
 from gaitlib.study.points import Point, point_dir, run_point, state_of
 
@@ -124,8 +124,7 @@ def _connect(
         with Client(**where) as client:
             yield client, None
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = workers or (cores or 1 if choose_device(device).type == "cpu" else 1)
+    count = workers or (cores() if choose_device(device).type == "cpu" else 1)
     settings = {
         "distributed.worker.daemon": False,  # a point may start processes that load its data
         "distributed.scheduler.allowed-failures": 0,  # the second try is ours

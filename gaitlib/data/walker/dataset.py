@@ -16,6 +16,7 @@ from gaitlib.data.walker.files import sequence_path, write_walk
 from gaitlib.data.walker.manifest import claim, data_spec
 from gaitlib.data.walker.processes import share_out
 from gaitlib.data.walker.scene import TYPES, VIEWS
+from gaitlib.data.workers import cores
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,7 @@ def make_walkers(
     claim(root, spec)
     units = _missing(root, spec)
     if units:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = min(workers or cores or 1, max(1, len(units) // WORTH_A_PROCESS))
+        workers = min(workers or cores(), max(1, len(units) // WORTH_A_PROCESS))
         logger.info("drawing %d walks with %d processes into %s", len(units), workers, root)
         with tqdm(total=len(units), unit="walk", disable=not progress) as bar:
             if workers == 1:
