@@ -18,14 +18,21 @@ from gaitlib.model import GaitBase
 from gaitlib.stages import export_network, open_data
 
 
-def load_networks(run: str, device: str | torch.device = "cpu") -> tuple[GaitBase, GaitBase]:
-    """Rebuild a run's compressed network, and the dense one it was cut from (new weights).
+def load_networks(
+    run: str, device: str | torch.device = "cpu", stage: str = "geta"
+) -> tuple[GaitBase, GaitBase]:
+    """Rebuild the dense network that a stage cut (with new weights), and the compressed one.
 
     Raises:
-        MissingRunError: if the GETA stage has not finished.
+        MissingRunError: if the stage has not finished.
     """
-    folder = runs.stage_file(run, "geta", "compressed/architecture.json").parent
+    folder = runs.stage_file(run, stage, "compressed/architecture.json").parent
     return load_dense(folder).to(device), load_compressed(folder, device=device)
+
+
+def short_name(layer: str) -> str:
+    """Return a layer's name as tables show it: the backbone's without its prefix."""
+    return layer.removeprefix("Backbone.forward_block.")
 
 
 def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
@@ -38,7 +45,7 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
         raise ValueError(f"not the same layers: {list(before['layer'])}, {list(after['layer'])}")
     return pd.DataFrame(
         {
-            "name": before["layer"].str.replace("Backbone.forward_block.", "", regex=False),
+            "name": before["layer"].map(short_name),
             "kept": after["out_channels"],
             "total": before["out_channels"],
         }
@@ -149,7 +156,7 @@ def final_scores(run: str) -> pd.DataFrame:
         (table["state"] == "chosen") | (kept & (table["period"] == table["period"].max()))
     ]
     decided = decided.assign(
-        layer=decided["group"].str.replace("Backbone.forward_block.", "", regex=False),
+        layer=decided["group"].map(short_name),
         kept=decided["state"] == "kept",
     )
     order = {group: place for place, group in enumerate(table["group"].unique())}

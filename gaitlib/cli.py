@@ -11,9 +11,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -31,6 +31,9 @@ from gaitlib.plots import save_figure, view_heatmaps
 from gaitlib.stop import TrainingStopped, exit_on_sigterm
 from gaitlib.summary import summary_table
 from gaitlib.train import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from gaitlib.study import Point
 
 app = typer.Typer(
     help="Compress GaitBase in one training run.",
@@ -310,22 +313,24 @@ def study_(
     ] = None,
     scheduler_file: Annotated[Path | None, typer.Option(help="The file with its address.")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes on this machine; one a core if left out.")
+        int | None,
+        typer.Option(help="Points at once on this machine; as cores and memory allow if left out."),
     ] = None,
     device: Device = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points alone.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the points and what they will cost alone.")
+    ] = False,
     table: Annotated[
         bool, typer.Option("--table", help="Write and print the table alone.")
     ] = False,
 ) -> None:
     """Run the points of a study that are missing or changed, and write runs/<study>/table.csv."""
-    from gaitlib.study import expand, point_table, read_plan, state_of, write_table
+    from gaitlib.study import expand, layer_table, point_table, read_plan, write_tables
 
     plan = read_plan(file)
     name, points = plan.name, expand(plan)
     if dry_run:
-        for point in points:
-            typer.echo(f"{state_of(name, point):8}{point.name}")
+        _show_cost(name, points, workers, device)
         return
     failed = []
     if not table:
@@ -336,12 +341,30 @@ def study_(
     rows = point_table(name, points)
     if len(rows):
         typer.echo(rows.to_string(index=False))
-        typer.echo(f"{len(rows)} of {len(points)} points: {write_table(name, rows)}")
+        path = write_tables(runs.RUNS / name, rows, layer_table(name, points))
+        typer.echo(f"{len(rows)} of {len(points)} points: {path}")
     else:
         typer.echo(f"none of {len(points)} points is done")
     if failed:
         typer.echo(f"failed, see failed.txt in runs/{name}/: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
+
+
+def _show_cost(name: str, points: Sequence["Point"], workers: int | None, device: str) -> None:
+    """Print a study's points and what they take, from a smoke run or from those that are done."""
+    from gaitlib.study.cost import estimate, workers_for  # an extra: pip install gaitlib[study]
+
+    cost = estimate(name, points, device)
+    for row in cost.itertuples():
+        typer.echo(f"{row.state:8}{row.seconds / 60:6.1f} min  {row.point} ({row.source})")
+    missing = cost[cost["state"] != "done"]
+    count = workers or workers_for(cost["memory"].max(), device)
+    total = f"{len(points)} points, {len(points) - len(missing)} done"
+    if len(missing):
+        seconds, memory = missing["seconds"].sum() / count, cost["memory"].max()
+        total += f"; the others about {seconds / 60:.0f} min, {count} at once, "
+        total += f"each with {memory / 1e9:.1f} GB at most"
+    typer.echo(total)
 
 
 @app.command()

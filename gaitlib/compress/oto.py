@@ -2,13 +2,15 @@
 
 This is the only file that imports only_train_once (OTO, https://github.com/tianyic/only_train_once,
 MIT). The package was written for an older torch and changes global state; `lend` deals with both.
+It knows no SeparateFCs: they are taught to it here, unless a trace asks for it as it is shipped.
 """
 
+import contextlib
 import copy
 import functools
 import importlib
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ def dummy_batch(device: torch.device | str = "cpu", shape: Sequence[int] = EXAMP
     return torch.rand(tuple(shape), generator=generator).to(device)
 
 
-def trace(model: nn.Module, example: Tensor | None = None) -> Graph:
+def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool = False) -> Graph:
     """Find the channels of ``model`` that leave together.
 
     The trace runs on a copy in eval mode, on the model's device; the model, its training mode and
@@ -42,6 +44,9 @@ def trace(model: nn.Module, example: Tensor | None = None) -> Graph:
             DataParallel or the like.
         example: clips to run it on, ``(N, T, 1, H, W)``; `dummy_batch` if None. Its values do not
             matter, and smaller ones trace faster.
+        as_shipped: find what only_train_once 3.0.1 finds by itself, for comparison. To it the
+            matrices of SeparateFCs are bare parameters, so that the last stage's outputs are one
+            group with FCs and BNNecks, which reaches the output and keeps all its channels.
 
     Raises:
         UnsupportedTorchError: if this torch is too new for only_train_once.
@@ -69,7 +74,7 @@ def trace(model: nn.Module, example: Tensor | None = None) -> Graph:
 
     twin.forward = tensors_only
     package = _package()
-    with as_the_package_wants():
+    with as_the_package_wants(), _as_shipped() if as_shipped else contextlib.nullcontext():
         found = package.OTO(twin, example)._graph
     del twin.forward
     return read_graph(found, model)
@@ -165,3 +170,14 @@ def _package() -> types.ModuleType:
 
     operator.BASIC_MODULES["SeparateFCs"] = SeparateFCsOTO
     return package
+
+
+@contextlib.contextmanager
+def _as_shipped() -> Iterator[None]:
+    """Take back, for a while, what `_package` has taught."""
+    operators = importlib.import_module("only_train_once.operation.operator").BASIC_MODULES
+    taught = operators.pop("SeparateFCs")
+    try:
+        yield
+    finally:
+        operators["SeparateFCs"] = taught

@@ -7,7 +7,7 @@ are OpenGait's contract (https://github.com/ShiqiYu/OpenGait, docs/3.detailed_co
 
 from gaitlib.config.base import ConfigError
 from gaitlib.config.compression import GetaCfg, HessoCfg
-from gaitlib.config.reading import load_study, notebook_study, read_value, read_yaml
+from gaitlib.config.reading import load_study, notebook_study, read_value, read_yaml, refuse_unknown
 from gaitlib.config.study import SECTIONS, Study
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "notebook_study",
     "read_value",
     "read_yaml",
+    "refuse_unknown",
 ]

@@ -4,22 +4,58 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
+    field_validator,
     model_validator,
 )
 
 from gaitlib.config.base import Section
+
+Share = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class ImportanceScores(Section):
+    """Weights of the five scores whose sum ranks the channels; the names are only_train_once's.
+
+    Each score is scaled to length 1 over all channels first, so that weights compare; only their
+    proportions matter. What is left out weighs nothing.
+    """
+
+    magnitude: Share = 0.0
+    avg_magnitude: Share = 0.0
+    cosine_similarity: Share = 0.0
+    taylor_first_order: Share = 0.0
+    taylor_second_order: Share = 0.0
+
+    @model_validator(mode="after")
+    def _something_ranks(self) -> "ImportanceScores":
+        if not any(self.model_dump().values()):
+            raise ValueError(
+                "no score has a weight, so no channel would go before another: give one, as in "
+                "{magnitude: 1.0}, or write default"
+            )
+        return self
+
+
+Criteria = Annotated[
+    Annotated[Literal["default"], Tag("name")] | Annotated[ImportanceScores, Tag("weights")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "weights"),
+]
 
 
 class HessoCfg(Section):
     """Structured pruning while training: HESSO over the dependency graph's channel groups.
 
     Argument names are only_train_once's. ``start_from`` says which weights the run starts with:
-    ``scratch``, or the last checkpoint of this run's ``baseline`` stage.
+    ``scratch``, or the last checkpoint of this run's ``baseline`` stage. Channels leave in the
+    order of five scores; ``importance_score_criteria`` weighs them, ``default`` all alike, and
+    ``{magnitude: 1.0}`` ranks by magnitude alone.
     """
 
     implementation: Literal["gaitlib", "only_train_once"] = "gaitlib"
@@ -35,6 +71,17 @@ class HessoCfg(Section):
     pruning_steps: PositiveInt
     pruning_periods: PositiveInt
     group_divisible: PositiveInt = 1
+    importance_score_criteria: Criteria = "default"
+
+    @field_validator("importance_score_criteria", mode="before")
+    @classmethod
+    def _weights_have_names(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "default":
+            raise ValueError(
+                f"{value!r} has to be default, or weights by name, as in {{magnitude: 1.0}}; "
+                f"names: {', '.join(ImportanceScores.model_fields)}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _each_period_has_a_step(self) -> "HessoCfg":

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -257,12 +257,20 @@ def notebook_study(namespace: Mapping[str, Any]) -> Study:
     Raises:
         ConfigError: for an unknown injected parameter, or as `load_study`.
     """
-    known = {"run", "overrides", *RECORD, *SECTIONS}
+    refuse_unknown(namespace, {"run", "overrides", *RECORD, *SECTIONS})
+    sections = {name: namespace.get(name) for name in SECTIONS}
+    return load_study(sections, namespace.get("overrides"))
+
+
+def refuse_unknown(namespace: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse a parameter of a notebook that papermill sets and the notebook does not read.
+
+    Raises:
+        ConfigError: with the nearest name that it does read.
+    """
     for name in _injected_names(namespace.get("In", ())):
         if name not in known:
             raise ConfigError(f"unknown parameter {name!r}; {nearest(name, known)}")
-    sections = {name: namespace.get(name) for name in SECTIONS}
-    return load_study(sections, namespace.get("overrides"))
 
 
 def _injected_names(cells: Iterable[str]) -> list[str]:

@@ -7,9 +7,11 @@ from gaitlib.stages.build import (
     build_optimizer,
     require_compression,
     start_weights,
+    trace,
 )
-from gaitlib.stages.data import StudyData, open_data
+from gaitlib.stages.data import StudyData, open_data, transform_of
 from gaitlib.stages.export import FORMATS, export_network
+from gaitlib.stages.fine_tune import cut_and_fine_tune
 from gaitlib.stages.launch import ProcessesFailedError
 from gaitlib.stages.marks import schedule_marks
 from gaitlib.stages.results import (
@@ -39,6 +41,7 @@ __all__ = [
     "build_optimizer",
     "check_test_set",
     "compress_stage",
+    "cut_and_fine_tune",
     "evaluate_network",
     "export_network",
     "measure",
@@ -50,5 +53,7 @@ __all__ = [
     "run_stage",
     "schedule_marks",
     "start_weights",
+    "trace",
     "train_stage",
+    "transform_of",
 ]

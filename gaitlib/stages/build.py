@@ -97,6 +97,15 @@ def _quantizers(study: Study, model: GaitBase) -> Quantization:
     )
 
 
+def trace(study: Study, model: nn.Module) -> oto.Graph:
+    """Find the channels that leave together, as the study's implementation sees them.
+
+    only_train_once as it is shipped does not know SeparateFCs, and leaves the last stage whole.
+    """
+    as_shipped = require_compression(study).implementation == "only_train_once"
+    return oto.trace(model, as_shipped=as_shipped)
+
+
 def build_optimizer(
     study: Study,
     model: nn.Module,
@@ -146,6 +155,16 @@ def start_weights(study: Study, run: str, model: nn.Module, stage: str = "geta")
         return f"restore_hint, {restored.name}"
     if study.compression.start_from == "scratch":
         return "random weights"
+    return f"the baseline's {baseline_weights(study, run, model)}"
+
+
+def baseline_weights(study: Study, run: str, model: nn.Module) -> str:
+    """Give a network the weights of the run's baseline; return the checkpoint's name.
+
+    Raises:
+        MissingRunError: if the baseline has not been trained.
+    """
+    cfg = study.trainer_cfg
     folder = runs.stage_dir(run, "baseline") / "checkpoints"
     path = find_checkpoint(folder, cfg.save_name, "latest")
     if path is None:
@@ -154,4 +173,4 @@ def start_weights(study: Study, run: str, model: nn.Module, stage: str = "geta")
     if (done := state.get("iteration", cfg.total_iter)) < cfg.total_iter:
         log.warning("%s is not finished: iteration %s", path.name, done)
     restore_model(model, state["model"], cfg.restore_ckpt_strict)
-    return f"the baseline's {path.name}"
+    return path.name

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 
 from gaitlib import distributed
-from gaitlib.compress import oto
 from gaitlib.config import Study
 from gaitlib.random_state import seed_streams
 from gaitlib.stages.build import (
@@ -14,6 +13,7 @@ from gaitlib.stages.build import (
     build_network,
     build_optimizer,
     start_weights,
+    trace,
 )
 from gaitlib.stages.data import open_data
 from gaitlib.stages.results import (
@@ -72,7 +72,7 @@ def run_stage(
     graph = quantization = None
     if stage != "baseline":
         start_weights(study, run, model, stage)
-        graph = oto.trace(model)
+        graph = trace(study, model)
         quantization = attach_quantizers(study, model, data, seed=seed)
     optimizer = build_optimizer(study, model, graph, quantization)
     train_stage(

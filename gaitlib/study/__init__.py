@@ -1,11 +1,14 @@
 """Many runs from one file: a grid of points, each trained once, on one machine or a cluster.
 
-`gaitlib.study.runner` needs the extra ``study`` (Dask distributed); the rest does not.
+`gaitlib.study.runner` needs the extras ``study`` (Dask distributed) and ``notebooks`` (papermill);
+the rest does not.
 """
 
+from gaitlib.study.methods import METHODS
 from gaitlib.study.plan import StudyPlan, expand, read_plan
-from gaitlib.study.points import METHODS, Point, run_point, state_of
-from gaitlib.study.table import TIMINGS, point_table, write_table
+from gaitlib.study.points import Point, read_point, state_of
+from gaitlib.study.table import TIMINGS, layer_table, point_table, read_tables, write_tables
+from gaitlib.study.work import run_point
 
 __all__ = [
     "METHODS",
@@ -13,9 +16,12 @@ __all__ = [
     "Point",
     "StudyPlan",
     "expand",
+    "layer_table",
     "point_table",
     "read_plan",
+    "read_point",
+    "read_tables",
     "run_point",
     "state_of",
-    "write_table",
+    "write_tables",
 ]

@@ -1,10 +1,12 @@
 """The methods that a study compares: what each makes of a study's sections, and what it needs.
 
-All are trained and tested on the same data by the same protocol.
+All are trained and tested on the same data by the same protocol. Those that compress take as many
+steps in all as HESSO does with the baseline that it starts from.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,12 +23,14 @@ class Method:
     """One way to a small network.
 
     Attributes:
+        words: what tables and figures call it.
         stage: the folder of a point's run that holds its files.
         resolve: turns the study of a point of the grid into what this method trains; raises
             ConfigError if it cannot.
         needs: the methods whose points of the same settings and seed have to be there first.
     """
 
+    words: str
     stage: str
     resolve: Callable[[Study], Study]
     needs: Callable[[Study], tuple[str, ...]]
@@ -56,10 +60,29 @@ def quantized(study: Study) -> Study:
 
 
 def packages_own(study: Study) -> Study:
-    """Return the study that prunes with only_train_once's own HESSO."""
+    """Return the study that prunes with only_train_once's own HESSO, on its own graph."""
+    return _pruned_with(study, "implementation", "only_train_once")
+
+
+def by_magnitude(study: Study) -> Study:
+    """Return the study that prunes by one of the five saliency scores, the norm of a channel."""
+    return _pruned_with(study, "importance_score_criteria", {"magnitude": 1.0})
+
+
+def _pruned_with(study: Study, key: str, value: Any) -> Study:
     study = pruned(study)
-    key = f"{study.compression_optimizer}_optimizer_cfg.implementation"
-    return load_study(study.sections(), {key: "only_train_once"})
+    section = f"{study.compression_optimizer}_optimizer_cfg"
+    return load_study(study.sections(), {f"{section}.{key}": value})
+
+
+def fine_tuned(study: Study) -> Study:
+    """Return the dense study, whose steps fine-tune the baseline once it has been cut."""
+    if require_compression(study).start_from != "baseline":
+        raise ConfigError(
+            "torch_pruning cuts a trained network, and the study starts from scratch: write "
+            f"{study.compression_optimizer}_optimizer_cfg.start_from: baseline"
+        )
+    return dense(study)
 
 
 def longer(study: Study) -> Study:
@@ -67,7 +90,7 @@ def longer(study: Study) -> Study:
 
     Milestones of the learning rate are stretched alike, so that its shape stays.
     """
-    study, total = dense(study), total_iterations(pruned(study))
+    study, total = dense(study), steps_behind(pruned(study))
     before = study.trainer_cfg.total_iter
     changed = {"trainer_cfg.total_iter": total}
     extra = study.scheduler_cfg.model_extra or {}
@@ -77,8 +100,8 @@ def longer(study: Study) -> Study:
     return load_study(study.sections(), changed)
 
 
-def total_iterations(study: Study) -> int:
-    """Return the steps behind a method's weights: its own, and the baseline's it starts from."""
+def steps_behind(study: Study) -> int:
+    """Return the steps behind the weights of a compressed network, the baseline's included."""
     started = study.compression is not None and study.compression.start_from == "baseline"
     return study.trainer_cfg.total_iter * (2 if started else 1)
 
@@ -127,12 +150,19 @@ def _start(study: Study) -> tuple[str, ...]:
     return ("baseline",) if require_compression(study).start_from == "baseline" else ()
 
 
-#: By the name that a study's file gives. A method that others need is named like its stage.
+def _with(*others: str) -> Callable[[Study], tuple[str, ...]]:
+    return lambda study: (*_start(study), *others)
+
+
+#: By the name that a study's file gives, in the order of tables and figures.
 METHODS = {
-    "baseline": Method("baseline", dense, _nothing),
-    "geta": Method("geta", quantized, _start),
-    "pruned": Method("pruned", pruned, _start),
-    "ptq": Method("ptq", quantized, lambda study: ("pruned", "geta")),
-    "only_train_once": Method("pruned", packages_own, _start),
-    "uniform": Method("baseline", longer, lambda study: ("pruned",)),
+    "baseline": Method("dense", "baseline", dense, _nothing),
+    "dense_longer": Method("dense, as many steps", "baseline", longer, _nothing),
+    "geta": Method("GETA", "geta", quantized, _start),
+    "pruned": Method("HESSO", "geta", pruned, _start),
+    "ptq": Method("HESSO, then rounded", "ptq", quantized, _with("pruned", "geta")),
+    "magnitude": Method("HESSO, magnitude alone", "geta", by_magnitude, _start),
+    "only_train_once": Method("only_train_once as shipped", "geta", packages_own, _start),
+    "uniform": Method("uniformly slim", "baseline", longer, lambda study: ("pruned",)),
+    "torch_pruning": Method("torch-pruning", "geta", fine_tuned, _with("pruned")),
 }

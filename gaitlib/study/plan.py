@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,9 @@ WITHOUT_EFFECT = {
     "evaluator_cfg": {"restore_hint", "save_name"},
 }
 
+#: The notebook that trains a point, for all methods.
+ALL, TRAINS = "all", ("notebooks/point.ipynb",)
+
 #: Longest spelling of one value in a point's name.
 LONGEST = 40
 
@@ -36,6 +40,8 @@ class StudyPlan(Section):
     - ``grid``: dotted keys with lists of values; every combination is tried.
     - ``seeds``: each combination is trained with each.
     - ``methods``: names of METHODS. What one needs, such as the baseline, is added.
+    - ``notebooks``: what each point runs: those of ``all``, then those of its method. The first
+      trains it.
     """
 
     base: str
@@ -44,6 +50,7 @@ class StudyPlan(Section):
     grid: dict[str, list[Any]] = {}
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)] = (0,)
     methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    notebooks: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = {}
 
     @field_validator("methods")
     @classmethod
@@ -52,6 +59,17 @@ class StudyPlan(Section):
             if method not in METHODS:
                 raise ValueError(f"unknown method {method!r}; {nearest(method, METHODS)}")
         return value
+
+    @field_validator("notebooks")
+    @classmethod
+    def _of_known_methods(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for method in value:
+            if method != ALL and method not in METHODS:
+                raise ValueError(f"unknown method {method!r}; {nearest(method, {ALL, *METHODS})}")
+        for path in itertools.chain(*value.values()):
+            if not locate(path).exists():
+                raise ValueError(f"the notebook {path} is not there")
+        return {ALL: TRAINS} | value
 
     @field_validator("seeds", "methods")
     @classmethod
@@ -118,7 +136,11 @@ def expand(plan: StudyPlan) -> list[Point]:
                 f"{dict(point.settings)}; give them values that are spelled differently"
             )
         names[point.name] = point
-    return list(names.values())
+    order = plan.notebooks.get(ALL, TRAINS)
+    return [
+        replace(point, notebooks=(*order, *plan.notebooks.get(point.method, ())))
+        for point in names.values()
+    ]
 
 
 def _check_start(study: Study) -> None:

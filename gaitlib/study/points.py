@@ -1,22 +1,22 @@
 """One point of a study: a method, its settings and a seed, in ``runs/<study>/<point>/``."""
 
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-import torch
+import yaml
 
-from gaitlib import profile, runs, stages
-from gaitlib.config import Study
-from gaitlib.study.methods import METHODS, narrowed, total_iterations
+from gaitlib import runs
+from gaitlib.config import Study, load_study, read_yaml
+from gaitlib.study.methods import METHODS
 
 State = Literal["done", "changed", "failed", "missing"]
+
+#: What a point is, for the notebook that trains it; and what came of it.
+POINT, RESULTS, FAILED = "point.yaml", "results.json", "failed.txt"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Point:
         study: what is trained, resolved.
         needs: the points that have to be done first, name by method.
         digest: of everything above that changes the result, and of what it needs.
+        notebooks: run after the one that trains, in this order; relative paths start at the
+            working folder, or else at the project's.
     """
 
     name: str
@@ -40,6 +42,23 @@ class Point:
     study: Study
     needs: Mapping[str, str]
     digest: str
+    notebooks: tuple[str, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """The folder of the point's run that holds what its method makes."""
+        return METHODS[self.method].stage
+
+    @property
+    def total_iterations(self) -> int:
+        """Steps behind the weights: its own, and the baseline's it starts from."""
+        own = self.study.trainer_cfg.total_iter
+        return own * (2 if "baseline" in self.needs else 1)
+
+
+def run_of(study: str, name: str) -> str:
+    """Return the run of a point: a point is a run like any other, `gaitlib summary` reads it."""
+    return f"{study}/{name}"
 
 
 def point_dir(study: str, point: Point) -> Path:
@@ -48,100 +67,64 @@ def point_dir(study: str, point: Point) -> Path:
     Raises:
         ValueError: if the study's name would leave the runs folder.
     """
-    return runs.stage_dir(_run(study, point.name), METHODS[point.method].stage).parent
+    return runs.stage_dir(run_of(study, point.name), point.stage).parent
+
+
+def notebook_of(study: str, point: Point, notebook: str) -> Path:
+    """Return where a notebook of a point lies once it has been executed to its end."""
+    return point_dir(study, point) / "notebooks" / Path(notebook).name
 
 
 def state_of(study: str, point: Point) -> State:
-    """Say whether a point has its results, has those of other settings, has failed, or has none."""
-    results = load_point(study, point)
-    if results is not None and results["digest"] == point.digest:
+    """Say whether a point has its results and notebooks, has other settings' results, or failed."""
+    executed = all(notebook_of(study, point, path).exists() for path in point.notebooks)
+    if executed and has_results(study, point):
         return "done"
-    if (point_dir(study, point) / "failed.txt").exists():
+    if (point_dir(study, point) / FAILED).exists():
         return "failed"
-    return "missing" if results is None else "changed"
+    return "missing" if load_point(study, point) is None else "changed"
+
+
+def has_results(study: str, point: Point) -> bool:
+    """Say whether a point has been trained with its present settings."""
+    results = load_point(study, point)
+    return results is not None and results["digest"] == point.digest
 
 
 def load_point(study: str, point: Point) -> dict[str, Any] | None:
     """Return a point's results.json, of whatever settings; None if there is none."""
-    path = point_dir(study, point) / "results.json"
+    path = point_dir(study, point) / RESULTS
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def run_point(
-    study: str,
-    point: Point,
-    device: torch.device,
-    on_history: Callable[[pd.DataFrame], None] | None = None,
-) -> dict[str, Any]:
-    """Train, compress and test a point, and write its results.json last of all.
+def prepare(study: str, point: Point) -> Path:
+    """Write a point's description into its folder, and move what other settings left there aside.
 
-    What it needs of other points is found in its own folder too, so that a point is a run like any
-    other: `gaitlib summary <study>/<point>`, and the notebooks, read it.
-
-    Args:
-        study: folder below runs/.
-        point: what it needs is done.
-        device: where it is trained and tested.
-        on_history: as `gaitlib.stages.run_stage`.
+    What has been begun with the same settings stays, to be gone on with.
 
     Returns:
-        The results: those of the point's stage, and ``point``, ``method``, ``settings``,
-        ``digest``, ``total_iterations`` (with the baseline's) and ``seconds``.
+        The folder.
     """
-    began, run, stage = time.monotonic(), _run(study, point.name), METHODS[point.method].stage
-    trained, extra = point.study, {}
-    if point.method == "uniform":
-        target = runs.load_results(_run(study, point.needs["pruned"]), "pruned")["macs_per_frame"]
-        trained = narrowed(point.study, target)
-        extra["dense"] = _costs_before(point.study)
-    else:
-        for lent, lender in point.needs.items():
-            _lend(_run(study, lender), run, lent)
-    if point.method == "ptq":
-        data = stages.open_data(trained)
-        stages.round_pruned(trained, run, data, seed=point.seed, device=device)
-    else:
-        about = {"seed": point.seed, "on_history": on_history}
-        stages.run_stage(trained, run, stage, device, **about)
-    results = {
-        **runs.load_results(run, stage),
-        **extra,
-        "point": point.name,
-        "method": point.method,
-        "settings": dict(point.settings),
-        "digest": point.digest,
-        "total_iterations": total_iterations(point.study),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    text = json.dumps(results, indent=1, sort_keys=True) + "\n"
     folder = point_dir(study, point)
-    runs.write_atomically(folder / "results.json", text)
-    (folder / "failed.txt").unlink(missing_ok=True)  # of an earlier try
-    return results
+    if (folder / POINT).exists() and read_yaml(folder / POINT)["digest"] != point.digest:
+        aside = folder.parent / "previous" / f"{point.name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+    (folder / FAILED).unlink(missing_ok=True)  # of an earlier try
+    values = {field.name: getattr(point, field.name) for field in fields(point)}
+    values |= {name: dict(values[name]) for name in ("settings", "needs")}
+    values |= {"study": point.study.sections(), "notebooks": list(point.notebooks)}
+    runs.write_atomically(folder / POINT, yaml.safe_dump(values, sort_keys=False))
+    return folder
 
 
-def _run(study: str, name: str) -> str:
-    return f"{study}/{name}"
+def read_point(run: str) -> tuple[str, Point]:
+    """Return the study's name and the point of a run ``<study>/<point>``.
 
-
-def _costs_before(study: Study) -> dict[str, int]:
-    model = stages.build_network(study, torch.device("cpu"))
-    return {
-        "params": profile.count_parameters(model),
-        "macs_per_frame": profile.macs_per_frame(model),
-    }
-
-
-def _lend(lender: str, run: str, stage: str) -> None:
-    """Put a finished stage of another run into this one, without a second copy on the disk."""
-    target = runs.stage_dir(run, stage)
-    if target.exists():  # what was lent to an earlier run of this point
-        shutil.rmtree(target)
-    shutil.copytree(runs.stage_dir(lender, stage), target, copy_function=_link)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
+    Raises:
+        ConfigError: if it is no run of a study.
+    """
+    values = read_yaml(runs.RUNS / run / POINT)
+    values["study"] = load_study(values["study"])
+    values["notebooks"] = tuple(values["notebooks"])
+    return run.rpartition("/")[0], Point(**values)

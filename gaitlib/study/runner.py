@@ -1,8 +1,8 @@
 """Run a study's points on Dask workers: the only door to Dask (https://distributed.dask.org).
 
-A point is submitted when those it needs are done and a worker is free, so that no point waits
-behind another on a worker that may die. What a point leaves is read from its folder: workers of
-other machines have to see the same ``runs/``.
+A worker executes a point's notebooks. A point is submitted when those it needs are done and a
+worker is free, so that no point waits behind another on a worker that may die. What a point leaves,
+its progress too, is read from its folder: workers of other machines have to see the same ``runs/``.
 """
 
 import contextlib
@@ -12,24 +12,19 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import dask
-import pandas as pd
-import torch
 from distributed import CancelledError, Client, Future, KilledWorker, LocalCluster, get_worker, wait
 
 from gaitlib import runs, stages
 from gaitlib.config import ConfigError
-from gaitlib.data.workers import cores
-from gaitlib.device import choose_device
-from gaitlib.study.points import Point, point_dir, run_point, state_of
+from gaitlib.study.cost import estimate, workers_for
+from gaitlib.study.notebooks import PointError, PointKilledError, execute_point
+from gaitlib.study.points import FAILED, Point, point_dir, state_of
 
 log = logging.getLogger(__name__)
-logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of every connection
+logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every process and socket
 
-#: Dask's topic of the iterations that points report.
-TOPIC = "gaitlib-study"
 #: Seconds between two looks at the workers, and between two progress lines.
 LOOK, REPORT = 1, 10
 
@@ -64,8 +59,8 @@ def run_study(
     """Run the points that have no results yet, or those of other settings.
 
     A point that fails leaves its traceback in ``runs/<study>/<point>/failed.txt``, and those that
-    do not need it go on. One whose worker is killed is run once more. On this machine's cores,
-    workers compute with one thread each, so that points do not slow each other.
+    do not need it go on. One whose process is killed goes on once more. On this machine's cores,
+    points compute with one thread each, so that they do not slow each other.
 
     Args:
         study: folder below runs/.
@@ -74,7 +69,8 @@ def run_study(
             each and this ``runs/``. A scheduler gives up a task after its own
             ``distributed.scheduler.allowed-failures``, which come before our second try.
         scheduler_file: the file that says the address.
-        workers: how many processes, without a scheduler; one a core if left out, one on a GPU.
+        workers: how many points at once, without a scheduler; if left out one a core for which
+            there is memory by a smoke run, or one on a GPU.
         device: as `gaitlib.device.choose_device`, for each worker.
         on_line: called with each progress line.
 
@@ -96,10 +92,24 @@ def run_study(
     if not todo:
         return outcome
     _check_data(todo)
-    with _connect(scheduler, scheduler_file, workers, device) as (client, threads):
+    if workers is None and not (scheduler or scheduler_file):
+        workers = _plan_workers(study, points, device, on_line)
+    with _connect(scheduler, scheduler_file, workers) as client:
         on_line(f"dashboard: {client.dashboard_link}")
-        _Batch(study, todo, outcome, client, device, threads, on_line).run()
+        _Batch(study, todo, outcome, client, device, on_line).run()
     return outcome
+
+
+def _plan_workers(study: str, points: Sequence[Point], device: str, on_line: OnLine) -> int:
+    """Say what a smoke run promises; return how many points run at once."""
+    cost = estimate(study, points, device)
+    workers = workers_for(cost["memory"].max(), device)
+    seconds = cost.loc[cost["state"] != "done", "seconds"].sum() / workers
+    on_line(
+        f"about {seconds / 60:.0f} min, {workers} at once; the largest takes "
+        f"{cost['memory'].max() / 1e9:.1f} GB (smoke run)"
+    )
+    return workers
 
 
 def _check_data(points: Sequence[Point]) -> None:
@@ -114,26 +124,25 @@ def _check_data(points: Sequence[Point]) -> None:
 
 @contextlib.contextmanager
 def _connect(
-    scheduler: str | None, scheduler_file: str | Path | None, workers: int | None, device: str
-) -> Iterator[tuple[Client, int | None]]:
-    """Give a client, and how many threads torch gets on its workers; None leaves it to them."""
+    scheduler: str | None, scheduler_file: str | Path | None, workers: int | None
+) -> Iterator[Client]:
+    """Give a client of the cluster that is named, or of one made here for the block."""
     if scheduler or scheduler_file:
         where = (
             {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": scheduler}
         )
         with Client(**where) as client:
-            yield client, None
+            yield client
         return
-    count = workers or (cores() if choose_device(device).type == "cpu" else 1)
     settings = {
-        "distributed.worker.daemon": False,  # a point may start processes that load its data
+        "distributed.worker.daemon": False,  # a point starts processes
         "distributed.scheduler.allowed-failures": 0,  # the second try is ours
     }
     environment = {"GAITLIB_WORKSPACE": str(runs.RUNS.parent), "OMP_NUM_THREADS": "1"}
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=count,
+            n_workers=workers,
             threads_per_worker=1,
             memory_limit=0,  # Dask's own would pause a network that is larger than its share
             dashboard_address="127.0.0.1:0",
@@ -141,7 +150,7 @@ def _connect(
         ) as cluster,
         Client(cluster) as client,
     ):
-        yield client, 1
+        yield client
 
 
 class _Batch:
@@ -154,20 +163,17 @@ class _Batch:
         outcome: Outcome,
         client: Client,
         device: str,
-        threads: int | None,
         on_line: OnLine,
     ) -> None:
         self.study, self.outcome, self.client, self.on_line = study, outcome, client, on_line
-        self.arguments = {"device": device, "threads": threads, "folder": str(runs.RUNS)}
+        self.arguments = {"device": device, "folder": str(runs.RUNS)}
         self.waiting = list(todo)
         self.running: dict[Future, Point] = {}
-        self.again: set[str] = set()  # points whose worker was killed once
-        self.iterations: dict[str, str] = {}
+        self.again: set[str] = set()  # points that were killed once
         self.total = len(todo)
 
     def run(self) -> None:
         """Return when every point is done or has failed."""
-        self.client.subscribe_topic(TOPIC, self._reported)
         spoken = time.monotonic()
         while self.waiting or self.running:
             self._submit()
@@ -179,12 +185,6 @@ class _Batch:
             if time.monotonic() - spoken > REPORT:
                 self._say("")
                 spoken = time.monotonic()
-        self.client.unsubscribe_topic(TOPIC)
-
-    def _reported(self, event: tuple[float, dict[str, str]]) -> None:
-        _, message = event
-        if message["study"] == self.study:
-            self.iterations[message["point"]] = message["iteration"]
 
     def _submit(self) -> None:
         """Give free workers points whose needs are met; fail those whose needs have failed."""
@@ -207,44 +207,53 @@ class _Batch:
         return not pending & set(point.needs.values())
 
     def _end(self, point: Point, future: Future) -> None:
-        self.iterations.pop(point.name, None)
-        error = "cancelled by the scheduler\n"
+        killed, error = False, "cancelled by the scheduler\n"
         if not future.cancelled():
             problem = future.exception()
-            if isinstance(problem, KilledWorker) and point.name not in self.again:
-                self.again.add(point.name)
-                self.waiting.insert(0, point)
-                self._say(f"{point.name}: its worker was killed, once more")
-                return
-            error = f"{problem}\n" if problem is not None else future.result()
-        if error:
+            if problem is None:
+                error = future.result()
+            else:
+                killed = isinstance(problem, KilledWorker | PointKilledError)
+                error = f"{problem}\n"
+        if killed and point.name not in self.again:
+            self.again.add(point.name)
+            self.waiting.insert(0, point)
+            self._say(f"{point.name}: its process was killed, once more")
+        elif error:
             self._fail(point, error)
         else:
             self.outcome.done.append(point.name)
             self._say(f"{point.name} done")
 
     def _fail(self, point: Point, text: str) -> None:
-        path = runs.write_atomically(point_dir(self.study, point) / "failed.txt", text)
+        path = runs.write_atomically(point_dir(self.study, point) / FAILED, text)
         self.outcome.failed.append(point.name)
         self._say(f"{point.name} failed, {text.strip().splitlines()[-1]} ({path})")
 
     def _say(self, what: str) -> None:
         done, failed = len(self.outcome.done), len(self.outcome.failed)
-        names = [point.name for point in self.running.values()]
-        now = ", ".join(f"{name} {self.iterations.get(name, '')}".strip() for name in names)
+        now = ", ".join(self._progress(point) for point in self.running.values())
         count = f"{done} of {self.total} done" + (f", {failed} failed" if failed else "")
         self.on_line("; ".join(filter(None, (count, what, f"running: {now}" if now else ""))))
 
+    def _progress(self, point: Point) -> str:
+        """Return a point's name and its last logged iteration."""
+        log_file = point_dir(self.study, point) / point.stage / "history.csv"
+        rows = log_file.read_text().splitlines() if log_file.exists() else []
+        if len(rows) < 2:
+            return point.name
+        return f"{point.name} {rows[-1].partition(',')[0]}/{point.study.trainer_cfg.total_iter}"
 
-def _run_on_worker(
-    study: str, point: Point, *, device: str, threads: int | None, folder: str
-) -> str:
+
+def _run_on_worker(study: str, point: Point, *, device: str, folder: str) -> str:
     """Run a point in a worker; return the traceback if it fails, nothing if it does not."""
     try:
         _check_worker(folder)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        run_point(study, point, choose_device(device), _reporter(study, point))
+        execute_point(study, point, device)
+    except PointKilledError:
+        raise
+    except PointError as error:
+        return f"{error}\n"
     except Exception:
         return traceback.format_exc()
     return ""
@@ -258,17 +267,6 @@ def _check_worker(folder: str) -> None:
         )
     if (threads := get_worker().state.nthreads) != 1:
         raise ConfigError(
-            f"this worker runs {threads} points at once, which would share torch's random numbers: "
+            f"this worker runs {threads} points at once, which would share a working folder: "
             "start workers with --nthreads 1"
         )
-
-
-def _reporter(study: str, point: Point) -> Callable[[pd.DataFrame], None]:
-    worker, total = get_worker(), point.study.trainer_cfg.total_iter
-
-    def report(history: pd.DataFrame) -> None:
-        iteration = f"{int(history['iteration'].iloc[-1])}/{total}"
-        message: dict[str, Any] = {"study": study, "point": point.name, "iteration": iteration}
-        worker.log_event(TOPIC, message)
-
-    return report

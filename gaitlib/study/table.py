@@ -1,4 +1,4 @@
-"""The tidy table of a study: a row a finished point, as CSV and Parquet."""
+"""The tidy tables of a study, a row a finished point and a row a layer, as CSV and Parquet."""
 
 import json
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from gaitlib.evaluate import CONDITIONS
 from gaitlib.files import replacing
 from gaitlib.study.points import Point, load_point, state_of
 
+TABLE, LAYERS = "table.csv", "layers.csv"
 #: Columns that another run of the same study does not repeat.
 TIMINGS = ("ms_1_clip", "ms_16_clips", "seconds")
 
@@ -71,11 +72,42 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def write_table(study: str, table: pd.DataFrame) -> Path:
-    """Write ``runs/<study>/table.csv`` and ``table.parquet``; return the CSV's path."""
-    path = runs.RUNS / study / "table.csv"
-    with replacing(path) as part:
-        table.to_csv(part, index=False)
-    with replacing(path.with_suffix(".parquet")) as part:
-        table.to_parquet(part, engine="pyarrow", index=False)
-    return path
+def layer_table(study: str, points: Sequence[Point]) -> pd.DataFrame:
+    """Return where each point that is done was cut: a row a convolution, in the order they run.
+
+    Columns: point, method, seed, layer; kept and total (channels); weight_bits, activation_bits.
+    """
+    rows = [
+        {"point": point.name, "method": point.method, "seed": point.seed, **layer}
+        for point in points
+        if state_of(study, point) == "done"
+        for layer in load_point(study, point)["layers"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def write_tables(folder: Path, points: pd.DataFrame, layers: pd.DataFrame) -> Path:
+    """Write ``table.csv``, ``table.parquet`` and ``layers.csv``; return the first's path."""
+    for name, table in ((TABLE, points), (LAYERS, layers)):
+        with replacing(folder / name) as part:
+            table.to_csv(part, index=False)
+    with replacing((folder / TABLE).with_suffix(".parquet")) as part:
+        points.to_parquet(part, engine="pyarrow", index=False)
+    return folder / TABLE
+
+
+def read_tables(study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read a study's tables of points and of layers, from runs/<study>/ or figures/<study>/.
+
+    The project keeps those of ``params/studies/quickstart.yaml`` beside the figures drawn of them.
+
+    Raises:
+        MissingRunError: if the study has not run.
+    """
+    for folder in (runs.RUNS / study, runs.FIGURES / study, runs.ROOT / "figures" / study):
+        if (folder / TABLE).exists() and (folder / LAYERS).exists():
+            return pd.read_csv(folder / TABLE), pd.read_csv(folder / LAYERS)
+    raise runs.MissingRunError(
+        f"{runs.RUNS / study / TABLE} is not there: run `gaitlib study params/studies/<file>.yaml`"
+        f" of the study {study!r} first"
+    )

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from gaitlib.compress import lend, oto
+from gaitlib.compress.hesso import HESSO
+from gaitlib.compress.subnet import construct_compressed_model
 from gaitlib.model import build_model
 
 CLIPS = torch.rand(1, 2, 1, 64, 44, generator=torch.Generator().manual_seed(0))
@@ -97,6 +99,85 @@ def test_normalised_fcs_keep_the_channels_they_normalise_over():
     kept = {g.id for g in graph.groups if not g.prunable}
     assert "Backbone.forward_block.layer4.0.conv2" in kept
     assert graph.total_num_groups == 2 * (4 + 8 + 8) + 12
+
+
+def test_as_shipped_the_last_stage_keeps_what_it_gives_to_the_heads():
+    model = resnet((4, 8, 16, 32))
+    graph = oto.trace(model, CLIPS, as_shipped=True)
+    table = graph.table().set_index("group")
+    assert list(table.loc[table.prunable].channels) == [4, 4, 8, 8, 16, 16, 32]
+    heads = "Backbone.forward_block.layer4.0.conv2"
+    assert list(table.loc[~table.prunable].index) == [heads]
+    assert table.loc[heads].reason == "reaches the output"
+    assert {"FCs", "BNNecks", "BNNecks.bn1d"} < set(table.loc[heads].layers.split(", "))
+    assert table.params.sum() == sum(p.numel() for p in model.parameters())
+
+
+def test_a_trace_as_shipped_changes_no_other():
+    model = resnet()
+    before = oto.trace(model, CLIPS)
+    oto.trace(model, CLIPS, as_shipped=True)
+    with pytest.raises(ValueError, match="height"):
+        oto.trace(model, CLIPS[..., :30, :], as_shipped=True)  # nor does one that fails
+    after = oto.trace(model, CLIPS)
+    assert before.groups == after.groups and before.edges == after.edges
+    assert set(before.cuts) == set(after.cuts)
+
+
+@pytest.mark.parametrize("as_shipped", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_network_without_zeroed_channels_computes_the_same(name, as_shipped):
+    model = MODELS[name]()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):  # as after training
+            torch.nn.init.normal_(layer.running_mean)
+            torch.nn.init.normal_(layer.bias)
+    graph = oto.trace(model, CLIPS, as_shipped=as_shipped)
+    listed = [p for group in graph.param_groups() for p in group["params"]]
+    assert len(listed) == len({id(p) for p in listed}) == len(list(model.parameters()))
+    graph.zero({g.id: torch.randperm(g.channels)[: g.channels // 2] for g in graph.prunable()})
+    assert graph.group_sparsity() == 0.5
+    compressed = construct_compressed_model(graph, tolerance=1e-5)
+    assert compressed.params < compressed.full_params
+    is_whole = compressed.model.FCs.fc_bin.shape == model.FCs.fc_bin.shape
+    assert is_whole == (as_shipped or name == "normalised FCs")
+
+
+@pytest.mark.parametrize("as_shipped", [False, True])
+def test_both_hessos_rank_by_magnitude_alone_if_asked(as_shipped):
+    settings = {
+        "lr": 0.0,
+        "target_group_sparsity": 0.25,
+        "pruning_steps": 1,
+        "importance_score_criteria": {"magnitude": 1.0},
+    }
+    model = resnet()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.weight)
+    twin, magnitudes = copy.deepcopy(model), []
+    graphs = [oto.trace(network, CLIPS, as_shipped=as_shipped) for network in (model, twin)]
+    for group in graphs[0].prunable():
+        tensors = [model.get_parameter(name).detach() for name in group.names]
+        for c in range(group.channels):
+            square = sum(
+                t.select(dim, c).square().sum() for t, dim in zip(tensors, group.dims, strict=True)
+            )
+            magnitudes.append((square.item(), group.id, c))
+    lowest = sorted(magnitudes)[: len(magnitudes) // 4]
+    optimizers = [
+        HESSO(graphs[0].param_groups(), **settings),
+        oto.package_hesso(graphs[1], **settings),
+    ]
+    for optimizer, network in zip(optimizers, (model, twin), strict=True):
+        for p in network.parameters():
+            p.grad = torch.randn(p.shape)  # which magnitude does not look at
+        optimizer.step()
+    for graph in graphs:
+        zero = graph.zero_channels()
+        assert {(id_, c) for _, id_, c in lowest} == {
+            (id_, c) for id_, gone in zero.items() for c in gone.nonzero().flatten().tolist()
+        }
 
 
 def test_tracing_leaves_the_model_and_the_process_as_they_were():

@@ -1,10 +1,15 @@
 import pytest
+import torch
 from pydantic import ValidationError
+from small import SMALL
 
 from gaitlib import runs
+from gaitlib.compress import oto
 from gaitlib.compress.control import plan_bits
+from gaitlib.compress.saliency import PROXIES
 from gaitlib.config import ConfigError, load_study
-from gaitlib.config.compression import QUANTIZATION, GetaCfg, HessoCfg
+from gaitlib.config.compression import QUANTIZATION, GetaCfg, HessoCfg, ImportanceScores
+from gaitlib.stages import build_network, build_optimizer
 
 PRUNING = {"start_pruning_step": 10, "pruning_steps": 8, "pruning_periods": 2}
 DATA = {"dataset_root": "a", "dataset_partition": "b"}
@@ -44,7 +49,8 @@ def test_target_bits_stands_for_two_keys():
 
 def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
-    for cfg in ({}, {"lr_quant": 1e-4}, {"target_bits": 4}):
+    weights = {"importance_score_criteria": {"magnitude": 2, "avg_magnitude": 0.5}}
+    for cfg in ({}, {"lr_quant": 1e-4}, {"target_bits": 4}, weights):
         first = study(**cfg)
         assert load_study(runs.save_config("r", "geta", first.sections() | {"seed": 3})) == first
 
@@ -95,3 +101,48 @@ def test_keys_that_are_not_read_are_listed(caplog):
     assert "geta_optimizer_cfg.max_bit_act: quantize is 'weights'" in caplog.text
     assert "geta_optimizer_cfg.dampening: adam has no such argument" in caplog.text
     assert "min_bit_act" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "criteria, words",
+    [
+        ({"magnitud": 1.0}, ["unknown key 'magnitud'; did you mean 'magnitude'"]),
+        ({"magnitude": -1.0}, ["magnitude: ", "greater than or equal to 0 (here -1.0)"]),
+        ({"magnitude": float("inf")}, ["finite number"]),
+        ({"magnitude": "1e-1"}, ["valid number (here '1e-1')", "write 0.1"]),
+        ({"magnitude": 0.0}, ["no score has a weight", "{magnitude: 1.0}"]),
+        ({}, ["no score has a weight"]),
+        ("magnitude", ["'magnitude' has to be default", "{magnitude: 1.0}", "taylor_first_order"]),
+    ],
+)
+def test_scores_that_rank_nothing_are_refused_with_their_names(criteria, words):
+    with pytest.raises(ConfigError) as caught:
+        study(importance_score_criteria=criteria)
+    for word in ["geta_optimizer_cfg.importance_score_criteria", *words]:
+        assert word in str(caught.value)
+
+
+def test_every_score_can_be_weighed():
+    assert tuple(ImportanceScores.model_fields) == PROXIES
+
+
+@pytest.mark.parametrize(
+    "section, implementation",
+    [("hesso", "gaitlib"), ("geta", "gaitlib"), ("hesso", "only_train_once")],
+)
+def test_weights_of_scores_reach_the_optimizer(section, implementation):
+    key = f"{section}_optimizer_cfg"
+    changed = SMALL["hesso_optimizer_cfg"] | {
+        "implementation": implementation,
+        "importance_score_criteria": {"magnitude": 1.0},
+    }
+    chosen = {"compression_optimizer": section, "hesso_optimizer_cfg": None, key: changed}
+    one = load_study(None, SMALL | {"scheduler_cfg": {"scheduler": "MultiStepLR"}} | chosen)
+    model = build_network(one, torch.device("cpu"))
+    optimizer = build_optimizer(one, model, oto.trace(model, torch.zeros(1, 2, 1, 64, 44)))
+    if implementation == "gaitlib":
+        criteria = optimizer.pruner.criteria
+    else:
+        criteria = optimizer.importance_score_criteria
+    assert criteria == dict.fromkeys(PROXIES, 0.0) | {"magnitude": 1.0}
+    assert one.pruned_alone().compression.importance_score_criteria.magnitude == 1.0

@@ -4,17 +4,16 @@ import pytest
 import torch
 import yaml
 from small import SMALL
-from typer.testing import CliRunner
 
-from gaitlib import profile, runs
-from gaitlib.cli import app
+from gaitlib import profile
 from gaitlib.config import ConfigError, load_study
 from gaitlib.runs import PARAMS
 from gaitlib.stages import build_network
-from gaitlib.study import expand, read_plan
+from gaitlib.study import METHODS, expand, read_plan
 from gaitlib.study.methods import longer, narrowed
 
 SPARSITY = "geta_optimizer_cfg.target_group_sparsity"
+START = "geta_optimizer_cfg.start_from"
 BITS = "geta_optimizer_cfg.max_bit_act"
 
 
@@ -53,6 +52,23 @@ def test_each_point_stands_behind_those_it_needs(plan):
     }
 
 
+def test_a_point_runs_the_notebook_that_trains_it_and_then_those_of_its_method(plan):
+    heatmaps = "notebooks/05_view_heatmaps.ipynb"
+    found = _points(plan(methods=["geta"], notebooks={"geta": [heatmaps]}))
+    assert found["geta-seed0"].notebooks == ("notebooks/point.ipynb", heatmaps)
+    assert found["baseline-seed0"].notebooks == ("notebooks/point.ipynb",)
+
+
+def test_every_method_that_starts_from_the_baseline_takes_as_many_steps_in_all(plan):
+    found = expand(plan(methods=list(METHODS)))
+    steps = {point.method: point.total_iterations for point in found}
+    assert steps.pop("baseline") == 250 and set(steps.values()) == {500}
+    (shipped,) = (p.study.compression for p in found if p.method == "only_train_once")
+    (magnitude,) = (p.study.compression for p in found if p.method == "magnitude")
+    assert shipped.implementation == "only_train_once"
+    assert magnitude.importance_score_criteria.magnitude == 1
+
+
 def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters_changes(plan):
     small = _points(plan(grid={SPARSITY: [0.3]}, methods=["geta"]))
     more = _points(plan(grid={SPARSITY: [0.5, 0.3]}, seeds=[1, 0], methods=["pruned", "geta"]))
@@ -76,6 +92,12 @@ def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters
         ({"methods": ["gta"]}, "unknown method 'gta'; did you mean 'geta'"),
         ({"methods": ["geta", "geta"]}, "names one twice"),
         ({"methods": ["geta"], "seeds": [-1]}, "seeds.0"),
+        ({"methods": ["geta"], "notebooks": {"gta": []}}, "unknown method 'gta'; did you mean"),
+        ({"methods": ["geta"], "notebooks": {"all": ["a.ipynb"]}}, "the notebook a.ipynb is not"),
+        (
+            {"methods": ["torch_pruning"], "overrides": {START: "scratch"}},
+            "torch_pruning cuts a trained network",
+        ),
         ({"methods": ["geta"], "grid": {SPARSITY: []}}, f"{SPARSITY} has no values"),
         ({"methods": ["geta"], "grid": {SPARSITY: [0.5, 1.5]}}, f"{SPARSITY}: 1.5"),
         ({"methods": ["geta"], "grid": {f"{SPARSITY}y": [0.5]}}, "did you mean 'target_group"),
@@ -101,15 +123,6 @@ def test_a_study_that_cannot_run_is_refused_before_anything_does(plan, keys, wor
 def test_every_committed_study_can_run():
     for path in (PARAMS / "studies").glob("*.yaml"):
         assert expand(read_plan(path))
-
-
-def test_a_dry_run_lists_the_points_and_what_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
-    path = str(PARAMS / "studies" / "quickstart.yaml")
-    done = CliRunner().invoke(app, ["study", path, "--dry-run"])
-    assert done.exit_code == 0, done.output
-    assert "missing baseline-seed0\n" in done.stdout
-    assert len(done.stdout.splitlines()) == 11 and not runs.RUNS.exists()
 
 
 def test_the_uniform_network_has_the_macs_nearest_to_those_asked_for():
