@@ -4,20 +4,28 @@
 PYTHON ?= python3
 RUN ?= quickstart
 STUDY ?= params/quickstart.yaml
+GRID ?= params/studies/quickstart.yaml
+NAME ?= quickstart-study
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
+OF_A_GRID := notebooks/06_study.ipynb
 BIN := .venv/bin
 READY := .venv/.ready
 
 # The same order of sets of strings in every run.
 export PYTHONHASHSEED ?= 0
+# JupyterLab's open tabs are this project's own.
+export JUPYTERLAB_WORKSPACES_DIR ?= $(CURDIR)/build/lab
 
-.PHONY: help workbook test lint lab notebooks clean
+.PHONY: help workbook study test browser-test lint lab notebooks clean
 
 help:
 	@echo "make workbook   run the five notebooks with $(STUDY) and print what came out"
 	@echo "                (STUDY=params/casia_b/gaitbase_resnet_geta.yaml RUN=my-run for another study)"
+	@echo "make study      run the networks of $(GRID) that are missing, and notebook 6 on their table"
+	@echo "                (GRID=params/studies/mine.yaml NAME=mine for another; about half an hour on 2 cores)"
 	@echo "make test       unit tests, every notebook at smoke size (papermill), the committed notebooks (nbval)"
-	@echo "make lab        JupyterLab on the notebooks"
+	@echo "make lab        JupyterLab on the notebooks and the page that leads through them (LAB=--no-browser for a server)"
+	@echo "make browser-test  notebooks 1 and 5 in that lab, in chromium; screenshots in build/browser"
 	@echo "make notebooks  run the notebooks again and keep their outputs and figures/quickstart"
 	@echo "make lint       ruff over code and notebooks, and the notebooks' saved form"
 	@echo "make clean      remove .venv and build/ (runs/, data/ and figures/ stay)"
@@ -30,22 +38,32 @@ $(READY): pyproject.toml constraints.txt
 
 workbook: $(READY)
 	@mkdir -p runs/$(RUN)/notebooks
-	@for notebook in $(NOTEBOOKS); do \
+	@for notebook in $(filter-out $(OF_A_GRID),$(NOTEBOOKS)); do \
 		echo "--- $$notebook"; \
 		$(BIN)/papermill $$notebook runs/$(RUN)/notebooks/$$(basename $$notebook) \
 			-f $(STUDY) -r run $(RUN) -k python3 --cwd notebooks --log-output --no-progress-bar || exit 1; \
 	done
 	@$(BIN)/gaitlib summary $(RUN)
 
+study: $(READY)
+	$(BIN)/gaitlib study $(GRID)
+	@mkdir -p runs/$(NAME)/notebooks
+	$(BIN)/papermill $(OF_A_GRID) runs/$(NAME)/notebooks/$(notdir $(OF_A_GRID)) \
+		-r run $(NAME) -k python3 --cwd notebooks --log-output --no-progress-bar
+
 test: $(READY)
-	$(BIN)/pytest -m "not notebooks"
+	$(BIN)/pytest -m "not notebooks and not browser"
 	$(BIN)/pytest -m notebooks
 	@mkdir -p build/nbval data && ln -sfn ../../data build/nbval/data
 	GAITLIB_WORKSPACE=$(CURDIR)/build/nbval $(BIN)/pytest --nbval-lax --nbval-current-env \
 		--nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 900 -p no:cacheprovider $(NOTEBOOKS)
 
+browser-test: $(READY)
+	$(BIN)/pytest -m browser
+
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md \
+		--LabApp.app_settings_dir=notebooks/.lab $(LAB)
 
 notebooks: $(READY)
 	$(BIN)/jupyter execute --inplace $(NOTEBOOKS)
