@@ -13,7 +13,9 @@ import yaml
 from gaitlib.config import SECTIONS
 from gaitlib.runs import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-5]*.ipynb"))
+OF_A_STUDY = ROOT / "notebooks/06_study.ipynb"
+OF_A_POINT = ROOT / "notebooks/point.ipynb"
 SMOKE = yaml.safe_load((ROOT / "tests/smoke/study.yaml").read_text())
 
 
@@ -33,6 +35,15 @@ def test_a_notebook_has_the_common_parameters_first_and_defines_nothing(path):
     for cell in rest:
         assert not any(line.startswith(("def ", "class ")) for line in cell.source.splitlines())
     assert sum("notebook_study(globals())" in cell.source for cell in rest) == 1
+
+
+@pytest.mark.parametrize("path", [OF_A_STUDY, OF_A_POINT], ids=lambda path: path.stem)
+def test_a_studys_notebook_has_its_parameters_first_and_refuses_others(path):
+    parameters, first, *rest = _code_cells(path)
+    assert parameters.metadata["tags"] == ["parameters"]
+    names = ", ".join(f'"{name}"' for name in papermill.inspect_notebook(path))
+    assert f"refuse_unknown(globals(), {{{names}}})" in first.source
+    assert len(rest) <= 14
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +82,19 @@ def test_a_notebook_runs_at_smoke_size(path, in_workspace):
     executed = nbformat.read(in_workspace / path.name, 4)
     outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.notebooks
+def test_the_notebook_of_a_study_reads_the_tables_that_the_project_keeps(in_workspace):
+    _execute(OF_A_STUDY, in_workspace, {"max_macs": 1.0, "max_drop": 0.1})  # no network is so small
+    folder = in_workspace / "figures/quickstart-study"
+    assert {"frontiers", "by_condition", "cuts"} <= {path.stem for path in folder.glob("*.png")}
+    assert (folder / "table.csv").read_text() == (
+        ROOT / folder.relative_to(in_workspace) / "table.csv"
+    ).read_text()
+    executed = nbformat.read(in_workspace / OF_A_STUDY.name, 4)
+    texts = [o.get("text", "") for cell in executed.cells for o in cell.get("outputs", ())]
+    assert any("is within" in text and "over max_macs" in text for text in texts)
 
 
 @pytest.mark.notebooks

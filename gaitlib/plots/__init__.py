@@ -17,6 +17,7 @@ from gaitlib.plots.data import (
 )
 from gaitlib.plots.graph import dependency_graph
 from gaitlib.plots.quantization import bits_by_layer, bits_schedule, size_and_accuracy
+from gaitlib.plots.study import cuts_by_method, frontier_by_condition, frontiers
 from gaitlib.plots.style import CONDITION_COLOURS, MODEL_COLOURS, save_figure
 from gaitlib.plots.training import hits_and_misses, model_blocks, training_curves
 from gaitlib.plots.views import drop_intervals, view_curves, view_heatmaps
@@ -28,10 +29,13 @@ __all__ = [
     "bits_schedule",
     "channels_kept",
     "contact_sheet",
+    "cuts_by_method",
     "dependency_graph",
     "drop_intervals",
     "foreground_statistics",
     "frames_histogram",
+    "frontier_by_condition",
+    "frontiers",
     "gei_grid",
     "hits_and_misses",
     "model_blocks",

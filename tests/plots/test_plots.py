@@ -14,6 +14,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from gaitlib import plots, runs  # noqa: E402
 from gaitlib.plots.style import mosaic, short  # noqa: E402
+from gaitlib.study.frontier import cuts, summarise  # noqa: E402
 
 VIEWS = ["000", "018", "036"]
 TYPES = ["nm-01", "bg-01", "cl-01"]
@@ -43,6 +44,12 @@ LAYER_BITS = pd.DataFrame({"layer": ["FCs"], "weight_bits": [4], "activation_bit
 NETWORKS = pd.DataFrame({"file_kb": [24.31], "relative_bops": [0.4]}, index=["GETA"]).assign(
     rank1_NM=87.0, rank1_BG=85.0, rank1_CL=74.0
 )
+POINTS = pd.DataFrame({"point": ["a", "b"], "method": ["baseline", "pruned"], "seed": 0}).assign(
+    **{"cfg.sparsity": [np.nan, 0.5], "rank1_NM": [90.0, 88.0], "rank1_CL": [70.0, 69.0]},
+    **dict.fromkeys(["params", "macs_per_frame", "relative_bops", "file_bytes"], [100.0, 40.0]),
+)
+CUT = LAYERS.rename(columns={"name": "layer"}).assign(point="b", weight_bits=4, activation_bits=8)
+SUMMARY = summarise(POINTS)
 CURVES = pd.DataFrame(
     itertools.product(["dense", "compressed"], ["NM", "CL"], VIEWS),
     columns=["model", "condition", "view"],
@@ -93,6 +100,9 @@ CASES = [
     (plots.bits_schedule, (BITS, PLAN), 2, "FCs  4"),
     (plots.bits_by_layer, (LAYER_BITS,), 3, "float"),
     (plots.size_and_accuracy, (NETWORKS,), 3, "24.3"),
+    (plots.frontiers, (SUMMARY,), 6, "rank-1 (%), mean of NM, CL"),
+    (plots.frontier_by_condition, (SUMMARY,), 2, "CL, in a coat"),
+    (plots.cuts_by_method, (cuts(CUT, POINTS),), 2, "HESSO   0.5"),
 ]
 
 
