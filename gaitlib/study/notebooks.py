@@ -1,5 +1,6 @@
 """Execute the notebooks of a point: the only door to papermill (https://papermill.readthedocs.io)."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from gaitlib.config import ConfigError
 from gaitlib.stages.data import locate
 from gaitlib.study.points import Point, has_results, notebook_of, prepare, run_of
 
+#: Dask's workers have it set to 64 KiB, which makes torch ask the system for all its memory anew in
+#: every step: half of a training's time went there.
+TRIM = "MALLOC_TRIM_THRESHOLD_"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -38,6 +42,7 @@ def execute_point(study: str, point: Point, device: str) -> None:
         PointKilledError: if the kernel was killed.
     """
     prepare(study, point)
+    os.environ.pop(TRIM, None)  # a kernel inherits the environment
     values = point.study.sections()
     values |= {"run": run_of(study, point.name), "seed": point.seed, "device": device}
     trained = has_results(study, point)
