@@ -59,7 +59,7 @@ test: $(READY)
 		--nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 900 -p no:cacheprovider $(NOTEBOOKS)
 
 browser-test: $(READY)
-	$(BIN)/pytest -m browser
+	$(BIN)/pytest tests/test_browser.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md \
@@ -72,7 +72,7 @@ notebooks: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbstripout --verify --keep-output --keep-count $(NOTEBOOKS)
+	$(BIN)/nbstripout --verify --keep-output --keep-count $(NOTEBOOKS) notebooks/point.ipynb
 
 clean:
 	rm -rf .venv build

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from seaborn.utils import relative_luminance
 
 from gaitlib.plots.style import CONDITION_COLOURS, CONDITION_WORDS, STYLE, bare, model_colour
 
@@ -67,29 +67,29 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
 
 
 def _heatmap(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool) -> QuadMesh:
-    """Draw one map with its numbers; the same view is framed, NaN is grey."""
+    """Draw one map with its numbers; the same view is framed, NaN is grey.
+
+    (seaborn's heatmap draws the whole figure once for each map, to see whether its ticks overlap:
+    twenty times as long for fifteen maps.)
+    """
     write = "{:+.0f}" if signed else "{:.0f}"
-    texts = matrix.map(lambda v: write.format(v + 0.0 if round(v) else 0), na_action="ignore")
-    texts = texts.replace("+0", "0")
-    sns.heatmap(
-        matrix.astype(float),
-        ax=ax,
-        annot=texts,
-        fmt="",
-        annot_kws={"fontsize": 8},
-        cbar=False,
-        square=True,
-        **scale,
-    )
+    values = matrix.to_numpy(dtype=float)
+    mesh = ax.pcolormesh(values, **scale)
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            dark = relative_luminance(mesh.cmap(mesh.norm(value))) > 0.408
+            text = write.format(value) if round(value) else "0"
+            ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8)
+            ax.texts[-1].set_color("0.15" if dark else "white")
     ax.set_facecolor("#E3E3E3")
     for i in range(len(matrix)):
         frame = plt.Rectangle((i + 0.06, i + 0.06), 0.88, 0.88, fill=False, edgecolor="#202020")
         ax.add_patch(frame)
+    ax.set(aspect="equal", xlim=(0, values.shape[1]), ylim=(values.shape[0], 0))
     ax.set_xticks(np.arange(len(matrix.columns)) + 0.5, matrix.columns, rotation=90, fontsize=9)
     ax.set_yticks(np.arange(len(matrix.index)) + 0.5, matrix.index, rotation=0, fontsize=9)
-    ax.set(xlabel="", ylabel="")
     bare(ax)
-    return ax.collections[0]
+    return mesh
 
 
 @plt.rc_context(STYLE)
