@@ -6,12 +6,13 @@ Exit status: 0 done, 2 a request that cannot be met (one line says what to chang
 128 + the signal's number for a run that a signal stopped.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -334,14 +335,16 @@ def study_(
         return
     failed = []
     if not table:
-        from gaitlib.study.runner import run_study  # an extra: pip install gaitlib[study]
+        with _extras("notebooks", "study"):
+            from gaitlib.study.runner import run_study
 
         cluster = {"scheduler": scheduler, "scheduler_file": scheduler_file, "workers": workers}
         failed = run_study(name, points, **cluster, device=device).failed
     rows = point_table(name, points)
     if len(rows):
         typer.echo(rows.to_string(index=False))
-        path = write_tables(runs.RUNS / name, rows, layer_table(name, points))
+        with _extras("study"):
+            path = write_tables(runs.RUNS / name, rows, layer_table(name, points))
         typer.echo(f"{len(rows)} of {len(points)} points: {path}")
     else:
         typer.echo(f"none of {len(points)} points is done")
@@ -350,9 +353,21 @@ def study_(
         raise typer.Exit(1)
 
 
+@contextlib.contextmanager
+def _extras(*names: str) -> Iterator[None]:
+    """Say which extras bring a package that is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f'gaitlib study: {error}; pip install -e ".[{",".join(names)}]" brings it'
+        ) from error
+
+
 def _show_cost(name: str, points: Sequence["Point"], workers: int | None, device: str) -> None:
     """Print a study's points and what they take, from a smoke run or from those that are done."""
-    from gaitlib.study.cost import estimate, workers_for  # an extra: pip install gaitlib[study]
+    with _extras("study"):
+        from gaitlib.study.cost import estimate, workers_for
 
     cost = estimate(name, points, device)
     for row in cost.itertuples():

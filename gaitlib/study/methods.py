@@ -4,6 +4,7 @@ All are trained and tested on the same data by the same protocol. Those that com
 steps in all as HESSO does with the baseline that it starts from.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,10 @@ def fine_tuned(study: Study) -> Study:
         raise ConfigError(
             "torch_pruning cuts a trained network, and the study starts from scratch: write "
             f"{study.compression_optimizer}_optimizer_cfg.start_from: baseline"
+        )
+    if importlib.util.find_spec("torch_pruning") is None:
+        raise ConfigError(
+            'torch_pruning needs its package: pip install -e ".[torch-pruning]", or leave it out'
         )
     return dense(study)
 
