@@ -20,6 +20,7 @@ from gaitlib.plots.style import CONDITION_WORDS, MODEL_COLOURS, PALE, STYLE, bar
 from gaitlib.study.frontier import (
     BASELINE,
     COSTS,
+    HALF,
     LONGER,
     in_order,
     number,
@@ -34,6 +35,7 @@ from gaitlib.study.recommendation import LIMITS, Recommendation
 METHOD_STYLES = {
     BASELINE: (MODEL_COLOURS["dense"], "o"),
     LONGER: ("#000000", "p"),
+    HALF: ("#A6A6A6", "o"),
     "geta": (MODEL_COLOURS["compressed"], "s"),
     "pruned": ("#332288", "D"),
     "ptq": ("#88CCEE", "^"),

@@ -17,7 +17,7 @@ import pandas as pd
 from gaitlib.evaluate import CONDITIONS
 from gaitlib.study.methods import METHODS
 
-BASELINE, LONGER = "baseline", "dense_longer"
+BASELINE, LONGER, HALF = DENSE = ("baseline", "dense_longer", "dense_half")
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def gaps(
     table = _with_drop(points, keys)
     for _, started in table.groupby(_start(table, keys), sort=False, dropna=False):
         line = _line(started, cost, reference)
-        others = started[~started["method"].isin([reference, BASELINE, LONGER])]
+        others = started[~started["method"].isin([reference, *DENSE])]
         for point in others.to_dict("records"):
             at, note = _rank1_at(line, point[cost], words_of(reference), tolerance)
             if np.isnan(point["rank1"]):

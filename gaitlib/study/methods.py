@@ -5,7 +5,7 @@ steps in all as HESSO does with the baseline that it starts from.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,25 +77,36 @@ def _pruned_with(study: Study, key: str, value: Any) -> Study:
 
 
 def fine_tuned(study: Study) -> Study:
-    """Return the dense study, whose steps fine-tune the baseline once it has been cut."""
-    if require_compression(study).start_from != "baseline":
-        raise ConfigError(
-            "torch_pruning cuts a trained network, and the study starts from scratch: write "
-            f"{study.compression_optimizer}_optimizer_cfg.start_from: baseline"
-        )
+    """Return the dense study of the steps that are left once a trained network has been cut.
+
+    They are all of the study's where it starts from a baseline, and otherwise the half that
+    `half` leaves.
+    """
     if importlib.util.find_spec("torch_pruning") is None:
         raise ConfigError(
             'torch_pruning needs its package: pip install -e ".[torch-pruning]", or leave it out'
         )
-    return dense(study)
+    if _starts_from_baseline(study):
+        return dense(study)
+    total = study.trainer_cfg.total_iter
+    return _lasting(dense(study), total - total // 2)
+
+
+def half(study: Study) -> Study:
+    """Return the dense study with half of the iterations, rounded down: what is to be cut."""
+    return _lasting(dense(study), study.trainer_cfg.total_iter // 2)
 
 
 def longer(study: Study) -> Study:
-    """Return the dense study with as many iterations as the pruned network's weights saw.
+    """Return the dense study with as many iterations as the pruned network's weights saw."""
+    return _lasting(dense(study), steps_behind(pruned(study)))
+
+
+def _lasting(study: Study, total: int) -> Study:
+    """Give a dense study another number of iterations.
 
     Milestones of the learning rate are stretched alike, so that its shape stays.
     """
-    study, total = dense(study), steps_behind(pruned(study))
     before = study.trainer_cfg.total_iter
     changed = {"trainer_cfg.total_iter": total}
     extra = study.scheduler_cfg.model_extra or {}
@@ -107,8 +118,11 @@ def longer(study: Study) -> Study:
 
 def steps_behind(study: Study) -> int:
     """Return the steps behind the weights of a compressed network, the baseline's included."""
-    started = study.compression is not None and study.compression.start_from == "baseline"
-    return study.trainer_cfg.total_iter * (2 if started else 1)
+    return study.trainer_cfg.total_iter * (2 if _starts_from_baseline(study) else 1)
+
+
+def _starts_from_baseline(study: Study) -> bool:
+    return study.compression is not None and study.compression.start_from == "baseline"
 
 
 def narrowed(study: Study, macs: int) -> Study:
@@ -147,12 +161,21 @@ def _scaled(study: Study, width: int) -> Study:
     return study.model_copy(update={"model_cfg": model})
 
 
+def starts_from(needs: Iterable[str]) -> str | None:
+    """Return the method, among those that one needs, whose weights it starts from."""
+    return next((method for method in needs if method in ("baseline", "dense_half")), None)
+
+
 def _nothing(study: Study) -> tuple[str, ...]:
     return ()
 
 
 def _start(study: Study) -> tuple[str, ...]:
     return ("baseline",) if require_compression(study).start_from == "baseline" else ()
+
+
+def _cut(study: Study) -> tuple[str, ...]:
+    return (*(_start(study) or ("dense_half",)), "pruned")
 
 
 def _with(*others: str) -> Callable[[Study], tuple[str, ...]]:
@@ -163,11 +186,12 @@ def _with(*others: str) -> Callable[[Study], tuple[str, ...]]:
 METHODS = {
     "baseline": Method("dense", "baseline", dense, _nothing),
     "dense_longer": Method("dense, as many steps", "baseline", longer, _nothing),
+    "dense_half": Method("dense, half as many steps", "baseline", half, _nothing),
     "geta": Method("GETA", "geta", quantized, _start),
     "pruned": Method("HESSO", "geta", pruned, _start),
     "ptq": Method("HESSO, then rounded", "ptq", quantized, _with("pruned", "geta")),
     "magnitude": Method("HESSO, magnitude alone", "geta", by_magnitude, _start),
     "only_train_once": Method("only_train_once as shipped", "geta", packages_own, _start),
     "uniform": Method("uniformly slim", "baseline", longer, lambda study: ("pruned",)),
-    "torch_pruning": Method("torch-pruning", "geta", fine_tuned, _with("pruned")),
+    "torch_pruning": Method("torch-pruning", "geta", fine_tuned, _cut),
 }

@@ -14,7 +14,7 @@ from gaitlib.config import ConfigError, Study, load_study, read_yaml
 from gaitlib.config.base import Section, nearest
 from gaitlib.config.changes import digest
 from gaitlib.stages.data import locate
-from gaitlib.study.methods import METHODS
+from gaitlib.study.methods import METHODS, starts_from
 from gaitlib.study.points import Point
 
 #: Keys that change no result; a point is not trained again when they change.
@@ -173,7 +173,10 @@ def _add(
     if key not in found:
         name = "-".join([method, *_spelled(read, settings), f"seed{seed}"])
         needs = {m: point.name for m, point in needed.items()}
-        found[key] = Point(name, method, seed, read, resolved, needs, key)
+        steps = resolved.trainer_cfg.total_iter
+        if (start := starts_from(needed)) is not None:
+            steps += needed[start].total_iterations
+        found[key] = Point(name, method, seed, read, resolved, needs, key, steps)
     return found[key]
 
 

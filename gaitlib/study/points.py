@@ -11,7 +11,7 @@ import yaml
 
 from gaitlib import runs
 from gaitlib.config import Study, load_study, read_yaml
-from gaitlib.study.methods import METHODS
+from gaitlib.study.methods import METHODS, starts_from
 
 State = Literal["done", "changed", "failed", "missing"]
 
@@ -31,6 +31,7 @@ class Point:
         study: what is trained, resolved.
         needs: the points that have to be done first, name by method.
         digest: of everything above that changes the result, and of what it needs.
+        total_iterations: steps behind the weights, those of what it starts from included.
         notebooks: run after the one that trains, in this order; relative paths start at the
             working folder, or else at the project's.
     """
@@ -42,6 +43,7 @@ class Point:
     study: Study
     needs: Mapping[str, str]
     digest: str
+    total_iterations: int
     notebooks: tuple[str, ...] = ()
 
     @property
@@ -50,10 +52,9 @@ class Point:
         return METHODS[self.method].stage
 
     @property
-    def total_iterations(self) -> int:
-        """Steps behind the weights: its own, and the baseline's it starts from."""
-        own = self.study.trainer_cfg.total_iter
-        return own * (2 if "baseline" in self.needs else 1)
+    def starts_from(self) -> str | None:
+        """The method whose weights it starts from, among those that it needs; None for random."""
+        return starts_from(self.needs)
 
 
 def run_of(study: str, name: str) -> str:

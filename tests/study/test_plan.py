@@ -62,11 +62,25 @@ def test_a_point_runs_the_notebook_that_trains_it_and_then_those_of_its_method(p
 def test_every_method_that_starts_from_the_baseline_takes_as_many_steps_in_all(plan):
     found = expand(plan(methods=list(METHODS)))
     steps = {point.method: point.total_iterations for point in found}
-    assert steps.pop("baseline") == 250 and set(steps.values()) == {500}
+    assert steps.pop("baseline") == 250 and steps.pop("dense_half") == 125
+    assert set(steps.values()) == {500}
     (shipped,) = (p.study.compression for p in found if p.method == "only_train_once")
     (magnitude,) = (p.study.compression for p in found if p.method == "magnitude")
     assert shipped.implementation == "only_train_once"
     assert magnitude.importance_score_criteria.magnitude == 1
+
+
+def test_where_nothing_starts_from_the_baseline_torch_pruning_cuts_after_half_of_the_steps(plan):
+    changed = {START: "scratch", "trainer_cfg.total_iter": 251}
+    found = _points(plan(methods=["torch_pruning", "geta"], overrides=changed))
+    assert found["torch_pruning-seed0"].needs == {
+        "dense_half": "dense_half-seed0",
+        "pruned": "pruned-seed0",
+    }
+    assert found["dense_half-seed0"].total_iterations == 125
+    assert found["torch_pruning-seed0"].study.trainer_cfg.total_iter == 126
+    assert found["torch_pruning-seed0"].total_iterations == 251
+    assert found["geta-seed0"].total_iterations == 251 and not found["geta-seed0"].needs
 
 
 def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters_changes(plan):
@@ -94,10 +108,6 @@ def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters
         ({"methods": ["geta"], "seeds": [-1]}, "seeds.0"),
         ({"methods": ["geta"], "notebooks": {"gta": []}}, "unknown method 'gta'; did you mean"),
         ({"methods": ["geta"], "notebooks": {"all": ["a.ipynb"]}}, "the notebook a.ipynb is not"),
-        (
-            {"methods": ["torch_pruning"], "overrides": {START: "scratch"}},
-            "torch_pruning cuts a trained network",
-        ),
         ({"methods": ["geta"], "grid": {SPARSITY: []}}, f"{SPARSITY} has no values"),
         ({"methods": ["geta"], "grid": {SPARSITY: [0.5, 1.5]}}, f"{SPARSITY}: 1.5"),
         ({"methods": ["geta"], "grid": {f"{SPARSITY}y": [0.5]}}, "did you mean 'target_group"),
