@@ -35,7 +35,7 @@ from gaitlib.study.recommendation import LIMITS, Recommendation
 METHOD_STYLES = {
     BASELINE: (MODEL_COLOURS["dense"], "o"),
     LONGER: ("#000000", "p"),
-    HALF: ("#A6A6A6", "o"),
+    HALF: ("#A6A6A6", "H"),
     "geta": (MODEL_COLOURS["compressed"], "s"),
     "pruned": ("#332288", "D"),
     "ptq": ("#88CCEE", "^"),
