@@ -144,17 +144,20 @@ def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 2
             f"probe {tuple(probe.shape)} and gallery {tuple(gallery.shape)} are not (n, C, P) "
             "and (m, C, P) with the same C and P"
         )
-    between = _euclidean if metric == "euc" else _one_minus_cosine
+    probe, gallery = probe.float(), gallery.float()
     if metric == "cos":
-        probe, gallery = (F.normalize(features.float(), dim=1) for features in (probe, gallery))
-    probe, gallery = (features.permute(2, 0, 1).double() for features in (probe, gallery))
-    gallery = gallery.contiguous()  # (P, m, C)
-    return torch.cat([between(piece, gallery) for piece in probe.split(chunk, dim=1)])
-
-
-def _one_minus_cosine(probe: Tensor, gallery: Tensor) -> Tensor:
-    """Return 1 - the mean over parts of the products of ``(P, n, C)`` and ``(P, m, C)``."""
-    return 1 - sum(x @ y.T for x, y in zip(probe, gallery, strict=True)).float() / len(probe)
+        probe, gallery = F.normalize(probe, dim=1), F.normalize(gallery, dim=1)
+    gallery = gallery.permute(2, 0, 1).contiguous()  # (P, m, C)
+    if metric == "euc":
+        gallery = gallery.double()
+    rows = []
+    for piece in probe.split(chunk):
+        piece = piece.permute(2, 0, 1).contiguous()  # (P, chunk, C)
+        if metric == "euc":
+            rows.append(_euclidean(piece.double(), gallery))  # (chunk, m)
+        else:
+            rows.append(1 - torch.bmm(piece, gallery.transpose(1, 2)).mean(0))  # (chunk, m)
+    return torch.cat(rows)
 
 
 def _euclidean(probe: Tensor, gallery: Tensor) -> Tensor:
