@@ -25,7 +25,7 @@ def _test_set(setting: Setting, frames: tuple[int, int]) -> SilhouetteDataset:
 
 def ours(setting: Setting, size: str, frames: tuple[int, int]) -> Work:
     """Embed as `gaitlib.stages.evaluate_network` does."""
-    keep_freed_memory(torch.device(setting.device))
+    keep_freed_memory(setting.device)
     study, model, data = study_of(size), network_of(size, setting), _test_set(setting, frames)
     cfg = study.evaluator_cfg
     transform = transform_of(cfg)

@@ -19,7 +19,7 @@ BATCHES = 4  # a run
 
 def ours(setting: Setting, cache: bool) -> Work:
     """Feed as `gaitlib.train.fit` does."""
-    keep_freed_memory(torch.device(setting.device))
+    keep_freed_memory(setting.device)
     cfg = study_of("full").trainer_cfg
     transform, generator = transform_of(cfg), torch.Generator()
     batches = iter(

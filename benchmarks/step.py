@@ -84,7 +84,7 @@ def eager(setting: Setting, size: str, amp: bool = False) -> Work:
 
 def network_alone(setting: Setting, size: str, quantized: bool = False) -> Work:
     """Forward, losses, backward and SGD on clips that are there; counted in frames."""
-    keep_freed_memory(torch.device(setting.device))
+    keep_freed_memory(setting.device)
     study, model = study_of(size), network_of(size, setting)
     p, k, t = _batch(size, setting)
     clips = torch.rand(p * k, t, 64, 44, device=setting.device)

@@ -218,8 +218,8 @@ def _serve(
             work.run()
             _wait(setting)
             pipe.send(time.perf_counter() - start)
-    except EOFError:
-        return  # the parent has measured enough
+    except (EOFError, BrokenPipeError):
+        return  # the parent has measured enough, or given up
     except Exception as error:
         traceback.print_exc()
         pipe.send(f"{type(error).__name__}: {error}")
