@@ -15,18 +15,16 @@ from gaitlib.data.sequence_file import write_sequence
 from gaitlib.data.walker import make_walkers
 from gaitlib.data.workers import cores
 
-SUBJECTS = 40  # one drawn, the others are links to it
 
-
-def raw(setting: Setting) -> tuple[Path, int]:
-    """Return a folder of raw frames and how many it holds."""
-    root = setting.folder / "raw"
+def raw(setting: Setting, subjects: int) -> tuple[Path, int]:
+    """Return a folder of raw frames and how many it holds; one subject is drawn, others link it."""
+    root = setting.folder / f"raw-{subjects}"
     drawn = make_walkers(
         setting.folder / "raw-one", subjects=2, train=1, frames=(50, 50), raw=True,
         types=("nm-01", "bg-01"), views=("000", "054", "090"),
     )  # fmt: skip
     root.mkdir(exist_ok=True)
-    for i in range(2 if setting.quick else SUBJECTS):
+    for i in range(2 if setting.quick else subjects):
         link = root / f"{i + 1:03d}"
         if not link.exists():
             os.symlink(drawn / "001", link)
@@ -42,16 +40,16 @@ def _into_a_new_folder(setting: Setting, make: Callable[[Path], object]) -> Call
     return run
 
 
-def pretreat(setting: Setting, workers: int) -> Work:
+def pretreat(setting: Setting, workers: int, subjects: int) -> Work:
     """Pretreat a tree, counted in frames a process."""
-    src, frames = raw(setting)
+    src, frames = raw(setting, subjects)
     run = _into_a_new_folder(setting, lambda dst: pretreat_tree(src, dst, workers=workers))
     return Work(run, frames / workers)
 
 
-def plain_loop(setting: Setting) -> Work:
+def plain_loop(setting: Setting, subjects: int) -> Work:
     """Crop, scale and centre each frame with cv2 and numpy, as OpenGait's script does."""
-    src, frames = raw(setting)
+    src, frames = raw(setting, subjects)
 
     def align(path: Path) -> np.ndarray | None:
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
@@ -96,16 +94,17 @@ ROWS = {
     "pretreat-scales": Row(
         "pretreatment, frames a second of each process, a process a core",
         "one process",
-        (pretreat, {"workers": cores()}),
-        (pretreat, {"workers": 1}),
+        (pretreat, {"workers": cores(), "subjects": 100}),
+        (pretreat, {"workers": 1, "subjects": 100}),
         "frames/s",
         target=0.85,
+        turns=3,
     ),
     "pretreat-loop": Row(
         "pretreatment in one process, from PNG to pickle",
         "plain cv2 loop",
-        (pretreat, {"workers": 1}),
-        (plain_loop, {}),
+        (pretreat, {"workers": 1, "subjects": 10}),
+        (plain_loop, {"subjects": 10}),
         "frames/s",
         target=1,
     ),

@@ -62,7 +62,7 @@ def _against_dense(runtime: str, clips: int, divisible: int = 1) -> Row:
         (network, arguments | {"dense": True}),
         "GMAC/s",
         target=0.8 if divisible == 1 else None,
-        seconds=8,
+        seconds=5,
     )
 
 

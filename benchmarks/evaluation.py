@@ -133,6 +133,7 @@ ROWS = {
         "probes/s",
         target=0.9,
         seconds=0,
+        turns=3,
     ),
     "ou-memory": Row(
         "OU-MVLP, peak memory of ranking, 288,596 float16 embeddings (2,255 MiB) included",
@@ -140,6 +141,8 @@ ROWS = {
         (ou_mvlp, {"probes": 256}),
         target=4096,
         at_most=True,
+        seconds=0,
+        turns=1,
         memory=True,
     ),
 }

@@ -6,6 +6,7 @@ is a ratio of medians.
 """
 
 import importlib
+import logging
 import multiprocessing
 import platform
 import resource
@@ -70,7 +71,8 @@ class Row:
         target: of the ratio, theirs over ours in time per thing; or of the rate.
         at_most: the target bounds ours over theirs from above instead.
         cuda: only where there is a GPU.
-        seconds: how long to go on at least, and for 5 turns.
+        seconds: how long to go on at least.
+        turns: and how often.
         memory: the peak memory of our process, in MiB, is the result.
     """
 
@@ -83,6 +85,7 @@ class Row:
     at_most: bool = False
     cuda: bool = False
     seconds: float = 6.0
+    turns: int = 5
     memory: bool = False
 
 
@@ -123,8 +126,7 @@ def measure(row: Row, setting: Setting) -> Result:
     children = [_Child(side, arguments, setting) for side, arguments in chosen]
     try:
         amounts = [child.receive() for child in children]  # each has run once, to warm up
-        least, seconds = (2, 0.0) if setting.quick else (5, row.seconds)
-        least = 1 if row.memory else least
+        least, seconds = (2, 0.0) if setting.quick else (row.turns, row.seconds)
         start = time.perf_counter()
         while result.turns < least or time.perf_counter() - start < seconds:
             for times, child in zip(result.times, children, strict=False):
@@ -205,6 +207,7 @@ class _Child:
 def _serve(
     pipe: Connection, module: str, side: str, arguments: dict[str, Any], setting: Setting
 ) -> None:
+    logging.disable(logging.WARNING)
     try:
         work = getattr(importlib.import_module(module), side)(setting, **arguments)
         work.run()
