@@ -9,7 +9,6 @@ import importlib
 import logging
 import multiprocessing
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -234,5 +233,11 @@ def _wait(setting: Setting) -> None:
 
 
 def _peak_mib() -> float:
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / (1 << 20)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
