@@ -97,8 +97,9 @@ def keep_freed_memory(device: torch.device | str = "cpu") -> None:
     """Let glibc keep freed memory for the next step instead of giving it back to the system.
 
     A step on a CPU frees and takes the same large blocks again and again, and the system clears
-    every page anew: a sixth of a step of the quickstart, half of the time of a full-size batch. Whatever a
-    process has reserved once it holds to its end. Elsewhere, and for a GPU, this does nothing.
+    every page anew: a sixth of a step of the quickstart, half of the time of a full-size batch.
+    Whatever a process has reserved once it holds to its end. Elsewhere, and for a GPU, this does
+    nothing.
     """
     if torch.device(device).type != "cpu" or not sys.platform.startswith("linux"):
         return
