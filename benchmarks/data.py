@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.pretreat import pretreat_tree
 from gaitlib.data.sequence_file import write_sequence
-from gaitlib.data.walker import make_walkers
+from gaitlib.data.walker import TYPES, VIEWS, make_walkers
 from gaitlib.data.workers import cores
 
 
@@ -78,15 +78,14 @@ def plain_loop(setting: Setting, subjects: int) -> Work:
 
 def walker_files(setting: Setting) -> Work:
     """Draw a data set with as many processes as there are cores, counted in frames a core."""
-    subjects, count, views = 4, 60, ("000", "036", "072", "108", "144")
+    subjects, count = 4, 60
 
     def make(dst: Path) -> None:
         make_walkers(
-            dst / "set", subjects=subjects, train=2, frames=(count, count), views=views,
-            workers=cores(),
-        )  # fmt: skip
+            dst / "set", subjects=subjects, train=2, frames=(count, count), workers=cores()
+        )
 
-    amount = subjects * 10 * len(views) * count
+    amount = subjects * len(TYPES) * len(VIEWS) * count
     return Work(_into_a_new_folder(setting, make), amount / cores())
 
 

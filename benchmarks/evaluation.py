@@ -138,7 +138,7 @@ ROWS = {
     "ou-memory": Row(
         "OU-MVLP, peak memory of ranking, 288,596 float16 embeddings (2,255 MiB) included",
         "4 GiB",
-        (ou_mvlp, {"probes": 256}),
+        (ou_mvlp, {"probes": 512}),
         target=4096,
         at_most=True,
         seconds=0,

@@ -26,8 +26,8 @@ PROBES = {"NM": ("nm-05", "nm-06"), "BG": ("bg-01", "bg-02"), "CL": ("cl-01", "c
 GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
 CROSS_VIEW_PROBES = {"NM": ("nm-01",), "BG": ("bg-01",), "CL": ("cl-01",)}
 CROSS_VIEW_GALLERY = ("nm-02", "bg-02", "cl-02")
-MOST_DISTANCES = 2**27  # held at a time: 512 MiB
-PIECE = 4096  # of the gallery, in float64 at a time
+MOST_DISTANCES = 2**26  # held at a time: 256 MiB
+PIECE = 2048  # features looked at, or made float64, at a time
 KEYS = ("condition", "subject", "type", "view")
 
 
@@ -292,7 +292,8 @@ def _checked(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
     """Refuse what would give a wrong number silently; return the three columns, index 0..n-1."""
     if len(features) != len(table):
         raise ValueError(f"{len(features)} features for a table of {len(table)} sequences")
-    bad = int((~features.isfinite().flatten(1).all(1)).sum())
+    finite = [piece.isfinite().flatten(1).all(1) for piece in features.split(PIECE)]
+    bad = int((~torch.cat(finite)).sum())
     if bad:
         raise ValueError(f"{bad} of {len(features)} features are not finite: training diverged?")
     return table[["subject", "type", "view"]].reset_index(drop=True)
