@@ -31,7 +31,7 @@ class Augmentation(Protocol):
         """Draw for clips of this shape: CPU tensors, each with N rows, a row for each clip."""
 
     def apply(self, clips: Tensor, *draws: Tensor) -> Tensor:
-        """Change the clips in the way that was drawn for each."""
+        """Change the clips in the way that was drawn for each; they may be written to."""
 
 
 def draw_and_apply(
@@ -41,7 +41,7 @@ def draw_and_apply(
     rank: int = 0,
     world_size: int = 1,
 ) -> Tensor:
-    """Change clips by chance.
+    """Change clips by chance; those passed in stay as they are.
 
     Several processes share a batch as `gaitlib.data.order.TripletSampler` deals it out. Each draws
     for the whole batch and keeps the rows of its own clips, so that a clip is changed as it would
@@ -57,6 +57,13 @@ def draw_and_apply(
     Raises:
         ValueError: no generator, or frames too small for ``step``.
     """
+    return draw_and_overwrite(step, clips.clone(), generator, rank, world_size)
+
+
+def draw_and_overwrite(
+    step: Augmentation, clips: Tensor, generator: Generator | None, rank: int, world_size: int
+) -> Tensor:
+    """Change clips by chance, in their own memory where that serves: `draw_and_apply` otherwise."""
     n, t, h, w = clips.shape
     draws = step.draw((n * world_size, t, h, w), generator)
     return step.apply(clips, *(draw[rank::world_size] for draw in draws))
@@ -227,13 +234,11 @@ class RandomErasing:
 
     def apply(self, clips: Tensor, drawn: Tensor, boxes: Tensor) -> Tensor:
         """Blank a box in the clips (or frames) that are drawn."""
-        h, w = clips.shape[-2:]
-        top, bottom, left, right = boxes.unsqueeze(-1).unbind(2)  # (N, 1 or T, 1) each
-        rows, columns = torch.arange(h), torch.arange(w)
-        in_rows = (rows >= top) & (rows < bottom) & drawn[..., None]  # (N, 1 or T, H)
-        in_columns = (columns >= left) & (columns < right)  # (N, 1 or T, W)
-        in_rows, in_columns = in_rows.to(clips.device), in_columns.to(clips.device)
-        return clips.masked_fill(in_rows[..., None] & in_columns[:, :, None], 0)
+        for n, t in drawn.nonzero().tolist():
+            top, bottom, left, right = boxes[n, t].int().tolist()
+            frames = slice(t, t + 1) if self.per_frame else slice(None)
+            clips[n, frames, top:bottom, left:right] = 0
+        return clips
 
     def _boxes(self, n: int, h: int, w: int, generator: Generator | None) -> Tensor:
         """Draw n boxes inside h x w: top, bottom, left, right, ``(4, n)``."""
@@ -274,7 +279,7 @@ def warp(clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
     """Warp the ``drawn`` clips, ``(N,)`` bool, by matrices of pixels, ``(N, 2 or 3, 3)``.
 
     Returns:
-        float32, or the clips themselves if none is drawn.
+        float32: the clips themselves, written to, if they are that; or if none is drawn.
     """
     if not drawn.any():
         return clips
@@ -282,8 +287,6 @@ def warp(clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
     size = (clips.shape[-2], clips.shape[-1])
     by = warp_affine if matrices.shape[1] == 2 else warp_perspective
     where_there = where.to(clips.device)
-    chosen = clips[where_there].float()  # the frames of a clip are the channels of an image
+    chosen = clips.index_select(0, where_there).float()  # a clip's frames are an image's channels
     warped = by(chosen, matrices[where].to(clips.device), size, align_corners=True)
-    result = clips.to(torch.float32, copy=True)
-    result[where_there] = warped
-    return result
+    return clips.to(torch.float32).index_copy_(0, where_there, warped)

@@ -20,7 +20,7 @@ from gaitlib.data.augment import (
     RandomHorizontalFlip,
     RandomPerspective,
     RandomRotate,
-    draw_and_apply,
+    draw_and_overwrite,
 )
 
 Spec = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -40,7 +40,7 @@ class BaseSilTransform:
         """Divide."""
         if self.img_shape is not None:
             clips = clips.reshape(*clips.shape[:2], *self.img_shape)  # (N, T, *img_shape)
-        return clips.to(torch.float32) / self.divsor
+        return _divided(clips, self.divsor)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class BaseSilCuttingTransform:
         cutting = width // 64 * 10 if self.cutting is None else self.cutting
         if not 0 <= 2 * cutting < width:
             raise ValueError(f"cutting {cutting} columns off both sides of {width} leaves nothing")
-        return clips[..., cutting : width - cutting].to(torch.float32) / self.divsor
+        return _divided(clips[..., cutting : width - cutting], self.divsor)
 
 
 BASES = {
@@ -116,9 +116,11 @@ class Transform:
             raise ValueError(
                 f"rank {rank} of world_size {world_size}: ranks are 0 to world_size - 1"
             )
+        if _is_random(self.steps[0]):
+            clips = clips.clone()  # the steps are free to write to what they get
         for step in self.steps:
             if _is_random(step):
-                clips = draw_and_apply(step, clips, generator, rank, world_size)
+                clips = draw_and_overwrite(step, clips, generator, rank, world_size)
             else:
                 clips = step(clips)
         return clips
@@ -179,6 +181,13 @@ def _steps(spec: Mapping[str, Any]) -> list[Step]:
 
 def _is_random(step: Step) -> bool:
     return isinstance(step, tuple(AUGMENTATIONS.values()))
+
+
+def _divided(clips: Tensor, divsor: float) -> Tensor:
+    """Return clips of any dtype divided, in new memory."""
+    if clips.dtype == torch.float32:
+        return clips / divsor
+    return clips.to(torch.float32).div_(divsor)
 
 
 def _check_divsor(step: BaseSilTransform | BaseSilCuttingTransform) -> None:

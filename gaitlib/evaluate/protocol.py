@@ -26,6 +26,8 @@ PROBES = {"NM": ("nm-05", "nm-06"), "BG": ("bg-01", "bg-02"), "CL": ("cl-01", "c
 GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
 CROSS_VIEW_PROBES = {"NM": ("nm-01",), "BG": ("bg-01",), "CL": ("cl-01",)}
 CROSS_VIEW_GALLERY = ("nm-02", "bg-02", "cl-02")
+MOST_DISTANCES = 2**26  # held at a time: 256 MiB
+PIECE = 2048  # features looked at, or made float64, at a time
 KEYS = ("condition", "subject", "type", "view")
 
 
@@ -104,7 +106,7 @@ def evaluate_indoor(
     *,
     remove_no_gallery: bool = False,
     views: Sequence[str] = VIEWS,
-    chunk: int = 64,
+    chunk: int = 256,
 ) -> Evaluation:
     """Rank-1 of the probes NM, BG and CL by one of CASIA-B's protocols.
 
@@ -125,7 +127,8 @@ def evaluate_indoor(
         remove_no_gallery: leave out probes whose subject has no gallery sequence at a view,
             instead of counting a miss (default protocol only).
         views: the views of the matrices, in order.
-        chunk: probes at a time.
+        chunk: probes at a time. The memory needed does not grow with the number of probes, except
+            for ``hits``.
 
     Raises:
         ValueError: features and table differ in length, a feature is not finite, or the table
@@ -136,7 +139,6 @@ def evaluate_indoor(
     gallery_types, probe_types = _types(cross_view_gallery)
     gallery_rows = np.flatnonzero(table["type"].isin(gallery_types))
     gallery = table.iloc[gallery_rows]
-    gallery_features = features[torch.as_tensor(gallery_rows, device=features.device)]
 
     parts = []
     for condition in CONDITIONS:
@@ -144,12 +146,17 @@ def evaluate_indoor(
         probe = table.iloc[probe_rows]
         if not len(probe_rows):
             continue
-        probe_features = features[torch.as_tensor(probe_rows, device=features.device)]
-        between = distance(probe_features, gallery_features, metric, chunk)  # (n, m)
-        if cross_view_gallery:
-            found = _rank_in_whole_gallery(between, gallery, probe)
-        else:
-            found = _hits_per_view(between, gallery, probe, views, remove_no_gallery)
+        found = []
+        for rows in np.array_split(probe_rows, -(-len(probe) * len(gallery) // MOST_DISTANCES)):
+            between = _distances(features, rows, gallery_rows, metric, chunk)  # (n, m)
+            if cross_view_gallery:
+                ranked = _rank_in_whole_gallery(between, gallery, table.iloc[rows])
+            else:
+                ranked = _hits_per_view(
+                    between, gallery, table.iloc[rows], views, remove_no_gallery
+                )
+            found.append(ranked)
+        found = pd.concat(found, ignore_index=True)
         keys = probe[["subject", "type", "view"]].reset_index(drop=True)
         keys.insert(0, "condition", condition)
         parts.append(pd.concat([keys, found], axis=1))
@@ -162,6 +169,19 @@ def evaluate_indoor(
         logger.warning("%s", problem)
     build = _cross_view_evaluation if cross_view_gallery else _indoor_evaluation
     return build(hits, metric, tuple(views), tuple(problems))
+
+
+def _distances(
+    features: Tensor, probe: np.ndarray, gallery: np.ndarray, metric: str, chunk: int
+) -> Tensor:
+    """Return the distances ``(n, m)`` between rows of ``features``, without copying all of them."""
+    probe = torch.as_tensor(probe, device=features.device)
+    gallery = torch.as_tensor(gallery, device=features.device)
+    between = torch.empty(len(probe), len(gallery), device=features.device)
+    probe_features = features[probe]
+    for rows, columns in zip(gallery.split(PIECE), between.split(PIECE, dim=1), strict=True):
+        columns.copy_(distance(probe_features, features[rows], metric, chunk))
+    return between
 
 
 def check_test_set(
@@ -272,7 +292,8 @@ def _checked(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
     """Refuse what would give a wrong number silently; return the three columns, index 0..n-1."""
     if len(features) != len(table):
         raise ValueError(f"{len(features)} features for a table of {len(table)} sequences")
-    bad = int((~features.isfinite().flatten(1).all(1)).sum())
+    finite = [piece.isfinite().flatten(1).all(1) for piece in features.split(PIECE)]
+    bad = int((~torch.cat(finite)).sum())
     if bad:
         raise ValueError(f"{bad} of {len(features)} features are not finite: training diverged?")
     return table[["subject", "type", "view"]].reset_index(drop=True)

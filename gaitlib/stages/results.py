@@ -15,7 +15,7 @@ from gaitlib.compress import bops, lowbit, oto, subnet
 from gaitlib.compress.quantizer import float_state, quantization_of
 from gaitlib.config import Study
 from gaitlib.data.sampler import inference_batches
-from gaitlib.device import choose_precision
+from gaitlib.device import choose_precision, keep_freed_memory
 from gaitlib.model import GaitBase
 from gaitlib.stages.data import StudyData, transform_of
 
@@ -51,6 +51,7 @@ def evaluate_network(
     """
     distributed.share_buffers(model)
     cfg, device = study.evaluator_cfg, next(model.parameters(), torch.empty(0)).device
+    keep_freed_memory(device)
     batches = inference_batches(
         data.test,
         batch_size=cfg.sampler.batch_size,

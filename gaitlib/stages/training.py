@@ -16,7 +16,7 @@ from gaitlib.compress import geta, hesso
 from gaitlib.compress.bits_log import bits_row
 from gaitlib.config import Study
 from gaitlib.data.sampler import training_batches
-from gaitlib.device import choose_precision
+from gaitlib.device import choose_precision, keep_freed_memory
 from gaitlib.model import build_losses
 from gaitlib.stages.data import StudyData, transform_of
 from gaitlib.stages.launch import train_in_processes
@@ -103,6 +103,7 @@ def train_stage(
         )
         return _History(runs.stage_dir(run, stage) / "history.csv").table()
 
+    keep_freed_memory(device)
     start = find_start(study, run, stage)
     record = run_record(study, data, seed, device)
     if start.continues:

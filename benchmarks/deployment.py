@@ -1,0 +1,77 @@
+"""What pruning buys at inference: latency against the ideal, which is the share of MACs left.
+
+Both sides are counted in MACs, so the ratio of their rates is latency over the MAC ratio: 1 where
+half of the MACs take half of the time.
+"""
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.networks import compressed, network_of
+from benchmarks.timing import Row, Setting, Work
+from gaitlib.compress.onnx import OnnxNetwork, export_onnx
+from gaitlib.compress.subnet import drop_bnnecks
+from gaitlib.profile import macs_per_frame
+
+FRAMES = 10
+
+
+def network(
+    setting: Setting, clips: int, runtime: str, dense: bool = False, divisible: int = 1
+) -> Work:
+    """Embed clips with the full GaitBase, whole or without half of its channels.
+
+    Args:
+        setting: of the benchmark.
+        clips: the batch.
+        runtime: ``torch`` or ``onnx``.
+        dense: keep all channels.
+        divisible: what the channels left in a layer are a multiple of.
+    """
+    model = network_of("full", setting).eval()
+    if not dense:
+        model = compressed(model, divisible)
+    macs = macs_per_frame(model) * clips * FRAMES
+    model = drop_bnnecks(model)
+    sils = torch.rand(clips, FRAMES, 64, 44, device=setting.device)
+    if runtime == "onnx":
+        model = _onnx(setting, model, f"{dense}-{divisible}-{clips}")
+        sils = sils.cpu()
+
+    def run() -> None:
+        with torch.inference_mode():
+            model.embed(sils)
+
+    return Work(run, macs / 1e9)
+
+
+def _onnx(setting: Setting, model: torch.nn.Module, name: str) -> OnnxNetwork:
+    path = Path(setting.folder) / f"{name}.onnx"
+    return OnnxNetwork(export_onnx(model.cpu(), path))
+
+
+def _against_dense(runtime: str, clips: int, divisible: int = 1) -> Row:
+    arguments = {"clips": clips, "runtime": runtime}
+    name = {"torch": "torch", "onnx": "ONNX Runtime"}[runtime]
+    multiple = f", channels a multiple of {divisible}" if divisible > 1 else ""
+    return Row(
+        f"GaitBase without half of its channels{multiple}: {name}, batch {clips}",
+        "its dense self, by the MACs of each (ideal 1)",
+        (network, arguments | {"divisible": divisible}),
+        (network, arguments | {"dense": True}),
+        "GMAC/s",
+        target=0.8 if divisible == 1 else None,
+        seconds=5,
+    )
+
+
+ROWS = {
+    f"{runtime}-{clips}{f'-by{divisible}' if divisible > 1 else ''}": _against_dense(
+        runtime, clips, divisible
+    )
+    for runtime in ("torch", "onnx")
+    for clips in (1, 16)
+    for divisible in (1, 8, 16)
+    if clips == 1 or divisible == 1
+}

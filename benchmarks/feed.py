@@ -1,0 +1,87 @@
+"""Batches of 8 x 16 clips of 30 frames, rotated and erased by chance, ready on the device."""
+
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from benchmarks import step
+from benchmarks.networks import sequences, study_of
+from benchmarks.per_clip import loader
+from benchmarks.timing import Row, Setting, Work
+from gaitlib.data.sampler import training_batches
+from gaitlib.device import keep_freed_memory
+from gaitlib.stages.data import transform_of
+
+P, K, FRAMES = 8, 16, 30
+BATCHES = 4  # a run
+
+
+def ours(setting: Setting, cache: bool) -> Work:
+    """Feed as `gaitlib.train.fit` does."""
+    keep_freed_memory(setting.device)
+    cfg = study_of("full").trainer_cfg
+    transform, generator = transform_of(cfg), torch.Generator()
+    batches = iter(
+        training_batches(
+            sequences(setting, cache=cache),
+            seed=0,
+            start=0,
+            stop=10**6,
+            batch_size=(P, K),
+            batch_shuffle=True,
+            frames_num_fixed=FRAMES,
+            pin_memory=setting.device == "cuda",
+        )
+    )
+
+    def run() -> None:
+        for batch in islice(batches, BATCHES):
+            generator.manual_seed(batch.iteration)
+            transform(batch.clips.to(setting.device, non_blocking=True), generator)
+
+    return Work(run, BATCHES * P * K)
+
+
+def per_clip(setting: Setting, cache: bool) -> Work:
+    """Feed from a DataLoader of clips."""
+    batches = iter(loader(setting, cache, P, K, FRAMES))
+
+    def run() -> list[Tensor]:
+        return [clips.to(setting.device) for clips, _ in islice(batches, BATCHES)][-1:]
+
+    return Work(run, BATCHES * P * K)
+
+
+def ours_frames(setting: Setting) -> Work:
+    """Feed, counted in frames."""
+    work = ours(setting, cache=False)
+    return Work(work.run, work.amount * FRAMES)
+
+
+ROWS = {
+    "memory": Row(
+        "clips of 8 x 16 x 30 frames, rotated and erased, data_cfg.cache",
+        "numpy and cv2 a clip, DataLoader, from memory",
+        (ours, {"cache": True}),
+        (per_clip, {"cache": True}),
+        "clips/s",
+        target=5,
+    ),
+    "files": Row(
+        "the same from files",
+        "the same from files",
+        (ours, {"cache": False}),
+        (per_clip, {"cache": False}),
+        "clips/s",
+        target=5,
+    ),
+    "waits": Row(
+        "frames fed, in the training process itself",
+        "frames that a step of the full GaitBase takes",
+        (ours_frames, {}),
+        (step.network_alone, {"size": "full"}),
+        "frames/s",
+        target=1,
+    ),
+}

@@ -1,0 +1,68 @@
+"""The networks, optimizers and data that several themes measure with."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import ROOT, Setting
+from gaitlib.compress import oto
+from gaitlib.compress.graph import Graph
+from gaitlib.compress.saliency import choose
+from gaitlib.config import Study, load_study
+from gaitlib.data.casia_b import SilhouetteDataset, load_split
+from gaitlib.data.walker import make_walkers
+from gaitlib.model import GaitBase, build_model
+
+STUDIES = {
+    "full": ROOT / "params/casia_b/gaitbase_resnet_geta.yaml",  # GaitBase, 7.3 M parameters
+    "slim": ROOT / "params/quickstart.yaml",  # the quickstart's, 0.12 M
+}
+FEW_FRAMES = (1, 2, 1, 64, 44)  # a trace looks at shapes alone
+
+
+def study_of(size: str) -> Study:
+    """Return the study whose network is ``full`` or ``slim``."""
+    return load_study(STUDIES[size])
+
+
+def network_of(size: str, setting: Setting) -> GaitBase:
+    """Build that network with the same weights at each call."""
+    torch.manual_seed(0)
+    return build_model(**study_of(size).model_cfg.build_arguments()).to(setting.device)
+
+
+def graph_of(model: GaitBase) -> Graph:
+    """Find the channel groups of a network."""
+    return oto.trace(model, oto.dummy_batch(shape=FEW_FRAMES))
+
+
+def compressed(model: GaitBase, divisible: int = 1, share: float = 0.5) -> nn.Module:
+    """Return the network without ``share`` of its channels, those of random scores."""
+    graph = graph_of(model)
+    groups = graph.prunable()
+    torch.manual_seed(1)
+    scores = [torch.rand(group.channels).tolist() for group in groups]
+    quota = int(share * graph.total_num_groups)
+    chosen = choose(scores, [[] for _ in groups], quota, divisible)
+    graph.zero(dict(zip((group.id for group in groups), chosen, strict=True)))
+    return graph.slice().eval()
+
+
+def walkers(setting: Setting, frames: tuple[int, int] = (60, 100)) -> Path:
+    """Draw 10 training walkers with sequences as long as CASIA-B's, once for all sides."""
+    name = f"walkers-{frames[0]}-{frames[1]}"
+    return make_walkers(
+        setting.folder / name, subjects=11, train=10, frames=frames, views=("000", "036", "090")
+    )
+
+
+def sequences(setting: Setting, split: str = "TRAIN_SET", *, cache: bool) -> SilhouetteDataset:
+    """Open them."""
+    root = walkers(setting)
+    return load_split(root, root / "partition.json", split, cache=cache)
+
+
+def labels_of(clips: int, setting: Setting) -> Tensor:
+    """Return labels of ``clips`` clips, two or more of each subject."""
+    return (torch.arange(clips) // max(2, clips // 8)).to(setting.device)

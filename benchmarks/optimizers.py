@@ -1,0 +1,123 @@
+"""One step of the optimizers that prune, while channels shrink and others are held at zero."""
+
+import torch
+from torch import nn
+
+from benchmarks.networks import graph_of, network_of
+from benchmarks.timing import Row, Setting, Work
+from gaitlib.compress import geta, hesso, oto
+from gaitlib.compress.quantizer import Quantization, calibrate, quantize_network
+from gaitlib.device import keep_freed_memory
+
+STEPS = 20  # a run
+SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
+PRUNING = {
+    "variant": "sgd",
+    "lr": 1e-3,
+    "first_momentum": 0.9,
+    "weight_decay": 5e-4,
+    "target_group_sparsity": 0.5,
+    "start_pruning_step": 4,
+    "pruning_steps": 40_000,  # a period outlasts the measurement: channels go on shrinking
+    "pruning_periods": 2,
+}
+BITS = {
+    "lr_quant": 1e-4,
+    "start_projection_step": 0,
+    "projection_steps": 4,
+    "projection_periods": 2,
+    "bit_reduction": 2,
+    "min_bit_wt": 4,
+    "max_bit_wt": 8,
+    "min_bit_act": 8,
+    "max_bit_act": 8,
+}
+
+
+def _stepping(model: nn.Module, optimizer: torch.optim.Optimizer) -> Work:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = 1e-4 * gradient.to(parameter.device)
+
+    def run() -> None:
+        for _ in range(STEPS):
+            optimizer.step()
+
+    return Work(run, STEPS)
+
+
+def sgd(setting: Setting, size: str) -> Work:
+    """torch.optim.SGD as a user calls it."""
+    model = network_of(size, setting)
+    return _stepping(model, torch.optim.SGD(model.parameters(), **SGD))
+
+
+def ours(setting: Setting, size: str) -> Work:
+    """HESSO of gaitlib."""
+    keep_freed_memory(setting.device)
+    model = network_of(size, setting)
+    return _stepping(model, hesso.build_hesso(graph_of(model), PRUNING))
+
+
+def package(setting: Setting, size: str) -> Work:
+    """HESSO of only_train_once."""
+    model = network_of(size, setting)
+    return _stepping(model, oto.package_hesso(graph_of(model), **PRUNING))
+
+
+def ours_geta(setting: Setting, size: str) -> Work:
+    """GETA of gaitlib, on weights and activations."""
+    keep_freed_memory(setting.device)
+    model = network_of(size, setting)
+    graph = graph_of(model)
+    return _stepping(model, geta.build_geta(graph, PRUNING | BITS, _quantized(model, setting)))
+
+
+def _quantized(model: nn.Module, setting: Setting) -> Quantization:
+    quantization = quantize_network(
+        model, "weights_and_activations", weight_bits=8, activation_bits=8, uniform=True
+    )
+    calibrate(model, quantization, [torch.rand(4, 2, 64, 44, device=setting.device)])
+    return quantization
+
+
+def _rows(size: str, name: str, judged: bool) -> dict[str, Row]:
+    arguments = {"size": size}
+    suffix = "" if judged else f"-{size}"
+
+    def target(value: float) -> float | None:
+        return value if judged else None
+
+    return {
+        f"hesso-sgd{suffix}": Row(
+            f"HESSO step, {name}",
+            "torch.optim.SGD",
+            (ours, arguments),
+            (sgd, arguments),
+            "steps/s",
+            target=target(1.5),
+            at_most=True,
+        ),
+        f"hesso-package{suffix}": Row(
+            f"HESSO step, {name}",
+            "only_train_once's own HESSO",
+            (ours, arguments),
+            (package, arguments),
+            "steps/s",
+            target=target(3),
+        ),
+        f"geta-sgd{suffix}": Row(
+            f"GETA step, {name}",
+            "torch.optim.SGD",
+            (ours_geta, arguments),
+            (sgd, arguments),
+            "steps/s",
+            target=target(3),
+            at_most=True,
+        ),
+    }
+
+
+ROWS = _rows("full", "full GaitBase", True) | _rows("slim", "quickstart's GaitBase", False)
