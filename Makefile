@@ -16,7 +16,7 @@ export PYTHONHASHSEED ?= 0
 # JupyterLab's open tabs are this project's own.
 export JUPYTERLAB_WORKSPACES_DIR ?= $(CURDIR)/build/lab
 
-.PHONY: help workbook study test browser-test lint lab notebooks clean
+.PHONY: help workbook study test browser-test bench lint lab notebooks clean
 
 help:
 	@echo "make workbook   run the five notebooks with $(STUDY) and print what came out"
@@ -26,6 +26,7 @@ help:
 	@echo "make test       unit tests, every notebook at smoke size (papermill), the committed notebooks (nbval)"
 	@echo "make lab        JupyterLab on the notebooks and the page that leads through them (LAB=--no-browser for a server)"
 	@echo "make browser-test  notebooks 1 and 5 in that lab, in chromium; screenshots in build/browser"
+	@echo "make bench      how fast it is against what people use: one table, and benchmarks/results (a quarter of an hour)"
 	@echo "make notebooks  run the notebooks again and keep their outputs and figures/quickstart"
 	@echo "make lint       ruff over code and notebooks, and the notebooks' saved form"
 	@echo "make clean      remove .venv and build/ (runs/, data/ and figures/ stay)"
@@ -60,6 +61,9 @@ test: $(READY)
 
 browser-test: $(READY)
 	$(BIN)/pytest tests/test_browser.py
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
 
 lab: $(READY)
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md \
