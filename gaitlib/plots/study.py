@@ -20,6 +20,7 @@ from gaitlib.plots.style import CONDITION_WORDS, MODEL_COLOURS, PALE, STYLE, bar
 from gaitlib.study.frontier import (
     BASELINE,
     COSTS,
+    DENSE,
     HALF,
     LONGER,
     in_order,
@@ -49,6 +50,7 @@ SPARE_STYLES = (("#882255", "<"), ("#999933", ">"), ("#CC6677", "h"), ("#000000"
 #: Markers that look smaller than others of their size.
 SIZES = {"*": 12, "P": 9, "X": 9, "p": 9, "h": 9}
 BAR_POINTS = 2  # bars of seeds stand up to so far beside their markers, so that none hides one
+FAR_BELOW = 15  # points of rank-1 below the dense network: what is not drawn, but named
 EXCLUDED = {"facecolor": "none", "edgecolor": "#C0C0C0", "hatch": "///", "linewidth": 0}
 LIMIT_LINE = {"color": "#202020", "linewidth": 1, "linestyle": "--"}
 SHARES = {"cmap": "viridis", "vmin": 0, "vmax": 100}  # of the colours of maps
@@ -68,12 +70,14 @@ def frontiers(summary: pd.DataFrame, recommendation: Recommendation | None = Non
     """Mean rank-1 against each cost, on log axes; a line per method through its frontier.
 
     Every setting has a marker, and a bar from its worst to its best seed. The dense network is a
-    band, as wide as its seeds, and a line at their mean.
+    band, as wide as its seeds, and a line at their mean. What lies 15 points or more below it is
+    named in the legend, not drawn: it would leave no room for the others.
 
     Args:
         summary: of `gaitlib.study.frontier.summarise`. A cost that was not measured has no panel.
         recommendation: rings its setting, and shades what its limits exclude.
     """
+    summary, below = _near_dense(summary)
     costs = [cost for cost in COSTS if summary[cost].notna().any()]
     columns = min(3, len(costs) + 1)
     rows = -(-(len(costs) + 1) // columns)
@@ -90,7 +94,7 @@ def frontiers(summary: pd.DataFrame, recommendation: Recommendation | None = Non
     conditions = ", ".join(tested_conditions(summary))
     for ax in axes[:, 0]:
         ax.set_ylabel(f"rank-1 (%), mean of {conditions}")
-    handles = _handles(summary, recommendation)
+    handles = _handles(summary, below, recommendation)
     panels[len(costs)].legend(handles=handles, loc="center", labelspacing=0.8)
     plt.close(fig)
     return fig
@@ -104,6 +108,7 @@ def frontier_by_condition(summary: pd.DataFrame, cost: str = "macs_per_frame") -
         summary: of `gaitlib.study.frontier.summarise`.
         cost: a column of COSTS.
     """
+    summary, below = _near_dense(summary)
     conditions = tested_conditions(summary)
     fig, axes = plt.subplots(1, len(conditions), figsize=(4 * len(conditions), 4.6), squeeze=False)
     for ax, condition in zip(axes[0], conditions, strict=True):
@@ -111,9 +116,16 @@ def frontier_by_condition(summary: pd.DataFrame, cost: str = "macs_per_frame") -
         ax.set_title(CONDITION_WORDS[condition])
     axes[0, 0].set_ylabel("rank-1 (%)\nidentical view excluded")
     columns = max(1, 5 * len(conditions) // 3)
-    fig.legend(handles=_handles(summary), loc="outside upper center", ncols=columns)
+    fig.legend(handles=_handles(summary, below), loc="outside upper center", ncols=columns)
     plt.close(fig)
     return fig
+
+
+def _near_dense(summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the settings to draw, and those that lie far below the dense network."""
+    dense = summary.loc[summary["method"] == BASELINE, "rank1"].mean()
+    below = summary["rank1"] <= dense - FAR_BELOW  # nothing without a dense network
+    return summary[~below], summary[below]
 
 
 def _panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> None:
@@ -188,19 +200,22 @@ def _limits(ax: Axes, summary: pd.DataFrame, cost: str, recommendation: Recommen
 
 
 def _handles(
-    summary: pd.DataFrame, recommendation: Recommendation | None = None
+    summary: pd.DataFrame, below: pd.DataFrame, recommendation: Recommendation | None = None
 ) -> list[Line2D | plt.Rectangle]:
-    """Return what a legend explains, the methods in their order."""
+    """Return what a legend explains, the methods in their order, and what is not drawn."""
     words = dict(zip(summary["method"], summary["name"], strict=True))
     handles = []
     for method, (colour, marker) in _styles(in_order(words)).items():
-        line = "none" if method in (BASELINE, LONGER) else "-"
+        line = "none" if method in DENSE else "-"
         style = _marker(colour, marker)
         handles.append(Line2D([], [], linestyle=line, label=words[method], **style))
     if recommendation is not None and recommendation.row is not None:
         handles.append(Line2D([], [], linestyle="none", label="recommended", markersize=13, **RING))
     if recommendation is not None and recommendation.limits:
         handles.append(plt.Rectangle((0, 0), 1, 1, label="outside the limits", **EXCLUDED))
+    for row in below.to_dict("records"):
+        label = f"{row['name']}, {row['values']}:\n{row['rank1']:.0f} %, below the figure"
+        handles.append(Line2D([], [], linestyle="none", label=label))
     return handles
 
 

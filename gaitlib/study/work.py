@@ -42,10 +42,10 @@ def run_point(
     trained = _going_on(study, point)
     about = {"seed": point.seed, "device": device}
     extra = {}
+    if point.starts_from is not None:
+        _lend(study, point, point.starts_from)
     match point.method:
         case "ptq":
-            if point.starts_from is not None:
-                _lend(study, point, point.starts_from)
             _lend(study, point, "pruned", as_stage="pruned")
             _lend(study, point, "geta")
             stages.round_pruned(trained, run, stages.open_data(trained), **about)
@@ -54,12 +54,9 @@ def run_point(
             extra["dense"] = _costs_of(point.study)
             stages.run_stage(trained, run, point.stage, on_history=on_history, **about)
         case "torch_pruning":
-            _lend(study, point, point.starts_from)
             macs = _macs_of_pruned(study, point)
             stages.cut_and_fine_tune(trained, run, macs, on_history=on_history, **about)
         case _:
-            if point.starts_from is not None:
-                _lend(study, point, point.starts_from)
             stages.run_stage(trained, run, point.stage, on_history=on_history, **about)
     results = runs.load_results(run, point.stage)
     results |= {

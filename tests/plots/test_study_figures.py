@@ -105,6 +105,14 @@ def test_conditions_have_their_own_accuracy_and_frontier():
     assert coat == [[4e4, 72], [8e4, 79], [12e4, 85]]
 
 
+def test_a_setting_far_below_the_dense_network_is_named_and_stretches_no_axis():
+    fig = frontiers(summarise(points([*SETTINGS, ("magnitude", 0.7, 40, 1)])))
+    assert "HESSO, magnitude alone, 0.7:\n40 %, below the figure" in texts(fig)
+    for ax in panels(fig):
+        assert ax.get_ylim()[0] > 65
+    assert panels(fig)[0].get_xlim()[0] > 2e6
+
+
 def test_a_colour_and_a_marker_belong_to_one_method():
     assert METHOD_STYLES.keys() == METHODS.keys()
     strangers = [(f"method{i}", 0.5, 70 + i, 5) for i in range(3)]
