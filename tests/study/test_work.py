@@ -58,6 +58,7 @@ def test_a_point_that_was_stopped_goes_on_and_ends_as_one_that_was_not(points):
     after = _run("stopped", pruned, lambda history: seen.append(len(history)))
     assert len(seen) == 4  # iterations 7 to 10
     assert _lasting(after) == _lasting(_run("whole", pruned))
+    assert _run("stopped", pruned, stop) == after  # read, not trained again
     assert [layer["layer"] for layer in after["layers"]] == ["feature.0.conv", "feature.3.conv"]
 
 
