@@ -64,10 +64,10 @@ def estimate(study: str, points: Sequence[Point], device: str = "auto") -> pd.Da
         device: as `gaitlib.device.choose_device`.
     """
     states = {point.name: state_of(study, point) for point in points}
-    measured: dict[str, list[float]] = {}  # by method
+    measured: dict[tuple[str, str, int], list[float]] = {}
     for point in points:
         if states[point.name] == "done":
-            measured.setdefault(point.method, []).append(load_point(study, point)["seconds"])
+            measured.setdefault(_alike(point), []).append(load_point(study, point)["seconds"])
     todo = {_kind(p.study): p.study for p in points if states[p.name] != "done"}
     smokes = smoke_runs(todo, device)
     rows = []
@@ -75,14 +75,19 @@ def estimate(study: str, points: Sequence[Point], device: str = "auto") -> pd.Da
         state, smoke = states[point.name], smokes.get(_kind(point.study))
         if state == "done":
             seconds, source = load_point(study, point)["seconds"], "measured"
-        elif point.method in measured:
-            seconds, source = np.mean(measured[point.method]), "measured of its method"
+        elif _alike(point) in measured:
+            seconds, source = np.mean(measured[_alike(point)]), "measured of its method"
         else:
             trained = 0 if point.stage == "ptq" else point.study.trainer_cfg.total_iter
             seconds, source = AROUND + trained * smoke.step + smoke.test, "smoke run"
         memory = np.nan if smoke is None else smoke.memory
         rows.append((point.name, state, seconds, memory, source))
     return pd.DataFrame(rows, columns=["point", "state", "seconds", "memory", "source"])
+
+
+def _alike(point: Point) -> tuple[str, str, int]:
+    """Return what two points that take as long as each other agree in."""
+    return point.method, _kind(point.study), point.study.trainer_cfg.total_iter
 
 
 def _kind(study: Study) -> str:

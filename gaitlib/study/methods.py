@@ -79,8 +79,8 @@ def _pruned_with(study: Study, key: str, value: Any) -> Study:
 def fine_tuned(study: Study) -> Study:
     """Return the dense study of the steps that are left once a trained network has been cut.
 
-    They are all of the study's where it starts from a baseline, and otherwise the half that
-    `half` leaves.
+    They are all of the study's where it starts from a baseline, and otherwise half of them,
+    rounded down.
     """
     if importlib.util.find_spec("torch_pruning") is None:
         raise ConfigError(
@@ -88,13 +88,12 @@ def fine_tuned(study: Study) -> Study:
         )
     if _starts_from_baseline(study):
         return dense(study)
-    total = study.trainer_cfg.total_iter
-    return _lasting(dense(study), total - total // 2)
+    return _lasting(dense(study), study.trainer_cfg.total_iter // 2)
 
 
 def half(study: Study) -> Study:
-    """Return the dense study with half of the iterations, rounded down: what is to be cut."""
-    return _lasting(dense(study), study.trainer_cfg.total_iter // 2)
+    """Return the dense study with half of the iterations, rounded up: what is to be cut."""
+    return _lasting(dense(study), -(-study.trainer_cfg.total_iter // 2))
 
 
 def longer(study: Study) -> Study:

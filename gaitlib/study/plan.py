@@ -144,11 +144,10 @@ def expand(plan: StudyPlan) -> list[Point]:
 
 
 def _check_start(study: Study) -> None:
-    hint = study.trainer_cfg.restore_hint
-    if hint == "latest" or (isinstance(hint, int) and hint):
+    if hint := study.trainer_cfg.restore_hint:
         raise ConfigError(
-            f"trainer_cfg.restore_hint is {hint!r}: points of a study start anew; write 0, or the "
-            "path of the weights that all start from"
+            f"trainer_cfg.restore_hint is {hint!r}: points of a study start anew, from random "
+            "weights or with start_from: baseline; write 0"
         )
 
 

@@ -37,7 +37,7 @@ def run_point(
     Returns:
         The results: those of the point's stage, and ``point``, ``method``, ``settings``,
         ``digest``, ``total_iterations`` (with the baseline's), ``layers`` (channels and bits) and
-        ``seconds``.
+        ``seconds`` (of the last try).
     """
     if has_results(study, point):
         return load_point(study, point)
@@ -85,7 +85,9 @@ def _going_on(study: str, point: Point) -> Study:
     resumes = compression is None or compression.implementation == "gaitlib"
     if not (begun and resumes):
         return point.study
-    going_on = cfg.model_copy(update={"restore_hint": "latest"})
+    going_on = cfg.model_copy(
+        update={"restore_hint": "latest", "optimizer_reset": False, "scheduler_reset": False}
+    )
     return point.study.model_copy(update={"trainer_cfg": going_on})
 
 

@@ -77,8 +77,8 @@ def test_where_nothing_starts_from_the_baseline_torch_pruning_cuts_after_half_of
         "dense_half": "dense_half-seed0",
         "pruned": "pruned-seed0",
     }
-    assert found["dense_half-seed0"].total_iterations == 125
-    assert found["torch_pruning-seed0"].study.trainer_cfg.total_iter == 126
+    assert found["dense_half-seed0"].total_iterations == 126
+    assert found["torch_pruning-seed0"].study.trainer_cfg.total_iter == 125
     assert found["torch_pruning-seed0"].total_iterations == 251
     assert found["geta-seed0"].total_iterations == 251 and not found["geta-seed0"].needs
 
