@@ -6,11 +6,10 @@ runs once a frame, so its MACs are per frame; FCs and BNNecks run once a clip, s
 clip and stand apart from `macs_per_frame`.
 """
 
-import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gaitlib.compress.quantizer import of_quantizer
 from gaitlib.model import GaitBase
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
+from gaitlib.model.mode import in_eval_mode
 
 FRAME = (64, 44)  # height and width of a pretreated silhouette after the 10-column cut
 _BACKBONE = "Backbone.forward_block."
@@ -121,7 +121,7 @@ def measure_latency(
             torch.cuda.synchronize(device)
 
     times = []
-    with _in_eval_mode(model), torch.inference_mode():
+    with in_eval_mode(model), torch.inference_mode():
         for _ in range(warmup + repeats):
             wait()
             start = time.perf_counter()
@@ -129,18 +129,6 @@ def measure_latency(
             wait()
             times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[warmup:])
-
-
-@contextlib.contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode for the block, and each back into its own."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def file_bytes(path: str | Path) -> int:
@@ -192,7 +180,7 @@ def _count(model: GaitBase, frame: tuple[int, int]) -> dict[str, dict[str, int]]
             handles.append(layer.register_forward_hook(after(name)))
     first = next(model.parameters())
     try:
-        with _in_eval_mode(model), torch.no_grad(), counter:
+        with in_eval_mode(model), torch.no_grad(), counter:
             model(torch.zeros(1, 1, *frame, device=first.device, dtype=first.dtype))
     finally:
         for handle in handles:

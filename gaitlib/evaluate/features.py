@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gaitlib.model.mode import in_eval_mode
+
 if TYPE_CHECKING:
     from gaitlib.data.sampler import Batch
 
@@ -44,26 +46,20 @@ def embed_batches(
     Raises:
         ValueError: a batch gives another number of embeddings than it has sequences.
     """
-    modes = {module: module.training for module in model.modules()}
     found = [torch.empty(0, dtype=torch.int64)]
     pieces = []
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                seq_l = None if batch.seqL is None else batch.seqL.to(device)
-                sils = transform(batch.clips.to(device, non_blocking=True))
-                embeddings = model(sils, seq_l).embeddings  # (N, C, P)
-                if len(embeddings) != len(batch.indices):
-                    raise ValueError(
-                        f"{len(embeddings)} embeddings for {len(batch.indices)} sequences: "
-                        "concatenated clips need their lengths in seqL"
-                    )
-                pieces.append(embeddings.float().cpu())
-                found.append(batch.indices.cpu())
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with in_eval_mode(model), torch.inference_mode():
+        for batch in batches:
+            seq_l = None if batch.seqL is None else batch.seqL.to(device)
+            sils = transform(batch.clips.to(device, non_blocking=True))
+            embeddings = model(sils, seq_l).embeddings  # (N, C, P)
+            if len(embeddings) != len(batch.indices):
+                raise ValueError(
+                    f"{len(embeddings)} embeddings for {len(batch.indices)} sequences: "
+                    "concatenated clips need their lengths in seqL"
+                )
+            pieces.append(embeddings.float().cpu())
+            found.append(batch.indices.cpu())
     return torch.cat(found), torch.cat(pieces) if pieces else torch.empty(0, 0, 0)
 
 

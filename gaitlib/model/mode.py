@@ -1,0 +1,21 @@
+"""A network in evaluation mode for a while."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode for the block, and each back into its own after it.
+
+    A batch norm that is frozen in a training network stays frozen.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
