@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 METRICS = ("euc", "cos")
 
-#: Squared distances below this share of the squared lengths are summed from differences: what is
-#: above has lost 6 of float64's 16 digits at most, and float32 has 7.
-NEAR = 1e-6
+#: Squared distances below this share of the squared lengths, about the mean of the gallery, are
+#: summed from differences: products have lost two of float32's seven digits there.
+NEAR = 1e-2
+PAIRS = 2**13  # summed from differences at a time
 
 
 def embed_batches(
@@ -116,16 +117,17 @@ def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 2
     """Distance from every probe to every gallery item, as OpenGait measures it.
 
     ``euc`` is the mean over parts of the Euclidean distance, ``cos`` is one minus the mean over
-    parts of the cosine. Euclidean distances are expanded into products in float64, which is as good
-    as float32 differences while two features are apart; where they nearly coincide they are summed
-    from differences. So equal features are at distance 0.
+    parts of the cosine. Euclidean distances are expanded into products of float32, as OpenGait's
+    are, but about the mean of the gallery, which features of one network have in common and which
+    would drown their differences. Where two features nearly coincide, distances are summed from
+    differences; so equal features are at distance 0.
 
     Args:
         probe: ``(n, C, P)`` on any device.
         gallery: ``(m, C, P)`` on the same device.
         metric: "euc" or "cos".
-        chunk: probes at a time; the memory needed beside the result is ``chunk * m`` numbers and
-            the features in float64.
+        chunk: probes at a time; the memory needed beside the result is ``3 * chunk * m`` numbers
+            and twice the gallery.
 
     Returns:
         float32 ``(n, m)``, smaller is closer.
@@ -144,28 +146,31 @@ def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 2
     if metric == "cos":
         probe, gallery = F.normalize(probe, dim=1), F.normalize(gallery, dim=1)
     gallery = gallery.permute(2, 0, 1).contiguous()  # (P, m, C)
-    if metric == "euc":
-        gallery = gallery.double()
+    mean = gallery.mean(1, keepdim=True)  # (P, 1, C)
+    about = gallery - mean if metric == "euc" else gallery
     rows = []
     for piece in probe.split(chunk):
         piece = piece.permute(2, 0, 1).contiguous()  # (P, chunk, C)
         if metric == "euc":
-            rows.append(_euclidean(piece.double(), gallery))  # (chunk, m)
+            rows.append(_euclidean(piece, piece - mean, gallery, about))  # (chunk, m)
         else:
             rows.append(1 - torch.bmm(piece, gallery.transpose(1, 2)).mean(0))  # (chunk, m)
     return torch.cat(rows)
 
 
-def _euclidean(probe: Tensor, gallery: Tensor) -> Tensor:
-    """Return the mean over parts of the distances between ``(P, n, C)`` and ``(P, m, C)``."""
+def _euclidean(probe: Tensor, about: Tensor, gallery: Tensor, gallery_about: Tensor) -> Tensor:
+    """Return the mean over parts of the distances between ``(P, n, C)`` and ``(P, m, C)``.
+
+    Each comes as it is and about a mean.
+    """
     total = torch.zeros(probe.shape[1], gallery.shape[1], device=probe.device)
-    for x, y in zip(probe, gallery, strict=True):
+    for part, (x, y) in enumerate(zip(about, gallery_about, strict=True)):
         lengths, others = x.square().sum(1), y.square().sum(1)
-        squared = torch.addmm(others, x, y.T, alpha=-2).add_(lengths[:, None]).float()  # (n, m)
+        squared = torch.addmm(others, x, y.T, alpha=-2).add_(lengths[:, None])  # (n, m)
         if squared.min() < NEAR * (lengths.max() + others.max()):
-            near = squared < NEAR * (lengths[:, None] + others)
-            for row in near.any(1).nonzero()[:, 0].tolist():
-                exact = (x[row] - y[near[row]]).square().sum(1)
-                squared[row, near[row]] = exact.float()
+            near = (squared < NEAR * (lengths[:, None] + others)).nonzero()  # (pairs, 2)
+            for rows, columns in (pairs.unbind(1) for pairs in near.split(PAIRS)):
+                apart = probe[part, rows] - gallery[part, columns]
+                squared[rows, columns] = apart.square_().sum(1)
         total += squared.sqrt_()
     return total / len(probe)

@@ -27,7 +27,7 @@ GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
 CROSS_VIEW_PROBES = {"NM": ("nm-01",), "BG": ("bg-01",), "CL": ("cl-01",)}
 CROSS_VIEW_GALLERY = ("nm-02", "bg-02", "cl-02")
 MOST_DISTANCES = 2**26  # held at a time: 256 MiB
-PIECE = 2048  # features looked at, or made float64, at a time
+PIECE = 2048  # features looked at, or compared, at a time
 KEYS = ("condition", "subject", "type", "view")
 
 
@@ -338,7 +338,8 @@ def _without_gallery(
     if len(strangers):
         names = few(sorted(strangers.unique()))
         problems.append(f"{len(strangers)} probes of {names} have {lack}: {done}")
-    absent = {s: set(gallery["view"]) - at[s] for s in sorted(set(hits["subject"]) & at.keys())}
+    seen = set(gallery["view"])
+    absent = {s: seen - at[s] for s in sorted(set(hits["subject"]) & at.keys())}
     gaps = [f"{s} at {', '.join(sorted(views))}" for s, views in absent.items() if views]
     if gaps and not cross_view_gallery:
         problems.append(f"no gallery sequence of {few(gaps, joint='; ')}; of the probes, {done}")
