@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from kornia.geometry.transform import (
-    get_perspective_transform,
-    get_rotation_matrix2d,
-    warp_affine,
-    warp_perspective,
-)
+from kornia.geometry.conversions import convert_affinematrix_to_homography, normalize_homography
+from kornia.geometry.linalg import transform_points
+from kornia.geometry.transform import get_perspective_transform, get_rotation_matrix2d
 from torch import Generator, Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 Shape = tuple[int, int, int, int]  # of clips: N, T, H, W
+AT_ONCE = 4  # clips warped at a time: so many stay in a CPU's caches
 
 
 class Augmentation(Protocol):
@@ -284,9 +283,20 @@ def warp(clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
     if not drawn.any():
         return clips
     where = drawn.nonzero()[:, 0]
-    size = (clips.shape[-2], clips.shape[-1])
-    by = warp_affine if matrices.shape[1] == 2 else warp_perspective
-    where_there = where.to(clips.device)
-    chosen = clips.index_select(0, where_there).float()  # a clip's frames are an image's channels
-    warped = by(chosen, matrices[where].to(clips.device), size, align_corners=True)
-    return clips.to(torch.float32).index_copy_(0, where_there, warped)
+    grids = _where_from(matrices[where], *clips.shape[-2:]).to(clips.device)
+    clips = clips.to(torch.float32)
+    for few, grid in zip(where.to(clips.device).split(AT_ONCE), grids.split(AT_ONCE), strict=True):
+        chosen = clips.index_select(0, few)  # a clip's frames are an image's channels
+        clips.index_copy_(0, few, grid_sample(chosen, grid, align_corners=True))
+    return clips
+
+
+def _where_from(matrices: Tensor, h: int, w: int) -> Tensor:
+    """Return where each pixel comes from, as `grid_sample` wants it: ``(n, h, w, 2)``, in -1..1."""
+    affine = matrices.shape[1] == 2
+    square = convert_affinematrix_to_homography(matrices) if affine else matrices
+    back = torch.linalg.inv(normalize_homography(square, (h, w), (h, w)))  # (n, 3, 3)
+    if affine:
+        return affine_grid(back[:, :2], [len(back), 1, h, w], align_corners=True)
+    pixels = affine_grid(torch.eye(2, 3)[None], [1, 1, h, w], align_corners=True)
+    return transform_points(back[:, None], pixels.expand(len(back), -1, -1, -1))

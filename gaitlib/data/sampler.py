@@ -7,7 +7,7 @@ number of loading workers changes nothing.
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import wait
 from typing import NamedTuple, Protocol
@@ -123,19 +123,17 @@ def training_batches(
     sampler = TripletSampler(labels, batch_size, seed, start, stop, batch_shuffle, rank, world_size)
     if rank == 0:
         _tell_of_few_sequences(sampler)
-    choose = partial(
-        choose_frames,
-        sample_type=sample_type,
+    clips = _Clips(
+        dataset,
+        labels,
+        sample_type,
         frames_num_fixed=frames_num_fixed,
         frames_num_min=frames_num_min,
         frames_num_max=frames_num_max,
         frames_skip_num=frames_skip_num,
         frames_all_limit=frames_all_limit,
     )
-    clips = _Clips(dataset, labels, choose)
-    return _loader(
-        clips, sampler, sample_type.startswith("all"), num_workers, persistent_workers, pin_memory
-    )
+    return _loader(clips, sampler, num_workers, persistent_workers, pin_memory)
 
 
 def inference_batches(
@@ -182,17 +180,15 @@ def inference_batches(
     if sample_type.startswith("unfixed"):
         raise ValueError(f"sample_type {sample_type!r} is for training; test with all_* or fixed_*")
     sampler = InferenceSampler(len(dataset), batch_size, seed, rank, world_size)
-    choose = partial(
-        choose_frames,
-        sample_type=sample_type,
+    clips = _Clips(
+        dataset,
+        dataset.labels if labels is None else labels,
+        sample_type,
         frames_num_fixed=frames_num_fixed,
         frames_skip_num=frames_skip_num,
         frames_all_limit=frames_all_limit,
     )
-    clips = _Clips(dataset, dataset.labels if labels is None else labels, choose)
-    return _loader(
-        clips, sampler, sample_type.startswith("all"), num_workers, persistent_workers, pin_memory
-    )
+    return _loader(clips, sampler, num_workers, persistent_workers, pin_memory)
 
 
 def _tell_of_few_sequences(sampler: TripletSampler) -> None:
@@ -208,49 +204,47 @@ def _tell_of_few_sequences(sampler: TripletSampler) -> None:
         )  # fmt: skip
 
 
-class _Clip(NamedTuple):
-    frames: np.ndarray
-    label: int
-    index: int
-    iteration: int
-
-
-class _Clips(Dataset[_Clip]):
-    """Cut one clip: the items are the samplers' (index, clip seed) pairs."""
+class _Clips(Dataset[Batch]):
+    """Cut the clips of a batch: the items are the samplers' lists of (index, clip seed)."""
 
     def __init__(
         self,
         sequences: Sequences,
         labels: Sequence[int] | np.ndarray,
-        choose: Callable[..., np.ndarray],
+        sample_type: str,
+        **settings: int,
     ) -> None:
-        choose(1, np.random.default_rng(0))  # refuse wrong settings now, not in a worker
-        self.sequences, self.labels = sequences, np.asarray(labels, np.int64)
+        self.sequences, self.labels = sequences, torch.as_tensor(np.asarray(labels, np.int64))
         if len(self.labels) != len(sequences):
             raise ValueError(f"{len(self.labels)} labels for {len(sequences)} sequences")
-        self.choose = choose
+        self.choose = partial(choose_frames, sample_type=sample_type, **settings)
+        self.choose(1, np.random.default_rng(0))  # refuse wrong settings now, not in a worker
+        self.one_length = sample_type.startswith("unfixed")  # drawn once for all clips of a batch
+        self.concatenated = sample_type.startswith("all")
 
-    def __getitem__(self, item: tuple[int, ClipSeed]) -> _Clip:
-        index, (seed, iteration, position) = item
-        sequence = self.sequences.sequence(index)
-        # position + 1, because numpy takes [seed, iteration, 0] and [seed, iteration] for the same
-        rng = np.random.default_rng([seed, iteration, position + 1])
-        of_batch = np.random.default_rng([seed, iteration, 0, 1])  # the same for all its clips
-        frames = self.choose(len(sequence), rng, length_rng=of_batch)
-        return _Clip(sequence[frames], int(self.labels[index]), index, iteration)
-
-
-def _collate(clips: list[_Clip], concatenate: bool) -> Batch:
-    frames = [clip.frames for clip in clips]
-    lengths = torch.tensor([len(f) for f in frames]) if concatenate else None
-    joined = np.concatenate(frames)[None] if concatenate else np.stack(frames)
-    return Batch(
-        torch.from_numpy(joined),  # (1, sum T, H, W) or (N, T, H, W)
-        torch.tensor([clip.label for clip in clips]),
-        lengths,
-        torch.tensor([clip.index for clip in clips]),
-        clips[0].iteration,
-    )
+    def __getitem__(self, batch: list[tuple[int, ClipSeed]]) -> Batch:
+        seed, iteration, _ = batch[0][1]
+        chosen = []
+        for index, (_, _, position) in batch:
+            sequence = self.sequences.sequence(index)
+            # position + 1, because numpy takes [seed, iteration, 0] and [seed, iteration] for one
+            rng = np.random.default_rng([seed, iteration, position + 1])
+            of_batch = np.random.default_rng([seed, iteration, 0, 1]) if self.one_length else None
+            chosen.append((sequence, self.choose(len(sequence), rng, length_rng=of_batch)))
+        lengths = [len(frames) for _, frames in chosen]
+        clips = torch.empty(sum(lengths), *chosen[0][0].shape[1:], dtype=torch.uint8)
+        for (sequence, frames), clip in zip(chosen, clips.split(lengths), strict=True):
+            # frames are in range; any other mode would copy by way of a buffer
+            np.take(sequence, frames, axis=0, out=clip.numpy(), mode="clip")
+        layout = (1, len(clips)) if self.concatenated else (len(lengths), lengths[0])
+        indices = torch.tensor([index for index, _ in batch])
+        return Batch(
+            clips.reshape(*layout, *clips.shape[1:]),  # (1, sum T, H, W) or (N, T, H, W)
+            self.labels[indices],
+            torch.tensor(lengths) if self.concatenated else None,
+            indices,
+            iteration,
+        )
 
 
 class _Loader(DataLoader):
@@ -299,21 +293,25 @@ class _Loader(DataLoader):
 def _loader(
     clips: _Clips,
     sampler: Sampler[list[tuple[int, ClipSeed]]],
-    concatenate: bool,
     num_workers: int,
     persistent_workers: bool,
     pin_memory: bool,
 ) -> "DataLoader[Batch]":
     return _Loader(
         clips,
-        batch_sampler=sampler,
+        batch_size=None,  # the sampler's items are whole batches
+        sampler=sampler,
         num_workers=num_workers,
         persistent_workers=persistent_workers and num_workers > 0,
         pin_memory=pin_memory,
-        collate_fn=partial(_collate, concatenate=concatenate),
+        collate_fn=_as_it_is,
         generator=torch.Generator().manual_seed(0),  # else it would draw from the global one
         worker_init_fn=_leave_signals_to_the_main_process,
     )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
