@@ -25,6 +25,7 @@ import torch
 from gaitlib.data.workers import cores
 
 ROOT = Path(__file__).resolve().parents[1]
+PAUSE = 0.1  # s, before each turn: the threads of the other side spin on for a while
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def measure(row: Row, setting: Setting) -> Result:
         start = time.perf_counter()
         while result.turns < least or time.perf_counter() - start < seconds:
             for times, child in zip(result.times, children, strict=False):
+                time.sleep(PAUSE)
                 times.append(child.ask("run"))
             result.turns += 1
         result.peak_mib = children[0].ask("peak")
