@@ -57,10 +57,11 @@ def walkers(setting: Setting, frames: tuple[int, int] = (60, 100)) -> Path:
     )
 
 
-def sequences(setting: Setting, split: str = "TRAIN_SET", *, cache: bool) -> SilhouetteDataset:
-    """Open them."""
+def sequences(setting: Setting, *, cache: bool | str) -> SilhouetteDataset:
+    """Open those to train on, with a ``data_cfg.cache``."""
     root = walkers(setting)
-    return load_split(root, root / "partition.json", split, cache=cache)
+    kept = setting.folder / "mapped" if cache == "mapped" else cache
+    return load_split(root, root / "partition.json", "TRAIN_SET", cache=kept)
 
 
 def labels_of(clips: int, setting: Setting) -> Tensor:

@@ -15,6 +15,7 @@ from gaitlib.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from gaitlib.compress import oto
 from gaitlib.compress.subnet import load_compressed
 from gaitlib.config import ConfigError, load_study
+from gaitlib.data.sampler import training_batches
 from gaitlib.random_state import random_state, restore_random_state, seed_streams
 from gaitlib.stop import TrainingStopped
 
@@ -46,6 +47,18 @@ def train(data, tmp_path, monkeypatch):
         return study, model, graph, history
 
     return train
+
+
+def test_a_mapped_file_gives_loading_processes_the_same_batches(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "DATA", tmp_path)
+    changes = SMALL | {"data_cfg.dataset_root": str(data[0]), "data_cfg.cache": "mapped"}
+    mapped = stages.open_data(load_study(None, changes))
+    assert len(list((tmp_path / "mapped").glob("*.bin"))) == 2  # of training and of testing
+    settings = {"seed": 0, "start": 0, "stop": 2, "batch_size": (2, 2), "frames_num_fixed": 4}
+    expected = list(training_batches(data[1].train, **settings))
+    found = list(training_batches(mapped.train, **settings, num_workers=2))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.clips, theirs.clips) and torch.equal(ours.labels, theirs.labels)
 
 
 def test_a_stage_stopped_before_its_first_row_of_history_resumes(train, monkeypatch):

@@ -1,6 +1,7 @@
 """The data_cfg section: which silhouettes, and how they are read."""
 
 import json
+from typing import Literal
 
 from pydantic import (
     Field,
@@ -44,7 +45,8 @@ class DataCfg(Section):
       trained on and which tested. Relative paths start at the working folder, or else at the
       project's.
     - ``num_workers``: loading processes; they change no batch.
-    - ``cache``: keep all silhouettes in memory.
+    - ``cache``: keep all silhouettes in memory; ``mapped`` gathers them in one memory-mapped file
+      under ``data/mapped``, which all processes share and later runs open at once.
     - ``remove_no_gallery``: leave out probes whose subject has no gallery sequence at a view,
       instead of counting a miss.
     - ``data_in_use``: which of a sequence folder's files are read; the first alone can be.
@@ -56,7 +58,7 @@ class DataCfg(Section):
     dataset_partition: str | None = None
     num_workers: NonNegativeInt = 1
     remove_no_gallery: bool = False
-    cache: bool = False
+    cache: Literal[False, True, "mapped"] = False
     data_in_use: tuple[StrictBool | StrictInt, ...] | None = Field(default=None, strict=False)
     walker: WalkerCfg | None = None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gaitlib.data.mapped import map_sequences, try_to_read
 from gaitlib.data.partition import SPLITS, read_partition
 from gaitlib.data.sequence_file import SequenceError, read_sequence, write_sequence
 
@@ -114,7 +115,8 @@ class SilhouetteDataset:
 
     Args:
         table: rows with subject, type, view and path, as from :func:`index_tree`.
-        cache: keep the frames in memory (4 kB a frame).
+        cache: keep the frames in memory (4 kB a frame); or a folder, whose file of the frames is
+            memory-mapped, and made if need be: see `gaitlib.data.mapped`.
         min_frames: leave out sequences shorter than this.
         workers: reading threads.
 
@@ -129,23 +131,22 @@ class SilhouetteDataset:
     """
 
     def __init__(
-        self, table: pd.DataFrame, *, cache: bool = False, min_frames: int = 1, workers: int = 2
+        self,
+        table: pd.DataFrame,
+        *,
+        cache: bool | Path = False,
+        min_frames: int = 1,
+        workers: int = 2,
     ) -> None:
-        def check(path: str) -> tuple[tuple[int, ...], np.ndarray | None, str]:
-            try:
-                frames = read_sequence(path)
-            except SequenceError as error:
-                return (), None, str(error)
-            if len(frames) < min_frames:
-                return frames.shape, None, f"{len(frames)} frames, fewer than {min_frames}"
-            return frames.shape, frames if cache else None, ""
-
         table = table.reset_index(drop=True)
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            shapes, arrays, faults = (
-                zip(*pool.map(check, table["path"]), strict=True) if len(table) else ((),) * 3
-            )
-        faults = list(faults)
+        if isinstance(cache, Path):
+            kept = map_sequences(cache, table["path"], workers)
+            shapes, faults = kept.shapes, list(kept.faults)
+        else:
+            kept, shapes, faults = _read(table["path"], cache, workers)
+        for i, shape in enumerate(shapes):
+            if not faults[i] and shape[0] < min_frames:
+                faults[i] = f"{shape[0]} frames, fewer than {min_frames}"
         sizes = Counter(s[1:] for s, fault in zip(shapes, faults, strict=True) if not fault)
         if len(sizes) > 1:
             usual = sizes.most_common(1)[0][0]
@@ -175,7 +176,7 @@ class SilhouetteDataset:
             np.int64
         )
         self._shapes = [shapes[i] for i in good]
-        self._cached = [arrays[i] for i in good] if cache else None
+        self._kept, self._positions = kept, good
 
     def __len__(self) -> int:
         return len(self.table)
@@ -186,8 +187,8 @@ class SilhouetteDataset:
         Raises:
             SequenceError: the file is no longer what was checked.
         """
-        if self._cached is not None:
-            return self._cached[index]
+        if self._kept is not None:
+            return self._kept[self._positions[index]]
         path = self.table["path"].iat[index]
         frames = read_sequence(path)
         if frames.shape != self._shapes[index]:
@@ -198,12 +199,27 @@ class SilhouetteDataset:
         return frames
 
 
+def _read(
+    paths: pd.Series, cache: bool, workers: int
+) -> tuple[list[np.ndarray | None] | None, list[tuple[int, ...]], list[str]]:
+    """Return the sequences, None unless they are to be kept; their shapes; and their faults."""
+
+    def read(path: str) -> tuple[np.ndarray | None, tuple[int, ...], str]:
+        frames, fault = try_to_read(path)
+        return frames if cache else None, () if frames is None else frames.shape, fault
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = list(pool.map(read, paths))
+    sequences, shapes, faults = ([entry[i] for entry in found] for i in range(3))
+    return sequences if cache else None, shapes, faults
+
+
 def load_split(
     root: str | Path,
     partition: str | Path | Mapping[str, Sequence[str]],
     split: str,
     *,
-    cache: bool = False,
+    cache: bool | Path = False,
     min_frames: int = 1,
     workers: int = 2,
 ) -> SilhouetteDataset:

@@ -1,5 +1,6 @@
 """Open the data set of a study, and make it first if it is the embedded one."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,12 @@ def open_data(study: Study, progress: bool = False) -> StudyData:
         ConfigError: if the network's classes or the sampler do not fit the training subjects.
     """
     name, root, partition = dataset_paths(study, progress)
-    train, test = (
-        load_split(root, partition, split, cache=study.data_cfg.cache)
-        for split in ("TRAIN_SET", "TEST_SET")
-    )
+    mapped = study.data_cfg.cache == "mapped"
+    cache = runs.DATA / "mapped" if mapped else study.data_cfg.cache
+    with distributed.one_first() if mapped else contextlib.nullcontext():
+        train, test = (
+            load_split(root, partition, split, cache=cache) for split in ("TRAIN_SET", "TEST_SET")
+        )
     try:
         study.check_subjects(len(train.subjects))
         for section in (study.trainer_cfg, study.evaluator_cfg):

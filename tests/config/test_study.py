@@ -90,6 +90,7 @@ HESSO = {
             ["does not read hesso_optimizer_cfg", "give its keys to geta_optimizer_cfg"],
         ),
         ({"model_cfg.backbone_cfg.strides": [1]}, ["strides [1]", "one entry a stage"]),
+        ({"data_cfg.cache": "disk"}, ["data_cfg.cache", "'mapped'", "'disk'"]),
         ({"data_cfg.walker.train": 34}, ["34 of 34", "leave at least one"]),
     ],
 )
