@@ -48,7 +48,8 @@ def main() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         setting = Setting(device, Path(folder), arguments.quick)
-        print(" | ".join(f"{k} {v}" for k, v in machine(setting).items()), flush=True)
+        where = machine(setting)
+        print(" | ".join(f"{k} {v}" for k, v in where.items()), flush=True)
         print(_line("row", "what", "against", "ours", "theirs", "ratio", "target", ""), flush=True)
         print(_line(*["---"] * 8), flush=True)
         results = {}
@@ -59,7 +60,7 @@ def main() -> None:
         whole = not arguments.quick and not arguments.only
         path = arguments.csv or (RESULTS / f"{device}.csv" if whole else None)
         if path is not None:
-            _write(Path(path), results, machine(setting))
+            _write(Path(path), results, where)
             print(f"written to {path}")
 
 

@@ -233,8 +233,9 @@ class RandomErasing:
 
     def apply(self, clips: Tensor, drawn: Tensor, boxes: Tensor) -> Tensor:
         """Blank a box in the clips (or frames) that are drawn."""
+        edges = boxes.int().tolist()
         for n, t in drawn.nonzero().tolist():
-            top, bottom, left, right = boxes[n, t].int().tolist()
+            top, bottom, left, right = edges[n][t]
             frames = slice(t, t + 1) if self.per_frame else slice(None)
             clips[n, frames, top:bottom, left:right] = 0
         return clips
