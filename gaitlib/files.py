@@ -23,7 +23,7 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
     try:
         yield part
         if durable:
-            with part.open("rb") as stream:
+            with part.open("r+b") as stream:
                 os.fsync(stream.fileno())
         part.chmod(0o644)
         os.replace(part, path)

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 Shape = tuple[int, int, int, int]  # of clips: N, T, H, W
-AT_ONCE = 4  # clips warped at a time: so many stay in a CPU's caches
+AT_ONCE = 4  # clips that a CPU warps at a time: so many stay in its caches
 
 
 class Augmentation(Protocol):
@@ -279,14 +279,15 @@ def warp(clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
     """Warp the ``drawn`` clips, ``(N,)`` bool, by matrices of pixels, ``(N, 2 or 3, 3)``.
 
     Returns:
-        float32: the clips themselves, written to, if they are that; or if none is drawn.
+        float32: the clips themselves, written to, if they are that. What came, if none is drawn.
     """
     if not drawn.any():
         return clips
     where = drawn.nonzero()[:, 0]
     grids = _where_from(matrices[where], *clips.shape[-2:]).to(clips.device)
-    clips = clips.to(torch.float32)
-    for few, grid in zip(where.to(clips.device).split(AT_ONCE), grids.split(AT_ONCE), strict=True):
+    clips, where = clips.to(torch.float32), where.to(clips.device)
+    at_once = AT_ONCE if clips.device.type == "cpu" else len(where)
+    for few, grid in zip(where.split(at_once), grids.split(at_once), strict=True):
         chosen = clips.index_select(0, few)  # a clip's frames are an image's channels
         clips.index_copy_(0, few, grid_sample(chosen, grid, align_corners=True))
     return clips

@@ -111,7 +111,8 @@ def missing_sequences(
 class SilhouetteDataset:
     """The good sequences of some subjects; the others stand in ``problems``.
 
-    Every file is read once here, in threads, to check it and to count its frames.
+    Every file is read once here, in threads, to check it and to count its frames; those of a mapped
+    file were when that was made.
 
     Args:
         table: rows with subject, type, view and path, as from :func:`index_tree`.
@@ -127,7 +128,8 @@ class SilhouetteDataset:
         labels: ``(len,)`` int64.
 
     Raises:
-        ValueError: no sequence is good.
+        ValueError: no sequence is good, or ``cache`` is text.
+        OSError: a mapped file cannot be written.
     """
 
     def __init__(
@@ -138,6 +140,8 @@ class SilhouetteDataset:
         min_frames: int = 1,
         workers: int = 2,
     ) -> None:
+        if isinstance(cache, str):
+            raise ValueError(f"cache is {cache!r}: give True, False, or a Path to a folder")
         table = table.reset_index(drop=True)
         if isinstance(cache, Path):
             kept = map_sequences(cache, table["path"], workers)

@@ -224,22 +224,26 @@ class _Clips(Dataset[Batch]):
 
     def __getitem__(self, batch: list[tuple[int, ClipSeed]]) -> Batch:
         seed, iteration, _ = batch[0][1]
-        chosen = []
-        for index, (_, _, position) in batch:
+        clips, lengths = [], []
+        for n, (index, (_, _, position)) in enumerate(batch):
             sequence = self.sequences.sequence(index)
             # position + 1, because numpy takes [seed, iteration, 0] and [seed, iteration] for one
             rng = np.random.default_rng([seed, iteration, position + 1])
             of_batch = np.random.default_rng([seed, iteration, 0, 1]) if self.one_length else None
-            chosen.append((sequence, self.choose(len(sequence), rng, length_rng=of_batch)))
-        lengths = [len(frames) for _, frames in chosen]
-        clips = torch.empty(sum(lengths), *chosen[0][0].shape[1:], dtype=torch.uint8)
-        for (sequence, frames), clip in zip(chosen, clips.split(lengths), strict=True):
-            # frames are in range; any other mode would copy by way of a buffer
-            np.take(sequence, frames, axis=0, out=clip.numpy(), mode="clip")
-        layout = (1, len(clips)) if self.concatenated else (len(lengths), lengths[0])
+            frames = self.choose(len(sequence), rng, length_rng=of_batch)
+            lengths.append(len(frames))
+            if self.concatenated:
+                clips.append(sequence[frames])
+                continue
+            if not n:
+                clips = np.empty((len(batch), len(frames), *sequence.shape[1:]), np.uint8)
+            # frames are in range; the mode that checks it would copy by way of a buffer
+            np.take(sequence, frames, axis=0, out=clips[n], mode="clip")
+        if self.concatenated:
+            clips = np.concatenate(clips)[None]
         indices = torch.tensor([index for index, _ in batch])
         return Batch(
-            clips.reshape(*layout, *clips.shape[1:]),  # (1, sum T, H, W) or (N, T, H, W)
+            torch.from_numpy(clips),  # (1, sum T, H, W) or (N, T, H, W)
             self.labels[indices],
             torch.tensor(lengths) if self.concatenated else None,
             indices,

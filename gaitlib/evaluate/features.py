@@ -123,10 +123,10 @@ def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 2
     differences; so equal features are at distance 0.
 
     Args:
-        probe: ``(n, C, P)`` on any device.
-        gallery: ``(m, C, P)`` on the same device.
+        probe: ``(n, C, P)`` on any device, finite.
+        gallery: ``(m, C, P)`` on the same device, finite.
         metric: "euc" or "cos".
-        chunk: probes at a time; the memory needed beside the result is ``3 * chunk * m`` numbers
+        chunk: probes at a time; the memory needed beside the result is ``4 * chunk * m`` numbers
             and twice the gallery.
 
     Returns:
@@ -146,8 +146,9 @@ def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 2
     if metric == "cos":
         probe, gallery = F.normalize(probe, dim=1), F.normalize(gallery, dim=1)
     gallery = gallery.permute(2, 0, 1).contiguous()  # (P, m, C)
-    mean = gallery.mean(1, keepdim=True)  # (P, 1, C)
-    about = gallery - mean if metric == "euc" else gallery
+    if metric == "euc":
+        mean = gallery.mean(1, keepdim=True)  # (P, 1, C)
+        about = gallery - mean
     rows = []
     for piece in probe.split(chunk):
         piece = piece.permute(2, 0, 1).contiguous()  # (P, chunk, C)

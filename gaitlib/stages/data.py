@@ -59,10 +59,11 @@ def locate(path: str | None) -> Path:
 
 
 def open_data(study: Study, progress: bool = False) -> StudyData:
-    """Read, check and count the sequences of a study.
+    """Read, check and count the sequences of a study, or open the file that holds them mapped.
 
     Raises:
         ConfigError: if the network's classes or the sampler do not fit the training subjects.
+        OSError: if ``data_cfg.cache: mapped`` has no room.
     """
     name, root, partition = dataset_paths(study, progress)
     mapped = study.data_cfg.cache == "mapped"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gaitlib.data import mapped
-from gaitlib.data.casia_b import load_split, write_sequence
+from gaitlib.data.casia_b import SequenceError, load_split, write_sequence
 from gaitlib.data.mapped import map_sequences
 
 
@@ -55,17 +55,30 @@ def test_a_pickled_one_is_its_name(tmp_path, paths):
     holds(pickle.loads(content), 1, 2, 3, 4, 5)
 
 
-def test_a_changed_file_makes_it_anew_and_removes_the_old_one(tmp_path, paths):
+def test_a_changed_file_makes_it_anew_and_leaves_the_old_one_to_who_has_it(tmp_path, paths, caplog):
     folder = tmp_path / "mapped"
-    holds(map_sequences(folder, paths), 1, 2)
+    old = map_sequences(folder, paths)
     write_sequence(paths[1], frames(7))
     holds(map_sequences(folder, paths), 1, 7)
+    holds(old, 1, 2)
+    holds(pickle.loads(pickle.dumps(old)), 1, 2)  # as a loading process opens it
+    assert "out of date" in caplog.text and old.path.stem.rpartition("-")[0] in caplog.text
     stat = os.stat(paths[0])
     write_sequence(paths[0], 255 - frames(1))  # as long as before: the time alone tells
     os.utime(paths[0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
-    found = map_sequences(folder, paths)
-    np.testing.assert_array_equal(found[0], 255 - frames(1))
-    assert {path.suffix for path in folder.iterdir()} == {".bin", ".json"}
+    np.testing.assert_array_equal(map_sequences(folder, paths)[0], 255 - frames(1))
+
+
+def test_who_makes_it_later_takes_the_one_that_is_there(tmp_path, paths, monkeypatch):
+    folder, write = tmp_path / "mapped", mapped._write
+
+    def slowly(*arguments):
+        monkeypatch.setattr(mapped, "_write", write)
+        first = map_sequences(folder, paths)  # another process, meanwhile
+        return write(*arguments) if first else None
+
+    monkeypatch.setattr(mapped, "_write", slowly)
+    holds(map_sequences(folder, paths), 1, 2, 3, 4, 5)
     assert len(list(folder.iterdir())) == 2
 
 
@@ -89,11 +102,28 @@ def test_a_file_that_is_not_whole_is_made_again(tmp_path, paths, reads, fault):
     assert len(reads) == 10
 
 
+def test_what_could_not_be_read_is_tried_again(tmp_path, paths, reads, monkeypatch):
+    read = mapped.read_sequence
+
+    def refused(path):
+        if path == paths[1]:
+            raise SequenceError(f"cannot read the sequence {path}: PermissionError")
+        return read(path)
+
+    monkeypatch.setattr(mapped, "read_sequence", refused)
+    assert "PermissionError" in map_sequences(tmp_path, paths).faults[1]
+    before = len(reads)
+    assert "PermissionError" in map_sequences(tmp_path, paths).faults[1]
+    assert len(reads) == before  # of the others none was read again
+    monkeypatch.setattr(mapped, "read_sequence", read)
+    holds(map_sequences(tmp_path, paths), 1, 2, 3, 4, 5)
+
+
 def test_a_full_disk_leaves_nothing_and_says_what_is_needed(tmp_path, paths, monkeypatch):
-    def full(path):
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mapped, "read_sequence", full)
+    monkeypatch.setattr(os, "fsync", full)
     needed = sum(os.path.getsize(path) for path in paths) / 1e6
     with pytest.raises(OSError, match=rf"{needed:.0f} MB in .*No space.*write cache: false"):
         map_sequences(tmp_path / "mapped", paths)
@@ -114,3 +144,5 @@ def test_a_split_is_the_same_from_a_mapped_file_faults_included(tmp_path, paths)
         assert found.table.equals(plain.table) and len(found) == 2
         for i in range(len(plain)):
             np.testing.assert_array_equal(found.sequence(i), plain.sequence(i))
+    with pytest.raises(ValueError, match="cache is 'mapped'"):
+        load_split(root, partition, "TRAIN_SET", cache="mapped")
