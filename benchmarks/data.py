@@ -1,5 +1,6 @@
 """Making data: silhouettes from raw frames, and walkers from nothing."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -25,9 +26,8 @@ def raw(setting: Setting, subjects: int) -> tuple[Path, int]:
     )  # fmt: skip
     root.mkdir(exist_ok=True)
     for i in range(2 if setting.quick else subjects):
-        link = root / f"{i + 1:03d}"
-        if not link.exists():
-            os.symlink(drawn / "001", link)
+        with contextlib.suppress(FileExistsError):  # the other side's
+            os.symlink(drawn / "001", root / f"{i + 1:03d}")
     return root, sum(1 for _ in root.glob("*/*/*/*.png"))
 
 

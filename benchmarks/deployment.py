@@ -13,6 +13,7 @@ from benchmarks.networks import compressed, network_of, study_of
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.compress.onnx import OnnxNetwork, export_onnx
 from gaitlib.compress.subnet import drop_bnnecks
+from gaitlib.device import keep_freed_memory
 from gaitlib.profile import macs_per_frame
 
 FRAMES = 10
@@ -30,6 +31,7 @@ def network(
         dense: keep all channels.
         divisible: what the channels left in a layer are a multiple of.
     """
+    keep_freed_memory(setting.device)
     model = network_of("full", setting).eval()
     if not dense:
         model = compressed(model, divisible)
