@@ -79,12 +79,17 @@ def _cells(name: str, result: Result) -> list[str]:
     if row.memory:
         ours, theirs, ratio = f"{result.peak_mib:.0f} MiB", "", ""
     else:
-        ours, theirs = (f"{v:.4g} {row.unit}" for v in (result.ours, result.theirs))
-        ratio = f"{result.ratio:.2f}" if row.theirs else ""
+        ours, theirs = (f"{_number(v)} {row.unit}" for v in (result.ours, result.theirs))
+        ratio = _number(result.ratio) if row.theirs else ""
         theirs = theirs if row.theirs else ""
     if result.note:
         ours = theirs = ratio = ""
     return [name, row.what, row.against, ours, theirs, ratio, _target(row), result.verdict]
+
+
+def _number(value: float) -> str:
+    """Write a number with three digits or more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def _target(row: Row) -> str:
