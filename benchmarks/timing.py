@@ -123,9 +123,11 @@ def measure(row: Row, setting: Setting) -> Result:
         result.note = "no GPU"
         return result
     chosen = [side for side in (row.ours, row.theirs) if side is not None]
-    children = [_Child(side, arguments, setting) for side, arguments in chosen]
+    children, amounts = [], []
     try:
-        amounts = [child.receive() for child in children]  # each has run once, to warm up
+        for side, arguments in chosen:  # one by one: the second finds the data that the first made
+            children.append(_Child(side, arguments, setting))
+            amounts.append(children[-1].receive())  # it has run once, to warm up
         least, seconds = (2, 0.0) if setting.quick else (row.turns, row.seconds)
         start = time.perf_counter()
         while result.turns < least or time.perf_counter() - start < seconds:

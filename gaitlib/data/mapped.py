@@ -92,6 +92,7 @@ def map_sequences(folder: Path, paths: Sequence[str], workers: int = 2) -> Mappe
         with replacing(index, durable=True) as part:
             part.write_text(json.dumps([content.name, shapes, faults]))
     except OSError as error:
+        content.unlink(missing_ok=True)
         needed = sum(os.path.getsize(path) for path in names if os.path.exists(path))
         raise OSError(
             error.errno,
