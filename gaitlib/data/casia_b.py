@@ -14,9 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gaitlib.data.mapped import map_sequences, try_to_read
+from gaitlib.data.mapped import map_sequences
 from gaitlib.data.partition import SPLITS, read_partition
-from gaitlib.data.sequence_file import SequenceError, read_sequence, write_sequence
+from gaitlib.data.sequence_file import (
+    SequenceError,
+    read_sequence,
+    try_to_read,
+    write_sequence,
+)
 
 __all__ = [
     "TYPES",

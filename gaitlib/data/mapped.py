@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gaitlib.data.sequence_file import SequenceError, read_sequence
+from gaitlib.data.sequence_file import try_to_read
 from gaitlib.files import replacing
 
 log = logging.getLogger(__name__)
@@ -130,14 +130,6 @@ def _write(
                 if frames is not None:
                     file.write(frames.data)
     return shapes, faults
-
-
-def try_to_read(path: str) -> tuple[np.ndarray | None, str]:
-    """Return a sequence, or None and why it cannot be read."""
-    try:
-        return read_sequence(path), ""
-    except SequenceError as error:
-        return None, str(error)
 
 
 def _state(path: str) -> str:

@@ -115,6 +115,14 @@ def read_sequence(path: str | Path) -> np.ndarray:
     return np.array(frames, order="C")  # (T, H, W)
 
 
+def try_to_read(path: str | Path) -> tuple[np.ndarray | None, str]:
+    """Return a sequence, or None and why it cannot be read."""
+    try:
+        return read_sequence(path), ""
+    except SequenceError as error:
+        return None, str(error)
+
+
 def write_sequence(path: str | Path, frames: np.ndarray) -> None:
     """Write one sequence so that this project and OpenGait read it; never half a file.
 

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from gaitlib.data import mapped
+from gaitlib.data import mapped, sequence_file
 from gaitlib.data.casia_b import SequenceError, load_split, write_sequence
 from gaitlib.data.mapped import map_sequences
 
@@ -27,8 +27,13 @@ def paths(tmp_path):
 @pytest.fixture
 def reads(monkeypatch):
     """Every path that is read."""
-    read, seen = mapped.read_sequence, []
-    monkeypatch.setattr(mapped, "read_sequence", lambda path: seen.append(path) or read(path))
+    read, seen = sequence_file.read_sequence, []
+
+    def noted(path):
+        seen.append(path)
+        return read(path)
+
+    monkeypatch.setattr(sequence_file, "read_sequence", noted)
     return seen
 
 
@@ -103,19 +108,19 @@ def test_a_file_that_is_not_whole_is_made_again(tmp_path, paths, reads, fault):
 
 
 def test_what_could_not_be_read_is_tried_again(tmp_path, paths, reads, monkeypatch):
-    read = mapped.read_sequence
+    read = sequence_file.read_sequence
 
     def refused(path):
         if path == paths[1]:
             raise SequenceError(f"cannot read the sequence {path}: PermissionError")
         return read(path)
 
-    monkeypatch.setattr(mapped, "read_sequence", refused)
+    monkeypatch.setattr(sequence_file, "read_sequence", refused)
     assert "PermissionError" in map_sequences(tmp_path, paths).faults[1]
     before = len(reads)
     assert "PermissionError" in map_sequences(tmp_path, paths).faults[1]
     assert len(reads) == before  # of the others none was read again
-    monkeypatch.setattr(mapped, "read_sequence", read)
+    monkeypatch.setattr(sequence_file, "read_sequence", read)
     holds(map_sequences(tmp_path, paths), 1, 2, 3, 4, 5)
 
 
