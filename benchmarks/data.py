@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.pretreat import pretreat_tree
 from gaitlib.data.sequence_file import write_sequence
-from gaitlib.data.walker import TYPES, VIEWS, make_walkers
-from gaitlib.data.workers import cores
+from gaitlib.system.processes import cores
+from walkers import TYPES, VIEWS, make_walkers
 
 
 def raw(setting: Setting, subjects: int) -> tuple[Path, int]:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.networks import compressed, network_of, study_of
+from benchmarks.networks import compressed, experiment_of, network_of
 from benchmarks.timing import Row, Setting, Work
-from gaitlib.compress.onnx import OnnxNetwork, export_onnx
-from gaitlib.compress.subnet import drop_bnnecks
-from gaitlib.device import keep_freed_memory
-from gaitlib.profile import macs_per_frame
+from gaitlib.deploy.cut_network import drop_bnnecks
+from gaitlib.deploy.onnx_export import OnnxNetwork, export_onnx
+from gaitlib.model.network_cost import macs_per_frame
+from gaitlib.system.device import keep_freed_memory
 
 FRAMES = 10
 
@@ -54,7 +54,7 @@ def _onnx(setting: Setting, model: torch.nn.Module, name: str) -> OnnxNetwork:
     return OnnxNetwork(export_onnx(model.cpu(), path))
 
 
-DEFAULT = study_of("full").compression.group_divisible
+DEFAULT = experiment_of("full").compression.group_divisible
 
 
 def _against_dense(runtime: str, clips: int, divisible: int) -> Row:

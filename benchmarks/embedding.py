@@ -2,14 +2,14 @@
 
 import torch
 
-from benchmarks.networks import network_of, study_of
+from benchmarks.networks import experiment_of, network_of
 from benchmarks.timing import Row, Setting, Work
+from gaitlib.data.batches import inference_batches
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
-from gaitlib.data.sampler import inference_batches
-from gaitlib.data.walker import make_walkers
-from gaitlib.device import keep_freed_memory
 from gaitlib.evaluate import embed
-from gaitlib.stages.data import transform_of
+from gaitlib.steps.dataset import transform_of
+from gaitlib.system.device import keep_freed_memory
+from walkers import make_walkers
 
 
 def _test_set(setting: Setting, frames: tuple[int, int]) -> SilhouetteDataset:
@@ -24,10 +24,14 @@ def _test_set(setting: Setting, frames: tuple[int, int]) -> SilhouetteDataset:
 
 
 def ours(setting: Setting, size: str, frames: tuple[int, int]) -> Work:
-    """Embed as `gaitlib.stages.evaluate_network` does."""
+    """Embed as `gaitlib.steps.evaluate_network` does."""
     keep_freed_memory(setting.device)
-    study, model, data = study_of(size), network_of(size, setting), _test_set(setting, frames)
-    cfg = study.evaluator_cfg
+    experiment, model, data = (
+        experiment_of(size),
+        network_of(size, setting),
+        _test_set(setting, frames),
+    )
+    cfg = experiment.evaluator_cfg
     transform = transform_of(cfg)
 
     def run() -> None:

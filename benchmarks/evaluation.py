@@ -9,14 +9,9 @@ from torch import Tensor
 
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.casia_b import TYPES, VIEWS
-from gaitlib.device import keep_freed_memory
 from gaitlib.evaluate import evaluate_indoor
-from gaitlib.evaluate.protocol import (
-    CROSS_VIEW_GALLERY,
-    CROSS_VIEW_PROBES,
-    GALLERY,
-    PROBES,
-)
+from gaitlib.evaluate.protocol import CROSS_VIEW_GALLERY, CROSS_VIEW_PROBES, GALLERY, PROBES
+from gaitlib.system.device import keep_freed_memory
 
 CHANNELS, PARTS = 256, 16
 OU_SUBJECTS, OU_VIEWS = 10_307, tuple(f"{angle:03d}" for angle in range(0, 196, 15))
@@ -35,7 +30,7 @@ def test_set(setting: Setting) -> tuple[Tensor, pd.DataFrame]:
 
 
 def ours(setting: Setting, cross_view: bool) -> Work:
-    """Rank as `gaitlib.stages.evaluate_network` does."""
+    """Rank as `gaitlib.steps.evaluate_network` does."""
     keep_freed_memory(setting.device)
     features, table = test_set(setting)
     return Work(lambda: evaluate_indoor(features, table, cross_view_gallery=cross_view))

@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from benchmarks import step
-from benchmarks.networks import sequences, study_of
+from benchmarks.networks import experiment_of, sequences
 from benchmarks.per_clip import loader
 from benchmarks.timing import Row, Setting, Work
-from gaitlib.data.sampler import training_batches
-from gaitlib.device import keep_freed_memory
-from gaitlib.stages.data import transform_of
+from gaitlib.data.batches import training_batches
+from gaitlib.steps.dataset import transform_of
+from gaitlib.system.device import keep_freed_memory
 
 P, K, FRAMES = 8, 16, 30
 BATCHES = 4  # a run
 
 
 def ours(setting: Setting, cache: bool | str) -> Work:
-    """Feed as `gaitlib.train.fit` does."""
+    """Feed as `gaitlib.train.loop.fit` does."""
     keep_freed_memory(setting.device)
-    cfg = study_of("full").trainer_cfg
+    cfg = experiment_of("full").trainer_cfg
     transform, generator = transform_of(cfg), torch.Generator()
     batches = iter(
         training_batches(

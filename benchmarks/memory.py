@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks import step
-from benchmarks.networks import labels_of, network_of, study_of
+from benchmarks.networks import experiment_of, labels_of, network_of
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.model import build_losses
 
@@ -13,7 +13,7 @@ def full_step(setting: Setting, frames: int) -> Work:
     model = network_of("full", setting)
     clips = torch.rand(4, frames, 64, 44, device=setting.device)
     labels = labels_of(4, setting)
-    losses = build_losses([term.model_dump() for term in study_of("full").loss_cfg])
+    losses = build_losses([term.model_dump() for term in experiment_of("full").loss_cfg])
     return Work(lambda: losses(model(clips), labels)[0].backward())
 
 

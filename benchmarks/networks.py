@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import ROOT, Setting
-from gaitlib.compress import oto
-from gaitlib.compress.graph import Graph
-from gaitlib.compress.saliency import choose
-from gaitlib.config import Study, load_study
+from gaitlib.config import Experiment, load_experiment
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
-from gaitlib.data.walker import make_walkers
 from gaitlib.model import GaitBase, build_model
+from gaitlib.prune import oto
+from gaitlib.prune.graph import Graph
+from gaitlib.prune.importance import choose
+from walkers import make_walkers
 
 STUDIES = {
     "full": ROOT / "params/casia_b/gaitbase_resnet_geta.yaml",  # GaitBase, 7.3 M parameters
@@ -21,15 +21,15 @@ STUDIES = {
 FEW_FRAMES = (1, 2, 1, 64, 44)  # a trace looks at shapes alone
 
 
-def study_of(size: str) -> Study:
-    """Return the study whose network is ``full`` or ``slim``."""
-    return load_study(STUDIES[size])
+def experiment_of(size: str) -> Experiment:
+    """Return the experiment whose network is ``full`` or ``slim``."""
+    return load_experiment(STUDIES[size])
 
 
 def network_of(size: str, setting: Setting) -> GaitBase:
     """Build that network with the same weights at each call."""
     torch.manual_seed(0)
-    return build_model(**study_of(size).model_cfg.build_arguments()).to(setting.device)
+    return build_model(**experiment_of(size).model_cfg.build_arguments()).to(setting.device)
 
 
 def graph_of(model: GaitBase) -> Graph:
@@ -43,7 +43,7 @@ def compressed(model: GaitBase, divisible: int = 1, share: float = 0.5) -> nn.Mo
     groups = graph.prunable()
     torch.manual_seed(1)
     scores = [torch.rand(group.channels).tolist() for group in groups]
-    quota = int(share * graph.total_num_groups)
+    quota = int(share * graph.num_channels)
     chosen = choose(scores, [[] for _ in groups], quota, divisible)
     graph.zero(dict(zip((group.id for group in groups), chosen, strict=True)))
     return graph.slice().eval()

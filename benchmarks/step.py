@@ -5,15 +5,15 @@ from itertools import islice
 import torch
 from torch import nn
 
-from benchmarks.networks import labels_of, network_of, sequences, study_of
+from benchmarks.networks import experiment_of, labels_of, network_of, sequences
 from benchmarks.per_clip import loader
 from benchmarks.timing import Row, Setting, Work
-from gaitlib.compress.quantizer import calibrate, quantize_network
-from gaitlib.data.sampler import training_batches
-from gaitlib.device import choose_precision, keep_freed_memory
+from gaitlib.data.batches import training_batches
 from gaitlib.model import GaitBase, build_losses
-from gaitlib.stages.data import transform_of
-from gaitlib.train import fit
+from gaitlib.quantize.quantization import calibrate, quantize_network
+from gaitlib.steps.dataset import transform_of
+from gaitlib.system.device import choose_precision, keep_freed_memory
+from gaitlib.train.loop import fit
 
 BATCH = {"full": (4, 2, 4), "slim": (8, 8, 3)}  # P, K, T on a CPU
 ON_CUDA = (8, 16, 30)
@@ -25,14 +25,14 @@ def _batch(size: str, setting: Setting) -> tuple[int, int, int]:
 
 
 def ours(setting: Setting, size: str, amp: bool = False) -> Work:
-    """Train as `gaitlib.stages.train_stage` does."""
+    """Train as `gaitlib.steps.train_stage` does."""
     device = torch.device(setting.device)
     keep_freed_memory(device)
-    study, model = study_of(size), network_of(size, setting)
+    experiment, model = experiment_of(size), network_of(size, setting)
     p, k, t = _batch(size, setting)
     steps = STEPS[setting.device]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    losses = build_losses([term.model_dump() for term in study.loss_cfg])
+    losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
     precision = choose_precision(amp, "float16", device)
     batches = iter(
         training_batches(
@@ -46,7 +46,7 @@ def ours(setting: Setting, size: str, amp: bool = False) -> Work:
             pin_memory=device.type == "cuda",
         )
     )
-    transform = transform_of(study_of("full").trainer_cfg)
+    transform = transform_of(experiment_of("full").trainer_cfg)
 
     def run() -> None:
         fit(
@@ -59,10 +59,10 @@ def ours(setting: Setting, size: str, amp: bool = False) -> Work:
 
 def eager(setting: Setting, size: str, amp: bool = False) -> Work:
     """Train in a plain loop over the per-clip DataLoader."""
-    study, model = study_of(size), network_of(size, setting)
+    experiment, model = experiment_of(size), network_of(size, setting)
     p, k, t = _batch(size, setting)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    losses = build_losses([term.model_dump() for term in study.loss_cfg])
+    losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
     scaler = torch.amp.GradScaler(setting.device, enabled=amp)
     batches = iter(loader(setting, True, p, k, t))
     model.train()
@@ -85,14 +85,14 @@ def eager(setting: Setting, size: str, amp: bool = False) -> Work:
 def network_alone(setting: Setting, size: str, quantized: bool = False) -> Work:
     """Forward, losses, backward and SGD on clips that are there; counted in frames."""
     keep_freed_memory(setting.device)
-    study, model = study_of(size), network_of(size, setting)
+    experiment, model = experiment_of(size), network_of(size, setting)
     p, k, t = _batch(size, setting)
     clips = torch.rand(p * k, t, 64, 44, device=setting.device)
     labels = labels_of(p * k, setting)
     if quantized:
         _quantize(model, clips)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-    losses = build_losses([term.model_dump() for term in study.loss_cfg])
+    losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
     model.train()
 
     def run() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from gaitlib.data.workers import cores
+from gaitlib.system.processes import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 PAUSE = 0.1  # s, before each turn: the threads of the other side spin on for a while

@@ -19,19 +19,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 
-from gaitlib import distributed, profile, runs, stages
-from gaitlib.check_resume import ResumeError, check_resume
-from gaitlib.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, restore_model
-from gaitlib.compress import oto, subnet
-from gaitlib.config import ConfigError, Study, load_study, read_value, read_yaml
+from gaitlib import runs, steps
+from gaitlib.config import ConfigError, Experiment, load_experiment, read_value, read_yaml
 from gaitlib.data.pretreat import pretreat_tree
-from gaitlib.data.walker import make_walkers
-from gaitlib.data.workers import WorkerError
+from gaitlib.deploy.cut_network import CompressionError
 from gaitlib.evaluate import Evaluation, to_results
+from gaitlib.model import network_cost
 from gaitlib.plots import save_figure, view_heatmaps
-from gaitlib.stop import TrainingStopped, exit_on_sigterm
-from gaitlib.summary import summary_table
-from gaitlib.train import NonFiniteLossError
+from gaitlib.prune.oto import UnsupportedTorchError
+from gaitlib.report.run_tables import compressed_stage
+from gaitlib.report.summary import summary_table
+from gaitlib.runs import Run
+from gaitlib.steps import Watch
+from gaitlib.system import distributed
+from gaitlib.system.files import PARAMS
+from gaitlib.system.processes import WorkerError
+from gaitlib.system.signals import TrainingStopped, exit_on_sigterm
+from gaitlib.train.loop import NonFiniteLossError
 
 if TYPE_CHECKING:
     from gaitlib.study import Point
@@ -43,28 +47,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-#: What a user can mend: every other exception is a defect of ours, and keeps its traceback.
-MENDABLE = (
-    stages.ProcessesFailedError,
+#: Errors a user can fix, reported in one line. Anything else is a bug and keeps its traceback.
+USER_ERRORS = (
+    steps.ProcessesFailedError,
     distributed.LostProcessError,
-    ResumeError,
+    steps.ResumeError,
     WorkerError,
     OSError,
     ValueError,  # ConfigError and CheckpointError among them
     NonFiniteLossError,
     FloatingPointError,
-    subnet.CompressionError,
-    oto.UnsupportedTorchError,
+    CompressionError,
+    UnsupportedTorchError,
 )
 
-#: The study of ``check-resume``.
-CHECKED = runs.PARAMS / "check_resume.yaml"
+#: The experiment of ``check-resume``.
+CHECKED = PARAMS / "check_resume.yaml"
 
-Cfgs = Annotated[Path, typer.Option("--cfgs", help="The study's YAML file.")]
+Cfgs = Annotated[Path, typer.Option("--cfgs", help="The experiment's YAML file.")]
 Overrides = Annotated[
     list[str], typer.Option("-o", "--override", help="section.key=value; may be repeated.")
 ]
-Run = Annotated[
+RunName = Annotated[
     str,
     typer.Option(
         "--run",
@@ -75,8 +79,8 @@ Run = Annotated[
 Stage = Annotated[
     str,
     typer.Option(
-        help="baseline, geta (compressed; the default if the file has a compression_optimizer), or "
-        "pruned (as geta, without bits)."
+        help="baseline, geta (channels and bits) or hesso (channels alone); if left out, what the "
+        "file's compression_optimizer makes."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -86,7 +90,7 @@ Seed = Annotated[
 
 
 def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a user can mend into one message and exit status 2."""
+    """Report errors that a user can fix in one line, with exit status 2."""
 
     @functools.wraps(verb)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -103,7 +107,7 @@ def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
                 typer.echo(str(stop), err=True)
             distributed.leave(128 + stop.signal)
             raise typer.Exit(128 + stop.signal) from stop
-        except MENDABLE as error:
+        except USER_ERRORS as error:
             if rank:  # if rank 0 meets it too, it says so, and torchrun ends this one
                 time.sleep(3)
             typer.echo(f"{who}error: {error}", err=True)
@@ -113,23 +117,14 @@ def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _load(cfgs: Path, overrides: list[str]) -> Study:
+def _load(cfgs: Path, overrides: list[str]) -> Experiment:
     values = {}
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals:
             raise ConfigError(f"override {item!r} is not section.key=value")
         values[key] = read_value(text)
-    return load_study(cfgs, values)
-
-
-def _stage_of(study: Study, stage: str) -> str:
-    if stage and stage not in stages.TRAINED:
-        raise ConfigError(f"--stage {stage!r}: choose from {', '.join(stages.TRAINED)}")
-    stage = stage or ("geta" if study.compression is not None else "baseline")
-    if stage != "baseline":
-        stages.require_compression(study)
-    return stage
+    return load_experiment(cfgs, values)
 
 
 @app.command()
@@ -145,7 +140,7 @@ def walkers(
     raw: Annotated[bool, typer.Option(help="Write PNG frames instead of pickles.")] = False,
 ) -> None:
     """Make the embedded data set: procedural walkers as a CASIA-B-pkl tree in DST."""
-    make_walkers(
+    steps.make_walkers(
         dst,
         subjects=subjects,
         train=train,
@@ -184,13 +179,13 @@ def describe(
     override: Overrides = [],  # noqa: B006 (typer's way to say none)
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Show parameters and MACs of a study's network, block by block."""
-    study = _load(cfgs, override)
-    model = stages.build_network(study, torch.device("cpu"))
-    blocks = profile.block_table(model)
+    """Show parameters and MACs of an experiment's network, block by block."""
+    experiment = _load(cfgs, override)
+    model = steps.build_network(experiment, torch.device("cpu"))
+    blocks = network_cost.block_table(model)
     totals = {
-        "params": profile.count_parameters(model),
-        "macs_per_frame": profile.macs_per_frame(model),
+        "params": network_cost.count_parameters(model),
+        "macs_per_frame": network_cost.macs_per_frame(model),
     }
     if as_json:
         typer.echo(json.dumps({**totals, "blocks": blocks.to_dict("records")}))
@@ -206,7 +201,7 @@ def describe(
 def train(
     cfgs: Cfgs,
     override: Overrides = [],  # noqa: B006
-    run: Run = "",
+    run: RunName = "",
     stage: Stage = "",
     device: Device = "auto",
     seed: Seed = None,
@@ -214,26 +209,20 @@ def train(
         bool, typer.Option("--test/--no-test", help="Test when trained, and write results.json.")
     ] = True,
     force: Annotated[
-        bool, typer.Option(help="Resume although the study says otherwise than the checkpoint.")
+        bool,
+        typer.Option(help="Resume although the experiment says otherwise than the checkpoint."),
     ] = False,
 ) -> None:
     """Train a stage, test it, and write runs/<run>/<stage>/: what notebooks 02 and 03 do."""
-    study, run = _load(cfgs, override), run or cfgs.stem
-    stage = _stage_of(study, stage)
+    experiment = _load(cfgs, override)
     seed = read_yaml(cfgs).get("seed", 0) if seed is None else seed
     with distributed.process_group(device) as where:
-        stages.run_stage(
-            study,
-            run,
-            stage,
-            where,
-            seed=seed,
-            test=with_test,
-            force=force,
-            progress=sys.stderr.isatty(),
-        )
+        this = Run(run or cfgs.stem, experiment, seed, where)
+        stage = steps.choose_stage(this, stage)
+        watch = Watch(progress=sys.stderr.isatty())
+        steps.run_stage(this, stage, watch, test=with_test, force=force)
         if with_test and distributed.is_main():
-            typer.echo(summary_table(run))
+            typer.echo(summary_table(this.name))
 
 
 @app.command()
@@ -241,7 +230,7 @@ def train(
 def test(
     cfgs: Cfgs,
     override: Overrides = [],  # noqa: B006
-    run: Run = "",
+    run: RunName = "",
     stage: Stage = "",
     iteration: Annotated[int | None, typer.Option("--iter", help="Which checkpoint.")] = None,
     checkpoint: Annotated[
@@ -250,54 +239,39 @@ def test(
     device: Device = "auto",
 ) -> None:
     """Test a checkpoint (evaluator_cfg.restore_hint by default); writes test-<name>.json."""
-    study, run = _load(cfgs, override), run or cfgs.stem
-    stage = _stage_of(study, stage)
-    if checkpoint is None:
-        folder = runs.stage_dir(run, stage) / "checkpoints"
-        hint = study.evaluator_cfg.restore_hint if iteration is None else iteration
-        checkpoint = find_checkpoint(folder, study.trainer_cfg.save_name, hint or "latest")
-    if checkpoint is None:
-        raise CheckpointError(f"{run}/{stage} has no checkpoint: train it, or give --checkpoint")
+    experiment = _load(cfgs, override)
     with distributed.process_group(device) as where:
-        if checkpoint.suffix == stages.LOWBIT or subnet.describes(checkpoint):
-            model = subnet.load_compressed(checkpoint, device=where)
-        else:
-            model = stages.build_network(study, where)
-            weights = load_checkpoint(checkpoint, where)["model"]
-            stages.attach_quantizers_of(study, model, weights)
-            restore_model(model, weights, study.evaluator_cfg.restore_ckpt_strict)
-        data = stages.open_data(study, progress=sys.stderr.isatty())
-        stages.check_test_set(study, data)
-        _, evaluation = stages.evaluate_network(study, model, data)
+        this = Run(run or cfgs.stem, experiment, device=where)
+        stage = steps.choose_stage(this, stage)
+        checkpoint = checkpoint or steps.find_tested_checkpoint(this, stage, iteration)
+        found = steps.evaluate_checkpoint(this, stage, checkpoint, progress=sys.stderr.isatty())
         if distributed.is_main():
-            _show_evaluation(evaluation, run, stage, checkpoint.stem)
+            _show_evaluation(*found, this.name, stage)
 
 
-def _show_evaluation(evaluation: Evaluation, run: str, stage: str, name: str) -> None:
-    """Write test-<name>.json and the view-by-view figure; print the accuracies."""
+def _show_evaluation(evaluation: Evaluation, path: Path, run: str, stage: str) -> None:
+    """Print the accuracies of a test and draw its view-by-view figure."""
     results = to_results(evaluation)
-    path = runs.stage_dir(run, stage) / f"test-{name}.json"
-    runs.write_atomically(path, json.dumps(results, indent=1, sort_keys=True) + "\n")
     for metric in ("rank1", "rank5", "mAP"):
         for condition, value in results.get(metric, {}).items():
             typer.echo(f"{metric} {condition} {value} %")
     typer.echo(f"written: {path}")
     if maps := evaluation.rank1_by_view:
-        figure = f"{run}/test-{stage}-{name}"
-        save_figure(view_heatmaps({stage: maps}), figure)
-        typer.echo(f"view by view: {runs.FIGURES / figure}.png")
+        figure = f"{run}/test-{stage}-{path.stem.removeprefix('test-')}"
+        save_figure(view_heatmaps({runs.STAGES[stage].words: maps}), figure)
+        typer.echo(f"view by view: {runs.figures_folder() / figure}.png")
 
 
 @app.command("check-resume")
 @_one_line_errors
 def check_resume_(
-    cfgs: Annotated[Path, typer.Option("--cfgs", help="The study to kill.")] = CHECKED,
+    cfgs: Annotated[Path, typer.Option("--cfgs", help="The experiment to kill.")] = CHECKED,
     override: Overrides = [],  # noqa: B006
     kills: Annotated[int, typer.Option(help="How often.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the runs, and of the moments.")] = 0,
 ) -> None:
     """Kill a run at random moments, resume it, and compare it bit by bit with one never killed."""
-    table = check_resume(_load(cfgs, override), kills, seed=seed, on_kill=typer.echo)
+    table = steps.check_resume(_load(cfgs, override), kills, seed=seed, on_kill=typer.echo)
     counts = table.groupby(["stage", "phase"], sort=False).agg(
         kills=("writing", "size"), while_writing=("writing", "sum")
     )
@@ -344,7 +318,7 @@ def study_(
     if len(rows):
         typer.echo(rows.to_string(index=False))
         with _extras("study"):
-            path = write_tables(runs.RUNS / name, rows, layer_table(name, points))
+            path = write_tables(runs.runs_folder() / name, rows, layer_table(name, points))
         typer.echo(f"{len(rows)} of {len(points)} points: {path}")
     else:
         typer.echo(f"none of {len(points)} points is done")
@@ -367,7 +341,7 @@ def _extras(*names: str) -> Iterator[None]:
 def _show_cost(name: str, points: Sequence["Point"], workers: int | None, device: str) -> None:
     """Print a study's points and what they take, from a smoke run or from those that are done."""
     with _extras("study"):
-        from gaitlib.study.cost import estimate, workers_for
+        from gaitlib.study.estimate import estimate, workers_for
 
     cost = estimate(name, points, device)
     for row in cost.itertuples():
@@ -387,7 +361,7 @@ def _show_cost(name: str, points: Sequence["Point"], workers: int | None, device
 def export(
     run: Annotated[str, typer.Option(help="Folder below runs/.")],
     form: Annotated[
-        str, typer.Option("--format", help=f"One of {', '.join(stages.FORMATS)}.")
+        str, typer.Option("--format", help=f"One of {', '.join(steps.FORMATS)}.")
     ] = "pt",
     out: Annotated[Path | None, typer.Option(help="Folder; the stage's own if left out.")] = None,
     round_sums: Annotated[
@@ -395,10 +369,11 @@ def export(
     ] = False,
 ) -> None:
     """Write a run's compressed network without its classifier: silhouettes in, embeddings out."""
-    study = load_study(runs.stage_file(run, "geta", "config.yaml"))
-    data = stages.open_data(study) if round_sums else None
-    folder = out or runs.stage_dir(run, "geta") / "compressed" / "embedding"
-    path = stages.export_network(study, run, form, folder, data)
+    stage = compressed_stage(run)
+    this = Run(run, load_experiment(runs.stage_file(run, stage, "config.yaml")))
+    data = steps.open_data(this.experiment) if round_sums else None
+    folder = out or this.folder(stage) / "compressed" / "embedding"
+    path = steps.export_network(this, form, folder, data)
     typer.echo(f"{path.stat().st_size:,} bytes: {path}")
 
 

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from gaitlib import runs
 from gaitlib.cli import app
 from gaitlib.data.casia_b import SilhouetteDataset
-from gaitlib.data.walker import make_walkers
-from gaitlib.stages import data as stages_data
+from gaitlib.steps import dataset as stages_data
+from walkers import make_walkers
 
-STUDY = {
+SECTIONS = {
     "model_cfg": {
         "model": "Baseline",
         "backbone_cfg": {"type": "Plain", "layers_cfg": ["BC-2", "M", "BC-4"]},
@@ -54,22 +54,23 @@ def walkers(tmp_path_factory):
 @pytest.fixture
 def root(walkers, tmp_path, monkeypatch):
     """A copy of the tree to damage: subjects 001 and 002 to train on, 003 and 004 to test."""
-    for name in ("RUNS", "FIGURES", "DATA"):
-        monkeypatch.setattr(runs, name, tmp_path / name.lower())
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
     return shutil.copytree(walkers, tmp_path / "pkl")
 
 
 @pytest.fixture
 def gaitlib(root):
-    """The command line, in this process, with a study of the tree in ``root``."""
+    """The command line, in this process, with an experiment of the tree in ``root``."""
     partition = str(root / "partition.json")
 
     def gaitlib(verb, *options, num_workers=0, **data_cfg):
         data = {"dataset_root": str(root), "dataset_partition": partition} | data_cfg
-        study = root.parent / "study.yaml"
-        study.write_text(yaml.safe_dump(STUDY | {"data_cfg": data | {"num_workers": num_workers}}))
+        experiment = root.parent / "experiment.yaml"
+        experiment.write_text(
+            yaml.safe_dump(SECTIONS | {"data_cfg": data | {"num_workers": num_workers}})
+        )
         return CliRunner().invoke(
-            app, [verb, "--cfgs", str(study), "--run", "bad", "--device", "cpu", *options]
+            app, [verb, "--cfgs", str(experiment), "--run", "bad", "--device", "cpu", *options]
         )
 
     return gaitlib
@@ -175,7 +176,7 @@ def test_what_cannot_be_measured_is_named_once_and_null(root, gaitlib, caplog):
     for removed in (False, True):
         done = gaitlib("test", "--iter", "2", remove_no_gallery=removed)
         assert done.exit_code == 0, done.output
-        (file,) = runs.RUNS.glob("bad/baseline/test-*.json")
+        (file,) = runs.runs_folder().glob("bad/baseline/test-*.json")
         found = json.loads(file.read_text())
         rank1[removed] = found["rank1"]["NM"]
         assert found["rank1"]["CL"] is None
@@ -213,4 +214,4 @@ def test_a_killed_loading_process_is_one_line_and_the_checkpoint_stays(root, gai
     )
     done = gaitlib("test", "--iter", "1", num_workers=1)
     assert_refused(done, "died by SIGKILL", "data_cfg.num_workers is 1", "restore_hint: latest")
-    assert len(list(runs.RUNS.rglob("*.pt"))) == 1
+    assert len(list(runs.runs_folder().rglob("*.pt"))) == 1

@@ -15,19 +15,19 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import papermill
 import pytest
-import torch
 import yaml
 
-from gaitlib import runs, stages
-from gaitlib.config import load_study
-from gaitlib.runs import ROOT
+from gaitlib import steps
+from gaitlib.config import load_experiment
+from gaitlib.runs import Run
+from gaitlib.system.files import ROOT
 
 pytestmark = pytest.mark.browser
 
 TO_OPEN = ("01_data_exploration", "05_view_heatmaps")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = ROOT / "build/browser"
-SMOKE = yaml.safe_load((ROOT / "tests/smoke/study.yaml").read_text())
+SMOKE = yaml.safe_load((ROOT / "tests/smoke/experiment.yaml").read_text())
 #: Milliseconds; a loaded machine needs them, an idle one takes seconds.
 TO_LOAD, TO_RUN = 60_000, 240_000
 
@@ -70,11 +70,10 @@ def workspace(browser, tmp_path_factory):
     """A finished run, and the notebooks: those to open have its parameters, and no outputs yet."""
     folder = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "RUNS", folder / "runs")
-        patch.setattr(runs, "DATA", folder / "data")
-        study, cpu = load_study(None, SMOKE["overrides"]), torch.device("cpu")
+        patch.setenv("GAITLIB_WORKSPACE", str(folder))
+        run = Run(SMOKE["run"], load_experiment(None, SMOKE["overrides"]))
         for stage in ("baseline", "geta"):
-            stages.run_stage(study, SMOKE["run"], stage, cpu, seed=0)
+            steps.run_stage(run, stage)
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     for name in TO_OPEN:
         path = folder / "notebooks" / f"{name}.ipynb"

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from gaitlib.cli import app
 from gaitlib.data.casia_b import read_sequence
-from gaitlib.runs import PARAMS
+from gaitlib.system.files import PARAMS
 
 QUICKSTART = str(PARAMS / "quickstart.yaml")
 

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from gaitlib.config import SECTIONS
-from gaitlib.runs import ROOT
+from gaitlib.system.files import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-5]*.ipynb"))
 OF_A_STUDY = ROOT / "notebooks/06_study.ipynb"
 OF_A_POINT = ROOT / "notebooks/point.ipynb"
-SMOKE = yaml.safe_load((ROOT / "tests/smoke/study.yaml").read_text())
+SMOKE = yaml.safe_load((ROOT / "tests/smoke/experiment.yaml").read_text())
 
 
 def _code_cells(path):
@@ -34,7 +34,7 @@ def test_a_notebook_has_the_common_parameters_first_and_defines_nothing(path):
     assert len(cells) <= 16
     for cell in rest:
         assert not any(line.startswith(("def ", "class ")) for line in cell.source.splitlines())
-    assert sum("notebook_study(globals())" in cell.source for cell in rest) == 1
+    assert sum("notebook_experiment(globals())" in cell.source for cell in rest) == 1
 
 
 @pytest.mark.parametrize("path", [OF_A_STUDY, OF_A_POINT], ids=lambda path: path.stem)

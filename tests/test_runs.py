@@ -9,7 +9,7 @@ from gaitlib import runs
 
 @pytest.fixture(autouse=True)
 def _workspace(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
 
 
 def test_results_are_sorted_rounded_and_free_of_nan(tmp_path):

@@ -42,7 +42,7 @@ def draw_and_apply(
 ) -> Tensor:
     """Change clips by chance; those passed in stay as they are.
 
-    Several processes share a batch as `gaitlib.data.order.TripletSampler` deals it out. Each draws
+    Several processes share a batch as `gaitlib.data.samplers.TripletSampler` deals it out. Each draws
     for the whole batch and keeps the rows of its own clips, so that a clip is changed as it would
     be if one process had them all.
 

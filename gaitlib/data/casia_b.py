@@ -9,23 +9,20 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from gaitlib.data.mapped import map_sequences
+from gaitlib.data.mapped_file import map_sequences
 from gaitlib.data.partition import SPLITS, read_partition
-from gaitlib.data.sequence_file import (
-    SequenceError,
-    read_sequence,
-    try_to_read,
-    write_sequence,
-)
+from gaitlib.data.sequence_file import SequenceError, read_sequence, try_to_read, write_sequence
 
 __all__ = [
     "TYPES",
     "VIEWS",
+    "DataSplit",
     "SequenceError",
     "SilhouetteDataset",
     "few",
@@ -122,7 +119,7 @@ class SilhouetteDataset:
     Args:
         table: rows with subject, type, view and path, as from :func:`index_tree`.
         cache: keep the frames in memory (4 kB a frame); or a folder, whose file of the frames is
-            memory-mapped, and made if need be: see `gaitlib.data.mapped`.
+            memory-mapped, and made if need be: see `gaitlib.data.mapped_file`.
         min_frames: leave out sequences shorter than this.
         workers: reading threads.
 
@@ -206,6 +203,20 @@ class SilhouetteDataset:
                 f"and columns, and now {frames.shape}; start again"
             )
         return frames
+
+
+@dataclass(frozen=True)
+class DataSplit:
+    """The two halves of a data set.
+
+    Attributes:
+        name: what results.json calls it.
+        train, test: sequences of disjoint subjects; ``train.labels`` are the classes.
+    """
+
+    name: str
+    train: SilhouetteDataset
+    test: SilhouetteDataset
 
 
 def _read(

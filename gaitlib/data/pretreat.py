@@ -24,7 +24,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gaitlib.data.sequence_file import SequenceError, read_sequence, write_sequence
-from gaitlib.data.workers import WorkerError, ending
+from gaitlib.system.processes import WorkerError, ending
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gaitlib.files import replacing
+from gaitlib.system.files import replacing
 
 
 class SequenceError(ValueError):

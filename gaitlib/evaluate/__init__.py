@@ -1,6 +1,7 @@
 """Accuracy: embed sequences, rank them by CASIA-B's protocol, compare two models view by view."""
 
 from gaitlib.evaluate.compare import bootstrap_drop, examples, nearest, worst_pairs
+from gaitlib.evaluate.evaluation_records import from_results, read_hits, to_results, write_hits
 from gaitlib.evaluate.features import collect, distance, embed, embed_batches
 from gaitlib.evaluate.protocol import (
     CONDITIONS,
@@ -11,7 +12,6 @@ from gaitlib.evaluate.protocol import (
     probe_view_means,
     rank1_by_view,
 )
-from gaitlib.evaluate.results import from_results, read_hits, to_results, write_hits
 
 __all__ = [
     "CONDITIONS",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gaitlib.model.mode import in_eval_mode
+from gaitlib.model.eval_mode import in_eval_mode
 
 if TYPE_CHECKING:
-    from gaitlib.data.sampler import Batch
+    from gaitlib.data.batches import Batch
 
 METRICS = ("euc", "cos")
 

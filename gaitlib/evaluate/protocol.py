@@ -1,7 +1,7 @@
 """CASIA-B's two protocols: rank-1 for every pair of views, and the cross-view gallery.
 
 Both are defined by OpenGait's ``evaluate_indoor_dataset`` (``evaluator_cfg.cross_view_gallery``).
-The second is that of Hou et al., "A Comprehensive Study on the Evaluation of Silhouette-based
+The second is that of Hou et al., "A Comprehensive Experiment on the Evaluation of Silhouette-based
 Gait Recognition" (2022).
 """
 

@@ -1,12 +1,7 @@
 """Figures: every function takes tables or arrays, computes no accuracy and returns a Figure."""
 
-from gaitlib.plots.compression import (
-    channels_kept,
-    saliency_of_groups,
-    sparsity_schedule,
-    stage_cost,
-)
-from gaitlib.plots.data import (
+from gaitlib.plots.bits_figures import bits_by_layer, bits_schedule, size_and_accuracy
+from gaitlib.plots.data_figures import (
     contact_sheet,
     foreground_statistics,
     frames_histogram,
@@ -15,15 +10,22 @@ from gaitlib.plots.data import (
     split_bars,
     views_strip,
 )
-from gaitlib.plots.graph import dependency_graph
-from gaitlib.plots.quantization import bits_by_layer, bits_schedule, size_and_accuracy
-from gaitlib.plots.study import cuts_by_method, frontier_by_condition, frontiers
+from gaitlib.plots.graph_figure import dependency_graph
+from gaitlib.plots.live_figure import LiveFigure
+from gaitlib.plots.pruning_figures import (
+    block_cost,
+    channels_kept,
+    saliency_of_groups,
+    sparsity_schedule,
+)
+from gaitlib.plots.study_figures import cuts_by_method, frontier_by_condition, frontiers
 from gaitlib.plots.style import CONDITION_COLOURS, MODEL_COLOURS, save_figure
-from gaitlib.plots.training import hits_and_misses, model_blocks, training_curves
-from gaitlib.plots.views import drop_intervals, view_curves, view_heatmaps
+from gaitlib.plots.training_figures import hits_and_misses, model_blocks, training_curves
+from gaitlib.plots.view_figures import drop_intervals, view_curves, view_heatmaps
 
 __all__ = [
     "CONDITION_COLOURS",
+    "LiveFigure",
     "MODEL_COLOURS",
     "bits_by_layer",
     "bits_schedule",
@@ -45,7 +47,7 @@ __all__ = [
     "size_and_accuracy",
     "sparsity_schedule",
     "split_bars",
-    "stage_cost",
+    "block_cost",
     "training_curves",
     "view_curves",
     "view_heatmaps",

@@ -9,11 +9,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gaitlib import runs
+from gaitlib.runs import figures_folder
 
 #: Okabe and Ito's palette for colour-blind readers; a colour means the same in every figure.
 CONDITION_COLOURS = {"NM": "#0072B2", "BG": "#E69F00", "CL": "#009E73"}
-MODEL_COLOURS = {"dense": "#595959", "compressed": "#D55E00"}
+MODEL_COLOURS = {
+    "dense": "#595959",
+    "HESSO": "#332288",
+    "HESSO + rounding (PTQ)": "#88CCEE",
+    "GETA": "#D55E00",
+    "compressed": "#D55E00",
+}
 CONDITION_WORDS = {"NM": "NM, normal", "BG": "BG, with a bag", "CL": "CL, in a coat"}
 CUT_COLOUR, KEPT_COLOUR, PALE = "#D55E00", "#0072B2", "#D9D9D9"
 SPARE_COLOURS = ("#56B4E9", "#CC79A7", "#F0E442", "#000000")
@@ -43,7 +49,7 @@ STYLE = {
 
 def save_figure(fig: Figure, name: str) -> Figure:
     """Write ``figures/<name>.png`` and ``.pdf`` without a date, so equal data give equal files."""
-    path = runs.FIGURES / name
+    path = figures_folder() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         fig.savefig(f"{path}.{suffix}", dpi=120, metadata=metadata)  # a name may hold "0.5"

@@ -7,8 +7,8 @@ the rest does not.
 from gaitlib.study.methods import METHODS
 from gaitlib.study.plan import StudyPlan, expand, read_plan
 from gaitlib.study.points import Point, read_point, state_of
-from gaitlib.study.table import TIMINGS, layer_table, point_table, read_tables, write_tables
-from gaitlib.study.work import run_point
+from gaitlib.study.tables import TIMINGS, layer_table, point_table, read_tables, write_tables
+from gaitlib.study.train_point import run_point
 
 __all__ = [
     "METHODS",

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from gaitlib.config import ConfigError, Study, load_study, read_yaml
-from gaitlib.config.base import Section, nearest
-from gaitlib.config.changes import digest
-from gaitlib.stages.data import locate
+from gaitlib.config import ConfigError, Experiment, load_experiment, read_yaml
+from gaitlib.config.run_changes import digest
+from gaitlib.config.section import Section, nearest
+from gaitlib.report.method_names import FORMER_METHODS
+from gaitlib.runs import locate
 from gaitlib.study.methods import METHODS, starts_from
 from gaitlib.study.points import Point
 
@@ -27,6 +28,9 @@ WITHOUT_EFFECT = {
 #: The notebook that trains a point, for all methods.
 ALL, TRAINS = "all", ("notebooks/point.ipynb",)
 
+#: The names that earlier versions used, by the present ones.
+FORMER_NAMES = {present: former for former, present in FORMER_METHODS.items()}
+
 #: Longest spelling of one value in a point's name.
 LONGEST = 40
 
@@ -34,7 +38,7 @@ LONGEST = 40
 class StudyPlan(Section):
     """A study's file.
 
-    - ``base``: the file of the study that all points share.
+    - ``base``: the file of the experiment that all points share.
     - ``name``: folder below runs/; the file's own name if left out.
     - ``overrides``: dotted keys that replace single values of the base.
     - ``grid``: dotted keys with lists of values; every combination is tried.
@@ -56,6 +60,8 @@ class StudyPlan(Section):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for method in value:
+            if method in FORMER_METHODS:
+                raise ValueError(f"method {method!r} is called {FORMER_METHODS[method]!r} now")
             if method not in METHODS:
                 raise ValueError(f"unknown method {method!r}; {nearest(method, METHODS)}")
         return value
@@ -121,10 +127,10 @@ def expand(plan: StudyPlan) -> list[Point]:
         for values in itertools.product(*plan.grid.values()):
             settings = dict(zip(plan.grid, values, strict=True))
             try:
-                study = load_study(locate(plan.base), {**plan.overrides, **settings})
-                _check_start(study)
+                experiment = load_experiment(locate(plan.base), {**plan.overrides, **settings})
+                _check_start(experiment)
                 for method in plan.methods:
-                    _add(found, method, study, settings, seed)
+                    _add(found, method, experiment, settings, seed)
             except ConfigError as error:
                 where = ", ".join(f"{key}: {value}" for key, value in settings.items())
                 raise ConfigError(f"{where}: {error}" if where else str(error)) from error
@@ -143,8 +149,8 @@ def expand(plan: StudyPlan) -> list[Point]:
     ]
 
 
-def _check_start(study: Study) -> None:
-    if hint := study.trainer_cfg.restore_hint:
+def _check_start(experiment: Experiment) -> None:
+    if hint := experiment.trainer_cfg.restore_hint:
         raise ConfigError(
             f"trainer_cfg.restore_hint is {hint!r}: points of a study start anew, from random "
             "weights or with start_from: baseline; write 0"
@@ -152,21 +158,25 @@ def _check_start(study: Study) -> None:
 
 
 def _add(
-    found: dict[str, Point], method: str, study: Study, settings: Mapping[str, Any], seed: int
+    found: dict[str, Point],
+    method: str,
+    experiment: Experiment,
+    settings: Mapping[str, Any],
+    seed: int,
 ) -> Point:
     """Return a method's point, found or new, and put it behind those it needs."""
     way = METHODS[method]
-    resolved = way.resolve(study)
-    needed = {m: _add(found, m, study, settings, seed) for m in way.needs(study)}
-    read = {key: value for key, value in settings.items() if _reads(resolved, key, study)}
+    resolved = way.resolve(experiment)
+    needed = {m: _add(found, m, experiment, settings, seed) for m in way.needs(experiment)}
+    read = {key: value for key, value in settings.items() if _reads(resolved, key, experiment)}
     for point in needed.values():
         read |= point.settings
     read = {key: settings[key] for key in settings if key in read}
-    matters = {
-        "method": method,
+    matters = {  # with the names that earlier versions used, whose points then count as done
+        "method": FORMER_NAMES.get(method, method),
         "seed": seed,
         "study": _content(resolved),
-        "needs": {m: point.digest for m, point in needed.items()},
+        "needs": {FORMER_NAMES.get(m, m): point.digest for m, point in needed.items()},
     }
     key = digest(matters)
     if key not in found:
@@ -179,14 +189,14 @@ def _add(
     return found[key]
 
 
-def _content(study: Study) -> dict[str, Any]:
-    """Return what changes a study's result, as plain values."""
-    return study.model_dump(mode="json", exclude_none=True, exclude=WITHOUT_EFFECT)
+def _content(experiment: Experiment) -> dict[str, Any]:
+    """Return what changes an experiment's result, as plain values."""
+    return experiment.model_dump(mode="json", exclude_none=True, exclude=WITHOUT_EFFECT)
 
 
-def _reads(resolved: Study, key: str, study: Study) -> bool:
-    """Say whether a resolved study still holds a key, or the key is short for others."""
-    return _has(_content(resolved), key) or not _has(study.model_dump(mode="json"), key)
+def _reads(resolved: Experiment, key: str, experiment: Experiment) -> bool:
+    """Say whether a resolved experiment still holds a key, or the key is short for others."""
+    return _has(_content(resolved), key) or not _has(experiment.model_dump(mode="json"), key)
 
 
 def _has(values: Any, key: str) -> bool:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import yaml
 
 from gaitlib import runs
-from gaitlib.config import Study, load_study, read_yaml
+from gaitlib.config import Experiment, load_experiment, read_yaml
+from gaitlib.report.method_names import FORMER_METHODS
 from gaitlib.study.methods import METHODS, starts_from
+from gaitlib.system.files import write_atomically
 
 State = Literal["done", "changed", "failed", "missing"]
 
@@ -28,7 +30,7 @@ class Point:
         method: one of METHODS.
         seed: of weights, batches and augmentation.
         settings: the grid's values that this method depends on, by dotted key.
-        study: what is trained, resolved.
+        experiment: what is trained, resolved.
         needs: the points that have to be done first, name by method.
         digest: of everything above that changes the result, and of what it needs.
         total_iterations: steps behind the weights, those of what it starts from included.
@@ -40,7 +42,7 @@ class Point:
     method: str
     seed: int
     settings: Mapping[str, Any]
-    study: Study
+    experiment: Experiment
     needs: Mapping[str, str]
     digest: str
     total_iterations: int
@@ -57,48 +59,60 @@ class Point:
         return starts_from(self.needs)
 
 
-def run_of(study: str, name: str) -> str:
-    """Return the run of a point: a point is a run like any other, `gaitlib summary` reads it."""
-    return f"{study}/{name}"
+def run_of(run: str, name: str) -> str:
+    """Return the run of a point: a point is a run like any other, `gaitlib summary` reads it.
+
+    A point that an earlier version has begun under its method's former name keeps that folder.
+
+    Args:
+        run: of the study.
+        name: of the point.
+    """
+    for former, present in FORMER_METHODS.items():
+        if name.startswith(f"{present}-") and not (runs.runs_folder() / run / name).exists():
+            before = former + name.removeprefix(present)
+            if (runs.runs_folder() / run / before).exists():
+                return f"{run}/{before}"
+    return f"{run}/{name}"
 
 
-def point_dir(study: str, point: Point) -> Path:
+def point_dir(run: str, point: Point) -> Path:
     """Return ``runs/<study>/<point>``.
 
     Raises:
         ValueError: if the study's name would leave the runs folder.
     """
-    return runs.stage_dir(run_of(study, point.name), point.stage).parent
+    return runs.stage_dir(run_of(run, point.name), point.stage).parent
 
 
-def notebook_of(study: str, point: Point, notebook: str) -> Path:
+def notebook_of(run: str, point: Point, notebook: str) -> Path:
     """Return where a notebook of a point lies once it has been executed to its end."""
-    return point_dir(study, point) / "notebooks" / Path(notebook).name
+    return point_dir(run, point) / "notebooks" / Path(notebook).name
 
 
-def state_of(study: str, point: Point) -> State:
+def state_of(run: str, point: Point) -> State:
     """Say whether a point has its results and notebooks, has other settings' results, or failed."""
-    executed = all(notebook_of(study, point, path).exists() for path in point.notebooks)
-    if executed and has_results(study, point):
+    executed = all(notebook_of(run, point, path).exists() for path in point.notebooks)
+    if executed and has_results(run, point):
         return "done"
-    if (point_dir(study, point) / FAILED).exists():
+    if (point_dir(run, point) / FAILED).exists():
         return "failed"
-    return "missing" if load_point(study, point) is None else "changed"
+    return "missing" if load_point(run, point) is None else "changed"
 
 
-def has_results(study: str, point: Point) -> bool:
+def has_results(run: str, point: Point) -> bool:
     """Say whether a point has been trained with its present settings."""
-    results = load_point(study, point)
+    results = load_point(run, point)
     return results is not None and results["digest"] == point.digest
 
 
-def load_point(study: str, point: Point) -> dict[str, Any] | None:
+def load_point(run: str, point: Point) -> dict[str, Any] | None:
     """Return a point's results.json, of whatever settings; None if there is none."""
-    path = point_dir(study, point) / RESULTS
+    path = point_dir(run, point) / RESULTS
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def prepare(study: str, point: Point) -> Path:
+def prepare(run: str, point: Point) -> Path:
     """Write a point's description into its folder, and move what other settings left there aside.
 
     What has been begun with the same settings stays, to be gone on with.
@@ -106,7 +120,7 @@ def prepare(study: str, point: Point) -> Path:
     Returns:
         The folder.
     """
-    folder = point_dir(study, point)
+    folder = point_dir(run, point)
     if (folder / POINT).exists() and read_yaml(folder / POINT)["digest"] != point.digest:
         aside = folder.parent / "previous" / f"{point.name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         aside.parent.mkdir(exist_ok=True)
@@ -114,8 +128,8 @@ def prepare(study: str, point: Point) -> Path:
     (folder / FAILED).unlink(missing_ok=True)  # of an earlier try
     values = {field.name: getattr(point, field.name) for field in fields(point)}
     values |= {name: dict(values[name]) for name in ("settings", "needs")}
-    values |= {"study": point.study.sections(), "notebooks": list(point.notebooks)}
-    runs.write_atomically(folder / POINT, yaml.safe_dump(values, sort_keys=False))
+    values |= {"experiment": point.experiment.sections(), "notebooks": list(point.notebooks)}
+    write_atomically(folder / POINT, yaml.safe_dump(values, sort_keys=False))
     return folder
 
 
@@ -125,7 +139,9 @@ def read_point(run: str) -> tuple[str, Point]:
     Raises:
         ConfigError: if it is no run of a study.
     """
-    values = read_yaml(runs.RUNS / run / POINT)
-    values["study"] = load_study(values["study"])
+    values = read_yaml(runs.runs_folder() / run / POINT)
+    if "study" in values:  # its name in earlier versions
+        values["experiment"] = values.pop("study")
+    values["experiment"] = load_experiment(values["experiment"])
     values["notebooks"] = tuple(values["notebooks"])
     return run.rpartition("/")[0], Point(**values)

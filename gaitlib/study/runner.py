@@ -16,11 +16,12 @@ from pathlib import Path
 import dask
 from distributed import CancelledError, Client, Future, KilledWorker, LocalCluster, get_worker, wait
 
-from gaitlib import runs, stages
+from gaitlib import runs, steps
 from gaitlib.config import ConfigError
-from gaitlib.study.cost import estimate, workers_for
-from gaitlib.study.notebooks import PointError, PointKilledError, execute_point
+from gaitlib.study.estimate import estimate, workers_for
+from gaitlib.study.point_notebooks import PointError, PointKilledError, execute_point
 from gaitlib.study.points import FAILED, Point, point_dir, state_of
+from gaitlib.system.files import write_atomically
 
 log = logging.getLogger(__name__)
 logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every process and socket
@@ -71,7 +72,7 @@ def run_study(
         scheduler_file: the file that says the address.
         workers: how many points at once, without a scheduler; if left out one a core for which
             there is memory by a smoke run, or one on a GPU.
-        device: as `gaitlib.device.choose_device`, for each worker.
+        device: as `gaitlib.system.device.choose_device`, for each worker.
         on_line: called with each progress line.
 
     Raises:
@@ -116,10 +117,10 @@ def _check_data(points: Sequence[Point]) -> None:
     """Open each data set once, which makes walkers before several workers would."""
     seen = set()
     for point in points:
-        parts = (point.study.data_cfg, point.study.evaluator_cfg.cross_view_gallery)
+        parts = (point.experiment.data_cfg, point.experiment.evaluator_cfg.cross_view_gallery)
         if (key := repr(parts)) not in seen:
             seen.add(key)
-            stages.check_test_set(point.study, stages.open_data(point.study))
+            steps.check_test_set(point.experiment, steps.open_data(point.experiment))
 
 
 @contextlib.contextmanager
@@ -138,7 +139,7 @@ def _connect(
         "distributed.worker.daemon": False,  # a point starts processes
         "distributed.scheduler.allowed-failures": 0,  # the second try is ours
     }
-    environment = {"GAITLIB_WORKSPACE": str(runs.RUNS.parent), "OMP_NUM_THREADS": "1"}
+    environment = {"GAITLIB_WORKSPACE": str(runs.workspace()), "OMP_NUM_THREADS": "1"}
     with (
         dask.config.set(settings),
         LocalCluster(
@@ -166,7 +167,7 @@ class _Batch:
         on_line: OnLine,
     ) -> None:
         self.study, self.outcome, self.client, self.on_line = study, outcome, client, on_line
-        self.arguments = {"device": device, "folder": str(runs.RUNS)}
+        self.arguments = {"device": device, "folder": str(runs.runs_folder())}
         self.waiting = list(todo)
         self.running: dict[Future, Point] = {}
         self.again: set[str] = set()  # points that were killed once
@@ -226,7 +227,7 @@ class _Batch:
             self._say(f"{point.name} done")
 
     def _fail(self, point: Point, text: str) -> None:
-        path = runs.write_atomically(point_dir(self.study, point) / FAILED, text)
+        path = write_atomically(point_dir(self.study, point) / FAILED, text)
         self.outcome.failed.append(point.name)
         self._say(f"{point.name} failed, {text.strip().splitlines()[-1]} ({path})")
 
@@ -242,7 +243,9 @@ class _Batch:
         rows = log_file.read_text().splitlines() if log_file.exists() else []
         if len(rows) < 2:
             return point.name
-        return f"{point.name} {rows[-1].partition(',')[0]}/{point.study.trainer_cfg.total_iter}"
+        return (
+            f"{point.name} {rows[-1].partition(',')[0]}/{point.experiment.trainer_cfg.total_iter}"
+        )
 
 
 def _run_on_worker(study: str, point: Point, *, device: str, folder: str) -> str:
@@ -260,9 +263,9 @@ def _run_on_worker(study: str, point: Point, *, device: str, folder: str) -> str
 
 
 def _check_worker(folder: str) -> None:
-    if str(runs.RUNS) != folder:
+    if str(runs.runs_folder()) != folder:
         raise ConfigError(
-            f"this worker's runs are in {runs.RUNS}, the study's in {folder}: start workers with "
+            f"this worker's runs are in {runs.runs_folder()}, the study's in {folder}: start workers with "
             f"GAITLIB_WORKSPACE={Path(folder).parent}"
         )
     if (threads := get_worker().state.nthreads) != 1:

@@ -12,7 +12,7 @@ import pytest
 
 from gaitlib.data.pretreat import align_frame, pretreat_tree
 from gaitlib.data.sequence_file import read_sequence
-from gaitlib.data.workers import WorkerError
+from gaitlib.system.processes import WorkerError
 
 
 def person(x=150, y=120, width=25, height=80, angle=0.0):

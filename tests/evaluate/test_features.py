@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gaitlib.data.sampler import inference_batches
+from gaitlib.data.batches import inference_batches
 from gaitlib.data.transforms import build_transform
 from gaitlib.evaluate import collect, distance, embed, embed_batches
 

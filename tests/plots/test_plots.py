@@ -12,9 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from gaitlib import plots, runs  # noqa: E402
+from gaitlib import plots  # noqa: E402
 from gaitlib.plots.style import mosaic, short  # noqa: E402
-from gaitlib.study.frontier import cuts, summarise  # noqa: E402
+from gaitlib.report.frontier import cuts, summarise  # noqa: E402
 
 VIEWS = ["000", "018", "036"]
 TYPES = ["nm-01", "bg-01", "cl-01"]
@@ -44,7 +44,7 @@ LAYER_BITS = pd.DataFrame({"layer": ["FCs"], "weight_bits": [4], "activation_bit
 NETWORKS = pd.DataFrame({"file_kb": [24.31], "relative_bops": [0.4]}, index=["GETA"]).assign(
     rank1_NM=87.0, rank1_BG=85.0, rank1_CL=74.0
 )
-POINTS = pd.DataFrame({"point": ["a", "b"], "method": ["baseline", "pruned"], "seed": 0}).assign(
+POINTS = pd.DataFrame({"point": ["a", "b"], "method": ["baseline", "hesso"], "seed": 0}).assign(
     **{"cfg.sparsity": [np.nan, 0.5], "rank1_NM": [90.0, 88.0], "rank1_CL": [70.0, 69.0]},
     **dict.fromkeys(["params", "macs_per_frame", "relative_bops", "file_bytes"], [100.0, 40.0]),
 )
@@ -92,7 +92,7 @@ CASES = [
     (plots.dependency_graph, (network(),), 1, "a: 3 layers"),
     (plots.sparsity_schedule, (HISTORY, [(10, 20), (20, 30)], 0.5), 2, "pruning periods"),
     (plots.channels_kept, (LAYERS,), 1, "3 of 8  (38%)"),
-    (plots.stage_cost, (BLOCKS, BLOCKS.assign(params=288)), 2, "288  (50%)"),
+    (plots.block_cost, (BLOCKS, BLOCKS.assign(params=288)), 2, "288  (50%)"),
     (plots.saliency_of_groups, (SCORES,), 1, "cut (1)"),
     (plots.view_heatmaps, (MAPS,), 9, "compressed minus dense, CL"),
     (plots.view_curves, (CURVES,), 2, "CL, in a coat"),
@@ -132,11 +132,13 @@ def test_every_plot_function_is_tried_above():
 
 
 def test_equal_data_give_equal_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "FIGURES", tmp_path)
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
     for name in ("once/sparsity_0.5", "twice/sparsity_0.5"):
         plots.save_figure(plots.saliency_of_groups(SCORES), name)
     for suffix in ("png", "pdf"):
-        files = [tmp_path / folder / f"sparsity_0.5.{suffix}" for folder in ("once", "twice")]
+        files = [
+            tmp_path / "figures" / folder / f"sparsity_0.5.{suffix}" for folder in ("once", "twice")
+        ]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -183,7 +185,7 @@ def test_panels_without_data_are_left_out():
 
 def test_different_blocks_are_refused():
     with pytest.raises(ValueError, match="layer1"):
-        plots.stage_cost(BLOCKS, BLOCKS[:1])
+        plots.block_cost(BLOCKS, BLOCKS[:1])
 
 
 def test_a_mosaic_keeps_the_images_apart():

@@ -15,10 +15,10 @@ from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
 from gaitlib.plots import cuts_by_method, frontier_by_condition, frontiers  # noqa: E402
-from gaitlib.plots.study import METHOD_STYLES  # noqa: E402
+from gaitlib.plots.study_figures import METHOD_STYLES  # noqa: E402
+from gaitlib.report.frontier import COSTS, cuts, summarise  # noqa: E402
+from gaitlib.report.recommendation import recommend  # noqa: E402
 from gaitlib.study import METHODS  # noqa: E402
-from gaitlib.study.frontier import COSTS, cuts, summarise  # noqa: E402
-from gaitlib.study.recommendation import recommend  # noqa: E402
 
 KEY = "geta_optimizer_cfg.target_group_sparsity"
 # method, sparsity, mean rank-1, MMAC

@@ -3,14 +3,14 @@
 import pytest
 import torch
 import yaml
-from small import SMALL
+from small_experiment import SMALL
 
-from gaitlib import profile
-from gaitlib.config import ConfigError, load_study
-from gaitlib.runs import PARAMS
-from gaitlib.stages import build_network
+from gaitlib.config import ConfigError, load_experiment
+from gaitlib.model import network_cost
+from gaitlib.steps import build_network
 from gaitlib.study import METHODS, expand, read_plan
 from gaitlib.study.methods import longer, narrowed
+from gaitlib.system.files import PARAMS
 
 SPARSITY = "geta_optimizer_cfg.target_group_sparsity"
 START = "geta_optimizer_cfg.start_from"
@@ -35,11 +35,11 @@ def _points(plan):
 
 def test_a_network_is_trained_once_however_many_combinations_ask_for_it(plan):
     grid = {SPARSITY: [0.3, 0.6], BITS: [8, 10]}
-    found = _points(plan(grid=grid, seeds=[0, 1], methods=["geta", "pruned"]))
-    counts = {m: sum(p.method == m for p in found.values()) for m in ("baseline", "geta", "pruned")}
-    assert counts == {"baseline": 2, "geta": 8, "pruned": 4}  # pruned ones read no bits
+    found = _points(plan(grid=grid, seeds=[0, 1], methods=["geta", "hesso"]))
+    counts = {m: sum(p.method == m for p in found.values()) for m in ("baseline", "geta", "hesso")}
+    assert counts == {"baseline": 2, "geta": 8, "hesso": 4}  # pruned ones read no bits
     assert found["geta-max_bit_act=10-target_group_sparsity=0.3-seed1"].settings[BITS] == 10
-    assert found["pruned-target_group_sparsity=0.3-seed1"].needs == {"baseline": "baseline-seed1"}
+    assert found["hesso-target_group_sparsity=0.3-seed1"].needs == {"baseline": "baseline-seed1"}
 
 
 def test_each_point_stands_behind_those_it_needs(plan):
@@ -48,7 +48,7 @@ def test_each_point_stands_behind_those_it_needs(plan):
         assert set(point.needs.values()) <= set(names)
         names.append(point.name)
     assert set(names) == {
-        f"{m}-seed0" for m in ("baseline", "pruned", "geta", "ptq", "uniform", "only_train_once")
+        f"{m}-seed0" for m in ("baseline", "hesso", "geta", "ptq", "uniform", "only_train_once")
     }
 
 
@@ -64,8 +64,8 @@ def test_every_method_that_starts_from_the_baseline_takes_as_many_steps_in_all(p
     steps = {point.method: point.total_iterations for point in found}
     assert steps.pop("baseline") == 250 and steps.pop("dense_half") == 125
     assert set(steps.values()) == {500}
-    (shipped,) = (p.study.compression for p in found if p.method == "only_train_once")
-    (magnitude,) = (p.study.compression for p in found if p.method == "magnitude")
+    (shipped,) = (p.experiment.compression for p in found if p.method == "only_train_once")
+    (magnitude,) = (p.experiment.compression for p in found if p.method == "magnitude")
     assert shipped.implementation == "only_train_once"
     assert magnitude.importance_score_criteria.magnitude == 1
 
@@ -75,17 +75,17 @@ def test_where_nothing_starts_from_the_baseline_torch_pruning_cuts_after_half_of
     found = _points(plan(methods=["torch_pruning", "geta"], overrides=changed))
     assert found["torch_pruning-seed0"].needs == {
         "dense_half": "dense_half-seed0",
-        "pruned": "pruned-seed0",
+        "hesso": "hesso-seed0",
     }
     assert found["dense_half-seed0"].total_iterations == 126
-    assert found["torch_pruning-seed0"].study.trainer_cfg.total_iter == 125
+    assert found["torch_pruning-seed0"].experiment.trainer_cfg.total_iter == 125
     assert found["torch_pruning-seed0"].total_iterations == 251
     assert found["geta-seed0"].total_iterations == 251 and not found["geta-seed0"].needs
 
 
 def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters_changes(plan):
     small = _points(plan(grid={SPARSITY: [0.3]}, methods=["geta"]))
-    more = _points(plan(grid={SPARSITY: [0.5, 0.3]}, seeds=[1, 0], methods=["pruned", "geta"]))
+    more = _points(plan(grid={SPARSITY: [0.5, 0.3]}, seeds=[1, 0], methods=["hesso", "geta"]))
     quiet = _points(
         plan(grid={SPARSITY: [0.3]}, methods=["geta"], overrides={"trainer_cfg.save_iter": 7})
     )
@@ -116,7 +116,7 @@ def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters
             "stands in overrides and in grid",
         ),
         ({"methods": ["geta"], "base": "params/casia_b/gaitbase_geta.yaml"}, "chooses no bits"),
-        ({"methods": ["pruned"], "base": "params/casia_b/gaitbase.yaml"}, "has no compression"),
+        ({"methods": ["hesso"], "base": "params/casia_b/gaitbase.yaml"}, "has no compression"),
         ({"methods": ["geta"], "base": "none.yaml"}, "cannot read"),
         (
             {"methods": ["geta"], "overrides": {"trainer_cfg.restore_hint": "latest"}},
@@ -136,11 +136,11 @@ def test_every_committed_study_can_run():
 
 
 def test_the_uniform_network_has_the_macs_nearest_to_those_asked_for():
-    study = longer(load_study())
-    full = profile.macs_per_frame(build_network(study, torch.device("cpu")))
+    study = longer(load_experiment())
+    full = network_cost.macs_per_frame(build_network(study, torch.device("cpu")))
     for share in (0.1, 0.4):
         small = narrowed(study, round(share * full))
-        found = profile.macs_per_frame(build_network(small, torch.device("cpu")))
+        found = network_cost.macs_per_frame(build_network(small, torch.device("cpu")))
         assert found == pytest.approx(share * full, rel=0.1)  # 8 channels have few widths
         first, *_, last = small.model_cfg.backbone_cfg.channels
         assert last / first == pytest.approx(8, rel=0.25)
@@ -151,9 +151,9 @@ def test_the_uniform_network_has_the_macs_nearest_to_those_asked_for():
 def test_the_uniform_network_trains_as_long_as_the_pruned_one_with_its_baseline():
     schedule = {"scheduler": "MultiStepLR", "milestones": [4, 8]}
     values = SMALL | {"scheduler_cfg": schedule, "hesso_optimizer_cfg.start_from": "baseline"}
-    study = longer(load_study(None, values))
+    study = longer(load_experiment(None, values))
     assert study.trainer_cfg.total_iter == 20 and study.compression is None
     assert study.scheduler_cfg.model_extra["milestones"] == [8, 16]
-    plain = longer(load_study(None, values | {"hesso_optimizer_cfg.start_from": "scratch"}))
+    plain = longer(load_experiment(None, values | {"hesso_optimizer_cfg.start_from": "scratch"}))
     assert plain.trainer_cfg.total_iter == 10
     assert narrowed(plain, 0).model_cfg.backbone_cfg.layers_cfg == ("BC-1", "M", "BC-1")

@@ -10,10 +10,11 @@ import time
 import pandas as pd
 import pytest
 import yaml
-from small import small_study, write_study
+from small_experiment import small_experiment, write_experiment
 
-from gaitlib import runs, stages
+from gaitlib import runs, steps
 from gaitlib.config import ConfigError
+from gaitlib.report.summary import summary_table
 from gaitlib.study import (
     TIMINGS,
     expand,
@@ -24,7 +25,6 @@ from gaitlib.study import (
     state_of,
     write_tables,
 )
-from gaitlib.summary import summary_table
 
 pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
@@ -58,18 +58,16 @@ HOPELESS = 1e30  # a learning rate
 @pytest.fixture(scope="module")
 def walkers(tmp_path_factory):
     root = tmp_path_factory.mktemp("walkers")
-    study = small_study(root)
-    stages.open_data(study)
-    return write_study(study, root / "base.yaml")
+    study = small_experiment(root)
+    steps.open_data(study)
+    return write_experiment(study, root / "base.yaml")
 
 
 @contextlib.contextmanager
 def _workspace(folder):
-    before, runs.RUNS = runs.RUNS, folder / "runs"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GAITLIB_WORKSPACE", str(folder))
         yield
-    finally:
-        runs.RUNS = before
 
 
 def _expand(base, folder, **keys):
@@ -99,7 +97,7 @@ def two_workers(walkers, tmp_path_factory):
             folder,
             overrides=QUANTIZED | {"geta_optimizer_cfg.start_from": "scratch"},
             grid={"geta_optimizer_cfg.lr": [HOPELESS]},
-            methods=["pruned", "uniform"],
+            methods=["hesso", "uniform"],
         )
         outcome = run_study("s", [*bad, *points], workers=2, device="cpu", on_line=lines.append)
         yield points, bad, outcome, lines
@@ -110,8 +108,8 @@ def killed(walkers, tmp_path_factory):
     """A part of the study: its process is killed after a point, then a worker in the next one."""
     folder, lines = tmp_path_factory.mktemp("one"), []
     with _workspace(folder):
-        points = _expand(walkers, folder, methods=["pruned", "uniform"])
-        baseline = runs.RUNS / "s" / points[0].name / "results.json"
+        points = _expand(walkers, folder, methods=["hesso", "uniform"])
+        baseline = runs.runs_folder() / "s" / points[0].name / "results.json"
         environment = os.environ | {"GAITLIB_WORKSPACE": str(folder)}
         command = [sys.executable, "-m", "gaitlib", "study", str(folder / "s.yaml"), "--workers=1"]
         study = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -121,7 +119,7 @@ def killed(walkers, tmp_path_factory):
         study.wait()
         before = baseline.stat()
         killer = threading.Thread(
-            target=_kill_the_worker_once, args=(runs.RUNS, "geta"), daemon=True
+            target=_kill_the_worker_once, args=(runs.runs_folder(), "geta"), daemon=True
         )
         killer.start()
         outcome = run_study("s", points, workers=1, device="cpu", on_line=lines.append)
@@ -135,18 +133,18 @@ def test_every_method_leaves_a_row_and_a_run_that_the_other_verbs_read(two_worke
     points, _, outcome, lines = two_workers
     assert set(outcome.done) == {point.name for point in points}
     table = point_table("s", points).set_index("method")
-    assert set(table.index) == {"baseline", "pruned", "geta", *METHODS}
+    assert set(table.index) == {"baseline", "hesso", "geta", *METHODS}
     assert (table["total_iterations"].drop("baseline") == 20).all()
-    assert (table.loc[["pruned", "magnitude", "only_train_once"], "group_sparsity"] > 0.4).all()
+    assert (table.loc[["hesso", "magnitude", "only_train_once"], "group_sparsity"] > 0.4).all()
     assert table.loc["torch_pruning", "macs_per_frame"] == pytest.approx(
-        table.loc["pruned", "macs_per_frame"], rel=0.25
+        table.loc["hesso", "macs_per_frame"], rel=0.25
     )  # four and eight channels have few widths
-    assert table.loc["only_train_once", "macs_per_frame"] > table.loc["pruned", "macs_per_frame"]
+    assert table.loc["only_train_once", "macs_per_frame"] > table.loc["hesso", "macs_per_frame"]
     assert table.loc["uniform", "macs_per_frame"] < table.loc["baseline", "macs_per_frame"]
     assert table.loc["ptq", "weight_bits"] == table.loc["geta", "weight_bits"] < 32
     assert "pruned, then rounded" in summary_table("s/ptq-seed0")
-    assert list((runs.RUNS / "s" / "geta-seed0" / "notebooks").iterdir()) == [
-        runs.RUNS / "s" / "geta-seed0" / "notebooks" / "point.ipynb"
+    assert list((runs.runs_folder() / "s" / "geta-seed0" / "notebooks").iterdir()) == [
+        runs.runs_folder() / "s" / "geta-seed0" / "notebooks" / "point.ipynb"
     ]
     assert any("dashboard: http://127.0.0.1:" in line for line in lines)
 
@@ -155,7 +153,7 @@ def test_every_method_leaves_a_row_and_a_run_that_the_other_verbs_read(two_worke
 def test_a_failed_point_is_recorded_and_the_others_finish(two_workers):
     _, (bad, narrow), outcome, _ = two_workers
     assert outcome.failed == [bad.name, narrow.name]
-    folder = runs.RUNS / "s"
+    folder = runs.runs_folder() / "s"
     said = (folder / bad.name / "failed.txt").read_text()
     assert "In [" in said and "NonFiniteLossError" in said
     assert f"needs {bad.name}, which failed" in (folder / narrow.name / "failed.txt").read_text()
@@ -172,7 +170,7 @@ def test_a_second_call_runs_what_is_missing_or_changed_alone(two_workers, walker
     )
     assert [state_of("s", point) for point in changed] == ["changed", "changed"]
     lost = next(point for point in points if point.method == "uniform")
-    folder = runs.RUNS / "s" / lost.name
+    folder = runs.runs_folder() / "s" / lost.name
     (folder / "results.json").rename(folder / "failed.txt")
     assert state_of("s", lost) == "failed"
     outcome = run_study("s", points, workers=1, device="cpu")
@@ -196,7 +194,7 @@ def test_two_workers_give_the_table_that_one_gives(two_workers, killed):
     pd.testing.assert_frame_equal(
         two.reset_index().drop(columns=[*TIMINGS]), one.drop(columns=[*TIMINGS])
     )
-    path = write_tables(runs.RUNS / "s", table, layer_table("s", points))
+    path = write_tables(runs.runs_folder() / "s", table, layer_table("s", points))
     pd.testing.assert_frame_equal(pd.read_parquet(path.with_suffix(".parquet")), table)
     read, layers = read_tables("s")
     pd.testing.assert_frame_equal(read, table)

@@ -1,0 +1,89 @@
+"""The data_cfg section: which silhouettes, and how they are read."""
+
+import json
+from typing import Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    StrictBool,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
+
+from gaitlib.config.section import Pair, Section
+
+
+class WalkerCfg(Section):
+    """The embedded data set (`walkers`), made at ``dataset_root`` on first use."""
+
+    subjects: PositiveInt = 34
+    train: PositiveInt = 24
+    frames: Pair = (16, 20)
+    seed: NonNegativeInt = 0
+    noise: NonNegativeFloat = 1.0
+
+    @model_validator(mode="after")
+    def _some_of_each(self) -> "WalkerCfg":
+        if self.train >= self.subjects:
+            raise ValueError(
+                f"train is {self.train} of {self.subjects} subjects: leave at least one to test"
+            )
+        if self.frames[0] > self.frames[1]:
+            raise ValueError(f"frames is {list(self.frames)}: write [fewest, most]")
+        return self
+
+
+class DataCfg(Section):
+    """Which silhouettes, and how they are read.
+
+    - ``dataset_name``: what results.json calls them.
+    - ``dataset_root``, ``dataset_partition``: a CASIA-B-pkl folder, and which of its subjects are
+      trained on and which tested. Relative paths start at the working folder, or else at the
+      project's.
+    - ``num_workers``: loading processes; they change no batch.
+    - ``cache``: keep all silhouettes in memory; ``mapped`` gathers them in one memory-mapped file
+      under ``data/mapped``, which all processes share and later runs open at once.
+    - ``remove_no_gallery``: leave out probes whose subject has no gallery sequence at a view,
+      instead of counting a miss.
+    - ``data_in_use``: which of a sequence folder's files are read; the first alone can be.
+    - ``walker``: use the embedded data set. (Not OpenGait's.)
+    """
+
+    dataset_name: str = "CASIA-B"
+    dataset_root: str | None = None
+    dataset_partition: str | None = None
+    num_workers: NonNegativeInt = 1
+    remove_no_gallery: bool = False
+    cache: Literal[False, True, "mapped"] = False
+    data_in_use: tuple[StrictBool | StrictInt, ...] | None = Field(default=None, strict=False)
+    walker: WalkerCfg | None = None
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> "DataCfg":
+        if self.walker is None:
+            for key in ("dataset_root", "dataset_partition"):
+                if getattr(self, key) is None:
+                    raise ValueError(
+                        f"{key} is missing: name your CASIA-B-pkl folder and its partition JSON, "
+                        "or add a `walker:` section for the embedded data set"
+                    )
+        return self
+
+    @field_validator("data_in_use")
+    @classmethod
+    def _the_first_file(cls, value: tuple[bool | int, ...] | None) -> tuple[bool | int, ...] | None:
+        """OpenGait takes a mask over the files, sorted by name, or a list of their numbers."""
+        mask = value is not None and all(isinstance(entry, bool) for entry in value)
+        first = value[:1] == (True,) and not any(value[1:]) if mask else value in (None, (0,))
+        if not first:
+            right = [True, *[False] * (len(value) - 1)] if mask else [0]
+            raise ValueError(
+                f"data_in_use is {json.dumps(value)}: of a sequence folder's files, sorted by "
+                "name, the first (the silhouettes) alone is read here; write "
+                f"{json.dumps(right)}, or leave it out"
+            )
+        return value

@@ -1,0 +1,148 @@
+"""A whole experiment: its sections, and the checks that need more than one of them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gaitlib.config.compression_cfg import GetaCfg, HessoCfg
+from gaitlib.config.data_cfg import DataCfg
+from gaitlib.config.model_cfg import ModelCfg
+from gaitlib.config.section import Section
+from gaitlib.config.training_cfg import (
+    CrossEntropyLossCfg,
+    EvaluatorCfg,
+    LossCfg,
+    OptimizerCfg,
+    SchedulerCfg,
+    TrainerCfg,
+    TripletLossCfg,
+)
+
+
+class Experiment(Section):
+    """A whole experiment: one section for each part of the job."""
+
+    data_cfg: DataCfg
+    model_cfg: ModelCfg = ModelCfg()
+    loss_cfg: Annotated[tuple[LossCfg, ...], Field(strict=False)] = (
+        TripletLossCfg(),
+        CrossEntropyLossCfg(),
+    )
+    optimizer_cfg: OptimizerCfg = OptimizerCfg()
+    scheduler_cfg: SchedulerCfg = SchedulerCfg()
+    trainer_cfg: TrainerCfg = TrainerCfg()
+    evaluator_cfg: EvaluatorCfg = EvaluatorCfg()
+    compression_optimizer: Literal["hesso", "geta"] | None = None
+    hesso_optimizer_cfg: HessoCfg | None = None
+    geta_optimizer_cfg: GetaCfg | None = None
+
+    @field_validator("loss_cfg", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Experiment":
+        self._check_compression()
+        walker = self.data_cfg.walker
+        if walker is not None:
+            self.check_subjects(walker.train)
+        return self
+
+    def _check_compression(self) -> None:
+        chosen = self.compression_optimizer
+        sections = {"hesso": self.hesso_optimizer_cfg, "geta": self.geta_optimizer_cfg}
+        given = [name for name, section in sections.items() if section is not None]
+        if chosen is None and given:
+            raise ValueError(
+                f"{given[0]}_optimizer_cfg is given without compression_optimizer: "
+                f"add `compression_optimizer: {given[0]}`"
+            )
+        if chosen is not None and sections[chosen] is None:
+            other = f"; {given[0]}_optimizer_cfg is given, which it does not read" if given else ""
+            raise ValueError(
+                f"compression_optimizer is {chosen!r} but {chosen}_optimizer_cfg is missing{other}"
+            )
+        if len(given) == 2:
+            other = next(name for name in given if name != chosen)
+            raise ValueError(
+                f"compression_optimizer is {chosen!r}, which does not read {other}_optimizer_cfg: "
+                f"give its keys to {chosen}_optimizer_cfg, and leave {other}_optimizer_cfg out"
+            )
+        if self.compression is not None:
+            cycles = self.scheduler_cfg.scheduler == "OneCycleLR" and (
+                self.scheduler_cfg.model_extra or {}
+            ).get("cycle_momentum", True)
+            if cycles and self.compression.implementation == "only_train_once":
+                raise ValueError(
+                    "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
+                    "HESSO: write cycle_momentum: false"
+                )
+            start, steps = self.compression.start_pruning_step, self.compression.pruning_steps
+            total = self.trainer_cfg.total_iter
+            if start + steps > total:
+                raise ValueError(
+                    f"{chosen}_optimizer_cfg: start_pruning_step {start} + pruning_steps {steps} = "
+                    f"{start + steps} exceeds trainer_cfg.total_iter {total}: the target sparsity "
+                    "would never be reached"
+                )
+            if self.quantizes and start + steps == total:
+                raise ValueError(
+                    f"{chosen}_optimizer_cfg: start_pruning_step {start} + pruning_steps {steps} = "
+                    f"{total} is all of trainer_cfg.total_iter: leave an iteration or more for "
+                    "training at whole bits"
+                )
+
+    def check_subjects(self, num_train: int) -> None:
+        """Compare the network's classes and the sampler with the number of training subjects.
+
+        Raises:
+            ValueError: if there are fewer classes than subjects, or fewer subjects than P.
+        """
+        classes = self.model_cfg.SeparateBNNecks.class_num
+        if classes != num_train:
+            raise ValueError(
+                f"model_cfg.SeparateBNNecks.class_num is {classes}, but the training set has "
+                f"{num_train} subjects: write {num_train}. If you expect more, see whether files "
+                "of some are absent or damaged"
+            )
+        subjects_a_batch = self.trainer_cfg.sampler.batch_size[0]
+        if subjects_a_batch > num_train:
+            raise ValueError(
+                f"trainer_cfg.sampler.batch_size[0] is {subjects_a_batch}, but the training set "
+                f"has {num_train} subjects: write at most {num_train}"
+            )
+
+    @property
+    def compression(self) -> HessoCfg | None:
+        """The section that `compression_optimizer` chose, or None for dense training."""
+        if self.compression_optimizer is None:
+            return None
+        return getattr(self, f"{self.compression_optimizer}_optimizer_cfg")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the compression chooses bits beside channels."""
+        return isinstance(self.compression, GetaCfg) and self.compression.quantizes
+
+    def pruned_alone(self) -> "Experiment":
+        """Return the experiment that prunes as this one does and quantizes nothing.
+
+        Where this one resumes from a checkpoint of its own, that one does from its own last.
+        """
+        if not self.quantizes:
+            return self
+        kept = self.geta_optimizer_cfg.model_dump(include=set(HessoCfg.model_fields))
+        changed: dict[str, Any] = {"geta_optimizer_cfg": GetaCfg(**kept)}
+        if self.trainer_cfg.restore_hint:
+            changed["trainer_cfg"] = self.trainer_cfg.model_copy(update={"restore_hint": "latest"})
+        return self.model_copy(update=changed)
+
+    def sections(self) -> dict[str, Any]:
+        """Return every section, resolved, as plain values for YAML."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+#: The sections, in order; every notebook's parameters cell holds each as a dictionary.
+SECTIONS = tuple(Experiment.model_fields)

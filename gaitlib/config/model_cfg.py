@@ -1,0 +1,153 @@
+"""The model_cfg section: backbone, heads, and whether their sizes meet."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from gaitlib.config.section import Ints, Section
+
+
+class ResNet9Cfg(Section):
+    """GaitBase's backbone: a first convolution and one stage per entry of ``channels``."""
+
+    type: Literal["ResNet9"] = "ResNet9"
+    block: Literal["BasicBlock", "Bottleneck"] = "BasicBlock"
+    in_channel: Literal[1] = 1  # silhouettes
+    channels: Ints = (64, 128, 256, 512)
+    layers: Ints = (1, 1, 1, 1)
+    strides: Ints = (1, 2, 2, 1)
+    maxpool: bool = False
+
+    @model_validator(mode="after")
+    def _one_entry_a_stage(self) -> "ResNet9Cfg":
+        if not len(self.channels) == len(self.layers) == len(self.strides):
+            raise ValueError(
+                f"channels {list(self.channels)}, layers {list(self.layers)} and strides "
+                f"{list(self.strides)} need one entry a stage"
+            )
+        return self
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the feature map it returns."""
+        return self.channels[-1] * (4 if self.block == "Bottleneck" else 1)
+
+
+class PlainCfg(Section):
+    """The Baseline's backbone.
+
+    ``BC-c`` is a convolution, ``M`` a pooling, ``FC-c-h`` a focal convolution.
+    """
+
+    type: Literal["Plain"] = "Plain"
+    layers_cfg: Annotated[tuple[str, ...], Field(strict=False)]
+    in_channels: Literal[1] = 1  # silhouettes
+
+    @field_validator("layers_cfg")
+    @classmethod
+    def _follow_the_grammar(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for token in value:
+            kind, *numbers = token.split("-")
+            arity = {"M": 0, "BC": 1, "FC": 2}.get(kind)
+            if arity != len(numbers) or not all(number.isdigit() for number in numbers):
+                raise ValueError(f"layer {token!r} is none of 'BC-<c>', 'FC-<c>-<h>', 'M'")
+        if not value or value[0] == "M":
+            raise ValueError(f"layers_cfg {list(value)} has to begin with a convolution")
+        return value
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the feature map it returns."""
+        return int([token for token in self.layers_cfg if token != "M"][-1].split("-")[1])
+
+
+class SeparateFCsCfg(Section):
+    """One linear map a part, from the backbone's channels to the embedding."""
+
+    in_channels: PositiveInt = 512
+    out_channels: PositiveInt = 256
+    parts_num: PositiveInt = 16
+    norm: bool = False
+
+
+class SeparateBNNecksCfg(Section):
+    """One BatchNorm and one normalised classifier a part, used in training alone."""
+
+    class_num: PositiveInt = 74
+    in_channels: PositiveInt = 256
+    parts_num: PositiveInt = 16
+    norm: bool = True
+    parallel_BN1d: bool = True
+
+
+class ModelCfg(Section):
+    """A network: spelled out, or the compact form ``{channels: [a, b, c], class_num: K}``.
+
+    The compact form (GaitBaseGeta) is expanded here into BC-a,BC-a,M,BC-b,BC-b,M,BC-c,BC-c with
+    bins 16-8-4-2-1 and 256 outputs a part, so that everything downstream sees one spelling.
+    """
+
+    model: Literal["Baseline", "GaitBase", "GaitBaseGeta"] = "Baseline"
+    backbone_cfg: Annotated[ResNet9Cfg | PlainCfg, Field(discriminator="type")] = ResNet9Cfg()
+    SeparateFCs: SeparateFCsCfg = SeparateFCsCfg()
+    SeparateBNNecks: SeparateBNNecksCfg = SeparateBNNecksCfg()
+    bin_num: Ints = (16,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_the_compact_form(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not {"channels", "class_num"} & values.keys():
+            return values
+        extra = values.keys() - {"model", "channels", "class_num"}
+        channels, class_num = values.get("channels"), values.get("class_num")
+        if values.get("model") != "GaitBaseGeta" or extra:
+            raise ValueError(
+                f"channels and class_num belong to the compact form {{model: GaitBaseGeta, "
+                f"channels: [a, b, c], class_num: K}}; here model is {values.get('model')!r}"
+                + (f" and {sorted(extra)} stand beside them" if extra else "")
+            )
+        if not isinstance(channels, list | tuple) or len(channels) != 3 or class_num is None:
+            raise ValueError(f"the compact form takes 3 channels and class_num, not {dict(values)}")
+        bins = (16, 8, 4, 2, 1)
+        blocks = [f"BC-{c}" for c in channels for _ in range(2)]
+        layers = blocks[:2] + ["M"] + blocks[2:4] + ["M"] + blocks[4:]
+        return {
+            "model": "GaitBaseGeta",
+            "backbone_cfg": {"type": "Plain", "layers_cfg": layers},
+            "SeparateFCs": {
+                "in_channels": channels[2],
+                "out_channels": 256,
+                "parts_num": sum(bins),
+            },
+            "SeparateBNNecks": {"class_num": class_num, "in_channels": 256, "parts_num": sum(bins)},
+            "bin_num": bins,
+        }
+
+    @model_validator(mode="after")
+    def _sizes_meet(self) -> "ModelCfg":
+        fcs, necks, parts = self.SeparateFCs, self.SeparateBNNecks, sum(self.bin_num)
+        out = self.backbone_cfg.out_channels
+        for name, has, needs, because in (
+            (
+                "SeparateFCs.parts_num",
+                fcs.parts_num,
+                parts,
+                f"bin_num {list(self.bin_num)} sums to",
+            ),
+            ("SeparateBNNecks.parts_num", necks.parts_num, parts, "the parts are"),
+            ("SeparateFCs.in_channels", fcs.in_channels, out, "the backbone ends in"),
+            (
+                "SeparateBNNecks.in_channels",
+                necks.in_channels,
+                fcs.out_channels,
+                "SeparateFCs give",
+            ),
+        ):
+            if has != needs:
+                raise ValueError(f"{name} is {has}, but {because} {needs}: write {needs}")
+        return self
+
+    def build_arguments(self) -> dict[str, Any]:
+        """Return the plain arguments of `gaitlib.model.build_model` (JSON-ready)."""
+        return self.model_dump(mode="json", exclude={"model"})

@@ -1,0 +1,100 @@
+"""What a resumed run may change: where it runs and what it reports, not what it computes."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gaitlib.config.training_cfg import FOLLOWING
+
+#: Keys that change no weight. A name that ends in a dot stands for all below it. The sequences
+#: themselves are compared by the entry ``data``, so that their folder may have moved.
+HARMLESS = (
+    "trainer_cfg.save_iter",
+    "trainer_cfg.log_iter",
+    "trainer_cfg.with_test",
+    "trainer_cfg.keep_checkpoints",
+    "trainer_cfg.restore_hint",
+    "trainer_cfg.restore_ckpt_strict",
+    "trainer_cfg.optimizer_reset",
+    "trainer_cfg.scheduler_reset",
+    "trainer_cfg.find_unused_parameters",
+    "evaluator_cfg.",
+    "data_cfg.num_workers",
+    "data_cfg.cache",
+    "data_cfg.dataset_root",
+    "data_cfg.dataset_partition",
+    "data_cfg.dataset_name",
+    "hesso_optimizer_cfg.start_from",
+    "geta_optimizer_cfg.start_from",
+    "geta_optimizer_cfg.yardstick",
+    "device",
+    "processes",
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key that a checkpoint's run and this one say differently.
+
+    Attributes:
+        key: dotted; entries of a list have numbers.
+        saved: what the checkpoint says; None if it says nothing.
+        present: what this run says; None if it says nothing.
+        harmless: whether the run is the same one all the same.
+    """
+
+    key: str
+    saved: Any
+    present: Any
+    harmless: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.saved!r} in the checkpoint, {self.present!r} here"
+
+
+def compare_records(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[Change]:
+    """Compare what a checkpoint's run was with what this one is, key by key.
+
+    ``trainer_cfg.total_iter`` is harmless unless the learning rate's shape follows from it.
+
+    Args:
+        saved: `Experiment.sections()` and further entries, plain values.
+        present: the same of this run. A key that one of the two lacks counts as None.
+
+    Returns:
+        The differences, in the order of the keys.
+    """
+    was, now = dict(_leaves(saved)), dict(_leaves(present))
+    scheduler = "scheduler_cfg.scheduler"
+    fixed_length = {was.get(scheduler), now.get(scheduler)} & FOLLOWING.keys()
+    free = HARMLESS if fixed_length else (*HARMLESS, "trainer_cfg.total_iter")
+    return [
+        Change(key, was.get(key), now.get(key), _is_one_of(key, free))
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of a record, whatever the order of its keys."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value below a mapping by its dotted key; a list of numbers is one value."""
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
+        items = enumerate(value)
+    else:
+        yield place, list(value) if isinstance(value, tuple) else value
+        return
+    for key, item in items:
+        yield from _leaves(item, f"{place}.{key}" if place else str(key))
+
+
+def _is_one_of(key: str, names: tuple[str, ...]) -> bool:
+    return any(key.startswith(name) if name.endswith(".") else key == name for name in names)

@@ -1,0 +1,57 @@
+"""What every section shares: frozen, typed, unknown keys refused with the nearest valid name."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+
+class ConfigError(ValueError):
+    """An experiment that cannot run: the message lists each section, the value and what is right."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return a hint: the valid name nearest to a mistyped one, and all valid names."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}valid: {', '.join(valid)}"
+
+
+class Section(BaseModel):
+    """A section: frozen, no unknown keys, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        for key in values:
+            if key not in cls.model_fields:
+                raise ValueError(f"unknown key {key!r}; {nearest(str(key), cls.model_fields)}")
+        return dict(values)
+
+
+Pair = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
+Ints = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+
+
+def is_number(text: Any) -> bool:
+    """Say whether a value reads as a number, as the text ``1e-3`` does."""
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False
+
+
+def number_as_yaml(text: str) -> str:
+    """Spell a number so that YAML 1.1 reads it as one: ``1e-10`` becomes ``1.0e-10``."""
+    number = float(text)
+    if number.is_integer() and abs(number) < 1e15:
+        return str(int(number))
+    mantissa, e, exponent = repr(number).partition("e")
+    return mantissa + ("" if "." in mantissa or not e else ".0") + e + exponent

@@ -1,0 +1,314 @@
+"""Losses, optimizer, schedule, trainer and evaluator sections."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from gaitlib.config.section import Pair, Section, is_number, nearest, number_as_yaml
+
+
+class TripletLossCfg(Section):
+    """`gaitlib.model.losses.TripletLoss`."""
+
+    type: Literal["TripletLoss"] = "TripletLoss"
+    margin: NonNegativeFloat = 0.2
+    loss_term_weight: NonNegativeFloat = 1.0
+    log_prefix: str = "triplet"
+
+
+class CrossEntropyLossCfg(Section):
+    """`gaitlib.model.losses.CrossEntropyLoss`."""
+
+    type: Literal["CrossEntropyLoss"] = "CrossEntropyLoss"
+    scale: PositiveFloat = 16.0
+    label_smooth: bool = True
+    eps: NonNegativeFloat = 0.1
+    loss_term_weight: NonNegativeFloat = 1.0
+    log_prefix: str = "softmax"
+    log_accuracy: bool = True
+
+
+LossCfg = Annotated[TripletLossCfg | CrossEntropyLossCfg, Field(discriminator="type")]
+
+
+class OptimizerCfg(Section):
+    """Dense training: a torch.optim class and its arguments.
+
+    Arguments of another solver may stand here; they are listed at the start, and left out of what
+    a run records.
+    """
+
+    solver: Literal["SGD", "Adam", "AdamW"] = "SGD"
+    lr: PositiveFloat = 0.1
+    weight_decay: NonNegativeFloat = 5.0e-4
+    momentum: NonNegativeFloat = 0.9
+    dampening: NonNegativeFloat = 0.0
+    nesterov: bool = False
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    eps: PositiveFloat = 1.0e-8
+    amsgrad: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "OptimizerCfg":
+        if self.solver == "SGD" and self.nesterov and (not self.momentum or self.dampening):
+            raise ValueError(
+                f"nesterov needs momentum above 0 and dampening 0, not momentum {self.momentum} "
+                f"and dampening {self.dampening}"
+            )
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that this solver takes."""
+        own = ("momentum", "dampening", "nesterov")
+        names = own if self.solver == "SGD" else ("betas", "eps", "amsgrad")
+        return {name: getattr(self, name) for name in ("lr", "weight_decay", *names)}
+
+    @model_serializer
+    def _what_counts(self) -> dict[str, Any]:
+        values = {"solver": self.solver, **self.arguments()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+SCHEDULERS = ("MultiStepLR", "StepLR", "ExponentialLR", "CosineAnnealingLR", "OneCycleLR")
+
+#: Arguments that follow from the rest of the experiment, so that they cannot contradict it.
+FOLLOWING = {
+    "OneCycleLR": {"max_lr", "total_steps", "epochs", "steps_per_epoch"},
+    "CosineAnnealingLR": {"T_max"},
+}
+
+
+def scheduler_arguments(name: str) -> set[str]:
+    """Return the names of the arguments that a scheduler of torch takes after the optimizer."""
+    signature = inspect.signature(getattr(torch.optim.lr_scheduler, name))
+    return set(signature.parameters) - {"optimizer", "last_epoch", "verbose"}
+
+
+class SchedulerCfg(BaseModel):
+    """A torch.optim.lr_scheduler class by name, and its arguments as torch spells them.
+
+    OneCycleLR's peak is the optimizer's ``lr``; its length, like CosineAnnealingLR's, is
+    ``trainer_cfg.total_iter``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    scheduler: Literal[SCHEDULERS] = "MultiStepLR"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_and_check(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = {"scheduler": "MultiStepLR", **values}
+        name = values["scheduler"]
+        if name == "MultiStepLR":
+            values = {"gamma": 0.1, "milestones": [20000, 40000, 60000], **values}
+        if name not in SCHEDULERS:
+            return values
+        signature = inspect.signature(getattr(torch.optim.lr_scheduler, name))
+        following = FOLLOWING.get(name, set())
+        valid = {"scheduler", *scheduler_arguments(name)}
+        for key in values:
+            if key in following:
+                raise ValueError(
+                    f"{key} is {values[key]!r}: leave it out; {name} takes its peak from the "
+                    "optimizer's lr and its length from trainer_cfg.total_iter"
+                )
+            if key not in valid:
+                raise ValueError(f"unknown key {key!r}; {nearest(str(key), valid - following)}")
+        texts = {k: v for k, v in values.items() if isinstance(v, str) and is_number(v)}
+        if texts:
+            right = ", ".join(f"{key}: {number_as_yaml(text)}" for key, text in texts.items())
+            raise ValueError(f"{texts} is text in YAML 1.1: write {right}")
+        missing = [
+            key
+            for key, parameter in signature.parameters.items()
+            if parameter.default is parameter.empty
+            and key not in {*values, *following, "optimizer"}
+        ]
+        if missing:
+            raise ValueError(f"{name} needs {', '.join(missing)}")
+        return values
+
+    def build(
+        self, optimizer: torch.optim.Optimizer, total_iter: int
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return the scheduler for an optimizer that will take ``total_iter`` steps."""
+        following = {
+            "OneCycleLR": {"max_lr": optimizer.param_groups[0]["lr"], "total_steps": total_iter},
+            "CosineAnnealingLR": {"T_max": total_iter},
+        }.get(self.scheduler, {})
+        schedule = getattr(torch.optim.lr_scheduler, self.scheduler)
+        return schedule(optimizer, **(self.model_extra or {}), **following)
+
+
+# ---------------------------------------------------------------------------- training and testing
+
+SampleType = Literal[
+    "fixed_unordered",
+    "fixed_ordered",
+    "unfixed_unordered",
+    "unfixed_ordered",
+    "all_unordered",
+    "all_ordered",
+]
+
+FramesLimit = PositiveInt | Literal[-1]  # -1: no limit
+
+
+class TripletSampling(Section):
+    """How a training batch is drawn: P subjects, K clips each."""
+
+    type: Literal["TripletSampler"] = "TripletSampler"
+    batch_size: Pair = (8, 16)
+    batch_shuffle: bool = False
+    sample_type: SampleType = "fixed_unordered"
+    frames_num_fixed: PositiveInt = 30
+    frames_num_min: PositiveInt = 25
+    frames_num_max: PositiveInt = 50
+    frames_skip_num: NonNegativeInt = 0
+    frames_all_limit: FramesLimit = 720
+
+    @model_validator(mode="after")
+    def _a_triplet_can_be_drawn(self) -> "TripletSampling":
+        if self.batch_size[0] < 2 or self.batch_size[1] < 2:
+            raise ValueError(
+                f"batch_size is {list(self.batch_size)}: a triplet needs 2 subjects and 2 clips "
+                "of one subject; write at least [2, 2]"
+            )
+        if self.frames_num_min > self.frames_num_max:
+            raise ValueError(
+                f"frames_num_min {self.frames_num_min} exceeds frames_num_max {self.frames_num_max}"
+            )
+        return self
+
+
+class InferenceSampling(Section):
+    """How test sequences are read: all of each, or its first ``frames_all_limit`` frames."""
+
+    type: Literal["InferenceSampler"] = "InferenceSampler"
+    batch_size: PositiveInt = 4
+    sample_type: SampleType = "all_ordered"
+    frames_all_limit: FramesLimit = 720
+
+    @field_validator("sample_type")
+    @classmethod
+    def _all_frames(cls, value: str) -> str:
+        if value != "all_ordered":
+            raise ValueError(f"sample_type is {value!r}: testing reads 'all_ordered' sequences")
+        return value
+
+
+class TransformCfg(BaseModel):
+    """A transform by name with its arguments; `gaitlib.data.transforms` checks them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str = "BaseSilCuttingTransform"
+
+
+Transforms = Annotated[tuple[TransformCfg, ...], Field(strict=False)]
+
+
+#: What ``enable_float16`` means; bfloat16 has float32's range, and so needs no loss scaling.
+AmpDtype = Literal["float16", "bfloat16"]
+
+
+class TrainerCfg(Section):
+    """One training run.
+
+    - ``total_iter``: optimizer steps of the whole run.
+    - ``save_iter``, ``log_iter``: steps between checkpoints, and between rows of the history.
+    - ``save_name``: checkpoints are ``<save_name>-<iteration>.pt``.
+    - ``keep_checkpoints``: the newest so many stay; null keeps all. (Not OpenGait's.)
+    - ``with_test``: test the network at each checkpoint.
+    - ``enable_float16``: run the network's forward in half precision, the losses in float32.
+      ``amp_dtype`` says which (OpenGait has float16 alone).
+    - ``fix_BN``: keep BatchNorm's statistics as they are.
+    - ``sync_BN``: BatchNorm over the clips of all processes (SyncBatchNorm, on CUDA).
+    - ``find_unused_parameters``: of DistributedDataParallel.
+    - ``restore_hint``: 0 starts anew; N, or ``latest``, goes on from this run's checkpoint of that
+      iteration; a path takes that file's weights and starts at iteration 0.
+    - ``restore_ckpt_strict``: refuse a checkpoint unless every name and shape fits; false loads
+      what fits.
+    - ``optimizer_reset``, ``scheduler_reset``: leave the checkpoint's state of it aside and begin
+      with a new one. Without them a restored file's states are taken over, one named by its path
+      included.
+    - ``sampler``, ``transform``: how clips are drawn, and what is done to them.
+    """
+
+    total_iter: PositiveInt = 80000
+    save_iter: PositiveInt = 2000
+    log_iter: PositiveInt = 100
+    save_name: str = "GaitBase"
+    keep_checkpoints: PositiveInt | None = None
+    with_test: bool = False
+    enable_float16: bool = True
+    amp_dtype: AmpDtype = "float16"
+    fix_BN: bool = False
+    sync_BN: bool = False
+    restore_hint: NonNegativeInt | str = 0
+    restore_ckpt_strict: bool = True
+    optimizer_reset: bool = False
+    scheduler_reset: bool = False
+    find_unused_parameters: bool = False
+    sampler: TripletSampling = TripletSampling()
+    transform: Transforms = (TransformCfg(),)
+
+    _one_transform = field_validator("transform", mode="before")(
+        lambda value: (value,) if isinstance(value, Mapping) else value
+    )
+
+
+class EvaluatorCfg(Section):
+    """One test of a trained network, by CASIA-B's protocol.
+
+    - ``enable_float16``, ``amp_dtype``, ``restore_ckpt_strict``: as in `TrainerCfg`.
+    - ``restore_hint``: the checkpoint to test, an iteration or a path; 0 is the latest.
+    - ``eval_func``: OpenGait's evaluate_indoor_dataset alone.
+    - ``metric``: ``euc``, the Euclidean distance, or ``cos``.
+    - ``cross_view_gallery``: one gallery of all views, instead of one for each view.
+    - ``sampler``, ``transform``: how sequences are read, and what is done to them.
+    """
+
+    enable_float16: bool = False
+    amp_dtype: AmpDtype = "float16"
+    restore_hint: NonNegativeInt | str = 80000
+    restore_ckpt_strict: bool = True
+    save_name: str = "GaitBase"
+    eval_func: str = "evaluate_indoor_dataset"
+    sampler: InferenceSampling = InferenceSampling()
+    metric: Literal["euc", "cos"] = "euc"
+    transform: Transforms = (TransformCfg(),)
+    cross_view_gallery: bool = False
+
+    _one_transform = field_validator("transform", mode="before")(
+        lambda value: (value,) if isinstance(value, Mapping) else value
+    )
+
+    @field_validator("eval_func")
+    @classmethod
+    def _casia_bs_protocol(cls, value: str) -> str:
+        if value == "identification":  # its name in OpenGait's older files
+            return "evaluate_indoor_dataset"
+        if value != "evaluate_indoor_dataset":
+            raise ValueError(
+                f"eval_func is {value!r}: CASIA-B's protocol is the one that tests follow here; "
+                "write evaluate_indoor_dataset, or leave it out"
+            )
+        return value

@@ -1,0 +1,324 @@
+"""Batches of clips: sequences drawn by ``order``, frames by ``frames``, loaded by a DataLoader.
+
+Iteration i of a run follows from (seed, i) alone: resuming needs no saved random state, and the
+number of loading workers changes nothing.
+"""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import wait
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gaitlib.data.frames import SAMPLE_TYPES, choose_frames
+from gaitlib.data.samplers import ClipSeed, InferenceSampler, TripletSampler
+from gaitlib.data.sequence_file import SequenceError
+from gaitlib.system.processes import LoaderError, ending
+
+__all__ = [
+    "SAMPLE_TYPES",
+    "Batch",
+    "InferenceSampler",
+    "LoaderError",
+    "TripletSampler",
+    "choose_frames",
+    "inference_batches",
+    "training_batches",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class Sequences(Protocol):
+    """What a batch is drawn from; :class:`~gaitlib.data.casia_b.SilhouetteDataset` is one."""
+
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def sequence(self, index: int) -> np.ndarray:
+        """Return ``(T, H, W)`` uint8."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Clips of one iteration.
+
+    Attributes:
+        clips: uint8, ``(N, T, H, W)``; or ``(1, sum of T, H, W)``, one clip after another, and
+            ``seqL`` tells where each ends.
+        labels: ``(N,)`` int64.
+        seqL: ``(N,)`` int64, the frames of each clip; None where all have T.
+        indices: ``(N,)`` int64, positions in the data set.
+        iteration: its number; 0 at inference.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    seqL: Tensor | None
+    indices: Tensor
+    iteration: int
+
+
+def training_batches(
+    dataset: Sequences,
+    labels: Sequence[int] | np.ndarray | None = None,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    batch_size: tuple[int, int] = (8, 16),
+    batch_shuffle: bool = False,
+    sample_type: str = "fixed_unordered",
+    frames_num_fixed: int = 30,
+    frames_num_min: int = 25,
+    frames_num_max: int = 50,
+    frames_skip_num: int = 0,
+    frames_all_limit: int = -1,
+    num_workers: int = 0,
+    persistent_workers: bool = False,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> "DataLoader[Batch]":
+    """Give the batches of iterations ``start`` to ``stop - 1``.
+
+    ``unfixed_*`` clips have one length for the whole batch (OpenGait draws one for each clip), so
+    that they stack. ``all_*`` clips are concatenated along frames. Subjects with fewer than K
+    sequences are drawn with replacement, which is logged once.
+
+    Args:
+        dataset: the sequences.
+        labels: the subject of each, whole numbers; those of ``dataset`` by default.
+        seed: see :class:`TripletSampler`, like the following.
+        start: first iteration.
+        stop: one past the last.
+        batch_size: (P subjects, K clips of each).
+        batch_shuffle: mix the clips of a batch.
+        sample_type: see :func:`choose_frames`, like the following.
+        frames_num_fixed: frames of a clip.
+        frames_num_min: fewest frames of a clip.
+        frames_num_max: most frames of a clip.
+        frames_skip_num: frames dropped from an ordered window.
+        frames_all_limit: most frames of an ``all_*`` clip, or -1.
+        num_workers: loading processes; 0 loads in this one. They change no batch.
+        persistent_workers: keep them for a second pass.
+        pin_memory: put batches where a GPU can fetch them.
+        rank: which process this is.
+        world_size: how many there are.
+
+    Raises:
+        ValueError: the settings fit neither each other nor the data, see :class:`TripletSampler`.
+        SequenceError: while iterating, a sequence cannot be read any more.
+        LoaderError: while iterating, a loading process died.
+    """
+    labels = dataset.labels if labels is None else labels
+    sampler = TripletSampler(labels, batch_size, seed, start, stop, batch_shuffle, rank, world_size)
+    if rank == 0:
+        _tell_of_few_sequences(sampler)
+    clips = _Clips(
+        dataset,
+        labels,
+        sample_type,
+        frames_num_fixed=frames_num_fixed,
+        frames_num_min=frames_num_min,
+        frames_num_max=frames_num_max,
+        frames_skip_num=frames_skip_num,
+        frames_all_limit=frames_all_limit,
+    )
+    return _loader(clips, sampler, num_workers, persistent_workers, pin_memory)
+
+
+def inference_batches(
+    dataset: Sequences,
+    labels: Sequence[int] | np.ndarray | None = None,
+    *,
+    batch_size: int = 4,
+    sample_type: str = "all_ordered",
+    frames_num_fixed: int = 30,
+    frames_skip_num: int = 0,
+    frames_all_limit: int = 720,
+    seed: int = 0,
+    num_workers: int = 0,
+    persistent_workers: bool = False,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> "DataLoader[Batch]":
+    """Give every sequence once, in order; ``all_*`` clips are concatenated along frames.
+
+    With ``world_size`` processes each gives its share of the batches, see
+    :class:`InferenceSampler`; it may be empty.
+
+    Args:
+        dataset: the sequences.
+        labels: the subject of each, whole numbers; those of ``dataset`` by default.
+        batch_size: sequences a batch; the last may hold fewer.
+        sample_type: ``all_*`` or ``fixed_*``, see :func:`choose_frames`, like the following.
+        frames_num_fixed: frames of a ``fixed_*`` clip.
+        frames_skip_num: frames dropped from a ``fixed_ordered`` window.
+        frames_all_limit: most frames of an ``all_*`` clip, or -1.
+        seed: for ``fixed_*``.
+        num_workers: loading processes; 0 loads in this one.
+        persistent_workers: keep them for a second pass.
+        pin_memory: put batches where a GPU can fetch them.
+        rank: which process this is.
+        world_size: how many there are.
+
+    Raises:
+        ValueError: the settings do not fit each other.
+        SequenceError: while iterating, a sequence cannot be read any more.
+        LoaderError: while iterating, a loading process died.
+    """
+    if sample_type.startswith("unfixed"):
+        raise ValueError(f"sample_type {sample_type!r} is for training; test with all_* or fixed_*")
+    sampler = InferenceSampler(len(dataset), batch_size, seed, rank, world_size)
+    clips = _Clips(
+        dataset,
+        dataset.labels if labels is None else labels,
+        sample_type,
+        frames_num_fixed=frames_num_fixed,
+        frames_skip_num=frames_skip_num,
+        frames_all_limit=frames_all_limit,
+    )
+    return _loader(clips, sampler, num_workers, persistent_workers, pin_memory)
+
+
+def _tell_of_few_sequences(sampler: TripletSampler) -> None:
+    counts = [len(owned) for owned in sampler.by_subject]
+    k = sampler.num_clips
+    few = sum(count < k for count in counts)
+    if few:
+        logger.warning(
+            "%d of %d training subjects have fewer than K = %d sequences (the fewest: %d): their "
+            "clips are drawn with replacement, so a batch may hold a sequence twice; lower K, "
+            "trainer_cfg.sampler.batch_size[1], to avoid it",
+            few, len(counts), k, min(counts),
+        )  # fmt: skip
+
+
+class _Clips(Dataset[Batch]):
+    """Cut the clips of a batch: the items are the samplers' lists of (index, clip seed)."""
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        labels: Sequence[int] | np.ndarray,
+        sample_type: str,
+        **settings: int,
+    ) -> None:
+        self.sequences, self.labels = sequences, torch.as_tensor(np.asarray(labels, np.int64))
+        if len(self.labels) != len(sequences):
+            raise ValueError(f"{len(self.labels)} labels for {len(sequences)} sequences")
+        self.choose = partial(choose_frames, sample_type=sample_type, **settings)
+        self.choose(1, np.random.default_rng(0))  # refuse wrong settings now, not in a worker
+        self.one_length = sample_type.startswith("unfixed")  # drawn once for all clips of a batch
+        self.concatenated = sample_type.startswith("all")
+
+    def __getitem__(self, batch: list[tuple[int, ClipSeed]]) -> Batch:
+        seed, iteration, _ = batch[0][1]
+        clips, lengths = [], []
+        for n, (index, (_, _, position)) in enumerate(batch):
+            sequence = self.sequences.sequence(index)
+            # position + 1, because numpy takes [seed, iteration, 0] and [seed, iteration] for one
+            rng = np.random.default_rng([seed, iteration, position + 1])
+            of_batch = np.random.default_rng([seed, iteration, 0, 1]) if self.one_length else None
+            frames = self.choose(len(sequence), rng, length_rng=of_batch)
+            lengths.append(len(frames))
+            if self.concatenated:
+                clips.append(sequence[frames])
+                continue
+            if not n:
+                clips = np.empty((len(batch), len(frames), *sequence.shape[1:]), np.uint8)
+            # frames are in range; the mode that checks it would copy by way of a buffer
+            np.take(sequence, frames, axis=0, out=clips[n], mode="clip")
+        if self.concatenated:
+            clips = np.concatenate(clips)[None]
+        indices = torch.tensor([index for index, _ in batch])
+        return Batch(
+            torch.from_numpy(clips),  # (1, sum T, H, W) or (N, T, H, W)
+            self.labels[indices],
+            torch.tensor(lengths) if self.concatenated else None,
+            indices,
+            iteration,
+        )
+
+
+class _Loader(DataLoader):
+    """A DataLoader that tells in one line what befell its processes."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        if before is not None and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever this process happens to be, while it writes a
+            # checkpoint, say. Without it, next() finds a dead process within five seconds.
+            signal.signal(signal.SIGCHLD, before)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                workers = getattr(batches, "_workers", [])  # none where this process loads
+                told = self._in_one_line(error, workers)
+                if workers:
+                    batches._shutdown_workers()  # now: the traceback would keep them for long
+                if told is error:
+                    raise
+                raise told from None
+            yield batch
+
+    def _in_one_line(self, error: Exception, workers: list) -> Exception:
+        """Return what to raise for an error: itself, if there is nothing to make clearer."""
+        if isinstance(error, SequenceError):  # a process sends its whole traceback as the message
+            return SequenceError(str(error).rpartition("SequenceError: ")[2].strip())
+        if not workers or not isinstance(error, RuntimeError | OSError | EOFError):
+            return error
+        ended = wait([worker.sentinel for worker in workers], timeout=1)
+        if not ended:
+            return error
+        dead = next(worker for worker in workers if worker.sentinel in ended)
+        dead.join()  # a process closes its files shortly before it has ended
+        return LoaderError(
+            f"a process that loads batches died {ending(dead.exitcode)}. data_cfg.num_workers is "
+            f"{self.num_workers}: lower it (0 loads in the main process); training goes on from "
+            "its last checkpoint with trainer_cfg.restore_hint: latest"
+        )
+
+
+def _loader(
+    clips: _Clips,
+    sampler: Sampler[list[tuple[int, ClipSeed]]],
+    num_workers: int,
+    persistent_workers: bool,
+    pin_memory: bool,
+) -> "DataLoader[Batch]":
+    return _Loader(
+        clips,
+        batch_size=None,  # the sampler's items are whole batches
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=persistent_workers and num_workers > 0,
+        pin_memory=pin_memory,
+        collate_fn=_as_it_is,
+        generator=torch.Generator().manual_seed(0),  # else it would draw from the global one
+        worker_init_fn=_leave_signals_to_the_main_process,
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ignore what stops a run: whole groups of processes get it, and the main one still saves."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,216 @@
+"""What a gait network costs: parameters, multiply-accumulates (MACs), latency and bytes.
+
+The counting rule, for every figure here: one MAC for each multiply-add of a convolution or a matrix
+product (torch's FLOP counter, halved), nothing for batch norm, activations or pooling. The backbone
+runs once a frame, so its MACs are per frame; FCs and BNNecks run once a clip, so theirs are per
+clip and stand apart from `macs_per_frame`.
+"""
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gaitlib.model import GaitBase
+from gaitlib.model.eval_mode import in_eval_mode
+from gaitlib.model.float_state import of_quantizer
+from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
+
+FRAME = (64, 44)  # height and width of a pretreated silhouette after the 10-column cut
+#: Bits of a number that is not quantized; of those that are packed; of those stored as int16.
+FLOAT_BITS, PACKED_BITS, INT16_BITS = 32, range(2, 9), range(9, 17)
+_BACKBONE = "Backbone.forward_block."
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, each shared tensor once.
+
+    Buffers do not count, nor do the three scalars of each quantizer.
+    """
+    return sum(p.numel() for _, p in _own_parameters(model))
+
+
+def _own_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p) for n, p in model.named_parameters() if not of_quantizer(n)]
+
+
+def macs_per_frame(model: GaitBase, frame: tuple[int, int] = FRAME) -> int:
+    """Return the MACs of the backbone on one frame: the model's published cost (1.178 GMAC)."""
+    rows = _count(model, frame)
+    return sum(row["macs"] for name, row in rows.items() if name.startswith(_BACKBONE))
+
+
+def layer_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame:
+    """Return one row for each convolution and each head, in the order they run.
+
+    Columns:
+        layer: the module's name, which prefixes its checkpoint keys.
+        block: the block of `block_table` it belongs to.
+        in_channels, out_channels: of the convolution, or of each part's matrix.
+        height, width: of the output map; 1 x 1 for a head, which has no map.
+        params: of this layer alone; batch norms stand in `block_table` only.
+        macs: per frame for a convolution, per clip for a head.
+    """
+    rows = [
+        {"layer": name, "block": _block(name)} | row for name, row in _count(model, frame).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def block_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame:
+    """Return parameters and MACs of each block; every parameter is in exactly one.
+
+    Columns:
+        block: ``conv1`` (with its batch norm), ``layer1``, ... of a ResNet9, ``feature.0``, ... of
+            a Plain, then ``FCs`` and ``BNNecks``.
+        params: all parameters, batch norms included; they add up to `count_parameters`.
+        macs: per frame in the backbone, per clip in the heads.
+        per: ``frame`` or ``clip``.
+    """
+    params: dict[str, int] = {}
+    for name, parameter in _own_parameters(model):
+        params[_block(name)] = params.get(_block(name), 0) + parameter.numel()
+    macs = dict.fromkeys(params, 0)
+    for name, row in _count(model, frame).items():
+        macs[_block(name)] += row["macs"]
+    heads = {name for name, _ in model.named_children()}
+    return pd.DataFrame(
+        {
+            "block": list(params),
+            "params": list(params.values()),
+            "macs": [macs[block] for block in params],
+            "per": ["clip" if block in heads else "frame" for block in params],
+        }
+    )
+
+
+def measure_latency(
+    model: nn.Module,
+    batch: int = 1,
+    frames: int = 30,
+    *,
+    repeats: int = 20,
+    warmup: int = 3,
+    device: torch.device | str | None = None,
+    frame: tuple[int, int] = FRAME,
+) -> float:
+    """Return the median time, in milliseconds, to embed ``batch`` clips of ``frames`` frames.
+
+    The clips are random, on the device beforehand, and ``model.embed`` runs, not the classifier. On
+    CUDA each repeat waits for the device. The model keeps its mode and its place: a copy moves to
+    another device if one is asked for.
+    """
+    if min(batch, frames, repeats) < 1:
+        raise ValueError(
+            f"batch {batch}, frames {frames}, repeats {repeats}: each has to be 1 or more"
+        )
+    home = next(model.parameters(), torch.empty(0))  # a network in ONNX Runtime has none
+    device = home.device if device is None else torch.device(device)
+    if device != home.device:
+        model = copy.deepcopy(model).to(device)
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.rand(batch, frames, *frame, generator=generator).to(device, home.dtype)
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    times = []
+    with in_eval_mode(model), torch.inference_mode():
+        for _ in range(warmup + repeats):
+            wait()
+            start = time.perf_counter()
+            model.embed(clips)
+            wait()
+            times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[warmup:])
+
+
+def file_bytes(path: str | Path) -> int:
+    """Return the size of a file, or of all files below a folder, in bytes."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there to be weighed")
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def stored_bits(bits: int) -> int:
+    """Return how many bits a number of a grid of ``bits`` takes in a file."""
+    if bits in PACKED_BITS:
+        return bits
+    return 16 if bits in INT16_BITS else FLOAT_BITS
+
+
+def stored_bytes(numel: int, bits: int) -> int:
+    """Return the bytes of a tensor of ``numel`` numbers of ``bits`` bits, the last one padded."""
+    return math.ceil(numel * stored_bits(bits) / 8)
+
+
+def _block(name: str) -> str:
+    """Return the block of a module or parameter name."""
+    if not name.startswith(_BACKBONE):
+        return name.split(".")[0]
+    first, *rest = name.removeprefix(_BACKBONE).split(".")
+    if first == "feature":
+        return f"feature.{rest[0]}"
+    return "conv1" if first == "bn1" else first
+
+
+def _count(model: GaitBase, frame: tuple[int, int]) -> dict[str, dict[str, int]]:
+    """Run one clip of one frame and return each layer's channels, output size, params and MACs."""
+    counter = FlopCounterMode(display=False)
+    rows: dict[str, dict[str, int]] = {}
+    starts: dict[str, int] = {}
+
+    def before(name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(layer: nn.Module, inputs: Any) -> None:
+            starts[name] = counter.get_total_flops()
+
+        return hook
+
+    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            macs = (counter.get_total_flops() - starts[name]) // 2
+            if name not in rows:
+                rows[name] = _shape(layer, output) | {"params": count_parameters(layer), "macs": 0}
+            elif isinstance(layer, nn.Conv2d):  # a focal convolution runs once for each strip
+                rows[name]["height"] += output.size(2)
+            rows[name]["macs"] += macs
+
+        return hook
+
+    handles = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | SeparateFCs | SeparateBNNecks):
+            handles.append(layer.register_forward_pre_hook(before(name)))
+            handles.append(layer.register_forward_hook(after(name)))
+    first = next(model.parameters())
+    try:
+        with in_eval_mode(model), torch.no_grad(), counter:
+            model(torch.zeros(1, 1, *frame, device=first.device, dtype=first.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    missed = counter.get_total_flops() // 2 - sum(row["macs"] for row in rows.values())
+    if missed:
+        raise ValueError(f"{missed} MACs ran outside the convolutions and heads counted here")
+    return rows
+
+
+def _shape(layer: nn.Module, output: Tensor | tuple[Tensor, ...]) -> dict[str, int]:
+    if isinstance(layer, nn.Conv2d):
+        c_out, c_in = layer.weight.shape[:2]
+        height, width = output.shape[2:]
+    else:
+        _, c_in, c_out = layer.fc_bin.shape
+        height = width = 1
+    return {"in_channels": c_in, "out_channels": c_out, "height": height, "width": width}

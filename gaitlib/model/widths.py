@@ -1,0 +1,91 @@
+"""How wide each layer of a network is: read it, write it as plain numbers, apply it.
+
+A compressed network is its blueprint with narrower layers. The widths are what its
+``architecture.json`` adds to the arguments of ``build_model``.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from gaitlib.model.float_state import of_quantizer
+from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
+
+Widths = dict[str, dict[str, int]]
+
+_BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
+_MAPS = SeparateFCs | SeparateBNNecks  # fc_bin is (P, in, out)
+
+
+def layer_widths(model: nn.Module) -> Widths:
+    """Return ``in`` and ``out`` channels of every layer, by module name.
+
+    A batch norm has only ``out``, a quantizer none. Other modules that own tensors are not of a
+    gait network and raise ``TypeError``.
+    """
+    widths = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            widths[name] = {"in": layer.in_channels, "out": layer.out_channels}
+        elif isinstance(layer, _BATCH_NORMS):
+            widths[name] = {"out": layer.num_features}
+        elif isinstance(layer, _MAPS):
+            widths[name] = {"in": layer.fc_bin.shape[1], "out": layer.fc_bin.shape[2]}
+        elif not of_quantizer(name) and any(True for _ in layer.parameters(recurse=False)):
+            raise TypeError(f"{name} is a {type(layer).__name__}, whose width is not known here")
+    return widths
+
+
+def resize_layers(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> None:
+    """Give every layer of ``model`` these widths, in place; new values are zeros.
+
+    Raises:
+        ValueError: if the names are not the model's, or a width is not in 1..its present width.
+    """
+    present = layer_widths(model)
+    if present.keys() != widths.keys():
+        differing = sorted(present.keys() ^ widths.keys())
+        raise ValueError(f"these layers are in one of model and widths only: {differing}")
+    for name, width in widths.items():
+        if width.keys() != present[name].keys():
+            raise ValueError(f"{name} needs the widths {sorted(present[name])}, not {dict(width)}")
+        for side, size in width.items():
+            if type(size) is not int or not 1 <= size <= present[name][side]:
+                raise ValueError(
+                    f"{name} has {side!r} {size!r}; it has to be an integer in "
+                    f"1..{present[name][side]}"
+                )
+        if width != present[name]:
+            _resize(model.get_submodule(name), **{f"{k}_": v for k, v in width.items()})
+
+
+def _resize(layer: nn.Module, out_: int, in_: int | None = None) -> None:
+    if isinstance(layer, nn.Conv2d):
+        shapes = {"weight": (out_, in_, *layer.weight.shape[2:]), "bias": (out_,)}
+    elif isinstance(layer, _BATCH_NORMS):
+        shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (out_,))
+    else:
+        shapes = {"fc_bin": (layer.fc_bin.shape[0], in_, out_)}
+    for name, shape in shapes.items():
+        old = getattr(layer, name)
+        if old is not None:
+            replace_tensor(layer, name, old.new_zeros(shape))
+    sync_widths(layer)
+
+
+def replace_tensor(layer: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put ``tensor`` in place of the parameter or buffer ``name`` of one layer."""
+    old = getattr(layer, name)
+    if isinstance(old, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+    setattr(layer, name, tensor)
+
+
+def sync_widths(layer: nn.Module) -> None:
+    """Set the channel counts that a layer keeps beside its tensors to what the tensors say."""
+    if isinstance(layer, nn.Conv2d):
+        layer.out_channels, layer.in_channels = layer.weight.shape[:2]
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, _BATCH_NORMS):
+        layer.num_features = len(layer.running_mean)

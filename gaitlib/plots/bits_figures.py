@@ -1,0 +1,318 @@
+"""Figures of quantization: how bits came about, where they ended, and what they bought."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+
+from gaitlib.model.network_cost import FLOAT_BITS, stored_bytes
+from gaitlib.plots.style import (
+    CONDITION_COLOURS,
+    CONDITION_WORDS,
+    KEPT_COLOUR,
+    PALE,
+    SPARE_COLOURS,
+    STYLE,
+)
+
+BACKBONE = "Backbone.forward_block."  # left out of names
+KINDS = ("weights", "activations")
+BOPS_COLOUR, BYTES_COLOUR = SPARE_COLOURS[:2]
+MOST_BITS = 16  # where the axis of bits ends at the latest
+LABEL_INCHES = 0.18  # between the names at the ends of lines, written in 9 points
+
+
+@plt.rc_context(STYLE)
+def bits_schedule(
+    bits: pd.DataFrame, plan: pd.DataFrame, phases: Mapping[str, int] | None = None
+) -> Figure:
+    """Bits of every quantizer over iterations, the allowed interval shaded; a panel per kind.
+
+    Lines are coloured by depth, dark to light, and named at their ends with the bits they have
+    there. Each value is that of its row; NaN draws nothing.
+
+    Args:
+        bits: a row per logged iteration with columns iteration and, in the order the layers run,
+            ``weights:<layer>`` and ``activations:<layer>``: bits, real-valued. A kind without
+            columns has no panel.
+        plan: a row per logged iteration with columns iteration and, for each kind drawn,
+            ``<kind>_min`` and ``<kind>_max``: the bits allowed; NaN where nothing is bound.
+        phases: the first iteration of each phase, by its name.
+
+    Raises:
+        ValueError: there is no quantizer or no iteration to draw.
+    """
+    columns = {kind: [c for c in bits if c.startswith(f"{kind}:")] for kind in KINDS}
+    columns = {kind: names for kind, names in columns.items() if names}
+    if not columns or bits.empty:
+        raise ValueError(
+            f"no bits to draw in {len(bits)} rows of {list(bits)}: log an iteration and a column "
+            "weights:<layer> or activations:<layer>"
+        )
+    layers = list(dict.fromkeys(c.partition(":")[2] for names in columns.values() for c in names))
+    shades = colormaps["viridis"](np.linspace(0, 0.88, len(layers)))
+    colours = dict(zip(layers, shades, strict=True))
+    inches = max(2.6, LABEL_INCHES * (1 + max(map(len, columns.values()))))  # height of a panel
+    fig, axes = plt.subplots(
+        len(columns), 1, figsize=(10, 1.2 + inches * len(columns)), sharex=True, squeeze=False
+    )
+    x = bits["iteration"]
+    left, right = x.min(), max(x.max(), x.min() + 1)
+    axes[0, 0].set_xlim(left, right)
+    for ax, (kind, names) in zip(axes[:, 0], columns.items(), strict=True):
+        lower, upper = plan[f"{kind}_min"], plan[f"{kind}_max"]
+        # the edge keeps an interval visible that has shrunk to one number
+        style = {"step": "post", "facecolor": PALE, "edgecolor": "#BFBFBF", "alpha": 0.6}
+        ax.fill_between(plan["iteration"], lower, upper, linewidth=1, **style)
+        for column in names:
+            colour = colours[column.partition(":")[2]]
+            ax.plot(x, bits[column], color=colour, linewidth=1.5, alpha=0.9)
+        top = 1.04 * np.nanmax([*bits[names].max(), upper.max(), 1])
+        ax.set_ylim(0, top)
+        ax.set_ylabel(f"bits of {kind}")
+        ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        _name_ends(ax, bits.set_index("iteration")[names], colours, top * LABEL_INCHES / inches)
+        for first in (phases or {}).values():
+            ax.axvline(first, color="#595959", linewidth=0.8, linestyle=":")
+    _name_phases(axes[0, 0], phases or {}, left, right)
+    axes[-1, 0].set_xlabel("iteration")
+    band = plt.Rectangle((0, 0), 1, 1, facecolor=PALE, edgecolor="#BFBFBF", label="allowed bits")
+    fig.legend(handles=[band], loc="outside upper center")
+    plt.close(fig)
+    return fig
+
+
+def _name_ends(
+    ax: Axes, bits: pd.DataFrame, colours: Mapping[str, Sequence[float]], gap: float
+) -> None:
+    """Write each line's layer and last bits to the right of the axes, ``gap`` bits apart."""
+    ends = {c: bits[c].dropna() for c in reversed(bits.columns)}  # of equals, the first on top
+    ends = {c: line for c, line in ends.items() if len(line)}
+    order = sorted(ends, key=lambda c: ends[c].iloc[-1])
+    heights = _spread([ends[c].iloc[-1] for c in order], gap, gap / 2, ax.get_ylim()[1] - gap / 2)
+    for column, height in zip(order, heights, strict=True):
+        layer = column.partition(":")[2]
+        x, y = ends[column].index[-1], ends[column].iloc[-1]
+        ax.annotate(
+            f"{layer.removeprefix(BACKBONE)}  {y:.3g}",
+            (x, y),
+            (1.04, height),
+            textcoords=ax.get_yaxis_transform(),
+            va="center",
+            fontsize=9,
+            color=colours[layer],
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colours[layer],
+                "linewidth": 0.7,
+                "relpos": (0, 0.5),
+                "patchA": None,
+                "shrinkA": 4,
+                "shrinkB": 0,
+            },
+        )
+
+
+def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Move ascending heights least (in squares) so that neighbours are ``gap`` apart.
+
+    Less i * gap, the heights only have to ascend: an isotonic regression, here by its formula of
+    largest and smallest means, whose bounded solution is the clipped one.
+    """
+    steps = gap * np.arange(len(wanted))
+    z = np.asarray(wanted, dtype=float) - steps
+    count = range(len(z))
+    fitted = [
+        max(min(z[i : j + 1].mean() for j in count[k:]) for i in count[: k + 1]) for k in count
+    ]
+    return np.clip(fitted, low, max(low, high - gap * (len(z) - 1))) + steps
+
+
+def _name_phases(ax: Axes, phases: Mapping[str, int], left: float, right: float) -> None:
+    """Write the phases that have begun above the axes, in as many lines as they need."""
+    ends: list[float] = []  # of the text in each line, as a share of the axes' width
+    for name, first in sorted(phases.items(), key=lambda phase: phase[1]):
+        if first > right:
+            continue
+        at = max(0.0, (first - left) / (right - left))
+        line = next((i for i, end in enumerate(ends) if end <= at), len(ends))
+        ends[line : line + 1] = [at + 0.0105 * (len(name) + 1)]
+        ax.annotate(
+            name,
+            (at, 1),
+            (0, 4 + 12 * line),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=9,
+            color="#595959",
+        )
+
+
+@plt.rc_context(STYLE)
+def bits_by_layer(table: pd.DataFrame) -> Figure:
+    """Bits of every layer's weight and input, and its share of the BOPs and of the bytes.
+
+    The axis of bits ends at 16 or earlier; longer bars are cut. Bytes are those of the weights in
+    the file, where 9 to 16 bits take 16 and what is wider 32. Shares are of the layers that have a
+    value; NaN draws nothing.
+
+    Args:
+        table: a row per layer in the order they run with columns layer, weight_bits,
+            activation_bits (whole; 32 is "float"), weights (numbers in the weight), bops, and
+            optionally per (``frame`` or ``clip``; only the BOPs of the former are added up).
+    """
+    y = np.arange(len(table))
+    per_frame = table["per"] == "frame" if "per" in table else pd.Series(True, table.index)
+    panels = {"weight_bits": "bits of weights", "activation_bits": "bits of activations"}
+    chosen = table[list(panels)].to_numpy(dtype=float)
+    limit = min(MOST_BITS, max(8, np.nanmax(np.where(chosen < FLOAT_BITS, chosen, 0), initial=0)))
+
+    fig, axes = plt.subplots(
+        1, 3, figsize=(11, 1.5 + 0.38 * len(table)), sharey=True, width_ratios=[1, 1, 0.9]
+    )
+    for ax, (column, title) in zip(axes, panels.items(), strict=False):
+        _bars_of_bits(ax, y, table[column].to_numpy(dtype=float), limit)
+        ax.set_title(title, loc="left")
+    bops = table["bops"].where(per_frame)
+    stored = pd.Series(
+        [
+            np.nan if np.isnan([numel, bits]).any() else stored_bytes(int(numel), int(bits))
+            for numel, bits in zip(table["weights"], table["weight_bits"], strict=True)
+        ],
+        dtype=float,
+    )
+    shares = [(bops, -0.2, BOPS_COLOUR, "BOPs"), (stored, 0.2, BYTES_COLOUR, "bytes of weights")]
+    widest = 0.0
+    for values, shift, colour, _ in shares:
+        share = (100 * values / values.sum()).to_numpy(dtype=float)
+        widest = np.nanmax([*share, widest])
+        _bars(axes[2], y + shift, share, 0.38, colour, _share, fontsize=8)
+    for at in y[~per_frame]:
+        axes[2].annotate(
+            "BOPs per clip",
+            (0, at - 0.2),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="#8C8C8C",
+        )
+    axes[2].set_title("share of the network", loc="left")
+    axes[2].set_xlim(0, 1.25 * max(widest, 1))
+    axes[2].grid(axis="y", visible=False)
+    axes[2].xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
+    axes[0].set_yticks(y, [name.removeprefix(BACKBONE) for name in table["layer"]])
+    axes[0].set_ylim(len(table) - 0.4, -0.6)
+    _legend(fig, {label: colour for _, _, colour, label in shares})
+    plt.close(fig)
+    return fig
+
+
+def _bars_of_bits(ax: Axes, y: np.ndarray, bits: np.ndarray, limit: float) -> None:
+    """Draw bars of bits; what is longer than ``limit`` ends behind it in a break."""
+    cut = bits > limit
+    for chosen, colour in ((bits < FLOAT_BITS, KEPT_COLOUR), (bits >= FLOAT_BITS, PALE)):
+        shown = np.where(chosen, np.where(cut, 1.12 * limit, bits), np.nan)
+        _bars(ax, y, shown, 0.7, colour)
+    for at, value, long in zip(y, bits, cut, strict=True):
+        if np.isnan(value):
+            continue
+        text = "float" if value >= FLOAT_BITS else f"{value:g}"
+        _write(ax, text, 1.12 * limit if long else value, at)
+        if long:
+            x = limit * np.array([1.02, 1.05])
+            for shift in (0, 0.03 * limit):
+                ax.plot(x + shift, at + np.array([0.37, -0.37]), color="white", linewidth=1.5)
+    ax.set_xlim(0, 1.35 * limit)
+    ax.set_xticks(np.arange(0, limit + 1, 4 if limit > 8 else 2))
+    ax.grid(axis="y", visible=False)
+
+
+@plt.rc_context(STYLE)
+def size_and_accuracy(table: pd.DataFrame) -> Figure:
+    """File size and BOPs of networks on log axes, and their rank-1 by condition.
+
+    Args:
+        table: a row per network, its name in the index, with columns file_kb, relative_bops (% of
+            the dense network's), rank1_NM, rank1_BG, rank1_CL (%). NaN draws nothing.
+    """
+    y = np.arange(len(table))
+    fig, axes = plt.subplots(
+        1, 3, figsize=(11, 1.4 + 0.8 * len(table)), sharey=True, width_ratios=[1, 1, 1.4]
+    )
+    sizes = (
+        ("file_kb", "file, kB (log axis)", BYTES_COLOUR, _number),
+        ("relative_bops", "BOPs, % of dense (log axis)", BOPS_COLOUR, lambda v: f"{_number(v)}%"),
+    )
+    for ax, (column, title, colour, text) in zip(axes, sizes, strict=False):
+        values = table[column].to_numpy(dtype=float)
+        _bars(ax, y, values, 0.62, colour, text)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda value, _: _number(value))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_title(title, loc="left")
+        if (known := values[~np.isnan(values)]).size:
+            floor = 10 ** np.floor(np.log10(known.min() / 2))
+            ax.set_xlim(floor, known.max() * (known.max() / floor) ** 0.3)
+    for (condition, colour), shift in zip(CONDITION_COLOURS.items(), (-0.26, 0, 0.26), strict=True):
+        rank1 = table[f"rank1_{condition}"].to_numpy(dtype=float)
+        _bars(axes[2], y + shift, rank1, 0.24, colour, "{:.1f}".format, fontsize=9)
+    axes[2].set_title("rank-1 (%)", loc="left")
+    axes[2].set_xlim(0, 115)
+    axes[2].set_xticks(np.arange(0, 101, 25))
+    for ax in axes:
+        ax.grid(axis="y", visible=False)
+    axes[0].set_yticks(y, table.index)
+    axes[0].set_ylim(len(table) - 0.5, -0.5)
+    _legend(fig, {CONDITION_WORDS[c]: colour for c, colour in CONDITION_COLOURS.items()})
+    plt.close(fig)
+    return fig
+
+
+def _bars(
+    ax: Axes,
+    y: np.ndarray,
+    values: np.ndarray,
+    height: float,
+    colour: str,
+    text: Callable[[float], str] | None = None,
+    fontsize: int = 10,
+) -> None:
+    """Draw horizontal bars, each with its text at the end; nothing where the value is NaN."""
+    known = ~np.isnan(values)
+    ax.barh(y[known], values[known], height, color=colour)
+    if text is not None:
+        for at, value in zip(y[known], values[known], strict=True):
+            _write(ax, text(value), value, at, fontsize)
+
+
+def _write(ax: Axes, text: str, x: float, y: float, fontsize: int = 10) -> None:
+    """Write behind the end of a bar."""
+    style = {"textcoords": "offset points", "va": "center", "fontsize": fontsize}
+    ax.annotate(text, (x, y), (4, 0), **style)
+
+
+def _legend(fig: Figure, colours: Mapping[str, str]) -> None:
+    """Explain the colours above the figure, those without a bar too."""
+    patches = [plt.Rectangle((0, 0), 1, 1, color=c, label=label) for label, c in colours.items()]
+    fig.legend(handles=patches, loc="outside upper right", ncols=len(patches))
+
+
+def _number(value: float) -> str:
+    """Write 29220.4 as "29,220" and 24.31 as "24.3"."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    """Write 31.04 as "31%", 1.304 as "1.3%" and 0.02 as "<0.1%"."""
+    if 0 < value < 0.05:
+        return "<0.1%"
+    return f"{value:.0f}%" if value >= 9.95 else f"{value:.1f}%"

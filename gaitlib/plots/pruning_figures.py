@@ -1,0 +1,172 @@
+"""Figures of pruning: its schedule, where the cuts fell, and what they bought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from gaitlib.plots.style import (
+    CUT_COLOUR,
+    KEPT_COLOUR,
+    MODEL_COLOURS,
+    PALE,
+    STYLE,
+    label_bars,
+    short,
+    total_of,
+)
+
+
+@plt.rc_context(STYLE)
+def sparsity_schedule(
+    history: pd.DataFrame,
+    periods: Sequence[tuple[float, float]] = (),
+    target: float | None = None,
+    smooth: int = 10,
+) -> Figure:
+    """Loss and group sparsity over iterations, pruning periods shaded.
+
+    Args:
+        history: a row per logged step with columns iteration, total, group_sparsity (0-1; NaN
+            where it was not counted).
+        periods: first and last iteration of each pruning period.
+        target: the group sparsity asked for, 0-1.
+        smooth: rows in the running mean of the loss.
+    """
+    fig, ax = plt.subplots(figsize=(9, 4))
+    twin = ax.twinx()
+    for i, (start, stop) in enumerate(periods):
+        ax.axvspan(start, stop, color=PALE, alpha=0.75 if i % 2 == 0 else 0.4, linewidth=0)
+    running = history["total"].rolling(smooth, min_periods=1, center=True).mean()
+    ax.plot(history["iteration"], history["total"], color=KEPT_COLOUR, alpha=0.25, linewidth=1)
+    lines = ax.plot(history["iteration"], running, color=KEPT_COLOUR, label="loss")
+    counted = history.dropna(subset="group_sparsity")
+    lines += twin.plot(
+        counted["iteration"],
+        counted["group_sparsity"],
+        color=CUT_COLOUR,
+        linewidth=2,
+        drawstyle="steps-post",
+        label="group sparsity",
+    )
+    if target is not None:
+        lines += [twin.axhline(target, color=CUT_COLOUR, linestyle=":", label="target")]
+    if periods:
+        lines += [plt.Rectangle((0, 0), 1, 1, color=PALE, label="pruning periods")]
+    ax.set_xlabel("iteration")
+    ax.set_ylabel("loss", color=KEPT_COLOUR)
+    twin.set_ylabel("group sparsity", color=CUT_COLOUR)
+    twin.set_ylim(-0.02, 1.02)
+    twin.yaxis.set_major_formatter(PercentFormatter(1))
+    twin.grid(False)
+    fig.legend(handles=lines, loc="outside upper center", ncols=len(lines))
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def channels_kept(layers: pd.DataFrame) -> Figure:
+    """Output channels that every layer kept, of those it had.
+
+    Args:
+        layers: a row per layer in network order with columns name, kept, total.
+    """
+    y = np.arange(len(layers))
+    kept, total = layers["kept"].to_numpy(), layers["total"].to_numpy()
+    fig, ax = plt.subplots(figsize=(9, 1.3 + 0.34 * len(layers)))
+    ax.barh(y, kept, color=KEPT_COLOUR, height=0.7, label="kept")
+    ax.barh(y, total - kept, left=kept, color=PALE, height=0.7, label="removed")
+    texts = [f"{k} of {t}  ({k / t:.0%})" for k, t in zip(kept, total, strict=True)]
+    label_bars(ax, total.tolist(), texts)
+    ax.set_yticks(y, layers["name"])
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("output channels")
+    fig.legend(loc="outside upper center", ncols=2)
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def block_cost(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
+    """Parameters and multiply-adds per block, dense and compressed.
+
+    Args:
+        before: the dense network: a row per block with columns block, params, macs and per
+            (``frame`` or ``clip``; only the former are added up).
+        after: the compressed one, the same blocks.
+
+    Raises:
+        ValueError: the blocks differ.
+    """
+    if list(before["block"]) != list(after["block"]):
+        raise ValueError(f"blocks differ: {list(before['block'])} and {list(after['block'])}")
+    y = np.arange(len(before))
+    titles = {"params": "parameters", "macs": "multiply-adds per frame"}
+    fig, axes = plt.subplots(1, 2, figsize=(10, 1.4 + 0.6 * len(before)), sharey=True)
+    for ax, (column, title) in zip(axes, titles.items(), strict=True):
+        for table, name, shift in ((before, "dense", -0.19), (after, "compressed", 0.19)):
+            values = table[column].to_numpy()
+            ax.barh(y + shift, values, 0.36, color=MODEL_COLOURS[name], label=name)
+            for at, value, whole in zip(y + shift, values, before[column], strict=True):
+                cut = f"  ({value / whole:.0%})" if name == "compressed" and whole else ""
+                ax.annotate(
+                    short(value) + cut,
+                    (value, at),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=9,
+                )
+        whole, rest = (total_of(table, column).sum() for table in (before, after))
+        total = f"{short(whole)} to {short(rest)}"
+        ax.set_title(f"{title}: {total}", loc="left")
+        ax.set_xlim(0, 1.3 * max(before[column].max(), 1e-12))
+        ax.set_xticks([])
+        ax.spines["bottom"].set_visible(False)
+        ax.grid(False)
+    axes[0].set_yticks(y, before["block"])
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=2)
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def saliency_of_groups(scores: pd.DataFrame, label: str = "saliency score") -> Figure:
+    """Score of every group of channels, a line of points per layer; what was cut is coloured.
+
+    Args:
+        scores: a row per group with columns layer, score, kept (bool); layers in network order.
+        label: of the score axis.
+    """
+    layers = list(dict.fromkeys(scores["layer"]))
+    fig, ax = plt.subplots(figsize=(9, 1.5 + 0.36 * len(layers)))
+    jitter = np.random.default_rng(0).uniform(-0.28, 0.28, len(scores))  # spreads equal scores
+    y = scores["layer"].map(layers.index).to_numpy() + jitter
+    kept = scores["kept"].to_numpy(dtype=bool)
+    for mask, colour, name in ((kept, KEPT_COLOUR, "kept"), (~kept, CUT_COLOUR, "cut")):
+        ax.scatter(
+            scores["score"].to_numpy()[mask],
+            y[mask],
+            s=14,
+            alpha=0.6,
+            color=colour,
+            linewidths=0,
+            label=f"{name} ({mask.sum()})",
+        )
+    ax.set_yticks(np.arange(len(layers)), layers)
+    ax.set_ylim(len(layers) - 0.5, -0.5)
+    ax.set_xlabel(label)
+    ax.grid(axis="y", visible=False)
+    for edge in np.arange(len(layers) - 1) + 0.5:
+        ax.axhline(edge, color="#E3E3E3", linewidth=0.8)
+    fig.legend(loc="outside upper center", ncols=2)
+    plt.close(fig)
+    return fig

@@ -1,0 +1,296 @@
+"""Figures of a finished study: accuracy against costs, and where each method cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
+
+from gaitlib.model.network_cost import FLOAT_BITS
+from gaitlib.plots.bits_figures import BACKBONE
+from gaitlib.plots.style import CONDITION_WORDS, MODEL_COLOURS, PALE, STYLE, bare, short
+from gaitlib.report.frontier import (
+    BASELINE,
+    COSTS,
+    DENSE,
+    HALF,
+    LONGER,
+    number,
+    pareto,
+    tested_conditions,
+)
+from gaitlib.report.method_names import in_order
+from gaitlib.report.recommendation import LIMITS, Recommendation
+
+#: A colour and a marker for each method, in every figure. Beside the two that the project's other
+#: figures use, the colours are Paul Tol's "muted", safe for colour-blind readers
+#: (https://personal.sron.nl/~pault/).
+METHOD_STYLES = {
+    BASELINE: (MODEL_COLOURS["dense"], "o"),
+    LONGER: ("#000000", "p"),
+    HALF: ("#A6A6A6", "H"),
+    "geta": (MODEL_COLOURS["GETA"], "s"),
+    "hesso": (MODEL_COLOURS["HESSO"], "D"),
+    "ptq": (MODEL_COLOURS["HESSO + rounding (PTQ)"], "^"),
+    "magnitude": ("#117733", "v"),
+    "only_train_once": ("#AA4499", "P"),
+    "uniform": ("#DDCC77", "X"),
+    "torch_pruning": ("#44AA99", "*"),
+}
+#: For methods of other names, in their order.
+SPARE_STYLES = (("#882255", "<"), ("#999933", ">"), ("#CC6677", "h"), ("#000000", "d"))
+#: Markers that look smaller than others of their size.
+SIZES = {"*": 12, "P": 9, "X": 9, "p": 9, "h": 9}
+BAR_POINTS = 2  # bars of seeds stand up to so far beside their markers, so that none hides one
+FAR_BELOW = 15  # points of rank-1 below the dense network: what is not drawn, but named
+EXCLUDED = {"facecolor": "none", "edgecolor": "#C0C0C0", "hatch": "///", "linewidth": 0}
+LIMIT_LINE = {"color": "#202020", "linewidth": 1, "linestyle": "--"}
+SHARES = {"cmap": "viridis", "vmin": 0, "vmax": 100}  # of the colours of maps
+BITS = {"cmap": "Blues_r", "vmin": -2, "vmax": 9}
+RING = {"marker": "o", "color": "none", "markeredgecolor": "#202020", "markeredgewidth": 1.8}
+
+
+def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return each method's colour and marker."""
+    unknown = [method for method in methods if method not in METHOD_STYLES]
+    spare = {m: SPARE_STYLES[i % len(SPARE_STYLES)] for i, m in enumerate(unknown)}
+    return {method: (METHOD_STYLES | spare)[method] for method in methods}
+
+
+@plt.rc_context(STYLE)
+def frontiers(summary: pd.DataFrame, recommendation: Recommendation | None = None) -> Figure:
+    """Mean rank-1 against each cost, on log axes; a line per method through its frontier.
+
+    Every setting has a marker, and a bar from its worst to its best seed. The dense network is a
+    band, as wide as its seeds, and a line at their mean. What lies 15 points or more below it is
+    named in the legend, not drawn: it would leave no room for the others.
+
+    Args:
+        summary: of `gaitlib.report.frontier.summarise`. A cost that was not measured has no panel.
+        recommendation: rings its setting, and shades what its limits exclude.
+    """
+    summary, below = _near_dense(summary)
+    costs = [cost for cost in COSTS if summary[cost].notna().any()]
+    columns = min(3, len(costs) + 1)
+    rows = -(-(len(costs) + 1) // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(4 * columns, 3.7 * rows), sharey=True, squeeze=False
+    )
+    panels = axes.ravel()
+    for ax, cost in zip(panels, costs, strict=False):
+        _panel(ax, summary, cost, "rank1")
+        if recommendation is not None:
+            _limits(ax, summary, cost, recommendation)
+    for ax in panels[len(costs) :]:
+        ax.axis("off")
+    conditions = ", ".join(tested_conditions(summary))
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"rank-1 (%), mean of {conditions}")
+    handles = _handles(summary, below, recommendation)
+    panels[len(costs)].legend(handles=handles, loc="center", labelspacing=0.8)
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
+def frontier_by_condition(summary: pd.DataFrame, cost: str = "macs_per_frame") -> Figure:
+    """Rank-1 of each condition against one cost; a line per method through its frontier there.
+
+    Args:
+        summary: of `gaitlib.report.frontier.summarise`.
+        cost: a column of COSTS.
+    """
+    summary, below = _near_dense(summary)
+    conditions = tested_conditions(summary)
+    fig, axes = plt.subplots(1, len(conditions), figsize=(4 * len(conditions), 4.6), squeeze=False)
+    for ax, condition in zip(axes[0], conditions, strict=True):
+        _panel(ax, summary, cost, f"rank1_{condition}")
+        ax.set_title(CONDITION_WORDS[condition])
+    axes[0, 0].set_ylabel("rank-1 (%)\nidentical view excluded")
+    columns = max(1, 5 * len(conditions) // 3)
+    fig.legend(handles=_handles(summary, below), loc="outside upper center", ncols=columns)
+    plt.close(fig)
+    return fig
+
+
+def _near_dense(summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the settings to draw, and those that lie far below the dense network."""
+    dense = summary.loc[summary["method"] == BASELINE, "rank1"].mean()
+    below = summary["rank1"] <= dense - FAR_BELOW  # nothing without a dense network
+    return summary[~below], summary[below]
+
+
+def _panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> None:
+    """Draw one accuracy against one cost."""
+    dense = summary[summary["method"] == BASELINE]
+    if dense[accuracy].notna().any():
+        band = dense[f"{accuracy}_min"].min(), dense[f"{accuracy}_max"].max()
+        ax.axhspan(*band, color=PALE, alpha=0.6, linewidth=0)
+        ax.axhline(dense[accuracy].mean(), color=MODEL_COLOURS["dense"], linewidth=0.8)
+    fronts = pareto(summary, cost, accuracy)
+    styles = _styles(in_order(summary["method"]))
+    sideways = np.linspace(-BAR_POINTS, BAR_POINTS, len(styles))
+    for (method, (colour, marker)), points in zip(styles.items(), sideways, strict=True):
+        front, settings = (table[table["method"] == method] for table in (fronts, summary))
+        ax.plot(front[cost], front[accuracy], color=colour, linewidth=1.6)
+        bars = ax.vlines(
+            settings[cost],
+            settings[f"{accuracy}_min"],
+            settings[f"{accuracy}_max"],
+            color=colour,
+            linewidth=1.3,
+        )
+        inch = ScaledTranslation(points / 72, 0, ax.get_figure().dpi_scale_trans)
+        bars.set_transform(ax.transData + inch)
+        ax.plot(settings[cost], settings[accuracy], linestyle="none", **_marker(colour, marker))
+    ax.set_xscale("log")
+    _ticks(ax, cost)
+    ax.set_xlabel(COSTS[cost].axis)
+
+
+def _marker(colour: str, marker: str) -> dict[str, object]:
+    size = SIZES.get(marker, 7.5)
+    edge = {"markeredgecolor": "white", "markeredgewidth": 0.8}
+    return {"marker": marker, "markersize": size, "color": colour, "zorder": 3, **edge}
+
+
+def _ticks(ax: Axes, cost: str) -> None:
+    """Label three round numbers of a log axis or more, the roundest that are enough."""
+    low, high = ax.get_xlim()
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
+    for steps in ([1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 6, 8]):
+        ticks = np.outer(powers, steps).ravel()
+        if ((low <= ticks) & (ticks <= high)).sum() >= 3:
+            break
+    else:
+        ticks = MaxNLocator(4).tick_values(low, high)
+    ticks = ticks[(low <= ticks) & (ticks <= high)]
+    write = short if cost == "params" else number
+    ax.set_xticks(ticks, [write(tick * COSTS[cost].scale) for tick in ticks])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _limits(ax: Axes, summary: pd.DataFrame, cost: str, recommendation: Recommendation) -> None:
+    """Hatch what the limits exclude, and ring the setting that was chosen."""
+    limits = recommendation.limits
+    low, high = ax.get_xlim()
+    for limit in [value for name, value in limits.items() if LIMITS[name] == cost]:
+        low, high = min(low, 0.9 * limit), max(high, 1.1 * limit)
+        ax.axvspan(limit, high, **EXCLUDED)
+        ax.axvline(limit, **LIMIT_LINE)
+    dense = summary.loc[summary["method"] == BASELINE, "rank1"].mean()
+    if "max_drop" in limits and not np.isnan(dense):
+        bottom, top = ax.get_ylim()
+        least = dense - limits["max_drop"]
+        ax.axhspan(least - 100, least, **EXCLUDED)
+        ax.axhline(least, **LIMIT_LINE)
+        ax.set_ylim(min(bottom, least - 0.05 * (top - least)), top)
+    ax.set_xlim(low, high)
+    _ticks(ax, cost)
+    if (row := recommendation.row) is not None:
+        ax.plot(row[cost], row["rank1"], markersize=17, **RING)
+
+
+def _handles(
+    summary: pd.DataFrame, below: pd.DataFrame, recommendation: Recommendation | None = None
+) -> list[Line2D | plt.Rectangle]:
+    """Return what a legend explains, the methods in their order, and what is not drawn."""
+    words = dict(zip(summary["method"], summary["name"], strict=True))
+    handles = []
+    for method, (colour, marker) in _styles(in_order(words)).items():
+        line = "none" if method in DENSE else "-"
+        style = _marker(colour, marker)
+        handles.append(Line2D([], [], linestyle=line, label=words[method], **style))
+    if recommendation is not None and recommendation.row is not None:
+        handles.append(Line2D([], [], linestyle="none", label="recommended", markersize=13, **RING))
+    if recommendation is not None and recommendation.limits:
+        handles.append(plt.Rectangle((0, 0), 1, 1, label="outside the limits", **EXCLUDED))
+    for row in below.to_dict("records"):
+        label = f"{row['name']}, {row['values']}:\n{row['rank1']:.0f} %, below the figure"
+        handles.append(Line2D([], [], linestyle="none", label=label))
+    return handles
+
+
+@plt.rc_context(STYLE)
+def cuts_by_method(table: pd.DataFrame) -> Figure:
+    """Share of channels that each method and setting left in each layer, and the bits there.
+
+    Methods that cut nothing have no row. A second map has the bits of weights and inputs, of the
+    settings that have any.
+
+    Args:
+        table: of `gaitlib.report.frontier.cuts`.
+
+    Raises:
+        ValueError: no method cut or rounded anything.
+    """
+    table = table.assign(layer=table["layer"].str.removeprefix(BACKBONE))
+    settings = table.groupby(["method", "values"])
+    cut = table[settings["share"].transform("min") < 100]
+    rounded = table[settings["weight_bits"].transform("min") < FLOAT_BITS]
+    keys = table.columns[2 : table.columns.get_loc("setting")]  # behind method and name
+    by = ", ".join(["method", *(key.rpartition(".")[2] for key in keys)])
+    maps = {
+        f"channels kept, %  (by {by})": (cut, "share", "{:.0f}", SHARES),
+        "bits of weights / of inputs": (rounded, "weight_bits", "{:.2g} / {:.2g}", BITS),
+    }
+    maps = {title: arguments for title, arguments in maps.items() if len(arguments[0])}
+    if not maps:
+        raise ValueError(f"no cuts to draw: {in_order(table['method'])} kept all, in float")
+    layers = list(dict.fromkeys(table["layer"]))
+    heights = [len(rows[["method", "values"]].drop_duplicates()) for rows, *_ in maps.values()]
+    fig, axes = plt.subplots(
+        len(maps),
+        1,
+        figsize=(2.8 + 0.66 * len(layers), 1.8 + 0.29 * sum(heights) + 0.4 * len(maps)),
+        height_ratios=heights,
+        squeeze=False,
+        sharex=True,
+    )
+    for ax, (title, arguments) in zip(axes[:, 0], maps.items(), strict=True):
+        _cells(ax, layers, *arguments)
+        ax.set_title(title, loc="left")
+    axes[-1, 0].set_xticks(np.arange(len(layers)) + 0.5, layers, rotation=90)
+    plt.close(fig)
+    return fig
+
+
+def _cells(
+    ax: Axes,
+    layers: Sequence[str],
+    rows: pd.DataFrame,
+    column: str,
+    write: str,
+    scale: Mapping[str, object],
+) -> None:
+    """Draw one map, a gap between methods; a method's name stands beside its first setting."""
+    settings = rows[["method", "name", "values"]].drop_duplicates(ignore_index=True)
+    texts = [
+        write.format(*values) for values in zip(rows[column], rows["activation_bits"], strict=True)
+    ]
+    wide = rows.assign(text=texts).pivot(index=["method", "values"], columns="layer")
+    wide = wide.loc[list(zip(settings["method"], settings["values"], strict=True))]
+    sns.heatmap(
+        wide[column][layers],
+        ax=ax,
+        annot=wide["text"][layers],
+        fmt="",
+        annot_kws={"fontsize": 8.5},
+        cbar=False,
+        **scale,
+    )
+    first = ~settings["method"].duplicated()
+    for at in settings.index[first][1:]:
+        ax.axhline(at, color="white", linewidth=3)
+    labels = (settings["name"].where(first, "") + "   " + settings["values"]).str.rstrip()
+    ax.set_yticks(np.arange(len(settings)) + 0.5, labels, rotation=0)
+    ax.set(xlabel="", ylabel="")
+    bare(ax)

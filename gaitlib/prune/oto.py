@@ -1,0 +1,183 @@
+"""Trace a network with only_train_once 3.0.1 and hand on plain values.
+
+This is the only file that imports only_train_once (OTO, https://github.com/tianyic/only_train_once,
+MIT). The package was written for an older torch and changes global state; `lend` deals with both.
+It knows no SeparateFCs: they are taught to it here, unless a trace asks for it as it is shipped.
+"""
+
+import contextlib
+import copy
+import functools
+import importlib
+import types
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gaitlib.prune.graph import Graph
+from gaitlib.prune.oto_compat import UnsupportedTorchError, as_the_package_wants, own_modules, quiet
+from gaitlib.prune.oto_graph import read_graph
+from gaitlib.quantize.quantization import quantization_of
+
+__all__ = ["UnsupportedTorchError", "dummy_batch", "package_hesso", "trace"]
+
+EXAMPLE_SHAPE = (4, 30, 1, 64, 44)  # N, T, 1, H, W
+EXAMPLE_SEED = 42
+
+
+def dummy_batch(device: torch.device | str = "cpu", shape: Sequence[int] = EXAMPLE_SHAPE) -> Tensor:
+    """Return the clips a model is traced with: float32 in 0..1, the same at each call."""
+    generator = torch.Generator().manual_seed(EXAMPLE_SEED)
+    return torch.rand(tuple(shape), generator=generator).to(device)
+
+
+def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool = False) -> Graph:
+    """Find the channels of ``model`` that leave together.
+
+    The trace runs on a copy in eval mode, on the model's device; the model, its training mode and
+    the global random state stay as they are. Of a quantized network the float one is traced: its
+    channels are the same.
+
+    Args:
+        model: a network whose forward returns a tuple, as GaitBase does; not wrapped in
+            DataParallel or the like.
+        example: clips to run it on, ``(N, T, 1, H, W)``; `dummy_batch` if None. Its values do not
+            matter, and smaller ones trace faster.
+        as_shipped: find what only_train_once 3.0.1 finds by itself, for comparison. To it the
+            matrices of SeparateFCs are bare parameters, so that the last stage's outputs are one
+            group with FCs and BNNecks, which reaches the output and keeps all its channels.
+
+    Raises:
+        UnsupportedTorchError: if this torch is too new for only_train_once.
+        ValueError: for a model with SyncBatchNorm, which the package cannot read. Convert batch
+            norms after tracing: a graph knows its tensors by name.
+    """
+    synchronised = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
+    if synchronised:
+        raise ValueError(
+            f"{synchronised[0]} is a SyncBatchNorm; trace the model first, then convert it"
+        )
+    device = next(model.parameters()).device
+    example = dummy_batch(device) if example is None else example.to(device)
+    twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
+    twin.zero_grad(set_to_none=True)
+    if (quantization := quantization_of(twin)) is not None:
+        quantization.detach_from(twin)
+    run = twin.forward
+
+    def tensors_only(*inputs: Tensor) -> tuple[Tensor, ...]:  # None cannot leave a trace
+        outputs = run(*inputs)
+        return tuple(
+            o for o in ([outputs] if isinstance(outputs, Tensor) else outputs) if o is not None
+        )
+
+    twin.forward = tensors_only
+    package = _package()
+    with as_the_package_wants(), _as_shipped() if as_shipped else contextlib.nullcontext():
+        found = package.OTO(twin, example)._graph
+    del twin.forward
+    return read_graph(found, model)
+
+
+def package_hesso(
+    graph: Graph,
+    *,
+    variant: str = "sgd",
+    lr: float = 0.1,
+    weight_decay: float | None = None,
+    first_momentum: float | None = None,
+    second_momentum: float | None = None,
+    dampening: float | None = None,
+    target_group_sparsity: float = 0.5,
+    start_pruning_step: int = 0,
+    pruning_steps: int = 1,
+    pruning_periods: int = 1,
+    group_divisible: int = 1,
+    importance_score_criteria: dict[str, float] | str = "default",
+) -> torch.optim.Optimizer:
+    """Build only_train_once's own HESSO over the groups of ``graph``.
+
+    Its arguments and behaviour are the package's, with two repairs: each parameter stands in one
+    group once, and it runs on the parameters' device instead of calling ``.cuda()``. What else it
+    does not do (resume, exact sparsity, torch's Adam) `gaitlib.prune.hesso.HESSO` does.
+    """
+    base = _package().optimizer.HESSO
+    transforms = _package().transform.TensorTransform
+
+    class OnDevice(base):
+        def identify_redundant_groups(self) -> None:
+            device = self.param_groups[0]["params"][0].device
+            torch.Tensor.cuda = lambda tensor: tensor.to(device)  # shadows TensorBase.cuda
+            try:
+                super().identify_redundant_groups()
+            finally:
+                del torch.Tensor.cuda
+
+        def group_sparsity(self) -> float:  # the name that the training loop logs
+            return graph.group_sparsity()
+
+    groups = graph.param_groups()
+    for group in groups:
+        group["p_transform"] = [transforms[name.upper()] for name in group["p_transform"]]
+        group["auxiliary_ngs"] = []
+    with quiet():
+        return OnDevice(
+            groups,
+            variant=variant,
+            lr=lr,
+            weight_decay=weight_decay,
+            first_momentum=first_momentum,
+            second_momentum=second_momentum,
+            dampening=dampening,
+            target_group_sparsity=target_group_sparsity,
+            start_pruning_step=start_pruning_step,
+            pruning_steps=pruning_steps,
+            pruning_periods=pruning_periods,
+            group_divisible=group_divisible,
+            importance_score_criteria=importance_score_criteria,
+        )
+
+
+@functools.cache
+def _package() -> types.ModuleType:
+    """Import only_train_once once, and teach it about SeparateFCs."""
+    with as_the_package_wants(), own_modules():
+        package = importlib.import_module("only_train_once")
+        operator = importlib.import_module("only_train_once.operation.operator")
+        importlib.import_module("only_train_once.optimizer")
+        importlib.import_module("only_train_once.transform")
+
+    class SeparateFCsOTO(operator.Operator):
+        """OpenGait's SeparateFCs: ``fc_bin`` (P, in, out) makes new channels from its input's."""
+
+        def __init__(
+            self,
+            id: str | None = None,
+            _type: str | None = None,
+            cfg_params: dict | None = None,
+            module: nn.Module | None = None,
+        ) -> None:
+            super().__init__(id, _type, cfg_params or {}, module)
+            self.is_stem = True
+            self.num_groups = module.fc_bin.shape[2]
+
+        def prune_in_dim(
+            self, pruned_idxes: Sequence[int] = (), param_names: Sequence[str] = ()
+        ) -> None:
+            kept = sorted(set(range(self.module.fc_bin.shape[1])) - {int(i) for i in pruned_idxes})
+            self.module.fc_bin = self.prune_param_and_grad(self.module.fc_bin, kept, 1)
+
+    operator.BASIC_MODULES["SeparateFCs"] = SeparateFCsOTO
+    return package
+
+
+@contextlib.contextmanager
+def _as_shipped() -> Iterator[None]:
+    """Take back, for a while, what `_package` has taught."""
+    operators = importlib.import_module("only_train_once.operation.operator").BASIC_MODULES
+    taught = operators.pop("SeparateFCs")
+    try:
+        yield
+    finally:
+        operators["SeparateFCs"] = taught

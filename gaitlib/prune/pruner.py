@@ -1,0 +1,203 @@
+"""Which channels go, and when: what HESSO does around the step of its base optimizer.
+
+A `Pruner` counts steps, chooses channels at the start of each period and knows at any time which
+are redundant (shrinking) and which are pruned (held at zero). It moves no weights by itself, so
+that an optimizer with another shrinking rule, such as GETA's, can use it.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gaitlib.config.schedules import PruningSchedule
+from gaitlib.prune.choices import Choice, importance_table
+from gaitlib.prune.importance import choose, proxies, removable, weigh
+from gaitlib.system.distributed import from_rank_0
+
+log = logging.getLogger(__name__)
+
+Moves = Callable[[dict[str, Any]], Sequence[Tensor | None]]
+
+
+class Pruner:
+    """The pruning state of one run.
+
+    Args:
+        groups: the prunable parameter groups, as `Graph.param_groups` gives them.
+        schedule: when channels go, and how many.
+        criteria: weights of the importance proxies, by name.
+        divisible: what the number of channels left in a group has to be a multiple of.
+
+    Attributes:
+        steps: optimizer steps so far.
+        period: pruning periods that have begun.
+        redundant: channels that are shrinking, by group id.
+        pruned: channels that are gone, by group id.
+        choices: every choice so far.
+
+    Raises:
+        ValueError: if the schedule's target cannot be reached, with the numbers.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        schedule: PruningSchedule,
+        criteria: Mapping[str, float],
+        divisible: int = 1,
+    ) -> None:
+        if divisible < 1:
+            raise ValueError(f"group_divisible {divisible} has to be 1 or more")
+        self.groups = list(groups)
+        self.schedule = schedule
+        self.criteria = dict(criteria)
+        self.divisible = divisible
+        self._check_target()
+        self.steps = 0
+        self.period = 0
+        self.redundant: dict[str, list[int]] = {g["id"]: [] for g in self.groups}
+        self.pruned: dict[str, list[int]] = {g["id"]: [] for g in self.groups}
+        self.choices: list[Choice] = []
+        self._indices: dict[str, dict[str, Tensor]] = {}
+
+    def begin_step(self, moves: Moves) -> None:
+        """Count a step and, if a period begins with it, choose channels.
+
+        Args:
+            moves: gives, for a parameter group, what the base optimizer is about to move each of
+                its tensors by (None without a gradient); called only when channels are chosen.
+        """
+        self.steps += 1
+        due, inside = self.schedule.due(self.steps), self.schedule.shrinks(self.steps)
+        if self.num_redundant and not (inside and due == self.period):
+            self._remove()  # the last step of their period was skipped
+        if self.period < due and (inside or self.steps > self.schedule.last):
+            self._choose(due - 1, moves)
+
+    def end_step(self) -> None:
+        """Count redundant channels as pruned if a period ends with this step."""
+        if self.num_redundant and self.factor == 0.0:
+            self._remove()
+
+    @property
+    def factor(self) -> float:
+        """What redundant channels are multiplied by in this step, 0 in the last of a period."""
+        return self.schedule.factor(self.steps)
+
+    @property
+    def num_redundant(self) -> int:
+        """Channels that are shrinking, over all groups."""
+        return sum(map(len, self.redundant.values()))
+
+    @property
+    def num_pruned(self) -> int:
+        """Channels that are gone, over all groups."""
+        return sum(map(len, self.pruned.values()))
+
+    def index(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the channels of ``group`` that are ``redundant`` or ``pruned``.
+
+        int64 tensors on the group's device, kept until the next choice; a name without channels
+        is left out.
+        """
+        id_, device = group["id"], group["params"][0].device
+        if id_ not in self._indices:
+            self._indices[id_] = {
+                name: torch.tensor(lists[id_], dtype=torch.long, device=device)
+                for name, lists in (("redundant", self.redundant), ("pruned", self.pruned))
+                if lists[id_]
+            }
+        return self._indices[id_]
+
+    def importance(self) -> pd.DataFrame:
+        """Return every score of every choice, one row a channel: `record.importance_table`."""
+        return importance_table(self.choices, {g["id"]: g["num_groups"] for g in self.groups})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of the state as tensors and plain values."""
+        return {
+            "settings": self._settings(),
+            "steps": self.steps,
+            "period": self.period,
+            "redundant": _copy(self.redundant),
+            "pruned": _copy(self.pruned),
+            "choices": [choice.plain() for choice in self.choices],
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ``ValueError``, naming what differs, if ``state`` is of another schedule."""
+        differing = {
+            name: (state["settings"].get(name), value)
+            for name, value in self._settings().items()
+            if state["settings"].get(name) != value
+        }
+        if differing:
+            raise ValueError(f"the state is of another schedule, (saved, here): {differing}")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``; see `check_state`."""
+        self.check_state(state)
+        self.steps, self.period = state["steps"], state["period"]
+        self.redundant, self.pruned = _copy(state["redundant"]), _copy(state["pruned"])
+        self.choices = [Choice(**c | {"scores": c["scores"].cpu()}) for c in state["choices"]]
+        self._indices.clear()
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "criteria": dict(self.criteria),
+            "group_divisible": self.divisible,
+            "target": self.schedule.target,
+            "start_pruning_step": self.schedule.start,
+            "pruning_steps": self.schedule.steps,
+            "pruning_periods": self.schedule.periods,
+        }
+
+    def _check_target(self) -> None:
+        most = sum(removable(g["num_groups"], self.divisible) for g in self.groups)
+        if self.schedule.target <= most:
+            return
+        message = (
+            f"target_group_sparsity asks for {self.schedule.target} of "
+            f"{sum(g['num_groups'] for g in self.groups)} channels, but with {self.divisible} left "
+            f"in each of {len(self.groups)} prunable groups at most {most} can go"
+        )
+        if self.divisible == 1:
+            raise ValueError(message)
+        log.warning(message)
+
+    def _choose(self, period: int, moves: Moves) -> None:
+        """Make this period's share of the channels redundant."""
+        self.period = period + 1
+        quota = self.schedule.removed_by(period) - self.num_pruned
+        if quota <= 0:
+            return
+        raw = [proxies(g["params"], moves(g), g["p_dims"]).float() for g in self.groups]
+        scores = weigh(torch.cat(raw, dim=1), self.criteria)  # (5, N)
+        scores = from_rank_0(scores).cpu()
+        if not scores.isfinite().all():
+            raise FloatingPointError(f"importance scores at step {self.steps} are not finite")
+        totals = scores.sum(dim=0).split([g["num_groups"] for g in self.groups])
+        gone = [self.pruned[g["id"]] for g in self.groups]
+        chosen = choose([t.tolist() for t in totals], gone, quota, self.divisible)
+        self.redundant = {
+            g["id"]: sorted(channels) for g, channels in zip(self.groups, chosen, strict=True)
+        }
+        self._indices.clear()
+        log.info("step %d: %d channels become redundant", self.steps, self.num_redundant)
+        self.choices.append(
+            Choice(self.steps, period, scores, _copy(self.pruned), _copy(self.redundant))
+        )
+
+    def _remove(self) -> None:
+        for id_, channels in self.redundant.items():
+            self.pruned[id_] = sorted(self.pruned[id_] + channels)
+            self.redundant[id_] = []
+        self._indices.clear()
+
+
+def _copy(lists: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    return {id_: list(channels) for id_, channels in lists.items()}

@@ -1,0 +1,269 @@
+"""How many bits each quantizer may have at each step, and the hand that keeps it there.
+
+Four stages, as in GETA (https://arxiv.org/abs/2502.16638): in warm-up bits are free; in projection
+the step size d is clipped to the interval of allowed bits, whose upper end shrinks period by
+period; in the joint stage, while channels are pruned, the interval stays as it ended; in cool-down
+every quantizer keeps a whole number of bits. Clipping follows each move of d, q_m and t, so bits
+are inside their interval after every step of the last three stages.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaitlib.config.compression_cfg import QUANTIZATION
+from gaitlib.config.schedules import WIDEST, BitInterval, ProjectionSchedule
+from gaitlib.quantize.grid import bit_width, step_size
+from gaitlib.quantize.quantization import Quantization
+from gaitlib.system.distributed import from_rank_0
+
+#: What a quantization asks for; every other key of a geta_optimizer_cfg is HESSO's.
+DEFAULTS = {key: value for key, value in QUANTIZATION.items() if key != "uniform"}
+ROUNDING = 1e-3  # bits that float32 may be off
+SMALLEST_Q_M = 1e-6
+T_RANGE = (0.25, 4.0)
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """When bits shrink, and between which bounds.
+
+    Attributes:
+        lr_quant: learning rate of d, q_m and t, throughout.
+        schedule: when the upper bounds shrink.
+        weights, activations: the intervals.
+        joint: the step after which the joint stage begins.
+        cool_down: the step after which bits are whole.
+    """
+
+    lr_quant: float
+    schedule: ProjectionSchedule
+    weights: BitInterval
+    activations: BitInterval
+    joint: int
+    cool_down: int
+
+    def stage(self, step: int) -> str:
+        """Return ``warm-up``, ``projection``, ``joint`` or ``cool-down``."""
+        ends = (self.schedule.start, self.joint, self.cool_down)
+        names = ("warm-up", "projection", "joint")
+        return next((n for n, end in zip(names, ends, strict=True) if step <= end), "cool-down")
+
+
+def plan_bits(
+    settings: Mapping[str, Any], joint: int, cool_down: int, total_steps: int | None = None
+) -> BitPlan:
+    """Make a `BitPlan` from the keys of DEFAULTS; a key that is missing or None has its default.
+
+    ``target_bits`` b stands for ``min_bit_wt: b`` and a ``bit_reduction`` of
+    ``(max_bit_wt - b) / projection_periods``, so that the interval of the weights ends as b alone.
+    It says nothing of activations, whose bounds then stay.
+
+    Args:
+        settings: a geta_optimizer_cfg; other keys are ignored.
+        joint: start_pruning_step.
+        cool_down: the last step of pruning.
+        total_steps: steps of the whole run, if known.
+
+    Raises:
+        ValueError: for a schedule that cannot end at its bits, with the arithmetic.
+    """
+    given = {k for k in DEFAULTS if settings.get(k) is not None}
+    s = DEFAULTS | {k: settings[k] for k in given}
+    target, reduction = s["target_bits"], s["bit_reduction"]
+    schedule = ProjectionSchedule(
+        s["start_projection_step"], s["projection_steps"], s["projection_periods"]
+    )
+    if target is None:
+        weights = BitInterval(s["min_bit_wt"], s["max_bit_wt"], reduction, "wt")
+        promised = weights.most - schedule.periods * reduction
+        if promised < weights.least < weights.most:
+            raise ValueError(
+                f"bits of weights would end at max_bit_wt {weights.most} - projection_periods "
+                f"{schedule.periods} * bit_reduction {reduction} = {promised}, below min_bit_wt "
+                f"{weights.least}: lower bit_reduction to "
+                f"{(weights.most - weights.least) / schedule.periods:g}, or use fewer periods"
+            )
+    else:
+        if both := sorted(given & {"min_bit_wt", "bit_reduction"}):
+            raise ValueError(
+                f"target_bits {target} stands for min_bit_wt and bit_reduction: leave out "
+                f"{' and '.join(both)}"
+            )
+        if target > s["max_bit_wt"]:
+            raise ValueError(f"target_bits {target} exceeds max_bit_wt {s['max_bit_wt']}")
+        each = (s["max_bit_wt"] - target) / schedule.periods
+        weights, reduction = BitInterval(target, s["max_bit_wt"], each, "wt"), 0
+    if s["lr_quant"] <= 0:
+        raise ValueError(f"lr_quant {s['lr_quant']} has to be positive")
+    if schedule.end > joint:
+        raise ValueError(
+            f"projection ends at step {schedule.end} (start_projection_step {schedule.start} + "
+            f"projection_steps {schedule.steps}), after start_pruning_step {joint}: lower one of "
+            f"the two, or prune from step {schedule.end}"
+        )
+    if total_steps is not None and cool_down >= total_steps:
+        raise ValueError(
+            f"pruning ends at step {cool_down} of {total_steps}, which leaves no step for whole "
+            "bits: lower start_pruning_step or pruning_steps, or lengthen the run"
+        )
+    activations = BitInterval(s["min_bit_act"], s["max_bit_act"], reduction, "act")
+    return BitPlan(s["lr_quant"], schedule, weights, activations, joint, cool_down)
+
+
+class BitControl:
+    """Keeps d, q_m and t of all quantizers positive and inside the plan.
+
+    All arithmetic is on tensors of ``(Q,)``, one entry a quantizer (of weights first), on their
+    device; nothing waits for it.
+
+    Attributes:
+        whole: the bits kept in cool-down, ``(Q,)``; None before.
+        outside: how often a quantizer was left outside its interval, over all steps so far; a
+            tensor without dimensions, 0 if all is well.
+    """
+
+    def __init__(self, quantization: Quantization, plan: BitPlan) -> None:
+        self.quantization = quantization
+        self.plan = plan
+        self.quantizers = quantization.quantizers()
+        self.positions = {name: i for i, name in enumerate(quantization.weights.keys())}
+        self.whole: Tensor | None = None
+        self.outside = torch.zeros((), dtype=torch.long, device=self.quantizers[0].d.device)
+        self._cached: dict[Any, Tensor] = {}
+
+    def param_group(self) -> dict[str, Any]:
+        """Return the scalars as a parameter group, without weight decay.
+
+        It takes part in ``zero_grad``, in a ``GradScaler``'s un-scaling and its search for infinite
+        gradients. A schedule may write its ``lr``: a step uses ``lr_quant``.
+        """
+        named = [
+            (f"quantization.{name}", scalar)
+            for name, scalar in self.quantization.named_parameters()
+            if scalar.requires_grad
+        ]
+        return {
+            "id": "quantization",
+            "params": [scalar for _, scalar in named],
+            "p_names": [name for name, _ in named],
+            "p_transform": ["no_prune"] * len(named),
+            "p_dims": [0] * len(named),
+            "num_groups": 1,
+            "is_prunable": False,
+            "is_auxiliary": False,
+            "weight_decay": 0.0,
+        }
+
+    def scalars(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return copies of d, q_m and t."""
+        names = ("d", "q_m", "t")
+        d, q_m, t = (torch.stack([getattr(q, n).detach() for q in self.quantizers]) for n in names)
+        return d, q_m, t
+
+    def begin(self, step: int) -> None:
+        """Fix whole bits if cool-down has begun: the nearest ones inside the interval.
+
+        A stage is entered at its first step that runs, whichever that is.
+        """
+        if self.whole is None and self.plan.stage(step) == "cool-down":
+            bits = bit_width(*self.scalars(), self._signs())
+            lower, upper = self._interval(step)
+            self.whole = from_rank_0(torch.clamp(bits.round(), lower, upper))
+
+    def guard(self, before: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Bound what the last move did to the scalars: none more than halves or doubles.
+
+        So they stay positive whatever gradient and learning rate are. q_m stays above 1e-6, t
+        between 1/4 and 4.
+
+        Args:
+            before: what `scalars` gave before the move.
+        """
+        moved = zip(self.scalars(), before, strict=True)
+        d, q_m, t = (torch.clamp(now, then / 2, then * 2) for now, then in moved)
+        self._write("d", d)
+        self._write("q_m", q_m.clamp(min=SMALLEST_Q_M))
+        self._write("t", t.clamp(*T_RANGE))
+
+    def bounds(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the finest and coarsest step sizes allowed for the present q_m and t."""
+        _, q_m, t = self.scalars()
+        if self.whole is not None:
+            exact = step_size(self.whole, q_m, t, self._signs())
+            return exact, exact
+        lower, upper = self._interval(step)
+        signs = self._signs()
+        return step_size(upper, q_m, t, signs), step_size(lower, q_m, t, signs)
+
+    def project(self, step: int) -> None:
+        """Bring every d into its bounds, after everything else of ``step``."""
+        finest, coarsest = self.bounds(step)
+        d, _, _ = self.scalars()
+        self._write("d", from_rank_0(torch.clamp(d, finest, coarsest)))
+        if self.plan.stage(step) != "warm-up":
+            bits = bit_width(*self.scalars(), self._signs())
+            lower, upper = (
+                (self.whole, self.whole) if self.whole is not None else self._interval(step)
+            )
+            self.outside += ((bits < lower - ROUNDING) | (bits > upper + ROUNDING)).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to continue, beside the scalars themselves."""
+        return {"plan": asdict(self.plan), "whole": self.whole, "outside": self.outside.clone()}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ``ValueError``, naming what differs, if ``state`` is of another plan."""
+        ours, theirs = asdict(self.plan), state["plan"]
+        differing = {k: (theirs.get(k), v) for k, v in ours.items() if theirs.get(k) != v}
+        if differing:
+            raise ValueError(f"the state is of another bit plan, (saved, here): {differing}")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``; see `check_state`."""
+        self.check_state(state)
+        whole = state["whole"]
+        self.whole = None if whole is None else whole.to(self.quantizers[0].d.device)
+        self.outside = state["outside"].to(self.quantizers[0].d.device).clone()
+        self._cached.clear()
+
+    def _write(self, name: str, values: Tensor) -> None:
+        torch._foreach_copy_([getattr(q, name) for q in self.quantizers], list(values.unbind()))
+
+    def _signs(self) -> Tensor:
+        signs = tuple(q.signed for q in self.quantizers)
+        return self._constant("signs", [float(sign) for sign in signs], signs)
+
+    def _interval(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the fewest and the most bits after ``step``."""
+        if self.plan.stage(step) == "warm-up":
+            lowest = [1.0 + q.signed for q in self.quantizers]
+            return (
+                self._constant("lowest", lowest, tuple(lowest)),
+                self._constant("widest", [float(WIDEST)] * len(lowest), WIDEST),
+            )
+        shrinks = self.plan.schedule.shrinks_by(step)
+        count = len(self.positions)
+        intervals = [self.plan.weights] * count
+        intervals += [self.plan.activations] * (len(self.quantizers) - count)
+        # calibration may find a sign, whose grid needs 2 bits
+        lowest = [
+            float(max(i.least, 1 + q.signed))
+            for i, q in zip(intervals, self.quantizers, strict=True)
+        ]
+        most = [max(i.after(shrinks), low) for i, low in zip(intervals, lowest, strict=True)]
+        return (
+            self._constant("lower", lowest, tuple(lowest)),
+            self._constant("upper", most, tuple(most)),
+        )
+
+    def _constant(self, name: str, values: list[float], key: Any) -> Tensor:
+        """Return values as a tensor on the quantizers' device, made anew when they change."""
+        device = self.quantizers[0].d.device
+        if self._cached.get(f"{name} of") != (key, device):
+            self._cached[name] = torch.tensor(values, device=device)
+            self._cached[f"{name} of"] = (key, device)
+        return self._cached[name]

@@ -1,0 +1,33 @@
+"""The bits of every quantizer at one step, and what they may be, as a row of ``bits.csv``."""
+
+import math
+
+from gaitlib.quantize.geta import GETA
+
+
+def bits_row(optimizer: GETA) -> dict[str, float]:
+    """Return the bits after the optimizer's last step, real-valued.
+
+    Columns:
+        weights:<layer>, activations:<layer>: bits of the layer's weight, of its input.
+        weights_min, weights_max, activations_min, activations_max: the interval that they are held
+            in; NaN in warm-up, which binds nothing.
+        outside: how often any of them has been left outside it, over all steps so far.
+    """
+    control = optimizer.control
+    table = control.quantization.bits()
+    names = table["kind"] + ":" + table["layer"]
+    bits = dict(zip(names, table["bits"], strict=True))
+    return bits | _allowed(optimizer) | {"outside": int(control.outside)}
+
+
+def _allowed(optimizer: GETA) -> dict[str, float]:
+    plan, step = optimizer.control.plan, optimizer.num_steps
+    bound = plan.stage(step) != "warm-up"
+    row = {}
+    for kind in ("weights", "activations"):
+        interval = getattr(plan, kind)
+        most = interval.after(plan.schedule.shrinks_by(step))
+        row[f"{kind}_min"] = float(interval.least) if bound else math.nan
+        row[f"{kind}_max"] = float(most) if bound else math.nan
+    return row

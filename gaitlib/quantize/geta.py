@@ -1,0 +1,239 @@
+"""GETA: an optimizer that prunes channels and chooses bits in one training run.
+
+QASSO, the optimizer of GETA (Qu et al., https://arxiv.org/abs/2502.16638), on the groups, the
+scores and the schedule of `gaitlib.prune.hesso.HESSO`, which it is when nothing is quantized.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaitlib.prune.graph import Graph
+from gaitlib.prune.hesso import HESSO
+from gaitlib.quantize.bit_control import DEFAULTS, BitControl, BitPlan, plan_bits
+from gaitlib.quantize.qasso import forget
+from gaitlib.quantize.quantization import Quantization, quantization_of
+from gaitlib.system.distributed import from_rank_0
+
+log = logging.getLogger(__name__)
+
+
+class GETA(HESSO):
+    """Train, prune and quantize in one run.
+
+    A step k, numbers from 1, on a network with quantizers (`BitControl` has the stages):
+
+    1. At the first step of a pruning period, channels are chosen as in HESSO.
+    2. d, q_m and t move by the base optimizer with ``lr_quant``, whatever a schedule does to the
+       learning rate of the weights, and without weight decay; none more than halves or doubles.
+    3. In a group with redundant channels, `qasso.forget` chooses the forget rate gamma and sets the
+       step size of each of its quantized weights.
+    4. The weights move by the base optimizer; from redundant channels gamma x^Q is taken as well
+       (gamma x of a tensor that is not quantized), with x as it was before the step. Channels whose
+       period ends, and those of earlier ones, are set to zero.
+    5. Every d is brought into its interval, or in cool-down to its whole bits.
+
+    A group without quantized weights shrinks as in HESSO. Where this differs from the published
+    code, on purpose: the defects that the project's tests name, and
+
+    * a projection period shrinks the interval at its last step, before that step's clipping, so
+      that ``projection_periods`` shrinks have happened when ``projection_steps`` are over;
+    * activations are under the same control as weights, with the same ``bit_reduction`` down to
+      ``min_bit_act``;
+    * gradients of q_m in cool-down are the quantizer's own: that d follows q_m there adds nothing.
+
+    In a distributed job gamma, d and the whole bits of rank 0 are used by all.
+
+    Args:
+        groups: parameter groups as `Graph.param_groups` gives them (copied).
+        settings: arguments of `HESSO` by name; ``lr`` is needed.
+        quantization: the quantizers of the network; None prunes alone.
+        plan: the bits they may have; needed with ``quantization``.
+        total_steps: steps of the whole run if known.
+
+    Raises:
+        ValueError: for arguments that cannot end at the target, with the numbers.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, Any],
+        quantization: Quantization | None = None,
+        plan: BitPlan | None = None,
+        *,
+        total_steps: int | None = None,
+    ) -> None:
+        if (quantization is None) != (plan is None):
+            raise ValueError("quantization and plan belong together: give both, or neither")
+        self.control = None if quantization is None else BitControl(quantization, plan)
+        groups = [*groups, self.control.param_group()] if self.control else list(groups)
+        super().__init__(groups, **settings, total_steps=total_steps)
+
+    @property
+    def stage(self) -> str:
+        """The stage of the last step; ``""`` when nothing is quantized."""
+        return self.control.plan.stage(self.num_steps) if self.control else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return HESSO's entries and, with quantizers, ``geta``; d, q_m, t are the network's."""
+        state = super().state_dict()
+        if self.control is not None:
+            state["geta"] = self.control.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: as `HESSO.load_state_dict`; also if one of the two runs quantizes and the
+                other does not, or their bit plans differ.
+        """
+        if ("geta" in state_dict) != (self.control is not None):
+            there, here = ("with", "without") if self.control is None else ("without", "with")
+            raise ValueError(f"the state is of a run {there} quantizers, this one is {here}")
+        if self.control is not None:
+            self.control.check_state(state_dict["geta"])
+        super().load_state_dict(state_dict)
+        if self.control is not None:
+            self.control.load_state_dict(state_dict["geta"])
+
+    def _share(self) -> None:
+        super()._share()
+        self._scalar_groups = [g for g in self.param_groups if g["id"] == "quantization"]
+        if self._scalar_groups:
+            self._base.param_groups = [g for g in self.param_groups if g["id"] != "quantization"]
+
+    def _update(self) -> None:
+        if self.control is None:
+            super()._update()
+            return
+        step = self.pruner.steps
+        self.control.begin(step)
+        before = self.control.scalars()
+        self._step_scalars()
+        self.control.guard(before)
+        forgotten = self._forget(step, before[0])
+        self._base.step()
+        for group in self.pruner.groups:
+            if group["id"] in forgotten:
+                self._take(group, forgotten[group["id"]])
+            else:
+                self._shrink(group)
+        self.control.project(step)
+
+    def _step_scalars(self) -> None:
+        """Move d, q_m and t by the base optimizer, with ``lr_quant``."""
+        (group,) = self._scalar_groups
+        weights, scheduled = self._base.param_groups, group["lr"]
+        self._base.param_groups, group["lr"] = self._scalar_groups, self.control.plan.lr_quant
+        try:
+            self._base.step()
+        finally:
+            self._base.param_groups, group["lr"] = weights, scheduled
+
+    def _forget(self, step: int, d_before: Tensor) -> dict[str, list[Tensor]]:
+        """Set the step sizes of groups that shrink; return what each of their tensors loses.
+
+        Returns:
+            By group id, ``gamma x^Q`` of the redundant channels for each tensor of the group.
+            Groups without redundant channels or without quantized tensors are left out.
+        """
+        control, pending, decisions = self.control, [], []
+        finest, coarsest = control.bounds(step)
+        for group in self.pruner.groups:
+            redundant = self.pruner.index(group).get("redundant")
+            places = [control.positions.get(name) for name in group["p_names"]]
+            quantized = [place for place in places if place is not None]
+            if redundant is None or not quantized:
+                continue
+            contents, residuals, moves = [], [], []
+            for param, move, dim, place in zip(
+                group["params"], self._moves(group), group["p_dims"], places, strict=True
+            ):
+                content, residual = param.index_select(dim, redundant), None
+                if place is not None:
+                    quantizer = control.quantizers[place]
+                    content, residual = quantizer.split(content, d_before[place])
+                contents.append(content)
+                residuals.append(residual)
+                moves.append(None if move is None else move.index_select(dim, redundant))
+            bounds = (torch.stack([b[i] for i in quantized]) for b in (finest, coarsest))
+            even = 1.0 - self.pruner.factor
+            gamma, d = forget(contents, residuals, moves, group["lr"], even, *bounds)
+            decisions.append(torch.cat([gamma.reshape(1), d]))
+            pending.append((group["id"], contents, residuals, quantized))
+        if not pending:
+            return {}
+        decided = from_rank_0(torch.cat(decisions)).split([len(d) for d in decisions])
+        forgotten = {}
+        for (id_, contents, residuals, quantized), (gamma, *steps) in zip(
+            pending, decided, strict=True
+        ):
+            for place, d in zip(quantized, steps, strict=True):
+                control.quantizers[place].d.copy_(d)
+            own = iter(steps)
+            forgotten[id_] = [
+                (content if residual is None else content.add_(residual * next(own))).mul_(gamma)
+                for content, residual in zip(contents, residuals, strict=True)
+            ]
+        return forgotten
+
+    def _take(self, group: dict[str, Any], losses: Sequence[Tensor]) -> None:
+        """Subtract from redundant channels; set to zero what is removed."""
+        redundant, ends = self.pruner.index(group)["redundant"], self.pruner.factor == 0.0
+        left = total = 0.0
+        for param, dim, loss in zip(group["params"], group["p_dims"], losses, strict=True):
+            rows = param.index_select(dim, redundant).sub_(loss)
+            if ends:
+                left, total = left + rows.square().sum(), total + param.square().sum()
+                rows.zero_()
+            param.index_copy_(dim, redundant, rows)
+        if ends:  # the one wait for the device, once a period
+            share = (left / total).sqrt().item()
+            log.info("%s: its redundant channels go at %.3f of its norm", group["id"], share)
+        self._hold(group)
+
+
+def build_geta(
+    graph: Graph,
+    settings: Mapping[str, Any],
+    quantization: Quantization | None = None,
+    total_steps: int | None = None,
+) -> GETA:
+    """Build a `GETA` for the model of ``graph`` from a ``geta_optimizer_cfg``.
+
+    Args:
+        graph: what `gaitlib.prune.oto.trace` said of the model.
+        settings: arguments of `HESSO` and the keys of `control.DEFAULTS`, by name; None counts as
+            left out. Without any of the latter, and without ``quantization``, it prunes alone.
+        quantization: of `quantize_network`, attached to the model of ``graph``; calibrated, or
+            loaded from a checkpoint before the first step.
+        total_steps: steps of the whole run, to refuse a stage that would not finish.
+
+    Raises:
+        ValueError: for settings and quantizers that do not belong together, or a schedule that
+            cannot end at its targets, with the arithmetic.
+    """
+    settings = {name: value for name, value in settings.items() if value is not None}
+    asked = {name: settings.pop(name) for name in DEFAULTS if name in settings}
+    if quantization is None:
+        if asked:
+            raise ValueError(
+                f"{', '.join(asked)} ask for quantization: pass what quantize_network(model) gives"
+            )
+        return GETA(graph.param_groups(), settings, total_steps=total_steps)
+    if quantization_of(graph.model) is not quantization:
+        raise ValueError("the quantization is not the one attached to the model of the graph")
+    if asked.get("quantize") == "weights" and len(quantization.activations):
+        raise ValueError(
+            "quantize is 'weights', but the network has quantizers of activations: call "
+            "quantize_network(model, 'weights')"
+        )
+    joint = settings.get("start_pruning_step", 0)
+    cool_down = joint + settings.get("pruning_steps", 1)
+    plan = plan_bits(asked, joint, cool_down, total_steps)
+    return GETA(graph.param_groups(), settings, quantization, plan, total_steps=total_steps)

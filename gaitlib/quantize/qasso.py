@@ -1,0 +1,84 @@
+"""How fast redundant channels are forgotten, and how coarse their layers become meanwhile.
+
+The joint stage of QASSO, the optimizer of GETA (https://arxiv.org/abs/2502.16638). A quantized
+weight is ``x^Q = C + d Rs`` with ``C = sgn(x) c(x)`` and ``Rs = sgn(x) R(x)``, see
+`gaitlib.quantize.grid`. With g what the base optimizer is about to move x by, redundant channels
+move by
+
+    s = -alpha g - gamma C - gamma d Rs
+
+so that ``<g, s> = -alpha |g|^2 - gamma <g, C> - gamma d <g, Rs>``. The forget rate gamma lets the
+second term take back at most ``(1 - eta) alpha |g|^2``, the step size d the third at most
+``xi eta alpha |g|^2``, hence ``<g, s> <= -(1 - xi) eta alpha |g|^2 < 0``: forgetting goes on while
+s descends.
+
+Where this is more than the paper's two formulas:
+
+* gamma is never above the even rate 1 / (steps left): where <g, C> is barely negative, the formula
+  alone has no upper bound, and channels would be thrown far past zero.
+* A group of channels has several weights, of very different ranges. gamma is theirs together, d is
+  each one's own: weight i answers for ``xi eta alpha |g_i|^2``, and the sum over i is below the
+  bound of the whole.
+* The conditions are on inner products instead of cosines, which rounding takes out of [-1, 1].
+* Nothing left to forget means mean |C| (not the mean of C, which is about 0 for any weight).
+* Rs is of the step size before the update, in choosing d and in moving, so that the inequality
+  above holds for the step that is taken.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ETA = 0.999
+XI = 0.9
+BETA = 0.8
+EPSILON = 1e-8
+
+
+def forget(
+    contents: Sequence[Tensor],
+    residuals: Sequence[Tensor | None],
+    moves: Sequence[Tensor | None],
+    alpha: float,
+    even: float,
+    finest: Tensor,
+    coarsest: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Choose gamma and the step sizes for the redundant channels of one group.
+
+    Args:
+        contents: C of each tensor of the group, redundant channels only; x itself where a tensor
+            is not quantized.
+        residuals: Rs of each; None where a tensor is not quantized.
+        moves: g of each; None where it had no gradient, which counts as 0.
+        alpha: learning rate of the weights.
+        even: 1 / (steps left in the period, this one included).
+        finest: smallest step size allowed, ``(Q,)`` for Q quantized tensors in the order given.
+        coarsest: largest step size allowed, the same.
+
+    Returns:
+        gamma in 0..``even``, and d ``(Q,)`` within its bounds. A weight takes its coarsest step
+        unless rounding would then cost more descent than it may; if its share does not even pay
+        for the finest step, gamma is lowered by powers of 0.8 until it does.
+    """
+    zero = finest.new_zeros(())
+    length = sum((g.square().sum() for g in moves if g is not None), zero)
+    product = sum(
+        ((g * c).sum() for g, c in zip(moves, contents, strict=True) if g is not None), zero
+    )
+    size = sum((c.abs().sum() for c in contents), zero) / sum(c.numel() for c in contents)
+    bound = (1 - ETA) * alpha * length / -product
+    gamma = torch.where(product < 0, bound.clamp(max=even), zero + even)
+    gamma = torch.where(size > EPSILON, gamma, zero)
+
+    quantized = [(r, g) for r, g in zip(residuals, moves, strict=True) if r is not None]  # Q pairs
+    costs = torch.stack([zero if g is None else -(g * r).sum() for r, g in quantized])
+    lengths = torch.stack([zero if g is None else g.square().sum() for _, g in quantized])
+    shares = XI * ETA * alpha * lengths
+    limited = costs > 0  # rounding works against the descent
+    limit = torch.where(limited, shares / (costs * finest), torch.inf).min()
+    lowered = gamma * BETA ** (torch.log(gamma / limit) / -torch.log(zero + BETA)).ceil()
+    gamma = torch.where(gamma > limit, lowered, gamma)
+    steps = torch.where(limited & (gamma > 0), shares / (gamma * costs), coarsest)
+    return gamma, torch.clamp(steps, finest, coarsest)

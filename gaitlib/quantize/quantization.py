@@ -1,0 +1,283 @@
+"""Learnable quantizers for the weights and the activations of a gait network.
+
+A quantizer (`gaitlib.quantize.quantizer`) hangs on a layer by hooks: while the layer runs, its
+weight, or its input, is replaced by the rounded one. The float weight stays where it was, under its
+own checkpoint key, so a trace, an optimizer over the channel groups and the slicing of channels see
+the float network.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gaitlib.model.float_state import QUANTIZATION
+from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
+from gaitlib.quantize.grid import Grid, bit_width
+from gaitlib.quantize.quantizer import ActivationQuantizer, Quantizer, WeightQuantizer
+
+QUANTIZE = ("weights", "weights_and_activations")
+
+_WEIGHTS = {nn.Conv2d: "weight", SeparateFCs: "fc_bin", SeparateBNNecks: "fc_bin"}
+
+
+class _ByName(nn.ModuleDict):
+    """A ModuleDict whose keys may hold dots; in checkpoint keys they are slashes."""
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(name.replace(".", "/"))
+
+    def __setitem__(self, name: str, module: nn.Module) -> None:
+        super().__setitem__(name.replace(".", "/"), module)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name.replace(".", "/"))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and super().__contains__(name.replace(".", "/"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([key.replace("/", ".") for key in self._modules])
+
+    def keys(self) -> list[str]:
+        """Return the names."""
+        return list(self)
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return pairs of name and quantizer."""
+        return list(zip(self, self._modules.values(), strict=True))
+
+
+class Quantization(nn.Module):
+    """All quantizers of one network, attached to it as its submodule ``quantization``.
+
+    There its scalars move with the network between devices, are averaged by DDP, and stand in
+    checkpoints under ``quantization.``; every other key is the float network's.
+
+    Attributes:
+        weights: parameter name -> `WeightQuantizer`.
+        activations: layer name -> `ActivationQuantizer` of that layer's input.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = _ByName()
+        self.activations = _ByName()
+        self.handles: dict[str, list[Any]] = {}
+
+    def quantizers(self) -> list[Quantizer]:
+        """Return all quantizers: those of weights first, each in the network's order."""
+        return [*self.weights.values(), *self.activations.values()]
+
+    def add(self, model: nn.Module, name: str, quantizer: Quantizer) -> None:
+        """Hang ``quantizer`` on the parameter, or on the input of the layer, called ``name``."""
+        of_weight = isinstance(quantizer, WeightQuantizer)
+        layer = name.rpartition(".")[0] if of_weight else name
+        quantizer.to(next(model.get_submodule(layer).parameters()).device)
+        (self.weights if of_weight else self.activations)[name] = quantizer
+        handles = quantizer.attach(model.get_submodule(layer))
+        self.handles.setdefault(layer, []).extend(handles)
+
+    def remove(self, layer: str) -> None:
+        """Take all quantizers off a layer, and off the layers within it."""
+        for name in [n for n in self.handles if n == layer or n.startswith(f"{layer}.")]:
+            for handle in self.handles.pop(name):
+                handle.remove()
+        for table in (self.weights, self.activations):
+            for name in [n for n in table if n == layer or n.startswith(f"{layer}.")]:
+                del table[name]
+
+    def detach_from(self, model: nn.Module) -> None:
+        """Take every hook off and leave the float network."""
+        for handles in self.handles.values():
+            for handle in handles:
+                handle.remove()
+        self.handles = {}
+        delattr(model, QUANTIZATION)
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Let tensors pass as they are: inside, the network is the float one."""
+        before = [q.enabled for q in self.quantizers()]
+        for q in self.quantizers():
+            q.enabled = False
+        try:
+            yield
+        finally:
+            for q, enabled in zip(self.quantizers(), before, strict=True):
+                q.enabled = enabled
+
+    def grids(self) -> tuple[dict[str, Grid], dict[str, Grid]]:
+        """Return the grids at whole bits: of weights by parameter name, of inputs by layer name."""
+        weights, activations = (
+            {name: quantizer.grid() for name, quantizer in table.items()}
+            for table in (self.weights, self.activations)
+        )
+        return weights, activations
+
+    def bits(self) -> pd.DataFrame:
+        """Describe every quantizer in a row.
+
+        Columns:
+            layer: module name. kind: ``weights`` or ``activations`` (of the layer's input).
+            bits: real-valued. d, q_m, t: the scalars.
+        """
+        rows = [
+            {"layer": name.rpartition(".")[0], "kind": "weights"} for name in self.weights.keys()
+        ] + [{"layer": name, "kind": "activations"} for name in self.activations.keys()]
+        table = pd.DataFrame(rows, columns=["layer", "kind"])
+        d, q_m, t, signed = self.scalars()
+        values = torch.stack([bit_width(d, q_m, t, signed), d, q_m, t]).cpu()
+        for name, column in zip(("bits", "d", "q_m", "t"), values, strict=True):
+            table[name] = column.tolist()
+        return table
+
+    def scalars(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return copies of d, q_m and t, and signs as ones and zeros, of all: four of ``(Q,)``."""
+        quantizers = self.quantizers()
+        d, q_m, t = (
+            torch.stack([getattr(q, name).detach() for q in quantizers])
+            for name in ("d", "q_m", "t")
+        )
+        return d, q_m, t, d.new_tensor([float(q.signed) for q in quantizers])
+
+    @torch.no_grad()
+    def settle(self, model: nn.Module) -> None:
+        """Round all bits to whole ones and put every weight on its grid, for good.
+
+        A settled weight is ``k d`` and its quantizer has t = 1, under which it no longer moves: the
+        network computes the same with and without its weight quantizers. Activations keep their
+        exponent: x^Q stands near x^t, and their quantizers are part of the network.
+        """
+        for name, quantizer in self.weights.items():
+            weight, grid = model.get_parameter(name), quantizer.grid()
+            weight.copy_(grid.fake(weight.cpu()))  # on the CPU: no device rounds differently
+            last = grid.dequantize(torch.tensor(grid.levels)).item()
+            quantizer.fix(Grid(grid.d, last, 1.0, grid.bits, True))
+        for quantizer in self.activations.values():
+            quantizer.fix(quantizer.grid())
+
+
+def quantization_of(model: nn.Module) -> Quantization | None:
+    """Return the quantizers attached to ``model``, or None for a float network."""
+    return getattr(model, QUANTIZATION, None)
+
+
+def quantize_network(
+    model: nn.Module,
+    quantize: str = "weights_and_activations",
+    *,
+    weight_bits: float = 16,
+    activation_bits: float = 16,
+    uniform: bool = False,
+) -> Quantization:
+    """Attach a quantizer to every convolution, SeparateFCs and SeparateBNNecks of ``model``.
+
+    Weights start at their own range. Activations are the inputs of the convolutions after the
+    first (silhouettes need no rounding) and of SeparateFCs, and need `calibrate`. The input of
+    SeparateBNNecks is the embedding, which leaves the network in float; it is not rounded.
+
+    Args:
+        model: a float network; changed in place.
+        quantize: ``weights`` or ``weights_and_activations``.
+        weight_bits: where the grids of weights start, real-valued.
+        activation_bits: where those of activations start.
+        uniform: hold every exponent t at 1.
+
+    Raises:
+        ValueError: for another ``quantize``, or a network that has quantizers already.
+    """
+    if quantize not in QUANTIZE:
+        raise ValueError(f"quantize is {quantize!r}; choose from {list(QUANTIZE)}")
+    if quantization_of(model) is not None:
+        raise ValueError("the network is quantized already; detach its quantization first")
+    quantization = Quantization()
+    seen_convolution = False
+    for name, layer in list(model.named_modules()):
+        attribute = next((a for kind, a in _WEIGHTS.items() if isinstance(layer, kind)), None)
+        if attribute is None:
+            continue
+        weight = WeightQuantizer(attribute, getattr(layer, attribute), weight_bits, uniform)
+        quantization.add(model, f"{name}.{attribute}", weight)
+        takes_input = seen_convolution and not isinstance(layer, SeparateBNNecks)
+        if quantize == "weights_and_activations" and takes_input:
+            quantization.add(model, name, ActivationQuantizer(activation_bits, uniform))
+        seen_convolution = seen_convolution or isinstance(layer, nn.Conv2d)
+    setattr(model, QUANTIZATION, quantization)
+    return quantization
+
+
+def attach_grids(
+    model: nn.Module, weights: Mapping[str, Grid], activations: Mapping[str, Grid]
+) -> Quantization:
+    """Attach quantizers that no longer learn, by parameter name and by layer name.
+
+    Raises:
+        ValueError: for a name that the network has not, or a network that is quantized already.
+    """
+    if quantization_of(model) is not None:
+        raise ValueError("the network is quantized already; detach its quantization first")
+    layers, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    unknown = [n for n in weights if n not in parameters] + [
+        n for n in activations if n not in layers
+    ]
+    if unknown:
+        raise ValueError(f"the network has no {unknown[0]!r} to quantize")
+    quantization = Quantization()
+    for name, grid in weights.items():
+        quantizer = WeightQuantizer(name.rpartition(".")[2], parameters[name], grid.bits)
+        quantizer.fix(grid)
+        quantization.add(model, name, quantizer)
+    for name, grid in activations.items():
+        quantizer = ActivationQuantizer(grid.bits)
+        quantizer.fix(grid)
+        quantization.add(model, name, quantizer)
+    setattr(model, QUANTIZATION, quantization)
+    return quantization
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    quantization: Quantization,
+    batches: Iterable[Tensor],
+    least: int = 1,
+    training: bool = True,
+) -> None:
+    """Set the range and sign of every activation quantizer from real clips.
+
+    The clips run through a copy whose activations pass unrounded. q_m becomes
+    the largest over the batches of the magnitude that 99.9 % of a layer's inputs stay below. The
+    network itself, its statistics and the global random state stay as they are.
+
+    Args:
+        model: the network that ``quantization`` is attached to.
+        quantization: of `quantize_network`.
+        batches: clips as the network takes them; 8 or more are advised.
+        least: fewest batches to accept.
+        training: whether batch norms use the batch's statistics, as training will (those of a
+            network from scratch say nothing yet), or their running ones.
+
+    Raises:
+        ValueError: for fewer batches, or a layer that did not run.
+    """
+    if not len(quantization.activations):
+        return
+    twin = copy.deepcopy(model).train(training)
+    observers = quantization_of(twin).activations
+    for observer in observers.values():
+        observer.seen = []
+    device = next(twin.parameters()).device
+    count = 0
+    for count, clips in enumerate(batches, start=1):  # noqa: B007 (used below)
+        twin(clips.to(device))
+    if count < max(least, 1):
+        raise ValueError(f"calibration needs {max(least, 1)} batches of clips or more, not {count}")
+    for name, observer in observers.items():
+        if not observer.seen:
+            raise ValueError(f"{name} did not run on the clips given, so it has no range")
+        quantization.activations[name].finish(observer.seen)

@@ -1,0 +1,59 @@
+"""One table of a finished run: what the compression cost and what it saved."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from gaitlib import runs
+from gaitlib.report.run_tables import compressed_stage
+
+COLUMNS = {
+    "NM": lambda r: f"{r['rank1']['NM']:.1f}",
+    "BG": lambda r: f"{r['rank1']['BG']:.1f}",
+    "CL": lambda r: f"{r['rank1']['CL']:.1f}",
+    "parameters": lambda r: f"{r['params']:,}",
+    "MMAC/frame": lambda r: f"{r['macs_per_frame'] / 1e6:.2f}",
+    "bits w/a": lambda r: f"{r['bits']['weights']:.1f}/{r['bits']['activations']:.1f}",
+    "rel. BOPs %": lambda r: f"{r['relative_bops']:.2f}",
+    "kB": lambda r: f"{r.get('lowbit_bytes', r['file_bytes']) / 1e3:.0f}",
+    "ms, 1 clip": lambda r: f"{r['latency_ms']['batch_1']:.1f}",
+    "ms, 16 clips": lambda r: f"{r['latency_ms']['batch_16']:.1f}",
+}
+
+
+def compare(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the table: a row a network, text cells; what was not measured is a dash."""
+    rows = {}
+    for name, result in results.items():
+        row = {}
+        for column, text in COLUMNS.items():
+            try:
+                row[column] = text(result)
+            except (KeyError, TypeError):
+                row[column] = "-"
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS))
+
+
+def summary_table(run: str) -> str:
+    """Return the table of the stages that a run has finished, and where its files lie.
+
+    Raises:
+        MissingRunError: if no stage has finished.
+    """
+    stages = runs.finished(run) or list(runs.STAGES)
+    found = {stage: runs.load_results(run, stage) for stage in stages}
+    compressed = found.get(compressed_stage(run))
+    if compressed is not None and "baseline" in found:  # times from one process
+        found["baseline"]["latency_ms"] = compressed["dense"]["latency_ms"]
+    lines = [compare({runs.STAGES[s].words: result for s, result in found.items()}).to_string()]
+    if compressed is not None:
+        lines.append(
+            f"group sparsity {compressed['group_sparsity']:.3f}; largest relative difference "
+            "between the zeroed network and the cut one "
+            f"{compressed['full_equals_compressed']:.1e}"
+        )
+    lines.append(f"results and checkpoints: {runs.runs_folder() / run}")
+    lines.append(f"figures:                 {runs.figures_folder() / run}")
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""What notebooks and the command line do with a run, step by step, and whole stages in one call."""
+
+from gaitlib.steps.check_resume import ResumeError, check_resume
+from gaitlib.steps.dataset import make_walkers, open_data, transform_of
+from gaitlib.steps.deployment import compare_latency, deployed, load_networks
+from gaitlib.steps.evaluate_checkpoint import (
+    evaluate_checkpoint,
+    find_tested_checkpoint,
+    load_network,
+)
+from gaitlib.steps.export import FORMATS, export_network
+from gaitlib.steps.fine_tune import cut_and_fine_tune
+from gaitlib.steps.launch import ProcessesFailedError
+from gaitlib.steps.marks import schedule_marks
+from gaitlib.steps.networks import (
+    attach_quantizers,
+    build_network,
+    build_optimizer,
+    require_compression,
+    start_weights,
+    trace,
+)
+from gaitlib.steps.results import (
+    LOWBIT,
+    bits_table,
+    check_test_set,
+    compress_stage,
+    evaluate_network,
+    measure,
+    record,
+    record_compressed,
+)
+from gaitlib.steps.round_pruned import round_pruned
+from gaitlib.steps.run_stage import choose_stage, prepare_process, run_stage
+from gaitlib.steps.train_stage import Watch, train_stage
+
+__all__ = [
+    "FORMATS",
+    "LOWBIT",
+    "ProcessesFailedError",
+    "ResumeError",
+    "Watch",
+    "attach_quantizers",
+    "bits_table",
+    "build_network",
+    "build_optimizer",
+    "check_resume",
+    "check_test_set",
+    "choose_stage",
+    "compare_latency",
+    "compress_stage",
+    "cut_and_fine_tune",
+    "deployed",
+    "evaluate_checkpoint",
+    "evaluate_network",
+    "export_network",
+    "find_tested_checkpoint",
+    "load_network",
+    "load_networks",
+    "make_walkers",
+    "measure",
+    "open_data",
+    "prepare_process",
+    "record",
+    "record_compressed",
+    "require_compression",
+    "round_pruned",
+    "run_stage",
+    "schedule_marks",
+    "start_weights",
+    "trace",
+    "train_stage",
+    "transform_of",
+]

@@ -1,0 +1,80 @@
+"""Open the data set of an experiment, and draw it first if it is the embedded one."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gaitlib.config import ConfigError, Experiment
+from gaitlib.data.batches import training_batches
+from gaitlib.data.casia_b import DataSplit, load_split
+from gaitlib.data.transforms import Transform, build_transform
+from gaitlib.runs import data_folder, locate
+from gaitlib.system import distributed
+from walkers import make_walkers
+
+__all__ = ["calibration_clips", "make_walkers", "open_data", "transform_of"]
+
+#: Calibration draws its batches from here on: an iteration that no training reaches.
+CALIBRATION_ITERATION = 2**31
+
+
+def open_data(experiment: Experiment, progress: bool = False) -> DataSplit:
+    """Read, check and count the sequences of an experiment, or open the file that maps them.
+
+    Raises:
+        ConfigError: if the network's classes or the sampler do not fit the training subjects.
+        OSError: if ``data_cfg.cache: mapped`` has no room.
+    """
+    name, root, partition = _dataset_paths(experiment, progress)
+    mapped = experiment.data_cfg.cache == "mapped"
+    cache = data_folder() / "mapped" if mapped else experiment.data_cfg.cache
+    with distributed.one_first() if mapped else contextlib.nullcontext():
+        train, test = (
+            load_split(root, partition, split, cache=cache) for split in ("TRAIN_SET", "TEST_SET")
+        )
+    try:
+        experiment.check_subjects(len(train.subjects))
+        for section in (experiment.trainer_cfg, experiment.evaluator_cfg):
+            transform_of(section)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    return DataSplit(name, train, test)
+
+
+def _dataset_paths(experiment: Experiment, progress: bool) -> tuple[str, Path, Path]:
+    """Return a data set's name, folder and partition file; draw walkers if they are missing.
+
+    Relative paths start at the working folder, or else at the project's own.
+    """
+    cfg, walker = experiment.data_cfg, experiment.data_cfg.walker
+    if walker is None:
+        return cfg.dataset_name, locate(cfg.dataset_root), locate(cfg.dataset_partition)
+    fewest, most = walker.frames
+    name = f"walker-{walker.subjects}x{fewest}-{most}-seed{walker.seed}-noise{walker.noise:g}"
+    own = data_folder() / f"{name}-train{walker.train}"
+    root = locate(cfg.dataset_root) if cfg.dataset_root else own
+    with distributed.one_first():
+        make_walkers(root, **walker.model_dump(), progress=progress)
+    return name, root, locate(cfg.dataset_partition or str(root / "partition.json"))
+
+
+def calibration_clips(
+    experiment: Experiment, data: DataSplit, *, seed: int, count: int = 8
+) -> list[Tensor]:
+    """Return batches of training clips as the network takes them, float32 ``(N, T, H, W)``.
+
+    They are drawn as in training, from iterations that no training reaches, without augmentation.
+    """
+    sampler = experiment.trainer_cfg.sampler
+    settings = sampler.model_dump(include={"batch_size", "frames_num_fixed"})
+    transform = transform_of(experiment.evaluator_cfg)
+    first = CALIBRATION_ITERATION
+    batches = training_batches(data.train, **settings, seed=seed, start=first, stop=first + count)
+    return [transform(batch.clips) for batch in batches]
+
+
+def transform_of(section: Any) -> Transform:
+    """Build the transform of a trainer_cfg or evaluator_cfg."""
+    return build_transform([transform.model_dump() for transform in section.transform])

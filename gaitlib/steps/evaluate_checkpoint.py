@@ -1,0 +1,92 @@
+"""Test any network that a run has left: a checkpoint, or a compressed network's file."""
+
+import json
+from pathlib import Path
+
+from gaitlib.config import ConfigError
+from gaitlib.deploy.cut_network import is_network_file, load_compressed
+from gaitlib.evaluate import Evaluation, to_results
+from gaitlib.model import GaitBase
+from gaitlib.model.float_state import of_quantizer
+from gaitlib.runs import Run
+from gaitlib.steps.dataset import open_data
+from gaitlib.steps.networks import build_network, new_quantizers
+from gaitlib.steps.results import check_test_set, evaluate_network
+from gaitlib.system import distributed
+from gaitlib.system.device import keep_freed_memory
+from gaitlib.system.files import write_atomically
+from gaitlib.train.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    load_checkpoint,
+    restore_model,
+)
+
+
+def evaluate_checkpoint(
+    run: Run, stage: str, path: Path, *, progress: bool = False
+) -> tuple[Evaluation, Path]:
+    """Test a network by the run's protocol and write ``runs/<run>/<stage>/test-<name>.json``.
+
+    Every process of a distributed job calls it; rank 0 writes.
+
+    Args:
+        run: its experiment says what is tested, and how.
+        stage: the folder that the results go to.
+        path: of the network, see `load_network`.
+        progress: draw a bar while walkers are drawn.
+
+    Returns:
+        The evaluation, and the file of its results.
+    """
+    keep_freed_memory(run.device)
+    model = load_network(run, path)
+    data = open_data(run.experiment, progress)
+    check_test_set(run.experiment, data)
+    _, evaluation = evaluate_network(run.experiment, model, data)
+    target = run.folder(stage) / f"test-{path.stem}.json"
+    if distributed.is_main():
+        text = json.dumps(to_results(evaluation), indent=1, sort_keys=True)
+        write_atomically(target, text + "\n")
+    return evaluation, target
+
+
+def find_tested_checkpoint(run: Run, stage: str, iteration: int | None = None) -> Path:
+    """Return the checkpoint that a test reads: ``evaluator_cfg.restore_hint``, or an iteration.
+
+    Raises:
+        CheckpointError: if the stage has no such checkpoint.
+    """
+    hint = run.experiment.evaluator_cfg.restore_hint if iteration is None else iteration
+    folder, name = run.folder(stage) / "checkpoints", run.experiment.trainer_cfg.save_name
+    path = find_checkpoint(folder, name, hint or "latest")
+    if path is None:
+        raise CheckpointError(
+            f"{run.name}/{stage} has no checkpoint: train it, or give --checkpoint"
+        )
+    return path
+
+
+def load_network(run: Run, path: Path) -> GaitBase:
+    """Load any network of this project for testing: a checkpoint, or a compressed network's file.
+
+    A checkpoint of a quantized network gets the quantizers that the experiment asks for.
+
+    Raises:
+        CheckpointError: if a checkpoint does not fit the experiment's network.
+        ConfigError: if the checkpoint is of a quantized network, and the experiment chooses no bits.
+        NetworkFileError: if a compressed network's file is damaged.
+    """
+    if is_network_file(path):
+        return load_compressed(path, device=run.device)
+    model = build_network(run.experiment, run.device)
+    weights = load_checkpoint(path, run.device)["model"]
+    if any(of_quantizer(name) for name in weights):
+        if not run.experiment.quantizes:
+            raise ConfigError(
+                "the checkpoint is of a quantized network, and the experiment quantizes nothing: "
+                "take the config.yaml of its run"
+            )
+        new_quantizers(run.experiment, model)
+    restore_model(model, weights, run.experiment.evaluator_cfg.restore_ckpt_strict)
+    return model

@@ -1,0 +1,109 @@
+"""Train in several processes from one that does not train, such as a notebook's kernel."""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from torch import nn
+
+from gaitlib.runs import Run, runs_folder, workspace
+from gaitlib.system.processes import cores
+from gaitlib.train.checkpoint import find_checkpoint, load_weights
+
+log = logging.getLogger(__name__)
+
+GRACE = 60  # seconds that processes get to save and leave
+
+
+class ProcessesFailedError(RuntimeError):
+    """torchrun ended with an error; the message holds what it said last."""
+
+
+def train_in_processes(
+    run: Run,
+    stage: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    processes: int,
+    *,
+    force: bool = False,
+    on_history: Callable[[pd.DataFrame], None] | None = None,
+    on_line: Callable[[str], None] = log.info,
+) -> None:
+    """Run ``torchrun ... -m gaitlib train`` on a stage and load what it trained.
+
+    Args:
+        run: the processes read its experiment from a file.
+        stage: a name of `gaitlib.runs.STAGES`.
+        model: its device's type is where the processes train; gets the trained weights.
+        optimizer: gets the state at the end.
+        processes: how many, on this machine.
+        force: go on from a checkpoint although the experiment says otherwise now.
+        on_history: called with the history so far as it grows.
+        on_line: called with each line that the processes print.
+
+    Raises:
+        ProcessesFailedError: if torchrun ends with an error. All processes have ended then.
+    """
+    runs_folder().mkdir(parents=True, exist_ok=True)
+    device = next(model.parameters()).device.type
+    with tempfile.TemporaryDirectory(dir=runs_folder(), prefix=".launch-") as folder:
+        cfgs = Path(folder) / "experiment.yaml"
+        cfgs.write_text(yaml.safe_dump(run.experiment.sections(), sort_keys=False))
+        arguments = ["--cfgs", str(cfgs), "--run-name", run.name, "--stage", stage]
+        arguments += ["--seed", str(run.seed), "--device", device, "--no-test"]
+        arguments += ["--force"] if force else []
+        seen = 0  # bytes of history
+        with contextlib.closing(_torchrun(processes, arguments)) as lines:
+            for line in lines:
+                on_line(line)
+                history = run.folder(stage) / "history.csv"
+                if on_history is not None and history.is_file():
+                    if (size := history.stat().st_size) > seen:
+                        seen = size
+                        on_history(pd.read_csv(history))
+    cfg = run.experiment.trainer_cfg
+    path = find_checkpoint(run.folder(stage) / "checkpoints", cfg.save_name, cfg.total_iter)
+    state = load_weights(path, model)
+    if state["optimizer"] is not None:
+        optimizer.load_state_dict(state["optimizer"])
+
+
+def _torchrun(processes: int, arguments: list[str]) -> Iterator[str]:
+    """Start the processes and give the lines they print; leave none behind."""
+    environment = os.environ | {"GAITLIB_WORKSPACE": str(workspace())}
+    environment.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, f"--nproc_per_node={processes}", "-m", "gaitlib", "train", *arguments]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    last: deque[str] = deque(maxlen=100)
+    try:
+        for line in child.stdout:
+            last.append(line.rstrip())
+            yield last[-1]
+        if status := child.wait():
+            said = [line for line in last if "error: " in line] or list(last)[-20:]
+            raise ProcessesFailedError(
+                f"training in {processes} processes failed (torchrun's status {status}):\n  "
+                + "\n  ".join(dict.fromkeys(said))
+            )
+    finally:
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+            try:
+                child.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+        child.stdout.close()

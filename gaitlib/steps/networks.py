@@ -1,0 +1,160 @@
+"""Build what a stage trains, the network, its first weights, the optimizer."""
+
+import logging
+
+import torch
+from torch import nn
+
+from gaitlib.config import ConfigError, Experiment, GetaCfg, HessoCfg
+from gaitlib.data.casia_b import DataSplit
+from gaitlib.model import GaitBase, build_model
+from gaitlib.model.float_state import QUANTIZATION
+from gaitlib.prune import hesso, oto
+from gaitlib.quantize import geta
+from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
+from gaitlib.runs import Run
+from gaitlib.steps.dataset import calibration_clips
+from gaitlib.system import distributed
+from gaitlib.train.checkpoint import find_checkpoint, load_weights
+from gaitlib.train.resume import checkpoint_to_restore
+
+log = logging.getLogger(__name__)
+
+
+def require_compression(experiment: Experiment) -> HessoCfg:
+    """Return the compression section.
+
+    Raises:
+        ConfigError: if the experiment has none.
+    """
+    if experiment.compression is None:
+        raise ConfigError(
+            "the experiment has no compression: add `compression_optimizer: hesso` and a "
+            "hesso_optimizer_cfg section (params/quickstart.yaml shows one)"
+        )
+    return experiment.compression
+
+
+def build_network(experiment: Experiment, device: torch.device) -> GaitBase:
+    """Build the dense network of an experiment; its weights come from torch's global generator."""
+    return build_model(**experiment.model_cfg.build_arguments()).to(device)
+
+
+def attach_quantizers(
+    experiment: Experiment, model: GaitBase, data: DataSplit, *, seed: int
+) -> Quantization | None:
+    """Give a network the quantizers that an experiment asks for, calibrated on training clips.
+
+    To be called when the network has its first weights and has been traced. In a distributed job
+    rank 0 calibrates for all.
+
+    Args:
+        experiment: its compression section says what is quantized.
+        model: float; changed in place.
+        data: clips of the training half are looked at, without augmentation.
+        seed: of the clips.
+
+    Returns:
+        The quantizers; None if the experiment quantizes nothing.
+    """
+    if not experiment.quantizes:
+        return None
+    quantization = new_quantizers(experiment, model)
+    if distributed.is_main():
+        calibrate(model, quantization, calibration_clips(experiment, data, seed=seed))
+    state = {name: value.cpu() for name, value in quantization.state_dict().items()}
+    quantization.load_state_dict(distributed.broadcast(state))
+    return quantization
+
+
+def new_quantizers(experiment: Experiment, model: GaitBase) -> Quantization:
+    """Give a network the quantizers that an experiment asks for, without ranges of inputs yet."""
+    cfg = experiment.compression
+    return quantize_network(
+        model,
+        cfg.quantize,
+        weight_bits=cfg.max_bit_wt,
+        activation_bits=cfg.max_bit_act,
+        uniform=cfg.uniform,
+    )
+
+
+def trace(experiment: Experiment, model: nn.Module) -> oto.Graph:
+    """Find the channels that leave together, as the experiment's implementation sees them.
+
+    only_train_once as it is shipped does not know SeparateFCs, and leaves the last stage whole.
+    """
+    as_shipped = require_compression(experiment).implementation == "only_train_once"
+    return oto.trace(model, as_shipped=as_shipped)
+
+
+def build_optimizer(
+    experiment: Experiment,
+    model: nn.Module,
+    graph: oto.Graph | None = None,
+    quantization: Quantization | None = None,
+) -> torch.optim.Optimizer:
+    """Return the dense optimizer, or the compressing one when a graph is given.
+
+    Args:
+        experiment: the section that fits is used.
+        model: what the dense optimizer trains.
+        graph: what `gaitlib.prune.oto.trace` said of the model.
+        quantization: of `attach_quantizers`, if the experiment quantizes.
+    """
+    if graph is None:
+        cfg = experiment.optimizer_cfg
+        return getattr(torch.optim, cfg.solver)(model.parameters(), **cfg.arguments())
+    cfg = experiment.compression
+    arguments = cfg.model_dump(exclude={"implementation", "start_from"})
+    if cfg.implementation == "only_train_once":
+        known = {name: arguments[name] for name in HessoCfg.model_fields if name in arguments}
+        return oto.package_hesso(graph, **known)
+    total = experiment.trainer_cfg.total_iter
+    if isinstance(cfg, GetaCfg):
+        for key in ("uniform", "yardstick"):  # not the optimizer's
+            arguments.pop(key)
+        return geta.build_geta(graph, arguments, quantization, total_steps=total)
+    return hesso.build_hesso(graph, arguments, total_steps=total)
+
+
+def start_weights(run: Run, model: nn.Module, stage: str | None = None) -> str:
+    """Give a compressing stage its first weights as ``start_from`` says; return what was done.
+
+    In a distributed job rank 0 reads them, and training gives its weights to the others.
+
+    Args:
+        run: of the stage.
+        model: changed in place.
+        stage: the compressing stage; the run's own if None.
+
+    Raises:
+        MissingRunError: if it starts from a baseline that has not been trained.
+    """
+    if not distributed.is_main():
+        return "the weights of rank 0"
+    path, continues = checkpoint_to_restore(run, stage or run.compressing_stage)
+    if path is not None:
+        if not continues:  # quantizers look at these weights before training loads them
+            strict = run.experiment.trainer_cfg.restore_ckpt_strict
+            load_weights(path, model, strict, optional=QUANTIZATION)
+        return f"restore_hint, {path.name}"
+    if run.experiment.compression.start_from == "scratch":
+        return "random weights"
+    return f"the baseline's {baseline_weights(run, model)}"
+
+
+def baseline_weights(run: Run, model: nn.Module) -> str:
+    """Give a network the weights of the run's baseline; return the checkpoint's name.
+
+    Raises:
+        MissingRunError: if the baseline has not been trained.
+    """
+    cfg = run.experiment.trainer_cfg
+    path = find_checkpoint(run.folder("baseline") / "checkpoints", cfg.save_name, "latest")
+    if path is None:
+        path = run.file("baseline", f"checkpoints/{cfg.save_name}-*.pt")  # raises
+    state = load_weights(path, model, cfg.restore_ckpt_strict)
+    if (done := state.get("iteration", cfg.total_iter)) < cfg.total_iter:
+        log.warning("%s is not finished: iteration %s", path.name, done)
+    return path.name

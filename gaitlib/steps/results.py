@@ -1,0 +1,218 @@
+"""Test a trained network, measure what it costs, and write results.json."""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gaitlib import evaluate, runs
+from gaitlib.config import Experiment
+from gaitlib.data.batches import inference_batches
+from gaitlib.data.casia_b import DataSplit
+from gaitlib.deploy import cut_network, network_file
+from gaitlib.model import GaitBase, network_cost
+from gaitlib.model.float_state import float_state
+from gaitlib.prune.graph import Graph
+from gaitlib.quantize import bit_operations
+from gaitlib.quantize.quantization import quantization_of
+from gaitlib.runs import Run
+from gaitlib.steps.dataset import transform_of
+from gaitlib.system import distributed
+from gaitlib.system.device import choose_precision
+
+LOWBIT = ".safetensors"
+
+
+@contextlib.contextmanager
+def float_arithmetic(model: nn.Module) -> Iterator[None]:
+    """Let a network, quantized or not, compute in float in the block."""
+    quantization = quantization_of(model)
+    with contextlib.nullcontext() if quantization is None else quantization.disabled():
+        yield
+
+
+def check_test_set(experiment: Experiment, data: DataSplit) -> None:
+    """Refuse a test set that the protocol cannot rank, before any training.
+
+    Raises:
+        ValueError: as `gaitlib.evaluate.check_test_set`.
+    """
+    evaluate.check_test_set(data.test.table, experiment.evaluator_cfg.cross_view_gallery)
+
+
+def evaluate_network(
+    experiment: Experiment, model: nn.Module, data: DataSplit
+) -> tuple[Tensor, evaluate.Evaluation]:
+    """Embed the test set and rank it by the experiment's protocol.
+
+    In a distributed job every process calls it and embeds its share of the batches; rank 0 ranks.
+
+    Returns:
+        Embeddings float32 ``(n, C, P)`` in the order of ``data.test.table``, and the evaluation.
+    """
+    distributed.share_buffers(model)
+    cfg, device = experiment.evaluator_cfg, next(model.parameters(), torch.empty(0)).device
+    batches = inference_batches(
+        data.test,
+        batch_size=cfg.sampler.batch_size,
+        frames_all_limit=cfg.sampler.frames_all_limit,
+        num_workers=experiment.data_cfg.num_workers,
+        pin_memory=device.type == "cuda",
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    with choose_precision(cfg.enable_float16, cfg.amp_dtype, device).autocast():
+        mine = evaluate.embed_batches(model, batches, transform_of(cfg), device)
+    indices, shares = zip(*distributed.gather(mine), strict=True)
+    features = evaluate.collect(
+        torch.cat(indices), torch.cat([share for share in shares if len(share)])
+    )
+    evaluation = None
+    if distributed.is_main():
+        evaluation = evaluate.evaluate_indoor(
+            features.to(device),
+            data.test.table,
+            cfg.metric,
+            cfg.cross_view_gallery,
+            remove_no_gallery=experiment.data_cfg.remove_no_gallery,
+        )
+    return features, distributed.broadcast(evaluation)
+
+
+def measure(model: GaitBase, file: Path | None = None) -> dict[str, Any]:
+    """Return a network's costs under results.json's names.
+
+    ``file_bytes`` is the size of ``file``, or of the network's saved state_dict. Latency is that of
+    the float arithmetic: rounding in float, as torch does it, is no deployment.
+    """
+    if file is None:
+        buffer = io.BytesIO()
+        torch.save(float_state(model), buffer)
+        size = buffer.getbuffer().nbytes
+    else:
+        size = network_cost.file_bytes(file)
+    with float_arithmetic(model):
+        latency = {
+            f"batch_{n}": round(network_cost.measure_latency(model, batch=n, repeats=repeats), 2)
+            for n, repeats in ((1, 20), (16, 5))
+        }
+    return {
+        "params": network_cost.count_parameters(model),
+        "macs_per_frame": network_cost.macs_per_frame(model),
+        "file_bytes": size,
+        "latency_ms": latency,
+    }
+
+
+def measure_bits(model: GaitBase, dense: GaitBase, file: Path) -> dict[str, Any]:
+    """Return what quantization saves, under results.json's names.
+
+    Args:
+        model: compressed and quantized.
+        dense: the network before pruning.
+        file: the low-bit file of ``model``.
+    """
+    table = bits_table(model)
+    weight_bits = {n: grid.bits for n, grid in quantization_of(model).grids()[0].items()}
+    return {
+        "bits": bit_operations.average_bits(table),
+        "bits_by_layer": table[["layer", "weight_bits", "activation_bits"]].to_dict("records"),
+        "bops_per_frame": int(table.loc[table["per"] == "frame", "bops"].sum()),
+        "relative_bops": bit_operations.relative_bops(table, network_cost.layer_table(dense)),
+        "lowbit_bytes": network_cost.file_bytes(file),
+        "lowbit_bytes_counted": bit_operations.disk_bits(model, weight_bits) // 8,
+    }
+
+
+def bits_table(model: GaitBase) -> pd.DataFrame:
+    """Return `gaitlib.quantize.bit_operations.bops_table` of a network, quantized or not."""
+    quantization = quantization_of(model)
+    weights, inputs = ({}, {}) if quantization is None else quantization.grids()
+    return bit_operations.bops_table(
+        network_cost.layer_table(model),
+        {name: grid.bits for name, grid in weights.items()},
+        {name: grid.bits for name, grid in inputs.items()},
+    )
+
+
+def record(
+    run: Run,
+    stage: str,
+    data: DataSplit,
+    evaluation: evaluate.Evaluation,
+    costs: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write ``results.json`` and ``hits.csv`` of a finished stage; return the results."""
+    evaluate.write_hits(evaluation.hits, run.folder(stage) / "hits.csv")
+    results = {
+        "model": run.experiment.model_cfg.model,
+        "dataset": data.name,
+        "seed": run.seed,
+        "iterations": run.experiment.trainer_cfg.total_iter,
+        "device": str(run.device),
+        "bits": {"weights": 32, "activations": 32},
+        **evaluate.to_results(evaluation),
+        **costs,
+        **(extra or {}),
+    }
+    runs.save_results(run.name, stage, results)
+    return runs.load_results(run.name, stage)
+
+
+def compress_stage(
+    run: Run, graph: Graph, model: GaitBase, stage: str | None = None
+) -> cut_network.Compressed:
+    """Cut the zeroed channels out of a trained network and write both into the stage.
+
+    A quantized one is also written with its weights as integers of their own bits. In a distributed
+    job every process gets the small network; rank 0 writes.
+
+    Args:
+        run: of the stage.
+        graph: of the network.
+        model: trained.
+        stage: the compressing stage; the run's own if None.
+    """
+    folder = run.folder(stage or run.compressing_stage) / "compressed"
+    compressed = cut_network.construct_compressed_model(
+        graph,
+        model,
+        folder if distributed.is_main() else None,
+        architecture=run.experiment.model_cfg.build_arguments(),
+    )
+    if run.experiment.quantizes and distributed.is_main():
+        write_lowbit_beside(run.experiment, compressed.model, compressed.path)
+    return compressed
+
+
+def write_lowbit_beside(experiment: Experiment, model: GaitBase, path: Path) -> Path:
+    """Write a quantized network's low-bit file under the name of ``path`` with another suffix."""
+    grids = quantization_of(model).grids()
+    architecture = experiment.model_cfg.build_arguments()
+    return network_file.write_lowbit(model, architecture, *grids, path.with_suffix(LOWBIT))
+
+
+def record_compressed(
+    run: Run,
+    data: DataSplit,
+    evaluation: evaluate.Evaluation,
+    dense: GaitBase,
+    compressed: cut_network.Compressed,
+    stage: str | None = None,
+) -> dict[str, Any]:
+    """Write a compressing stage's ``results.json``: the small network's, and the dense costs."""
+    extra = {
+        "dense": measure(dense),
+        "group_sparsity": compressed.group_sparsity,
+        "full_equals_compressed": compressed.max_error,
+    }
+    if quantization_of(compressed.model) is not None:
+        extra |= measure_bits(compressed.model, dense, compressed.path.with_suffix(LOWBIT))
+    costs = measure(compressed.model, compressed.path)
+    return record(run, stage or run.compressing_stage, data, evaluation, costs, extra)

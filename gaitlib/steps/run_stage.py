@@ -1,0 +1,104 @@
+"""A whole stage in one call: what notebooks 02 and 03 do cell by cell."""
+
+from gaitlib.config import ConfigError
+from gaitlib.runs import FORMER_STAGES, Run
+from gaitlib.steps.dataset import open_data
+from gaitlib.steps.networks import (
+    attach_quantizers,
+    build_network,
+    build_optimizer,
+    require_compression,
+    start_weights,
+    trace,
+)
+from gaitlib.steps.results import (
+    check_test_set,
+    compress_stage,
+    evaluate_network,
+    measure,
+    record,
+    record_compressed,
+)
+from gaitlib.steps.train_stage import Watch, train_stage
+from gaitlib.system import distributed
+from gaitlib.system.device import keep_freed_memory
+from gaitlib.system.random_streams import seed_streams
+
+#: The stages that are trained.
+TRAINED = ("baseline", "geta", "hesso")
+
+
+def choose_stage(run: Run, stage: str = "") -> str:
+    """Return the stage to train or test: the one that is named, or what the experiment is about.
+
+    Raises:
+        ConfigError: if no stage has this name, or the experiment cannot make it.
+    """
+    if stage in FORMER_STAGES:
+        raise ConfigError(f"--stage {stage!r} is called {FORMER_STAGES[stage]!r} now")
+    if stage and stage not in TRAINED:
+        raise ConfigError(f"--stage {stage!r}: choose from {', '.join(TRAINED)}")
+    if not stage:
+        stage = "baseline" if run.experiment.compression is None else run.compressing_stage
+    if stage != "baseline":
+        require_compression(run.experiment)
+    if stage == "geta" and run.compressing_stage != "geta":
+        raise ConfigError(
+            "--stage 'geta', but the experiment chooses no bits: write --stage hesso, or give "
+            "geta_optimizer_cfg bits (params/quickstart.yaml shows them)"
+        )
+    return stage
+
+
+def prepare_process(run: Run) -> None:
+    """Make this process ready for a run: seed its random streams, let it keep freed memory."""
+    seed_streams(run.seed)
+    keep_freed_memory(run.device)
+
+
+def run_stage(
+    run: Run,
+    stage: str,
+    watch: Watch = Watch(),  # noqa: B008 (frozen)
+    *,
+    test: bool = True,
+    processes: int = 1,
+    force: bool = False,
+) -> None:
+    """Train a stage, compress it, test it, and write ``runs/<run>/<stage>/``.
+
+    Every process of a distributed job calls it; rank 0 writes.
+
+    Args:
+        run: for stages that compress its experiment has a compression section.
+        stage: ``baseline``; ``geta``, which prunes and quantizes; or ``hesso``, which prunes.
+        watch: who is told how it goes.
+        test: False stops after training.
+        processes: as `train_stage`, like the following.
+        force: go on from a checkpoint although the experiment says otherwise now.
+    """
+    run = run.of_stage(stage)
+    data = open_data(run.experiment, watch.progress)
+    if test:
+        check_test_set(run.experiment, data)
+    prepare_process(run)
+    model = build_network(run.experiment, run.device)
+    graph = quantization = None
+    if stage != "baseline":
+        start_weights(run, model, stage)
+        graph = trace(run.experiment, model)
+        quantization = attach_quantizers(run.experiment, model, data, seed=run.seed)
+    optimizer = build_optimizer(run.experiment, model, graph, quantization)
+    train_stage(run, stage, model, data, optimizer, watch, processes=processes, force=force)
+    if not test:
+        return
+    if graph is None:
+        _, evaluation = evaluate_network(run.experiment, model, data)
+        if distributed.is_main():
+            record(run, stage, data, evaluation, measure(model))
+    else:
+        compressed = compress_stage(run, graph, model, stage)
+        _, evaluation = evaluate_network(run.experiment, compressed.model, data)
+        if distributed.is_main():
+            record_compressed(run, data, evaluation, model, compressed, stage)
+    distributed.wait()

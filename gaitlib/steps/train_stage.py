@@ -1,0 +1,279 @@
+"""Train one stage and write its folder as it goes."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from gaitlib import runs
+from gaitlib.data.batches import training_batches
+from gaitlib.data.casia_b import DataSplit
+from gaitlib.model import build_losses
+from gaitlib.prune import hesso
+from gaitlib.quantize import geta
+from gaitlib.quantize.bit_history import bits_row
+from gaitlib.runs import Run
+from gaitlib.steps.dataset import transform_of
+from gaitlib.steps.launch import train_in_processes
+from gaitlib.steps.results import evaluate_network
+from gaitlib.system import distributed
+from gaitlib.system.device import choose_precision
+from gaitlib.system.files import write_atomically
+from gaitlib.system.signals import deferred_signals
+from gaitlib.train.checkpoint import CheckpointError, prune_checkpoints, save_checkpoint
+from gaitlib.train.gathered_loss import GatheredLoss
+from gaitlib.train.loop import LogWindow, fit
+from gaitlib.train.resume import (
+    check_same_run,
+    extra_state,
+    find_start,
+    keeps_its_state,
+    restore,
+    run_record,
+    set_aside,
+    set_later_aside,
+)
+
+log = logging.getLogger(__name__)
+
+OnHistory = Callable[[pd.DataFrame], None]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how a training goes.
+
+    Attributes:
+        on_history: called with the history so far after each logged step, to draw it.
+        on_line: called with each line that processes of a job print.
+        progress: draw a bar.
+    """
+
+    on_history: OnHistory | None = None
+    on_line: Callable[[str], None] = log.info
+    progress: bool = False
+
+
+def train_stage(
+    run: Run,
+    stage: str,
+    model: nn.Module,
+    data: DataSplit,
+    optimizer: torch.optim.Optimizer,
+    watch: Watch = Watch(),  # noqa: B008 (frozen)
+    *,
+    processes: int = 1,
+    force: bool = False,
+) -> pd.DataFrame:
+    """Train one stage from its start or its checkpoint, writing the stage's folder as it goes.
+
+    ``trainer_cfg.restore_hint``: 0 starts anew (an earlier stage of that name is moved to
+    ``runs/<run>/previous``), N or ``latest`` continues this stage's checkpoint exactly, a path
+    loads that file and starts at iteration 0, as OpenGait does.
+
+    SIGTERM and SIGINT end the iteration that runs, write a checkpoint, and stop.
+
+    Args:
+        run: sections trainer_cfg, scheduler_cfg, loss_cfg and data_cfg of its experiment are used,
+            and its seed.
+        stage: a name of `gaitlib.runs.STAGES`.
+        model: trained in place, on its parameters' device.
+        data: the training half is used; the test half with ``with_test``.
+        optimizer: of `build_optimizer`.
+        watch: who is told how it goes.
+        processes: more than one starts torchrun with so many and loads what they trained; the
+            model's own process then only looks on.
+        force: go on from a checkpoint although the experiment says otherwise now.
+
+    Returns:
+        The history of the whole stage, as `gaitlib.train.loop.fit` describes it.
+
+    Raises:
+        CheckpointError: if what ``restore_hint`` names is not there, does not fit, or is of
+            another run.
+        NonFiniteLossError: as `gaitlib.train.loop.fit`.
+        TrainingStopped: by a signal, once the checkpoint is written.
+        ProcessesFailedError: if one of several processes failed.
+    """
+    run = run.of_stage(stage)
+    experiment, cfg = run.experiment, run.experiment.trainer_cfg
+    if processes > 1:
+        train_in_processes(
+            run,
+            stage,
+            model,
+            optimizer,
+            processes,
+            force=force,
+            on_history=watch.on_history,
+            on_line=watch.on_line,
+        )
+        return _History(run.folder(stage) / "history.csv").table()
+
+    start = find_start(run, stage)
+    record = run_record(run, data)
+    if start.continues:
+        if not keeps_its_state(optimizer):
+            raise CheckpointError(
+                "only_train_once's own HESSO does not save which groups it has pruned, so a run "
+                "with it cannot be resumed: start anew, or write implementation: gaitlib"
+            )
+        check_same_run(start, record, force)
+    device = next(model.parameters()).device
+    scheduler = experiment.scheduler_cfg.build(optimizer, cfg.total_iter)
+    precision = choose_precision(cfg.enable_float16, cfg.amp_dtype, device)
+    scaler, window = precision.scaler(), LogWindow()
+    restore(experiment, start, model, optimizer, scheduler, scaler, window)
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    joined = cfg.sampler.sample_type.startswith("all")  # one clip to the augmentation, in each
+    batches = training_batches(
+        data.train,
+        **cfg.sampler.model_dump(exclude={"type"}),
+        seed=run.seed,
+        start=start.iteration,
+        stop=cfg.total_iter,
+        num_workers=experiment.data_cfg.num_workers,
+        pin_memory=device.type == "cuda",
+        **share,
+    )
+    losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
+
+    if distributed.is_main():
+        if start.continues:
+            set_later_aside(run, stage, start.iteration)
+        else:
+            set_aside(run, stage)
+    distributed.wait()  # until the folder is where this stage writes
+    folder = run.folder(stage)
+    if distributed.is_main():
+        part_of_another = stage == "hesso" and (folder.parent / "geta").exists()
+        runs.save_config(run.name, stage, record, of_run=not part_of_another)
+    log_to = _Log(folder, stage, optimizer, start.iteration, cfg.total_iter, watch.on_history)
+    with log_to, deferred_signals() as came:
+
+        def should_stop() -> int:
+            return distributed.largest(came[0] if came else 0)
+
+        def on_save(iteration: int) -> None:
+            extra = extra_state(record, scaler, window)
+            if distributed.is_main():
+                save_checkpoint(
+                    folder / "checkpoints",
+                    cfg.save_name,
+                    iteration,
+                    model,
+                    optimizer if keeps_its_state(optimizer) else None,
+                    scheduler,
+                    extra=extra,
+                )
+                prune_checkpoints(folder / "checkpoints", cfg.save_name, cfg.keep_checkpoints)
+            if cfg.with_test and iteration % cfg.save_iter == 0 and iteration < cfg.total_iter:
+                _, evaluation = evaluate_network(experiment, model, data)
+                log_to.rank1(evaluation.rank1, iteration)
+
+        with distributed.shared(model, cfg.sync_BN, cfg.find_unused_parameters) as network:
+            fit(
+                network,
+                batches,
+                partial(transform_of(cfg), **({} if joined else share)),
+                GatheredLoss(losses),
+                optimizer,
+                scheduler,
+                seed=run.seed,
+                precision=precision,
+                scaler=scaler,
+                window=window,
+                fix_bn=cfg.fix_BN,
+                log_iter=cfg.log_iter,
+                save_iter=cfg.save_iter,
+                on_log=log_to.row,
+                on_save=on_save,
+                should_stop=should_stop,
+                total_iter=cfg.total_iter,
+                progress=watch.progress and distributed.is_main(),
+            )
+    if isinstance(optimizer, hesso.HESSO) and distributed.is_main():
+        write_atomically(folder / "saliency.csv", optimizer.importance().to_csv(index=False))
+    return log_to.history.table()
+
+
+class _Log:
+    """A stage's history.csv, bits.csv, TensorBoard file and log lines; rank 0 alone writes them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        optimizer: torch.optim.Optimizer,
+        start: int,
+        total: int,
+        on_history: OnHistory | None,
+    ) -> None:
+        self.stage, self.optimizer, self.total = stage, optimizer, total
+        self.on_history = on_history
+        self.writes = distributed.is_main()
+        self.history = _History(folder / "history.csv", start, self.writes)
+        self.bits = None
+        if isinstance(optimizer, geta.GETA) and optimizer.control is not None:
+            self.bits = _History(folder / "bits.csv", start, self.writes)
+        self.board = None
+        if self.writes:
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.board is not None:
+            self.board.close()
+
+    def row(self, row: dict[str, float]) -> None:
+        """Keep and show a row of history."""
+        self.history.append(row)
+        if not self.writes:
+            return
+        if self.bits is not None:
+            self.bits.append({"iteration": row["iteration"]} | bits_row(self.optimizer))
+        for name, value in row.items():
+            self.board.add_scalar(name, value, int(row["iteration"]))
+        terms = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
+        log.info("%s %s/%s: %s", self.stage, int(row["iteration"]), self.total, terms)
+        if self.on_history is not None:
+            self.on_history(self.history.table())
+
+    def rank1(self, rank1: Mapping[str, float], iteration: int) -> None:
+        """Show what a test in mid-training found."""
+        if self.writes:
+            for condition, value in rank1.items():
+                self.board.add_scalar(f"rank1/{condition}", value, iteration)
+            log.info("%s %s: rank-1 %s", self.stage, iteration, rank1)
+
+
+class _History:
+    """A CSV with a row per logged step; a resumed run keeps the rows up to its start."""
+
+    def __init__(self, path: Path, start: int | None = None, writes: bool = False) -> None:
+        self.path, self.writes = path, writes
+        self.rows: list[dict[str, float]] = []
+        if start != 0 and path.exists() and path.stat().st_size:
+            rows = pd.read_csv(path)
+            kept = rows if start is None else rows[rows["iteration"] <= start]
+            self.rows = kept.to_dict("records")
+        if writes:
+            text = self.table().to_csv(index=False) if self.rows else ""
+            write_atomically(path, text)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        self.rows.append(dict(row))
+        if self.writes:
+            with self.path.open("a") as stream:
+                pd.DataFrame([row]).to_csv(stream, header=stream.tell() == 0, index=False)
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)

@@ -1,0 +1,80 @@
+"""Execute the notebooks of a point: the only door to papermill (https://papermill.readthedocs.io)."""
+
+import os
+import re
+from pathlib import Path
+
+import papermill
+from nbclient.exceptions import DeadKernelError
+
+from gaitlib.config import ConfigError
+from gaitlib.runs import locate
+from gaitlib.study.points import Point, has_results, notebook_of, prepare, run_of
+
+#: Dask's workers have it set to 64 KiB, which makes torch ask the system for all its memory anew in
+#: every step: half of a training's time went there.
+TRIM = "MALLOC_TRIM_THRESHOLD_"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class PointError(RuntimeError):
+    """A notebook of a point failed; the message is its traceback."""
+
+
+class PointKilledError(RuntimeError):
+    """The process that ran a notebook was killed."""
+
+
+def execute_point(run: str, point: Point, device: str) -> None:
+    """Execute the notebooks of a point that have not been, into ``runs/<study>/<point>/notebooks``.
+
+    A notebook gets those of ``run``, ``seed``, ``device`` and the study's sections that its
+    parameters cell names. While it runs, and if it fails, its name begins with ``unfinished-``.
+
+    Args:
+        run: of the study, below runs/.
+        point: what it needs is done.
+        device: as `gaitlib.system.device.choose_device`.
+
+    Raises:
+        ConfigError: if a notebook is missing, or none of them has written the point's results.
+        PointError: if a cell raised.
+        PointKilledError: if the kernel was killed.
+    """
+    prepare(run, point)
+    os.environ.pop(TRIM, None)  # a kernel inherits the environment
+    values = point.experiment.sections()
+    values |= {"run": run_of(run, point.name), "seed": point.seed, "device": device}
+    trained = has_results(run, point)
+    for notebook in point.notebooks:
+        output = notebook_of(run, point, notebook)
+        if not (trained and output.exists()):
+            _execute(locate(notebook), output, values)
+    if not has_results(run, point):
+        raise ConfigError(
+            f"no notebook of {list(point.notebooks)} has written results.json: the first has to "
+            "be notebooks/point.ipynb, or another that calls gaitlib.study.run_point"
+        )
+
+
+def _execute(source: Path, output: Path, values: dict[str, object]) -> None:
+    if not source.exists():
+        raise ConfigError(f"{source} is not there: see `notebooks` in the study's file")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f"unfinished-{output.name}")
+    known = papermill.inspect_notebook(str(source)).keys()
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(unfinished),
+            parameters={name: value for name, value in values.items() if name in known},
+            kernel_name="python3",
+            cwd=str(source.parent),
+            progress_bar=False,
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's words on its sockets
+        )
+    except papermill.PapermillExecutionError as error:
+        raise PointError(_COLOURS.sub("", str(error)).strip()) from None
+    except DeadKernelError as error:
+        raise PointKilledError(f"{source.name}: {error}") from None
+    unfinished.rename(output)

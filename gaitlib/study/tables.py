@@ -1,0 +1,118 @@
+"""The tidy tables of a study, a row a finished point and a row a layer, as CSV and Parquet."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gaitlib import runs
+from gaitlib.evaluate import CONDITIONS
+from gaitlib.report.method_names import FORMER_METHODS
+from gaitlib.study.points import Point, load_point, state_of
+from gaitlib.system.files import ROOT, replacing
+
+TABLE, LAYERS = "table.csv", "layers.csv"
+#: Columns that another run of the same study does not repeat.
+TIMINGS = ("ms_1_clip", "ms_16_clips", "seconds")
+
+
+def point_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
+    """Return a row for each point that is done, in the order given.
+
+    Columns:
+        point, method, seed; then the grid's keys, as they are spelled there, empty where a method
+        does not read them (as JSON where they are neither all numbers nor all words).
+        rank1_NM, rank1_BG, rank1_CL: %.
+        params, macs_per_frame, relative_bops: numbers; of the backbone; % of the dense network's.
+        weight_bits, activation_bits: averages; 32 in float.
+        file_bytes: of the low-bit file, or of the float weights where there are no bits.
+        group_sparsity: share of channel groups cut; empty where none were.
+        total_iterations: steps behind the weights, the baseline's included.
+        ms_1_clip, ms_16_clips: to embed clips of 30 frames; other points may have run beside.
+        seconds: the point took.
+
+    Args:
+        run: of the study, below runs/.
+        points: of `gaitlib.study.plan.expand`.
+    """
+    done = [point for point in points if state_of(run, point) == "done"]
+    keys = list(dict.fromkeys(key for point in points for key in point.settings))
+    rows = [_row(point, load_point(run, point), keys) for point in done]
+    table = pd.DataFrame(rows)
+    for key in keys if rows else ():
+        if table[key].dtype == object:  # a column of a file has one type
+            table[key] = table[key].map(_as_text, na_action="ignore")
+    return table
+
+
+def _row(point: Point, results: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    macs, dense = results["macs_per_frame"], results.get("dense", results)["macs_per_frame"]
+    return {
+        "point": point.name,
+        "method": point.method,
+        "seed": point.seed,
+        **{key: point.settings.get(key) for key in keys},
+        **{f"rank1_{c}": results["rank1"][c] for c in CONDITIONS},
+        "params": results["params"],
+        "macs_per_frame": macs,
+        "relative_bops": results.get("relative_bops", 100 * macs / dense),
+        "weight_bits": float(results["bits"]["weights"]),
+        "activation_bits": float(results["bits"]["activations"]),
+        "file_bytes": results.get("lowbit_bytes", results["file_bytes"]),
+        "group_sparsity": results.get("group_sparsity"),
+        "total_iterations": results["total_iterations"],
+        "ms_1_clip": results["latency_ms"]["batch_1"],
+        "ms_16_clips": results["latency_ms"]["batch_16"],
+        "seconds": results["seconds"],
+    }
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def layer_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
+    """Return where each point that is done was cut: a row a convolution, in the order they run.
+
+    Columns: point, method, seed, layer; kept and total (channels); weight_bits, activation_bits.
+    """
+    rows = [
+        {"point": point.name, "method": point.method, "seed": point.seed, **layer}
+        for point in points
+        if state_of(run, point) == "done"
+        for layer in load_point(run, point)["layers"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def write_tables(folder: Path, points: pd.DataFrame, layers: pd.DataFrame) -> Path:
+    """Write ``table.csv``, ``table.parquet`` and ``layers.csv``; return the first's path."""
+    for name, table in ((TABLE, points), (LAYERS, layers)):
+        with replacing(folder / name) as part:
+            table.to_csv(part, index=False)
+    with replacing((folder / TABLE).with_suffix(".parquet")) as part:
+        points.to_parquet(part, engine="pyarrow", index=False)
+    return folder / TABLE
+
+
+def read_tables(run: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read a study's tables of points and of layers, from runs/<study>/ or figures/<study>/.
+
+    The project keeps those of ``params/studies/quickstart.yaml`` beside the figures drawn of them.
+
+    Raises:
+        MissingRunError: if the study has not run.
+    """
+    own = runs.runs_folder() / run
+    for folder in (own, runs.figures_folder() / run, ROOT / "figures" / run):
+        if (folder / TABLE).exists() and (folder / LAYERS).exists():
+            points, layers = (pd.read_csv(folder / name) for name in (TABLE, LAYERS))
+            for table in (points, layers):
+                table["method"] = table["method"].replace(FORMER_METHODS)
+            return points, layers
+    raise runs.MissingRunError(
+        f"{own / TABLE} is not there: run `gaitlib study params/studies/<file>.yaml`"
+        f" of the study {run!r} first"
+    )

@@ -1,0 +1,143 @@
+"""Train, compress and test one point of a study: what `notebooks/point.ipynb` calls."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+
+from gaitlib import runs, steps
+from gaitlib.config import Experiment
+from gaitlib.model import network_cost
+from gaitlib.report.run_tables import channels_kept, short_name
+from gaitlib.runs import Run
+from gaitlib.study.methods import METHODS, narrowed
+from gaitlib.study.points import RESULTS, Point, has_results, load_point, point_dir, run_of
+from gaitlib.system.files import write_atomically
+from gaitlib.train.checkpoint import find_checkpoint
+
+OnHistory = Callable[[pd.DataFrame], None]
+
+
+def run_point(
+    run: str, point: Point, device: torch.device, on_history: OnHistory | None = None
+) -> dict[str, Any]:
+    """Train, compress and test a point, and write its results.json last of all.
+
+    What it needs of other points is linked into its own folder, so that a point is a run like any
+    other. Training that was stopped goes on from its last checkpoint; what is done is read, not
+    done again.
+
+    Args:
+        run: of the study, below runs/.
+        point: what it needs is done.
+        device: where it is trained and tested.
+        on_history: as of `gaitlib.steps.Watch`.
+
+    Returns:
+        The results: those of the point's stage, and ``point``, ``method``, ``settings``,
+        ``digest``, ``total_iterations`` (with the baseline's), ``layers`` (channels and bits) and
+        ``seconds`` (of the last try).
+    """
+    if has_results(run, point):
+        return load_point(run, point)
+    began, watch = time.monotonic(), steps.Watch(on_history=on_history)
+    experiment = _going_on(run, point)
+    extra = {}
+    if point.starts_from is not None:
+        _link_stage(run, point, point.starts_from)
+    if point.method == "uniform":
+        experiment = narrowed(experiment, _macs_of_hesso(run, point))
+        extra["dense"] = _costs_of(point.experiment)
+    this = Run(run_of(run, point.name), experiment, point.seed, device)
+    match point.method:
+        case "ptq":
+            _link_stage(run, point, "hesso")
+            _link_stage(run, point, "geta")
+            steps.round_pruned(this, steps.open_data(experiment))
+        case "torch_pruning":
+            steps.cut_and_fine_tune(this, _macs_of_hesso(run, point), watch)
+        case _:
+            steps.run_stage(this, point.stage, watch)
+    results = runs.load_results(this.name, point.stage)
+    results |= {
+        **extra,
+        "point": point.name,
+        "method": point.method,
+        "settings": dict(point.settings),
+        "digest": point.digest,
+        "total_iterations": point.total_iterations,
+        "layers": _layers(point, this, results),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    text = json.dumps(results, indent=1, sort_keys=True) + "\n"
+    write_atomically(point_dir(run, point) / RESULTS, text)
+    return results
+
+
+def _going_on(run: str, point: Point) -> Experiment:
+    """Return the point's experiment, which goes on where an interrupted try has stopped."""
+    folder = point_dir(run, point) / point.stage / "checkpoints"
+    cfg, compression = point.experiment.trainer_cfg, point.experiment.compression
+    begun = find_checkpoint(folder, cfg.save_name, "latest") is not None
+    resumes = compression is None or compression.implementation == "gaitlib"
+    if not (begun and resumes):
+        return point.experiment
+    going_on = cfg.model_copy(
+        update={"restore_hint": "latest", "optimizer_reset": False, "scheduler_reset": False}
+    )
+    return point.experiment.model_copy(update={"trainer_cfg": going_on})
+
+
+def _macs_of_hesso(run: str, point: Point) -> int:
+    results = runs.load_results(run_of(run, point.needs["hesso"]), METHODS["hesso"].stage)
+    return results["macs_per_frame"]
+
+
+def _costs_of(experiment: Experiment) -> dict[str, int]:
+    model = steps.build_network(experiment, torch.device("cpu"))
+    return {
+        "params": network_cost.count_parameters(model),
+        "macs_per_frame": network_cost.macs_per_frame(model),
+    }
+
+
+def _layers(point: Point, run: Run, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each convolution's channels, kept and in all, and its bits, in the order they run."""
+    if point.stage == "baseline":
+        cpu = torch.device("cpu")
+        networks = [steps.build_network(one, cpu) for one in (point.experiment, run.experiment)]
+    else:
+        networks = steps.load_networks(run, "hesso" if point.stage == "ptq" else point.stage)
+    table = channels_kept(*networks).rename(columns={"name": "layer"})
+    bits = {short_name(row["layer"]): row for row in results.get("bits_by_layer", ())}
+    for column in ("weight_bits", "activation_bits"):
+        table[column] = [bits.get(layer, {}).get(column, 32) for layer in table["layer"]]
+    return table.to_dict("records")
+
+
+def _link_stage(run: str, point: Point, method: str) -> None:
+    """Put a stage of a point that this one needs into its run, without a second copy on the disk.
+
+    Args:
+        run: of the study.
+        point: the one that needs it.
+        method: of the one that has it.
+    """
+    stage = METHODS[method].stage
+    source = runs.stage_dir(run_of(run, point.needs[method]), stage)
+    target = runs.stage_dir(run_of(run, point.name), stage)
+    if target.exists():  # linked by an earlier try
+        shutil.rmtree(target)
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

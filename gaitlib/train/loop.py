@@ -1,0 +1,211 @@
+"""One training loop. The optimizer decides what training means: SGD is dense, HESSO prunes."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm.auto import tqdm
+
+from gaitlib.data.batches import Batch
+from gaitlib.system.device import Precision
+from gaitlib.system.signals import TrainingStopped
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite; the message holds the iteration and every term."""
+
+
+def fit(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    transform: Callable[[Tensor, torch.Generator], Tensor],
+    losses: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    *,
+    seed: int = 0,
+    precision: Precision | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    window: "LogWindow | None" = None,
+    fix_bn: bool = False,
+    log_iter: int = 100,
+    save_iter: int = 0,
+    on_log: Callable[[dict[str, float]], None] | None = None,
+    on_save: Callable[[int], None] | None = None,
+    should_stop: Callable[[], int] | None = None,
+    total_iter: int | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Train over ``batches`` once; return the history.
+
+    Every random choice of iteration i follows from (seed, i): the batch by its sampler, the
+    augmentation here. So a run that continues at iteration i sees what it would have seen.
+
+    Args:
+        model: its parameters' device is where training happens.
+        batches: clips uint8 ``(N, T, H, W)`` and labels int64 ``(N,)``, each with its iteration.
+        transform: uint8 clips and a CPU generator to float32 clips ``(N, T, H, W')``.
+        losses: output and labels to (total loss, scalars to log).
+        optimizer: stepped once a batch; if it has ``group_sparsity()``, that is logged, and if it
+            has ``skip_step()``, that is called when the scaler skips a step.
+        scheduler: stepped once a batch, skipped or not.
+        seed: of the augmentation.
+        precision: the format the network's forward runs in; float32 if None.
+        scaler: of ``precision``; a new one if None.
+        window: the scalars since the last row of history; an empty one if None.
+        fix_bn: keep BatchNorm's statistics as they are.
+        log_iter: a row of history every so many iterations, means since the last row.
+        save_iter: call ``on_save`` every so many iterations and at the end; 0 means the end alone.
+        on_log: called with each row.
+        on_save: called with the number of iterations done.
+        should_stop: asked after every iteration for the signal that wants the run to stop, or 0.
+        total_iter: the last iteration, for the progress bar and the last save.
+        progress: draw a bar.
+
+    Returns:
+        One row per logged step: ``iteration`` (done so far), ``total`` loss, the scalars, ``lr``,
+        ``group_sparsity`` (when pruning), ``step_ms``.
+
+    Raises:
+        NonFiniteLossError: at once on a CPU; on a GPU at the next logged iteration, before
+            anything is saved.
+        TrainingStopped: if a signal came; ``on_save`` has been called.
+    """
+    device = next(model.parameters()).device
+    precision = Precision(device) if precision is None else precision
+    scaler = precision.scaler() if scaler is None else scaler
+    window = LogWindow() if window is None else window
+    generator = torch.Generator()
+    rows: list[dict[str, float]] = []
+
+    def train_mode() -> None:
+        model.train()
+        if fix_bn:
+            _freeze_batchnorm(model)
+
+    # a scaler may skip the first step; the schedule counts it all the same
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+    train_mode()
+    window.restart_clock()
+    for batch in _with_bar(batches, total_iter, progress):
+        generator.manual_seed((seed << 32) + batch.iteration)
+        clips = transform(batch.clips.to(device, non_blocking=True), generator)
+        labels = batch.labels.to(device, non_blocking=True)
+        lengths = batch.seqL if batch.seqL is None else batch.seqL.to(device)
+        with precision.autocast():
+            output = model(clips, lengths)
+        total, scalars = losses(output, labels)
+        done = batch.iteration + 1
+        window.add(done, {"total": total.detach(), **scalars})
+        if device.type == "cpu" and not total.isfinite():
+            window.check()  # a GPU would have to be waited for: there it is seen once a row
+        lr = optimizer.param_groups[0]["lr"]
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(total).backward()
+        _step(optimizer, scaler)
+        if scheduler is not None:
+            scheduler.step()
+
+        stopping = 0 if should_stop is None else should_stop()
+        saves = done == total_iter or (save_iter > 0 and done % save_iter == 0)
+        if done % log_iter == 0 or saves:
+            row = {"iteration": done, **window.close(), "lr": lr, "step_ms": window.step_ms}
+            if hasattr(optimizer, "group_sparsity"):
+                row["group_sparsity"] = float(optimizer.group_sparsity())
+            rows.append(row)
+            if on_log is not None:
+                on_log(row)
+        if (saves or stopping) and on_save is not None:
+            window.check()
+            on_save(done)
+            train_mode()
+            window.restart_clock()
+        if stopping:
+            raise TrainingStopped(stopping, done)
+    return pd.DataFrame(rows)
+
+
+def _step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Step, unless a gradient overflowed; keep a pruning schedule beside the learning rate's."""
+    taken = getattr(optimizer, "num_steps", None)
+    scaler.step(optimizer)
+    scaler.update()
+    if hasattr(optimizer, "skip_step") and optimizer.num_steps == taken:
+        optimizer.skip_step()
+
+
+class LogWindow:
+    """The scalars since the last logged row: kept on the device, read back once a row."""
+
+    def __init__(self) -> None:
+        self.iterations: list[int] = []
+        self.values: list[dict[str, Tensor]] = []
+        self.step_ms = 0.0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last row, saving and testing say, out of ``step_ms``."""
+        self.started = time.perf_counter()
+
+    def add(self, iteration: int, scalars: dict[str, Tensor]) -> None:
+        """Keep an iteration's scalars; the first of them is the total loss."""
+        self.iterations.append(iteration)
+        self.values.append(scalars)
+
+    def check(self) -> dict[str, float]:
+        """Return the means so far; raise at the first loss that is not finite."""
+        if not self.values:
+            return {}
+        names, table = self._table()
+        finite = table[:, 0].isfinite()
+        if not finite.all():
+            first = int((~finite).nonzero()[0])
+            terms = ", ".join(f"{n} {v:g}" for n, v in zip(names, table[first], strict=True))
+            raise NonFiniteLossError(
+                f"the loss is not finite at iteration {self.iterations[first]}: {terms}. "
+                "Lower the learning rate, or look at the batch's data"
+            )
+        return dict(zip(names, table.double().mean(0).tolist(), strict=True))
+
+    def close(self) -> dict[str, float]:
+        """Return the means and start the next window."""
+        means = self.check()
+        self.step_ms = 1e3 * (time.perf_counter() - self.started) / len(self.values)
+        self.iterations, self.values = [], []
+        self.restart_clock()
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the window as plain values and one tensor."""
+        if not self.values:
+            return {"iterations": [], "names": [], "table": torch.empty(0)}
+        names, table = self._table()
+        return {"iterations": list(self.iterations), "names": names, "table": table}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a window that was saved."""
+        self.iterations = list(state["iterations"])
+        names = state["names"]
+        self.values = [dict(zip(names, row, strict=True)) for row in state["table"]]
+
+    def _table(self) -> tuple[list[str], Tensor]:
+        """Return the scalars' names and their float32 values ``(iterations, scalars)``."""
+        names = list(self.values[0])
+        rows = [torch.stack([v[n].float() for n in names]).cpu() for v in self.values]
+        return names, torch.stack(rows)
+
+
+def _freeze_batchnorm(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def _with_bar(batches: Iterable[Batch], total: int | None, progress: bool) -> Iterator[Batch]:
+    bar = tqdm(batches, total=total, disable=not progress, unit="it", mininterval=1.0)
+    yield from bar

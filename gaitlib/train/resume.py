@@ -1,0 +1,220 @@
+"""Where a stage starts: its own checkpoint, another file, or anew with nothing lost."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gaitlib.config import Experiment
+from gaitlib.config.run_changes import compare_records, digest
+from gaitlib.data.casia_b import DataSplit
+from gaitlib.model.float_state import QUANTIZATION
+from gaitlib.prune import hesso
+from gaitlib.runs import Run, locate
+from gaitlib.system import distributed
+from gaitlib.system.random_streams import random_state, restore_random_state
+from gaitlib.train.checkpoint import (
+    CheckpointError,
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    restore_model,
+)
+from gaitlib.train.loop import LogWindow
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts from.
+
+    Attributes:
+        name: of the checkpoint's file; empty without one.
+        state: what the file holds, on the CPU; None without one.
+        continues: whether the stage goes on at the file's iteration, rather than at 0.
+    """
+
+    name: str = ""
+    state: dict[str, Any] | None = None
+    continues: bool = False
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return int(self.state["iteration"]) if self.continues else 0
+
+
+def find_start(run: Run, stage: str) -> Start:
+    """Read the checkpoint that ``trainer_cfg.restore_hint`` names; rank 0 reads for all.
+
+    Raises:
+        CheckpointError: if it is not there, or past the end of the run.
+    """
+    return distributed.broadcast(_read(run, stage) if distributed.is_main() else Start())
+
+
+def _read(run: Run, stage: str) -> Start:
+    path, continues = checkpoint_to_restore(run, stage)
+    if path is None:
+        return Start()
+    start = Start(path.name, load_checkpoint(path), continues)
+    total = run.experiment.trainer_cfg.total_iter
+    if start.iteration > total:
+        raise CheckpointError(
+            f"{path.name} has {start.iteration} iterations done, more than trainer_cfg.total_iter "
+            f"{total}: raise that, or name an earlier one in restore_hint"
+        )
+    return start
+
+
+def checkpoint_to_restore(run: Run, stage: str) -> tuple[Path | None, bool]:
+    """Return the checkpoint that ``restore_hint`` names, and whether it continues this stage."""
+    cfg = run.experiment.trainer_cfg
+    hint, folder = cfg.restore_hint, run.folder(stage) / "checkpoints"
+    if isinstance(hint, int) or hint == "latest":
+        checkpoint = find_checkpoint(folder, cfg.save_name, hint)
+        return checkpoint, checkpoint is not None
+    return find_checkpoint(folder, cfg.save_name, str(locate(hint))), False
+
+
+def run_record(run: Run, data: DataSplit) -> dict[str, Any]:
+    """Return what makes a run what it is: its sections, seed, sequences, and where it runs."""
+    table = data.train.table[["subject", "type", "view"]].to_csv(index=False)
+    return {
+        **run.experiment.sections(),
+        "seed": run.seed,
+        "device": str(run.device),
+        "processes": distributed.world_size(),
+        "data": {
+            "train_subjects": len(data.train.subjects),
+            "train_sequences": len(data.train),
+            "train_digest": hashlib.sha256(table.encode()).hexdigest()[:16],
+        },
+    }
+
+
+def check_same_run(start: Start, record: Mapping[str, Any], force: bool = False) -> None:
+    """Name what a resumed run would do otherwise than before; refuse what makes it another run.
+
+    Raises:
+        CheckpointError: for such a difference, unless ``force``.
+    """
+    saved = start.state.get("config")
+    if not saved:  # not written by this program
+        return
+    found = compare_records(saved, record)
+    for change in found:
+        if distributed.is_main() and change.key != "trainer_cfg.restore_hint":  # how one resumes
+            log.warning("resumed with %s", change)
+    serious = [str(change) for change in found if not change.harmless]
+    if serious and not force:
+        raise CheckpointError(
+            f"resuming {start.name} with these changes would make it another run:\n  "
+            + "\n  ".join(serious)
+            + "\nPut them back, or train under another --run, or go on anyway with --force"
+        )
+
+
+def restore(
+    experiment: Experiment,
+    start: Start,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler,
+    window: LogWindow,
+) -> None:
+    """Load what `find_start` read, as far as the experiment wants it."""
+    cfg, state = experiment.trainer_cfg, start.state
+    if state is None:
+        return
+    if start.continues and cfg.optimizer_reset and isinstance(optimizer, hesso.HESSO):
+        raise CheckpointError(
+            "optimizer_reset would forget in mid-run which channels are pruned: leave it out, or "
+            "start a new run from these weights with restore_hint: <path>"
+        )
+    optional = "" if start.continues else QUANTIZATION  # a dense file has no quantizers
+    for line in restore_model(model, state["model"], cfg.restore_ckpt_strict, optional=optional):
+        log.warning("restored in part: %s", line)
+    for name, target, reset in (
+        ("optimizer", optimizer, cfg.optimizer_reset),
+        ("scheduler", scheduler, cfg.scheduler_reset),
+    ):
+        if reset or state.get(name) is None:
+            continue
+        try:
+            target.load_state_dict(state[name])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint's {name} state does not fit this experiment ({error}); "
+                f"trainer_cfg.{name}_reset: true starts it anew"
+            ) from error
+    if start.continues:
+        if state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
+        if "window" in state:
+            window.load_state_dict(state["window"])
+        streams = state.get("random", [])
+        if distributed.rank() < len(streams):
+            restore_random_state(streams[distributed.rank()])
+
+
+def extra_state(
+    record: Mapping[str, Any], scaler: torch.amp.GradScaler, window: LogWindow
+) -> dict[str, Any]:
+    """Return what a checkpoint holds beside OpenGait's entries; every process has to call it."""
+    return {
+        "scaler": scaler.state_dict(),
+        "window": window.state_dict(),
+        "random": distributed.gather(random_state()),
+        "config": dict(record),
+        "config_digest": digest(record),
+    }
+
+
+def keeps_its_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether a state_dict holds all that the optimizer needs to go on."""
+    return isinstance(optimizer, hesso.HESSO) or type(optimizer).__module__.startswith("torch.")
+
+
+def set_aside(run: Run, stage: str) -> None:
+    """Move a stage that is about to start anew to ``runs/<run>/previous``, so nothing is lost."""
+    folder = run.folder(stage)
+    if folder.exists():
+        target = _previous(folder, stage)
+        folder.rename(target)
+        log.info("%s starts anew; the earlier one is now %s", stage, target)
+
+
+def set_later_aside(run: Run, stage: str, iteration: int) -> None:
+    """Move checkpoints beyond the iteration that a stage goes on from, for the same reason."""
+    folder = run.folder(stage)
+    found = checkpoints(folder / "checkpoints", run.experiment.trainer_cfg.save_name)
+    later = [path for number, path in found.items() if number > iteration]
+    if later:
+        target = _previous(folder, stage)
+        target.mkdir()
+        for path in later:
+            path.rename(target / path.name)
+        log.info(
+            "%s goes on from iteration %d; later checkpoints are now in %s",
+            stage,
+            iteration,
+            target,
+        )
+
+
+def _previous(folder: Path, stage: str) -> Path:
+    """Return a new name in ``runs/<run>/previous`` for a stage that has this folder."""
+    target = folder.parent / "previous" / f"{stage}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    while target.exists():
+        target = target.with_name(target.name + "+")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target

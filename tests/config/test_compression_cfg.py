@@ -1,0 +1,150 @@
+import pytest
+import torch
+from pydantic import ValidationError
+from small_experiment import SMALL
+
+from gaitlib import runs
+from gaitlib.config import ConfigError, load_experiment
+from gaitlib.config.compression_cfg import QUANTIZATION, GetaCfg, HessoCfg, ImportanceScores
+from gaitlib.prune import oto
+from gaitlib.prune.importance import PROXIES
+from gaitlib.quantize.bit_control import plan_bits
+from gaitlib.steps import build_network, build_optimizer
+
+PRUNING = {"start_pruning_step": 10, "pruning_steps": 8, "pruning_periods": 2}
+DATA = {"dataset_root": "a", "dataset_partition": "b"}
+
+
+def experiment(**cfg):
+    return load_experiment(
+        {
+            "data_cfg": DATA,
+            "trainer_cfg": {"total_iter": 20},
+            "compression_optimizer": "geta",
+            "geta_optimizer_cfg": PRUNING | cfg,
+        }
+    )
+
+
+def test_without_any_of_its_keys_it_only_prunes():
+    cfg = experiment().compression
+    assert not cfg.quantizes and cfg.lr_quant is cfg.max_bit_wt is None
+    assert "lr_quant" not in experiment().sections()["geta_optimizer_cfg"]
+
+
+@pytest.mark.parametrize("key, value", [(k, v) for k, v in QUANTIZATION.items() if v is not None])
+def test_any_of_its_keys_quantizes_and_writes_the_others_out(key, value):
+    cfg = experiment(**{key: value}).compression
+    assert cfg.quantizes
+    assert {name: getattr(cfg, name) for name in QUANTIZATION} == QUANTIZATION
+
+
+def test_target_bits_stands_for_two_keys():
+    cfg = experiment(target_bits=4, projection_periods=3, projection_steps=9).compression
+    assert cfg.quantizes and cfg.min_bit_wt is cfg.bit_reduction is None
+    plan = plan_bits(cfg.model_dump(), 10, 18)
+    assert [plan.weights.after(n) for n in range(4)] == [16, 12, 8, 4]
+    assert plan.activations.after(3) == 16
+
+
+def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    weights = {"importance_score_criteria": {"magnitude": 2, "avg_magnitude": 0.5}}
+    for cfg in ({}, {"lr_quant": 1e-4}, {"target_bits": 4}, weights):
+        first = experiment(**cfg)
+        assert (
+            load_experiment(runs.save_config("r", "geta", first.sections() | {"seed": 3})) == first
+        )
+
+
+@pytest.mark.parametrize(
+    "cfg, words",
+    [
+        ({"min_bit_wt": 8, "max_bit_wt": 4}, ["min_bit_wt 8 exceeds max_bit_wt 4"]),
+        ({"min_bit_act": 20}, ["min_bit_act 20 exceeds max_bit_act 16"]),
+        ({"target_bits": 17}, ["target_bits 17 exceeds max_bit_wt 16"]),
+        ({"target_bits": 4, "bit_reduction": 2}, ["leave out bit_reduction 2"]),
+        (
+            {"bit_reduction": 4, "projection_periods": 4, "projection_steps": 8},
+            ["max_bit_wt 16 - projection_periods 4 * bit_reduction 4 = 0 is below min_bit_wt 2"],
+        ),
+        ({"projection_periods": 3}, ["projection_steps 1", "projection_periods 3"]),
+        (
+            {"start_projection_step": 4, "projection_steps": 7},
+            ["start_projection_step 4 + projection_steps 7 = 11", "start_pruning_step 10"],
+        ),
+        ({"pruning_steps": 10, "lr_quant": 1e-3}, ["10 + pruning_steps 10 = 20", "whole bits"]),
+        ({"implementation": "only_train_once", "lr_quant": 1e-3}, ["does not quantize"]),
+        ({"min_bit_wt": 1}, ["min_bit_wt", "greater than or equal to 2"]),
+        ({"lr_quant": 0.0}, ["lr_quant", "greater than 0"]),
+        ({"quantize": "activations"}, ["quantize", "'weights'"]),
+        ({"bit_reductoin": 2}, ["'bit_reductoin'; did you mean 'bit_reduction'"]),
+    ],
+)
+def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(cfg, words):
+    with pytest.raises(ConfigError) as caught:
+        experiment(**cfg)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_fixed_bits_need_no_schedule():
+    cfg = GetaCfg(**PRUNING, min_bit_wt=8, max_bit_wt=8, min_bit_act=8, max_bit_act=8)
+    assert plan_bits(cfg.model_dump(), 10, 18).weights.after(1) == 8
+
+
+def test_hesso_has_none_of_these_keys():
+    with pytest.raises(ValidationError, match="unknown key 'lr_quant'"):
+        HessoCfg(**PRUNING, lr_quant=1e-3)
+
+
+def test_keys_that_are_not_read_are_listed(caplog):
+    experiment(quantize="weights", max_bit_act=8, variant="adam", dampening=0.1)
+    assert "geta_optimizer_cfg.max_bit_act: quantize is 'weights'" in caplog.text
+    assert "geta_optimizer_cfg.dampening: adam has no such argument" in caplog.text
+    assert "min_bit_act" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "criteria, words",
+    [
+        ({"magnitud": 1.0}, ["unknown key 'magnitud'; did you mean 'magnitude'"]),
+        ({"magnitude": -1.0}, ["magnitude: ", "greater than or equal to 0 (here -1.0)"]),
+        ({"magnitude": float("inf")}, ["finite number"]),
+        ({"magnitude": "1e-1"}, ["valid number (here '1e-1')", "write 0.1"]),
+        ({"magnitude": 0.0}, ["no score has a weight", "{magnitude: 1.0}"]),
+        ({}, ["no score has a weight"]),
+        ("magnitude", ["'magnitude' has to be default", "{magnitude: 1.0}", "taylor_first_order"]),
+    ],
+)
+def test_scores_that_rank_nothing_are_refused_with_their_names(criteria, words):
+    with pytest.raises(ConfigError) as caught:
+        experiment(importance_score_criteria=criteria)
+    for word in ["geta_optimizer_cfg.importance_score_criteria", *words]:
+        assert word in str(caught.value)
+
+
+def test_every_score_can_be_weighed():
+    assert tuple(ImportanceScores.model_fields) == PROXIES
+
+
+@pytest.mark.parametrize(
+    "section, implementation",
+    [("hesso", "gaitlib"), ("geta", "gaitlib"), ("hesso", "only_train_once")],
+)
+def test_weights_of_scores_reach_the_optimizer(section, implementation):
+    key = f"{section}_optimizer_cfg"
+    changed = SMALL["hesso_optimizer_cfg"] | {
+        "implementation": implementation,
+        "importance_score_criteria": {"magnitude": 1.0},
+    }
+    chosen = {"compression_optimizer": section, "hesso_optimizer_cfg": None, key: changed}
+    one = load_experiment(None, SMALL | {"scheduler_cfg": {"scheduler": "MultiStepLR"}} | chosen)
+    model = build_network(one, torch.device("cpu"))
+    optimizer = build_optimizer(one, model, oto.trace(model, torch.zeros(1, 2, 1, 64, 44)))
+    if implementation == "gaitlib":
+        criteria = optimizer.pruner.criteria
+    else:
+        criteria = optimizer.importance_score_criteria
+    assert criteria == dict.fromkeys(PROXIES, 0.0) | {"magnitude": 1.0}
+    assert one.pruned_alone().compression.importance_score_criteria.magnitude == 1.0

@@ -1,0 +1,155 @@
+"""The experiment is checked before anything runs, and each message says what would be right."""
+
+import pytest
+
+from gaitlib import runs
+from gaitlib.config import ConfigError, load_experiment, notebook_experiment
+from gaitlib.model import build_model
+from gaitlib.system.files import PARAMS
+
+FILES = sorted({*PARAMS.rglob("*.yaml")} - {*PARAMS.glob("studies/*.yaml")})  # those are grids
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_committed_experiment_loads_and_builds_its_network(path):
+    experiment = load_experiment(path)
+    network = build_model(**experiment.model_cfg.build_arguments())
+    classes = network.BNNecks.fc_bin.shape[2]
+    assert classes == experiment.model_cfg.SeparateBNNecks.class_num
+
+
+def test_no_sections_mean_the_quickstart_written_out():
+    experiment = load_experiment({"trainer_cfg": {}, "compression_optimizer": ""})
+    assert experiment == load_experiment(PARAMS / "quickstart.yaml")
+    assert experiment.data_cfg.walker is not None
+
+
+def test_a_section_left_out_means_what_opengait_documents():
+    experiment = load_experiment({"data_cfg": {"dataset_root": "a", "dataset_partition": "b"}})
+    assert experiment.trainer_cfg.total_iter == 80000
+    assert experiment.trainer_cfg.sampler.batch_size == (8, 16)
+    assert experiment.scheduler_cfg.model_extra == {
+        "gamma": 0.1,
+        "milestones": [20000, 40000, 60000],
+    }
+    assert [term.type for term in experiment.loss_cfg] == ["TripletLoss", "CrossEntropyLoss"]
+
+
+def test_sections_merge_deeply_and_dotted_overrides_change_one_value():
+    sections = {
+        "data_cfg": {"dataset_root": "a", "dataset_partition": "b"},
+        "trainer_cfg": {"sampler": {"frames_num_fixed": 7}},
+    }
+    changes = {"trainer_cfg.sampler.batch_size": [2, 3]}
+    experiment = load_experiment(sections, changes)
+    assert experiment.trainer_cfg.sampler.frames_num_fixed == 7
+    assert experiment.trainer_cfg.sampler.batch_size == (2, 3)
+    assert experiment.trainer_cfg.sampler.frames_num_max == 50
+    assert sections["trainer_cfg"] == {"sampler": {"frames_num_fixed": 7}}
+
+
+HESSO = {
+    "compression_optimizer": "hesso",
+    "geta_optimizer_cfg": None,
+    "hesso_optimizer_cfg": {"start_pruning_step": 0, "pruning_steps": 2, "pruning_periods": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"trainer_cfg.total_itr": 1}, ["trainer_cfg", "'total_itr'", "did you mean 'total_iter'"]),
+        ({"optimzer_cfg.lr": 1.0}, ["'optimzer_cfg'", "did you mean 'optimizer_cfg'"]),
+        ({"scheduler_cfg": {"milestone": [1]}}, ["'milestone'", "did you mean 'milestones'"]),
+        ({"scheduler_cfg.total_steps": 9}, ["total_steps is 9", "trainer_cfg.total_iter"]),
+        (
+            {
+                **HESSO,
+                "hesso_optimizer_cfg.implementation": "only_train_once",
+                "scheduler_cfg": {"scheduler": "OneCycleLR"},
+            },
+            ["cycle_momentum: false"],
+        ),
+        ({"loss_cfg.7.margin": 1.0}, ["7 is no entry of a list of 2"]),
+        ({"optimizer_cfg.lr": "1e-3"}, ["optimizer_cfg.lr", "'1e-3'", "write 0.001"]),
+        ({"trainer_cfg.total_iter": 2.5}, ["trainer_cfg.total_iter", "2.5"]),
+        ({"trainer_cfg.total_iter": "6e4"}, ["'6e4'", "write 60000"]),
+        ({"optimizer_cfg.lr": "1e-20"}, ["'1e-20'", "write 1.0e-20"]),
+        ({"trainer_cfg.amp_dtype": "float8"}, ["'float16' or 'bfloat16'", "'float8'"]),
+        ({"trainer_cfg.keep_checkpoints": 0}, ["keep_checkpoints", "greater than 0", "0"]),
+        ({"optimizer_cfg": {"nesterov": True, "momentum": 0.0}}, ["nesterov needs momentum"]),
+        ({"trainer_cfg.sampler.batch_size": [6, 1]}, ["[6, 1]", "2 clips of one subject"]),
+        ({"trainer_cfg.sampler.batch_size": [99, 2]}, ["99", "24 subjects"]),
+        ({"model_cfg.bin_num": [8]}, ["SeparateFCs.parts_num is 16", "write 8"]),
+        ({"model_cfg.SeparateFCs.in_channels": 7}, ["in_channels is 7", "write 64"]),
+        ({"model_cfg.SeparateBNNecks.class_num": 3}, ["class_num is 3", "write 24"]),
+        ({"geta_optimizer_cfg.pruning_steps": 500}, ["50 + pruning_steps 500 = 550", "250"]),
+        ({"geta_optimizer_cfg.pruning_periods": 101}, ["pruning_steps 100", "periods 101"]),
+        ({"geta_optimizer_cfg.target_group_sparsity": 1.0}, ["target_group_sparsity", "1.0"]),
+        ({"compression_optimizer": "hesso"}, ["hesso_optimizer_cfg is missing", "geta_optimizer"]),
+        ({"compression_optimizer": None}, ["add `compression_optimizer: geta`"]),
+        (
+            {"hesso_optimizer_cfg": HESSO["hesso_optimizer_cfg"]},
+            ["does not read hesso_optimizer_cfg", "give its keys to geta_optimizer_cfg"],
+        ),
+        ({"model_cfg.backbone_cfg.strides": [1]}, ["strides [1]", "one entry a stage"]),
+        ({"data_cfg.cache": "disk"}, ["data_cfg.cache", "'mapped'", "'disk'"]),
+        ({"data_cfg.walker.train": 34}, ["34 of 34", "leave at least one"]),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_value_and_the_remedy(overrides, words):
+    with pytest.raises(ConfigError) as error:
+        load_experiment(None, overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_entry_of_a_list_is_overridden_by_its_number():
+    assert load_experiment(None, {"loss_cfg.0.margin": 0.3}).loss_cfg[0].margin == 0.3
+
+
+def test_a_runs_config_yaml_is_an_experiment_that_repeats_it(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    experiment = load_experiment(None, {"trainer_cfg.log_iter": 7})
+    record = {**experiment.sections(), "seed": 3, "device": "cpu", "processes": 1, "data": {"n": 2}}
+    assert load_experiment(runs.save_config("r", "geta", record)) == experiment
+    assert not caplog.records
+
+
+def test_both_spellings_of_compression_choose_their_own_section():
+    cfg = {"start_pruning_step": 1, "pruning_steps": 4, "pruning_periods": 2}
+    data = {"data_cfg": {"dataset_root": "a", "dataset_partition": "b"}}
+    for name in ("hesso", "geta"):
+        experiment = load_experiment(
+            {**data, "compression_optimizer": name, f"{name}_optimizer_cfg": cfg}
+        )
+        assert experiment.compression.pruning_steps == 4
+
+
+def test_the_compact_form_is_the_plain_network_it_stands_for():
+    compact = {"model": "GaitBaseGeta", "channels": [4, 8, 16], "class_num": 9}
+    data = {"data_cfg": {"dataset_root": "a", "dataset_partition": "b"}}
+    cfg = load_experiment({**data, "model_cfg": compact}).model_cfg
+    layers = ("BC-4", "BC-4", "M", "BC-8", "BC-8", "M", "BC-16", "BC-16")
+    assert cfg.backbone_cfg.layers_cfg == layers
+    assert (cfg.SeparateFCs.in_channels, cfg.SeparateFCs.out_channels) == (16, 256)
+    assert (cfg.SeparateBNNecks.class_num, sum(cfg.bin_num)) == (9, 31)
+
+
+def test_an_unknown_papermill_parameter_is_refused_with_the_nearest_name():
+    namespace = {"In": ["", "run = 'x'", "# Parameters\noverides = {'a.b': 1}\n"], "overrides": {}}
+    with pytest.raises(ConfigError, match="'overides'; did you mean 'overrides'"):
+        notebook_experiment(namespace)
+    namespace["In"][2] = "# Parameters\noverrides = {'trainer_cfg.total_iter': 300}\n"
+    namespace["overrides"] = {"trainer_cfg.total_iter": 300}
+    assert notebook_experiment(namespace).trainer_cfg.total_iter == 300
+
+
+def test_keys_that_change_nothing_are_listed_in_one_warning(caplog):
+    load_experiment(None, {"evaluator_cfg.rerank": True, "optimizer_cfg.momentum": 0.9})
+    (record,) = caplog.records
+    assert "evaluator_cfg.rerank: evaluate_indoor_dataset ranks once" in record.message
+    assert "optimizer_cfg.momentum: AdamW has no such argument" in record.message
+    caplog.clear()
+    load_experiment(None, {"trainer_cfg.sync_BN": True, "trainer_cfg.find_unused_parameters": True})
+    assert not caplog.records

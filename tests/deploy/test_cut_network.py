@@ -1,0 +1,245 @@
+import json
+
+import pytest
+import torch
+
+from gaitlib.deploy import cut_network
+from gaitlib.model import build_model
+from gaitlib.model.widths import layer_widths
+from gaitlib.prune import oto
+
+TRACED = torch.rand(1, 2, 1, 64, 44, generator=torch.Generator().manual_seed(0))
+
+
+def resnet_arguments(channels=(4, 8, 8, 12), embedding=8, classes=5):
+    return {
+        "backbone_cfg": {
+            "type": "ResNet9",
+            "block": "BasicBlock",
+            "channels": list(channels),
+            "layers": [1, 1, 1, 1],
+            "strides": [1, 2, 2, 1],
+            "maxpool": False,
+        },
+        "SeparateFCs": {
+            "in_channels": channels[-1],
+            "out_channels": embedding,
+            "parts_num": 16,
+        },
+        "SeparateBNNecks": {"in_channels": embedding, "class_num": classes, "parts_num": 16},
+        "bin_num": [16],
+    }
+
+
+def bottleneck_arguments():
+    arguments = resnet_arguments((4, 4, 6))
+    arguments["backbone_cfg"] |= {"block": "Bottleneck", "layers": [1, 2, 1]}
+    arguments["backbone_cfg"] |= {"strides": [1, 1, 2], "maxpool": True}
+    arguments["SeparateFCs"]["in_channels"] = 4 * 6
+    return arguments
+
+
+def plain_arguments(*layers):
+    return {
+        "backbone_cfg": {"type": "Plain", "layers_cfg": list(layers)},
+        "SeparateFCs": {
+            "in_channels": int(layers[-1].split("-")[1]),
+            "out_channels": 8,
+            "parts_num": 31,
+        },
+        "SeparateBNNecks": {"in_channels": 8, "class_num": 5, "parts_num": 31},
+        "bin_num": [16, 8, 4, 2, 1],
+    }
+
+
+ARGUMENTS = {
+    "resnet": resnet_arguments(),
+    "bottleneck": bottleneck_arguments(),
+    "plain": plain_arguments("BC-4", "BC-4", "M", "BC-8", "BC-8", "M", "BC-12", "BC-12"),
+    "focal": plain_arguments("BC-4", "BC-4", "M", "FC-8-2", "FC-8-3", "M", "FC-12-3"),
+}
+
+
+def used(model):
+    """Give the batch norms statistics, as training would."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.running_mean.copy_(torch.rand(module.num_features, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+            module.bias.data.copy_(torch.rand(module.num_features, generator=generator))
+    return model
+
+
+def half_zeroed(arguments, seed=1):
+    model = used(build_model(**arguments))
+    graph = oto.trace(model, TRACED)
+    generator = torch.Generator().manual_seed(seed)
+    for group in graph.prunable():
+        order = torch.randperm(group.channels, generator=generator)
+        graph.zero({group.id: order[: group.channels // 2].tolist()})
+    return graph, model
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_compressed_equals_full_and_loads_again(name, tmp_path):
+    graph, model = half_zeroed(ARGUMENTS[name])
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    result = cut_network.construct_compressed_model(
+        graph, model, tmp_path, architecture=ARGUMENTS[name], timestamp="2026-01-02_03-04-05"
+    )
+    assert result.max_error < 1e-5 and result.group_sparsity == 0.5
+    assert result.params == sum(p.numel() for p in result.model.parameters()) < result.full_params
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "architecture.json",
+        "compressed_gaitbase_geta_2026-01-02_03-04-05.pt",
+        "full_gaitbase_geta_2026-01-02_03-04-05.pt",
+    ]
+    clips = torch.rand(2, 5, 64, 44)
+    small, full = cut_network.load_compressed(result.path), model.eval()
+    for expected, found in zip(full(clips), small(clips), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    lengths = torch.tensor([2, 3])
+    joined = clips[:1]
+    torch.testing.assert_close(
+        small(joined, lengths).embeddings, full(joined, lengths).embeddings, rtol=1e-4, atol=1e-5
+    )
+    twin = build_model(**ARGUMENTS[name])
+    twin.load_state_dict(torch.load(result.full_path, weights_only=True))
+    assert all(torch.equal(value, state[key]) for key, value in twin.state_dict().items())
+
+
+def test_synchronised_batch_norms_are_cut_too(tmp_path):
+    arguments = ARGUMENTS["resnet"]
+    model = used(build_model(**arguments))
+    graph = oto.trace(model, TRACED)
+    assert torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) is model
+    graph.zero({group.id: [1, 2] for group in graph.prunable()})
+    result = cut_network.construct_compressed_model(graph, model, tmp_path, architecture=arguments)
+    assert result.max_error < 1e-5
+    with pytest.raises(ValueError, match="trace the model first"):
+        oto.trace(model, TRACED)
+
+
+def test_statistics_of_removed_channels_go_too():
+    graph, model = half_zeroed(ARGUMENTS["resnet"])
+    small = graph.slice()
+    zero = graph.zero_channels()["Backbone.forward_block.conv1.conv"]
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        kept = getattr(model.Backbone.forward_block.bn1, name)[~zero]
+        assert torch.equal(getattr(small.Backbone.forward_block.bn1, name), kept)
+    assert small.Backbone.forward_block.bn1.num_features == len(kept) == 2
+
+
+def test_gaitbase_at_its_full_width():
+    graph, model = half_zeroed(resnet_arguments((64, 128, 256, 512), 256, 74))
+    result = cut_network.construct_compressed_model(graph, model, example=torch.rand(1, 1, 64, 44))
+    assert result.full_params == 7_305_408
+    # half the in and half the out channels of every inner convolution are gone
+    assert result.params == 2_585_696
+    assert result.max_error < 1e-5
+    assert result.widths["FCs"] == {"in": 256, "out": 256}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_nothing_zero_leaves_every_shape(name):
+    model = build_model(**ARGUMENTS[name])
+    graph = oto.trace(model, TRACED)
+    result = cut_network.construct_compressed_model(graph)
+    assert result.group_sparsity == 0 and result.max_error == 0
+    assert result.widths == layer_widths(model)
+    for (name, a), (_, b) in zip(
+        model.state_dict().items(), result.model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_a_layer_that_is_all_zero_keeps_a_channel():
+    model = build_model(**ARGUMENTS["plain"])
+    graph = oto.trace(model, TRACED)
+    graph.zero({"Backbone.forward_block.feature.5.conv": range(8)})
+    result = cut_network.construct_compressed_model(graph)
+    assert result.widths["Backbone.forward_block.feature.5.conv"]["out"] == 1
+
+
+def test_a_difference_is_refused_with_its_number_and_the_files_stay(tmp_path, monkeypatch):
+    graph, model = half_zeroed(ARGUMENTS["plain"])
+    original = cut_network.load_compressed
+
+    def disturbed(path):
+        network = original(path)
+        network.FCs.fc_bin.data.mul_(1.01)
+        return network
+
+    monkeypatch.setattr(cut_network, "load_compressed", disturbed)
+    with pytest.raises(
+        cut_network.CompressionError, match=r"differ by 0\.0\d+ of the largest.*0\.0001"
+    ):
+        cut_network.construct_compressed_model(
+            graph, model, tmp_path, architecture=ARGUMENTS["plain"], timestamp="t"
+        )
+    assert (tmp_path / "compressed_gaitbase_geta_t.pt").exists()
+    assert (tmp_path / "full_gaitbase_geta_t.pt").exists()
+
+
+def test_architecture_has_to_be_the_models(tmp_path):
+    graph, model = half_zeroed(ARGUMENTS["plain"])
+    with pytest.raises(ValueError, match="pass architecture"):
+        cut_network.construct_compressed_model(graph, model, tmp_path)
+    with pytest.raises(ValueError, match="another network"):
+        cut_network.construct_compressed_model(
+            graph, model, tmp_path, architecture=ARGUMENTS["resnet"]
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format": 99}, "format 99"),
+        ({"widths": {"FCs": {"in": 3, "out": 3}}}, "in one of model and widths"),
+        ({"build_model": {"backbone_cfg": {"type": "Nope"}}}, "do not fit"),
+        ({"weights": None, "widths": None}, "does not describe"),
+    ],
+)
+def test_a_damaged_architecture_is_refused(change, message, tmp_path):
+    model = build_model(**ARGUMENTS["plain"])
+    beside = cut_network.write_network(model, ARGUMENTS["plain"], tmp_path / "a.pt")
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | change))
+    with pytest.raises(cut_network.NetworkFileError, match=message):
+        cut_network.load_compressed(tmp_path / "a.pt")
+
+
+def test_widths_outside_the_blueprint_are_refused(tmp_path):
+    model = build_model(**ARGUMENTS["plain"])
+    beside = cut_network.write_network(model, ARGUMENTS["plain"], tmp_path / "a.pt")
+    blueprint = json.loads(beside.read_text())
+    for size in (0, 9, 2.5, True, "3"):
+        blueprint["widths"]["Backbone.forward_block.feature.5.conv"]["out"] = size
+        beside.write_text(json.dumps(blueprint))
+        with pytest.raises(cut_network.NetworkFileError, match=r"feature\.5\.conv has 'out'"):
+            cut_network.load_compressed(tmp_path / "a.pt")
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    model = build_model(**ARGUMENTS["plain"])
+    cut_network.write_network(model, ARGUMENTS["plain"], tmp_path / "a.pt")
+    before = torch.get_rng_state()
+    cut_network.load_compressed(tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_export_keeps_embeddings_and_drops_the_classifier(tmp_path):
+    graph, model = half_zeroed(ARGUMENTS["resnet"])
+    result = cut_network.construct_compressed_model(
+        graph, model, tmp_path, architecture=ARGUMENTS["resnet"]
+    )
+    path = cut_network.export_embedding(result.path, tmp_path / "export")
+    network = cut_network.load_compressed(path)
+    clips = torch.rand(2, 3, 64, 44)
+    output = network(clips)
+    assert output.logits is None
+    torch.testing.assert_close(output.embeddings, result.model(clips).embeddings)
+    with pytest.raises(ValueError, match="another folder"):
+        cut_network.export_embedding(result.path, tmp_path)

@@ -1,0 +1,292 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from gaitlib.deploy.cut_network import NetworkFileError, drop_bnnecks
+from gaitlib.deploy.network_file import load_lowbit, write_lowbit
+from gaitlib.model import build_model
+from gaitlib.model.network_cost import stored_bytes
+from gaitlib.model.widths import layer_widths, resize_layers
+from gaitlib.quantize.bit_operations import disk_bits
+from gaitlib.quantize.grid import Grid, step_size
+from gaitlib.quantize.packing import pack, unpack
+from gaitlib.quantize.quantization import calibrate, quantization_of, quantize_network
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "params" / "quickstart.yaml"
+HEADS = ("FCs", "BNNecks")
+ARGUMENTS = {
+    "backbone_cfg": {
+        "type": "ResNet9",
+        "channels": [4, 6],
+        "layers": [1, 1],
+        "strides": [1, 2],
+        "maxpool": True,
+    },
+    "SeparateFCs": {"in_channels": 6, "out_channels": 5, "parts_num": 3},
+    "SeparateBNNecks": {"in_channels": 5, "class_num": 7, "parts_num": 3},
+    "bin_num": [2, 1],
+}
+
+
+def grid(tensor, bits, signed=True, t=1.0):
+    q_m = float(tensor.detach().abs().max())
+    return Grid(step_size(bits, q_m, t, signed), q_m, t, bits, signed)
+
+
+def weights_of(model):
+    """Return the weights that multiply, by name: every tensor of two axes or more."""
+    return {name: p for name, p in model.named_parameters() if p.dim() > 1}
+
+
+def grids_of(model, widths=(2, 3, 5, 8, 9, 16, 20, 4), t=0.9):
+    names = weights_of(model)
+    weights = {
+        name: grid(p, widths[i % len(widths)], t=t) for i, (name, p) in enumerate(names.items())
+    }
+    layers = [name.rpartition(".")[0] for name in names]
+    inputs = {layer: Grid(0.05, 0.05 * 255, 1.0, 8, False) for layer in layers[1:-2]}
+    return weights, inputs | {"FCs": Grid(0.02, 0.02 * 31, 1.0, 6, True)}
+
+
+def fake_quantized(model, weight_grids, activation_grids):
+    """Return the network in float: each weight and each layer's input rounded by the formula."""
+
+    def rounded(x, g):
+        lowest = -g.q_m if g.signed else 0
+        c = x.clamp(lowest, g.q_m)
+        return c.sign() * g.d * (c.abs() ** g.t / g.d).round()
+
+    def hook(g):
+        return lambda layer, inputs: (rounded(inputs[0], g),)
+
+    twin = copy.deepcopy(model).eval()
+    for name, g in weight_grids.items():
+        twin.get_parameter(name).data = rounded(twin.get_parameter(name).data, g)
+    for layer, g in activation_grids.items():
+        twin.get_submodule(layer).register_forward_pre_hook(hook(g))
+    return twin
+
+
+def quickstart(cut=1.0):
+    arguments = yaml.safe_load(QUICKSTART.read_text())["model_cfg"]
+    del arguments["model"]
+    model = build_model(**arguments)
+    widths = layer_widths(model)
+    fixed = {"Backbone.forward_block.conv1.conv": "in", "FCs": "out"}
+    for name, width in widths.items():
+        for side, size in width.items():
+            if not name.startswith("BNNecks") and fixed.get(name) != side:
+                width[side] = max(1, round(size * cut))
+    resize_layers(model, widths)
+    for parameter in weights_of(model).values():
+        torch.nn.init.normal_(parameter)
+    return arguments, model
+
+
+@pytest.mark.parametrize("bits", range(2, 17))
+@pytest.mark.parametrize("shape", [(1,), (3,), (5, 3, 1), (7, 11), (0,)])
+def test_unpacking_gives_back_what_was_packed(bits, shape):
+    largest = 2 ** (bits - 1) - 1
+    k = torch.randint(-largest, largest + 1, shape, dtype=torch.int32)
+    k.view(-1)[:2] = torch.tensor([-largest, largest], dtype=torch.int32)[: k.numel()]
+    data = pack(k, bits)
+    assert data.dtype == torch.uint8 and len(data) == stored_bytes(k.numel(), bits)
+    assert len(data) == -(-k.numel() * (bits if bits <= 8 else 16) // 8)
+    back = unpack(data, bits, shape)
+    assert back.dtype == torch.int32 and torch.equal(back, k)
+
+
+def test_bytes_worked_by_hand():
+    # 3 bits: 1 = 001, -1 = 111, 3 = 011, -3 = 101; lowest bit first: 100 111 110 101
+    assert pack(torch.tensor([[1, -1], [3, -3]]), 3).tolist() == [0b11111001, 0b1010]
+    assert pack(torch.tensor([7, -7, 1]), 4).tolist() == [0x97, 0x01]
+    assert pack(torch.tensor([1, -1, 0, 1, -1]), 2).tolist() == [0b01001101, 0b11]
+    assert pack(torch.tensor([-2, 300]), 10).tolist() == [0xFE, 0xFF, 0x2C, 0x01]
+
+
+def test_packing_refuses_what_it_would_change():
+    with pytest.raises(ValueError, match=r"as large as 4; 3 bits go to 2\^2 - 1"):
+        pack(torch.tensor([-4]), 3)
+    for bits in (1, 17, 0):
+        with pytest.raises(ValueError, match=f"bits is {bits}; integers of 2 to 16"):
+            pack(torch.tensor([0]), bits)
+    with pytest.raises(ValueError, match=r"\(3,\) at 4 bits takes 2 bytes as uint8, not 3"):
+        unpack(torch.zeros(3, dtype=torch.uint8), 4, (3,))
+    with pytest.raises(ValueError, match="as large as 8; 4 bits"):
+        unpack(torch.tensor([0x08], dtype=torch.uint8), 4, (1,))
+
+
+@pytest.mark.parametrize("bnnecks", [True, False])
+@pytest.mark.parametrize("t", [1.0, 0.9])
+def test_the_loaded_network_is_the_fake_quantized_one(bnnecks, t, tmp_path):
+    model, arguments = build_model(**ARGUMENTS).eval(), ARGUMENTS
+    model(torch.rand(4, 3, 16, 12))
+    if not bnnecks:
+        model, arguments = drop_bnnecks(model), ARGUMENTS | {"SeparateBNNecks": None}
+    grids = grids_of(model, t=t)
+    path = write_lowbit(model, arguments, *grids, tmp_path / "new" / "a.safetensors")
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+    loaded, expected = load_lowbit(path), fake_quantized(model, *grids)
+    clips = torch.rand(2, 5, 16, 12)
+    for found, wanted in zip(loaded(clips), expected(clips), strict=True):
+        if wanted is None:
+            assert found is None and not bnnecks
+        else:
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(loaded(clips)[0], model(clips)[0], rtol=1e-3)
+    assert path.read_bytes() == write_lowbit(model, arguments, *grids, path).read_bytes()
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_a_trained_network_loads_with_its_quantizers(tmp_path):
+    model = build_model(**ARGUMENTS).eval()
+    quantization = quantize_network(model, weight_bits=4.3, activation_bits=6.6)
+    clips = torch.rand(2, 5, 16, 12)
+    calibrate(model, quantization, [clips])
+    for quantizer in quantization.quantizers():
+        quantizer.t.data.fill_(1.1)
+    before = quantization.grids()
+    first = load_lowbit(write_lowbit(model, ARGUMENTS, *before, tmp_path / "before"))
+    quantization.settle(model)
+    after = quantization.grids()
+    second = load_lowbit(write_lowbit(model, ARGUMENTS, *after, tmp_path / "after"))
+    for loaded in (first, second):
+        torch.testing.assert_close(loaded(clips), model(clips), rtol=1e-5, atol=1e-5)
+        bits = quantization_of(loaded).bits()
+        assert bits["layer"].tolist() == quantization.bits()["layer"].tolist()
+        assert bits["bits"].round().tolist() == 8 * [4] + 6 * [7]
+    again = write_lowbit(second, ARGUMENTS, *quantization_of(second).grids(), tmp_path / "again")
+    torch.testing.assert_close(load_lowbit(again)(clips), model(clips), rtol=1e-5, atol=1e-5)
+    assert disk_bits(second, {}) == disk_bits(build_model(**ARGUMENTS), {})
+
+
+def test_a_network_without_grids_loads_as_it_was(tmp_path):
+    model = build_model(**ARGUMENTS).eval()
+    loaded = load_lowbit(write_lowbit(model, ARGUMENTS, {}, {}, tmp_path / "a.safetensors"))
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+@pytest.mark.parametrize("cut, bits", [(1.0, 8), (1.0, 4), (1.0, 2), (0.4, 8), (0.4, 4)])
+def test_a_file_is_as_large_as_its_numbers(cut, bits, tmp_path):
+    arguments, model = quickstart(cut)
+    weights = {name: grid(p, bits) for name, p in weights_of(model).items()}
+    path = write_lowbit(model, arguments, weights, {}, tmp_path / "a.safetensors")
+    quantized = sum(-(-p.numel() * bits // 8) for p in weights_of(model).values())
+    floats = sum(
+        t.numel() for n, t in model.state_dict().items() if t.dim() == 1 and n not in weights
+    )
+    assert disk_bits(model, dict.fromkeys(weights, bits)) == 8 * (quantized + 4 * floats)
+    assert path.stat().st_size == pytest.approx(quantized + 4 * floats, rel=0.05)
+    clips = torch.rand(1, 2, 64, 44)
+    torch.testing.assert_close(
+        load_lowbit(path)(clips)[0], fake_quantized(model, weights, {})(clips)[0]
+    )
+
+
+def test_writing_refuses_what_it_cannot_hold(tmp_path):
+    model, path = build_model(**ARGUMENTS), tmp_path / "a.safetensors"
+    weights, inputs = grids_of(model)
+    unsigned = Grid(1.0, 1.0, 1.0, 4, False)
+    for grids, message in (
+        (({"FCs.weight": unsigned}, {}), r"no weight is called \['FCs.weight'\]"),
+        ((weights, {"TP": unsigned}), r"no layer is called \['TP'\]"),
+        (({"FCs.fc_bin": unsigned}, inputs), "have no sign"),
+        ((weights, {"FCs": Grid(1.0, 1.0, 1.0, 25, True)}), "more bits than float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_lowbit(model, ARGUMENTS, *grids, path)
+    other = ARGUMENTS | {"backbone_cfg": ARGUMENTS["backbone_cfg"] | {"channels": [3, 6]}}
+    with pytest.raises(ValueError, match="has 'out' 4; it has to be an integer"):
+        write_lowbit(model, other, weights, inputs, path)
+    model.FCs.fc_bin.data[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="FCs.fc_bin holds numbers that are not finite"):
+        write_lowbit(model, ARGUMENTS, weights, inputs, path)
+    assert not path.exists()
+
+
+def rewritten(path, tensors=None, **changes):
+    """Write the file again with other tensors or another description."""
+    with safe_open(path, "pt") as file:
+        text = file.metadata()["network"]
+    description = json.dumps(json.loads(text) | changes)
+    save_file(load_file(path) | (tensors or {}), path, {"network": description})
+
+
+WIDER = [list(width.values()) for width in layer_widths(build_model(**ARGUMENTS)).values()]
+WIDER[1] = [5]
+
+
+@pytest.fixture
+def written(tmp_path):
+    model = build_model(**ARGUMENTS)
+    return write_lowbit(model, ARGUMENTS, *grids_of(model), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"format": 2}, "format 2, this version reads 1"),
+        ({"build_model": None}, ""),
+        ({"build_model": ARGUMENTS | {"bin_num": [2]}}, "makes 2 parts"),
+        ({"build_model": ARGUMENTS | {"bin_num": 3}}, ""),
+        ({"build_model": ARGUMENTS | {"backbone_cfg": {"type": "Plain", "layers_cfg": [5]}}}, ""),
+        ({"widths": [[1, 4]]}, "widths has to be a list of"),
+        ({"widths": [[1, 9], *14 * [[4]]]}, r"layer1.0.conv1 needs the widths \['in', 'out'\]"),
+        ({"widths": WIDER}, r"bn1 has 'out' 5; it has to be an integer in 1\.\.4"),
+        ({"weight_bits": 8 * [4]}, r"the bits call for \(14, 3\)"),
+        ({"weight_bits": [32, *7 * [4]]}, "integers has the shape"),
+        ({"weight_bits": 7 * [4]}, "weight_bits has to be a list of 8"),
+        ({"weight_bits": 8 * [4.0]}, "weight_bits has to be a list of 8 int"),
+        ({"input_bits": [32, *5 * [25], 25, 32]}, "more bits than float32"),
+        ({"input_bits": [32, *6 * [0], 32]}, "bits is 0"),
+        ({"tensors": {"grids": torch.full((13, 3), torch.nan)}}, "d is nan"),
+        ({"tensors": {"grids": torch.ones(39)}}, r"grids has the shape \(39,\)"),
+        ({"tensors": {"grids": torch.ones(2, 3)}}, r"grids has the shape \(2, 3\), the bits call"),
+        ({"tensors": {"floats": torch.ones(3)}}, r"floats has the shape \(3,\), the network needs"),
+        ({"tensors": {"floats": torch.ones(3, dtype=torch.float64)}}, "it needs the metadata"),
+        ({"tensors": {"more": torch.ones(3)}}, "it needs the metadata"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_its_name(changes, message, written):
+    rewritten(written, **changes)
+    with pytest.raises(NetworkFileError, match=f"a.safetensors is no network that .*: .*{message}"):
+        load_lowbit(written)
+
+
+def test_a_file_that_claims_to_be_huge_is_refused_without_the_memory(written):
+    huge = json.loads(json.dumps(ARGUMENTS))
+    huge["SeparateFCs"]["out_channels"] = huge["SeparateBNNecks"]["in_channels"] = 10**10
+    model = build_model(**ARGUMENTS)
+    widths = [list(w.values()) for w in layer_widths(model).values()]
+    rewritten(written, build_model=huge)
+    load_lowbit(written)  # the widths say how much of it is there
+    rewritten(written, widths=[[10**10 if s == 5 else s for s in w] for w in widths])
+    with pytest.raises(NetworkFileError, match="the network needs"):
+        load_lowbit(written)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b[:30], lambda b: b"", bytes.upper])
+def test_half_a_file_is_refused(damage, written):
+    written.write_bytes(damage(written.read_bytes()))
+    with pytest.raises(NetworkFileError, match="a.safetensors is no network"):
+        load_lowbit(written)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for path in (tmp_path, tmp_path / "a.safetensors"):
+        with pytest.raises(FileNotFoundError, match=f"{path} is no file"):
+            load_lowbit(path)
+
+
+def test_loading_draws_no_random_numbers(written):
+    before = torch.get_rng_state()
+    load_lowbit(written)
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,450 @@
+import copy
+import dataclasses
+import io
+
+import pytest
+import torch
+
+from gaitlib.config.schedules import PruningSchedule
+from gaitlib.deploy.cut_network import construct_compressed_model
+from gaitlib.model import build_model
+from gaitlib.prune import oto
+from gaitlib.prune.base_optimizer import coming_move
+from gaitlib.prune.hesso import HESSO, build_hesso
+from gaitlib.prune.importance import choose, proxies, weigh
+
+CLIPS = torch.rand(1, 2, 1, 64, 44, generator=torch.Generator().manual_seed(0))
+
+
+TRACES = {}
+
+
+def traced(model):
+    """Trace each architecture once; a graph knows its tensors by name."""
+    shapes = str([(name, p.shape) for name, p in model.named_parameters()])
+    if shapes not in TRACES:
+        TRACES[shapes] = oto.trace(copy.deepcopy(model), CLIPS)
+    return dataclasses.replace(TRACES[shapes], model=model)
+
+
+def network(*layers, seed=0):
+    layers = layers or ("FC-4-2", "BC-8", "M", "FC-8-3", "BC-12")
+    torch.manual_seed(seed)
+    return build_model(
+        {"type": "Plain", "layers_cfg": list(layers)},
+        {"in_channels": int(layers[-1].split("-")[1]), "out_channels": 8, "parts_num": 3},
+        {"in_channels": 8, "class_num": 5, "parts_num": 3},
+        [2, 1],
+    )
+
+
+def residual(seed=0):
+    torch.manual_seed(seed)
+    return build_model(
+        {
+            "type": "ResNet9",
+            "block": "BasicBlock",
+            "channels": [8, 8, 8],
+            "layers": [1, 1, 1],
+            "strides": [1, 2, 2],
+            "maxpool": False,
+        },
+        {"in_channels": 8, "out_channels": 8, "parts_num": 3},
+        {"in_channels": 8, "class_num": 5, "parts_num": 3},
+        [2, 1],
+    )
+
+
+def fill_gradients(model, step):
+    generator = torch.Generator().manual_seed(step)
+    for p in model.parameters():
+        p.grad = 0.1 * torch.randn(p.shape, generator=generator)
+
+
+def run(optimizer, model, steps, start=0):
+    for step in range(start, start + steps):
+        fill_gradients(model, step)
+        optimizer.step()
+
+
+def same_weights(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+# --- against only_train_once -----------------------------------------------------------------
+
+
+def fill_kind_gradients(model, start, step):
+    """Noise, and a pull along the first weights: every cosine proxy of a living channel is > 1.
+
+    A removed channel's is 1, so it has the lowest scores, and the package's cut by index (D16)
+    removes the same channels as a cut by score.
+    """
+    fill_gradients(model, step)
+    for p, first in zip(model.parameters(), start, strict=True):
+        p.grad.mul_(0.1).add_(first, alpha=0.1)
+
+
+@pytest.mark.parametrize("make, momentum", [(network, 0.0), (residual, 0.9)])
+@pytest.mark.parametrize(
+    "start, steps, periods", [(0, 12, 3), (2, 13, 3), (3, 4, 1), (2, 4, 2), (0, 3, 3), (3, 3, 3)]
+)
+def test_sgd_is_the_packages_step_for_step(make, momentum, start, steps, periods):
+    settings = {
+        "variant": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "first_momentum": momentum,
+        "target_group_sparsity": 0.25,
+        "start_pruning_step": start,
+        "pruning_steps": steps,
+        "pruning_periods": periods,
+    }
+    ours, theirs = make(), make()
+    for model in (ours, theirs):  # no layer is chosen whole, where the package cuts by index too
+        next(model.parameters()).data.mul_(3)
+    first = [p.detach().clone() for p in ours.parameters()]
+    optimizer = build_hesso(traced(ours), settings)
+    package = oto.package_hesso(traced(theirs), **settings)
+    for step in range(start + steps + 3):
+        for model, opt in ((ours, optimizer), (theirs, package)):
+            if step == start + 3:
+                for group in opt.param_groups:
+                    group["lr"] *= 0.1
+            fill_kind_gradients(model, first, step)
+            opt.step()
+        for id_, channels in optimizer.pruner.pruned.items():
+            assert sorted(channels) == sorted(package.pruned_idxes[id_]), step
+            active = package.active_redundant_idxes[id_]
+            assert sorted(optimizer.pruner.redundant[id_]) == sorted(active), step
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert optimizer.group_sparsity() == pytest.approx(package.curr_group_sparsity)
+    assert optimizer.num_pruned_channels == package.target_num_redundant_groups > 0
+
+
+# --- the optimizer underneath ----------------------------------------------------------------
+
+VARIANTS = {
+    "sgd": (torch.optim.SGD, {"first_momentum": 0.9}, {"momentum": 0.9}),
+    "adam": (torch.optim.Adam, {}, {}),
+    "adamw": (torch.optim.AdamW, {}, {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_sparsity_it_is_torchs_optimizer(variant):
+    kind, settings, theirs = VARIANTS[variant]
+    model = network()
+    twin = copy.deepcopy(model)
+    common = {"lr": 0.01, "weight_decay": 0.02}
+    settings = {"variant": variant, "target_group_sparsity": 0.0} | common | settings
+    optimizer = build_hesso(traced(model), settings)
+    plain = kind(twin.parameters(), **common, **theirs)
+    for opt, m in ((optimizer, model), (plain, twin)):
+        schedule = torch.optim.lr_scheduler.MultiStepLR(opt, [2, 4])
+        for step in range(6):
+            opt.zero_grad(set_to_none=True)
+            fill_gradients(m, step)
+            opt.step()
+            schedule.step()
+    assert same_weights(model, twin)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_coming_move_is_what_the_step_then_does(variant):
+    kind, _, theirs = VARIANTS[variant]
+    weight = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.double))
+    decay = 0.02
+    optimizer = kind([weight], lr=0.1, weight_decay=decay, **theirs)
+    for _ in range(3):
+        weight.grad = torch.randn(5, 3, dtype=torch.double)
+        before = weight.detach().clone()
+        group = optimizer.param_groups[0]
+        move = coming_move(weight, group, optimizer.state.get(weight, {}), variant)
+        optimizer.step()
+        start = before * (1 - 0.1 * decay) if variant == "adamw" else before
+        torch.testing.assert_close(weight.detach(), start - 0.1 * move)
+
+
+def test_a_closure_runs_with_gradients_and_its_loss_comes_back():
+    model = network()
+    optimizer = build_hesso(traced(model), {"lr": 0.1})
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(CLIPS[:, :, 0].expand(2, -1, -1, -1)).embeddings.square().mean()
+        loss.backward()
+        return loss
+
+    first, second = optimizer.step(closure), optimizer.step(closure)
+    assert second < first
+
+
+def test_grad_scaler_steps_it_and_skips_it():
+    model = network()
+    optimizer = build_hesso(traced(model), {"lr": 0.1, "target_group_sparsity": 0.0})
+    twin = copy.deepcopy(model)
+    plain = torch.optim.SGD(twin.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step, spoil in enumerate((False, True, False)):
+        for opt, m in ((optimizer, model), (plain, twin)):
+            fill_gradients(m, step)
+            if opt is plain:
+                if not spoil:
+                    plain.step()
+                continue
+            scale = scaler.scale(torch.ones(()))
+            for p in m.parameters():
+                p.grad.mul_(scale)
+            if spoil:
+                p.grad.view(-1)[0] = torch.inf
+            counted = opt.num_steps
+            scaler.step(opt)
+            if opt.num_steps == counted:
+                opt.skip_step()
+            scaler.update()
+    assert optimizer.num_steps == 3
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# --- what is pruned --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.8])
+def test_exactly_k_channels_are_zero_at_the_end_and_stay_so(variant, sparsity):
+    model = network()
+    settings = {"pruning_steps": 7, "pruning_periods": 3, "target_group_sparsity": sparsity}
+    graph = traced(model)
+    optimizer = build_hesso(graph, {"variant": variant, "lr": 0.05} | settings, total_steps=7)
+    run(optimizer, model, 7)
+    expected = int(32 * sparsity) / 32
+    assert optimizer.group_sparsity() == expected == graph.group_sparsity()
+    run(optimizer, model, 3, start=7)
+    assert optimizer.group_sparsity() == expected == optimizer.num_pruned_channels / 32
+    assert all(
+        len(c) < g["num_groups"]
+        for c, g in zip(optimizer.pruner.pruned.values(), optimizer.pruner.groups, strict=True)
+    )
+
+
+@pytest.mark.parametrize("divisible", [2, 4, 8])
+@pytest.mark.parametrize("sparsity", [0.2, 0.5])
+def test_group_divisible_leaves_multiples_and_almost_all_of_the_quota(divisible, sparsity):
+    model = network("BC-10", "BC-16", "M", "BC-16", "BC-6")
+    settings = {"pruning_steps": 6, "pruning_periods": 3, "target_group_sparsity": sparsity}
+    graph = traced(model)
+    optimizer = build_hesso(graph, {"lr": 0.05, "group_divisible": divisible} | settings)
+    run(optimizer, model, 6)
+    for group in optimizer.pruner.groups:
+        n = group["num_groups"]
+        pruned = len(optimizer.pruner.pruned[group["id"]])
+        assert pruned == 0 or (n - pruned) % divisible == 0 and n - pruned >= divisible
+    target = optimizer.target_num_redundant_groups
+    assert target - divisible < optimizer.num_pruned_channels <= target
+
+
+def test_a_redundant_channel_shrinks_evenly_to_zero():
+    model = network()
+    graph = traced(model)
+    settings = {"start_pruning_step": 2, "pruning_steps": 5, "target_group_sparsity": 0.1}
+    optimizer = build_hesso(graph, {"lr": 1e-9} | settings)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    run(optimizer, model, 2)
+    assert optimizer.history().empty
+    for left in (3 / 4, 2 / 4, 1 / 4, 0):  # steps 3 to 6
+        run(optimizer, model, 1)
+        row = optimizer.history().iloc[0]
+        name = f"{row.group}.weight"
+        now = dict(model.named_parameters())[name][row.channel]
+        torch.testing.assert_close(now, left * before[name][row.channel], atol=1e-6, rtol=1e-5)
+    assert optimizer.num_pruned_channels == 3 and optimizer.num_steps == 6
+
+
+def test_a_step_that_was_skipped_is_made_up_for():
+    for skipped in (2, 4, 5, 7):
+        model = network()
+        settings = {"start_pruning_step": 1, "pruning_steps": 6, "pruning_periods": 2}
+        optimizer = build_hesso(traced(model), {"lr": 0.01} | settings)
+        for step in range(1, 10):
+            fill_gradients(model, step)
+            optimizer.skip_step() if step == skipped else optimizer.step()
+        assert optimizer.group_sparsity() == 0.5, skipped
+
+
+# --- records and resuming --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stop", [4, 5, 7])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(variant, stop):
+    settings = {
+        "variant": variant,
+        "lr": 0.05,
+        "first_momentum": 0.9,
+        "start_pruning_step": 1,
+        "pruning_steps": 9,
+        "pruning_periods": 3,
+        "target_group_sparsity": 0.6,
+    }
+    model = network()
+    optimizer = build_hesso(traced(model), settings)
+    run(optimizer, model, stop)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    run(optimizer, model, 12 - stop, start=stop)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = network(seed=5)
+    resumed.load_state_dict(saved["model"])
+    second = build_hesso(traced(resumed), settings)
+    second.load_state_dict(saved["optimizer"])
+    run(second, resumed, 12 - stop, start=stop)
+    assert same_weights(model, resumed)
+    assert second.importance().equals(optimizer.importance())
+    assert second.pruner.pruned == optimizer.pruner.pruned
+    for group in second.param_groups:  # the base optimizer still shares the groups
+        group["lr"] = 0.0
+    before = copy.deepcopy(resumed.state_dict())
+    run(second, resumed, 1)
+    assert all(torch.equal(v, before[k]) for k, v in resumed.state_dict().items())
+
+
+def test_history_names_the_lowest_scores():
+    model = network()
+    settings = {"pruning_steps": 6, "pruning_periods": 2, "target_group_sparsity": 0.5}
+    optimizer = build_hesso(traced(model), {"lr": 0.05} | settings)
+    run(optimizer, model, 6)
+    table, history = optimizer.importance(), optimizer.history()
+    assert len(table) == 2 * 32 and len(history) == 16
+    assert list(history.step) == [1] * 8 + [4] * 8
+    for period, part in table.groupby("period"):
+        assert (part.state == "pruned").sum() == 8 * period
+        chosen = part[part.state == "chosen"].score
+        assert chosen.max() <= part[part.state == "kept"].score.min()
+    columns = ["magnitude", "avg_magnitude", "cosine_similarity"]
+    columns += ["taylor_first_order", "taylor_second_order"]
+    torch.testing.assert_close(
+        torch.tensor(table.score.values), torch.tensor(table[columns].sum(axis=1).values)
+    )
+
+
+def test_a_state_of_another_network_or_schedule_is_refused():
+    graph = traced(network())
+    optimizer = build_hesso(graph, {"lr": 0.1, "pruning_steps": 4})
+    with pytest.raises(ValueError, match="no entry 'hesso'"):
+        optimizer.load_state_dict(torch.optim.SGD(graph.param_groups(), lr=0.1).state_dict())
+    with pytest.raises(ValueError, match=r"'pruning_steps': \(4, 5\)"):
+        build_hesso(graph, {"lr": 0.1, "pruning_steps": 5}).load_state_dict(optimizer.state_dict())
+    other = traced(residual())
+    with pytest.raises(ValueError, match="another network"):
+        build_hesso(other, {"lr": 0.1, "pruning_steps": 4}).load_state_dict(optimizer.state_dict())
+
+
+def test_training_then_cutting_changes_nothing():
+    model = residual()
+    graph = traced(model)
+    settings = {"variant": "adam", "lr": 0.01, "pruning_steps": 6, "pruning_periods": 2}
+    optimizer = build_hesso(graph, settings, total_steps=7)
+    clips, labels = torch.rand(4, 2, 32, 22), torch.tensor([0, 0, 1, 1])
+    for _ in range(7):
+        optimizer.zero_grad()
+        logits = model.train()(clips).logits  # (N, K, P)
+        torch.nn.functional.cross_entropy(logits, labels[:, None].expand(-1, 3)).backward()
+        optimizer.step()
+    result = construct_compressed_model(graph, model)
+    assert result.group_sparsity == 0.5 and result.max_error < 1e-5
+
+
+# --- the arithmetic --------------------------------------------------------------------------
+
+
+def test_proxies_agree_with_a_loop_over_channels():
+    a, b = torch.randn(3, 2, 2), torch.randn(4, 3)  # channels along 0 and along 1
+    va, vb = torch.randn(3, 2, 2), torch.randn(4, 3)
+    found = proxies([a, b], [va, vb], [0, 1])
+    for c in range(3):
+        x = torch.cat([a[c].flatten(), b[:, c]])
+        v = torch.cat([va[c].flatten(), vb[:, c]])
+        inner = x @ v
+        cosine = 1 + inner / (x.norm() * v.norm())
+        expected = torch.stack([x.norm(), x.norm() / 8, cosine, inner.abs(), inner**2 / 2])
+        torch.testing.assert_close(found[:, c], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weighing_gives_each_proxy_its_share():
+    raw = torch.rand(5, 7)
+    weighed = weigh(raw, {"magnitude": 0.2, "taylor_first_order": 0.5})
+    assert weighed.norm(dim=1).tolist() == pytest.approx([0.2, 0, 0, 0.5, 0], abs=1e-6)
+
+
+def test_choosing_by_hand():
+    scores = [[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]]
+    assert choose(scores, [[], []], 3) == [[1], [0, 1]]
+    assert choose(scores, [[1], [0]], 2) == [[2], [1]]
+    assert choose([[0.1, 0.2], [5.0, 6.0]], [[], []], 2) == [[0], [0]]  # one channel stays
+    assert choose([[0.1, 0.2], [5.0, 6.0]], [[], []], 9) == [[0], [0]]
+    # bundles that leave multiples of 2: {1} leaves 2 of 3, {0, 1} leaves 2 of 4
+    assert choose(scores, [[], []], 3, divisible=2) == [[1], [0, 1]]
+    assert choose(scores, [[], []], 1, divisible=2) == [[1], []]
+    assert choose(scores, [[], []], 5, divisible=4) == [[], []]
+
+
+def test_schedule_by_hand():
+    schedule = PruningSchedule(start=2, steps=8, periods=2, target=5)
+    assert (schedule.duration, schedule.first, schedule.last) == (4, 3, 9)
+    assert [schedule.due(k) for k in range(1, 11)] == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    inside = [k for k in range(1, 12) if schedule.shrinks(k)]
+    assert inside == [3, 4, 5, 7, 8, 9]
+    assert [schedule.factor(k) for k in (3, 4, 5)] == pytest.approx([2 / 3, 1 / 2, 0])
+    assert [schedule.removed_by(p) for p in (0, 1)] == [2, 5]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"pruning_steps": 3, "pruning_periods": 4}, "pruning_steps 3 .* pruning_periods 4"),
+        ({"pruning_steps": 80, "start_pruning_step": 30}, "ends at step 110 .* 100 steps"),
+        ({"target_group_sparsity": 1.0}, r"1\.0 is not in \[0, 1\)"),
+        ({"target_group_sparsity": -0.1}, r"-0\.1 is not in"),
+        ({"target_group_sparsity": 0.95}, "30 of 32 channels, .* at most 28"),
+        ({"group_divisible": 0}, "group_divisible 0"),
+        ({"variant": "lion"}, "unknown variant 'lion'"),
+        ({"importance_score_criteria": {"size": 1.0}}, "has to be 'default'"),
+    ],
+)
+def test_what_cannot_reach_its_target_is_refused_before_training(settings, message):
+    graph = traced(network())
+    with pytest.raises(ValueError, match=message):
+        build_hesso(graph, {"lr": 0.1} | settings, total_steps=100)
+
+
+def test_nothing_prunable_is_an_ordinary_optimizer_or_refused():
+    model = network()
+    model.Backbone.requires_grad_(False)
+    groups = traced(model).param_groups()
+    assert HESSO(groups, lr=0.1, target_group_sparsity=0.0).group_sparsity() == 0
+    with pytest.raises(ValueError, match="no prunable group"):
+        HESSO(groups, lr=0.1, target_group_sparsity=0.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_the_same_channels_go():
+    chosen = []
+    for device in ("cpu", "cuda"):
+        model = network().to(device)
+        settings = {"lr": 0.05, "pruning_steps": 6, "pruning_periods": 2}
+        optimizer = build_hesso(traced(model), settings)
+        for step in range(6):
+            generator = torch.Generator().manual_seed(step)
+            for p in model.parameters():
+                p.grad = 0.1 * torch.randn(p.shape, generator=generator).to(device)
+            optimizer.step()
+        chosen.append(optimizer.pruner.pruned)
+    assert chosen[0] == chosen[1]

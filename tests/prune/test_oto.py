@@ -1,0 +1,284 @@
+import contextlib
+import copy
+import io
+import sys
+import warnings
+
+import pytest
+import torch
+
+from gaitlib.deploy.cut_network import construct_compressed_model
+from gaitlib.model import build_model
+from gaitlib.prune import oto, oto_compat
+from gaitlib.prune.hesso import HESSO
+
+CLIPS = torch.rand(1, 2, 1, 64, 44, generator=torch.Generator().manual_seed(0))
+
+
+def resnet(channels=(4, 8, 8, 12), norm=False, **bnnecks):
+    c, heads = channels[-1], {"in_channels": 8, "class_num": 5, "parts_num": 16}
+    return build_model(
+        {
+            "type": "ResNet9",
+            "block": "BasicBlock",
+            "channels": list(channels),
+            "layers": [1, 1, 1, 1],
+            "strides": [1, 2, 2, 1],
+            "maxpool": False,
+        },
+        {"in_channels": c, "out_channels": 8, "parts_num": 16, "norm": norm},
+        heads | bnnecks,
+        [16],
+    )
+
+
+def plain(*layers, bins=(16, 8, 4, 2, 1), classes=5):
+    c = int(layers[-1].split("-")[1])
+    heads = {"in_channels": 8, "class_num": classes, "parts_num": sum(bins)}
+    return build_model(
+        {"type": "Plain", "layers_cfg": list(layers)},
+        {"in_channels": c, "out_channels": 8, "parts_num": sum(bins)},
+        heads if classes else None,
+        list(bins),
+    )
+
+
+MODELS = {
+    "resnet": resnet,
+    "list of batch norms": lambda: resnet(parallel_BN1d=False),
+    "normalised FCs": lambda: resnet(norm=True),
+    "plain": lambda: plain("BC-4", "BC-4", "M", "BC-8", "BC-8", "M", "BC-12", "BC-12"),
+    "focal": lambda: plain("FC-4-2", "FC-8-3", "M", "BC-8"),
+    "embeds only": lambda: plain("BC-4", "M", "BC-8", classes=None),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_trainable_parameter_stands_in_one_group_once(name):
+    model = MODELS[name]()
+    groups = oto.trace(model, CLIPS).param_groups()
+    listed = [p for group in groups for p in group["params"]]
+    assert len(listed) == len({id(p) for p in listed})
+    assert {id(p) for p in listed} == {id(p) for p in model.parameters()}
+    named = dict(model.named_parameters())
+    for group in groups:
+        assert len(group["params"]) == len(group["p_transform"]) == len(group["p_dims"])
+        for p_name, p in zip(group["p_names"], group["params"], strict=True):
+            assert named[p_name] is p
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of duplicates
+        torch.optim.SGD(groups, lr=0.1)
+
+
+def test_all_stages_of_a_resnet_are_prunable_and_the_heads_are_not():
+    graph = oto.trace(resnet((4, 8, 16, 32)), CLIPS)
+    table = graph.table().set_index("group")
+    assert list(table.loc[table.prunable].channels) == [4, 4, 8, 8, 16, 16, 32, 32]
+    assert graph.num_channels == 120
+    assert list(table.loc[~table.prunable].index) == ["FCs"]
+    assert table.loc["FCs"].reason == "reaches the output"
+    assert "BNNecks" in table.loc["FCs"].layers
+    assert table.params.sum() == sum(p.numel() for p in graph.model.parameters())
+
+
+@pytest.mark.parametrize("name, channels", [("plain", 48), ("focal", 20), ("embeds only", 12)])
+def test_all_convolutions_of_a_plain_backbone_are_prunable(name, channels):
+    assert oto.trace(MODELS[name](), CLIPS).num_channels == channels
+
+
+def test_added_layers_share_their_channels():
+    graph = oto.trace(resnet(), CLIPS)
+    home = {layer: group.id for group in graph.groups for layer in group.layers}
+    block = "Backbone.forward_block.layer2.0"
+    assert home[f"{block}.conv2"] == home[f"{block}.downsample.0"] == home[f"{block}.bn2"]
+    assert home[f"{block}.conv1"] == home[f"{block}.bn1"] != home[f"{block}.conv2"]
+
+
+def test_normalised_fcs_keep_the_channels_they_normalise_over():
+    graph = oto.trace(resnet(norm=True), CLIPS)
+    kept = {g.id for g in graph.groups if not g.prunable}
+    assert "Backbone.forward_block.layer4.0.conv2" in kept
+    assert graph.num_channels == 2 * (4 + 8 + 8) + 12
+
+
+def test_as_shipped_the_last_stage_keeps_what_it_gives_to_the_heads():
+    model = resnet((4, 8, 16, 32))
+    graph = oto.trace(model, CLIPS, as_shipped=True)
+    table = graph.table().set_index("group")
+    assert list(table.loc[table.prunable].channels) == [4, 4, 8, 8, 16, 16, 32]
+    heads = "Backbone.forward_block.layer4.0.conv2"
+    assert list(table.loc[~table.prunable].index) == [heads]
+    assert table.loc[heads].reason == "reaches the output"
+    assert {"FCs", "BNNecks", "BNNecks.bn1d"} < set(table.loc[heads].layers.split(", "))
+    assert table.params.sum() == sum(p.numel() for p in model.parameters())
+
+
+def test_a_trace_as_shipped_changes_no_other():
+    model = resnet()
+    before = oto.trace(model, CLIPS)
+    oto.trace(model, CLIPS, as_shipped=True)
+    with pytest.raises(ValueError, match="height"):
+        oto.trace(model, CLIPS[..., :30, :], as_shipped=True)  # nor does one that fails
+    after = oto.trace(model, CLIPS)
+    assert before.groups == after.groups and before.edges == after.edges
+    assert set(before.cuts) == set(after.cuts)
+
+
+@pytest.mark.parametrize("as_shipped", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_network_without_zeroed_channels_computes_the_same(name, as_shipped):
+    model = MODELS[name]()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):  # as after training
+            torch.nn.init.normal_(layer.running_mean)
+            torch.nn.init.normal_(layer.bias)
+    graph = oto.trace(model, CLIPS, as_shipped=as_shipped)
+    listed = [p for group in graph.param_groups() for p in group["params"]]
+    assert len(listed) == len({id(p) for p in listed}) == len(list(model.parameters()))
+    graph.zero({g.id: torch.randperm(g.channels)[: g.channels // 2] for g in graph.prunable()})
+    assert graph.group_sparsity() == 0.5
+    compressed = construct_compressed_model(graph, tolerance=1e-5)
+    assert compressed.params < compressed.full_params
+    is_whole = compressed.model.FCs.fc_bin.shape == model.FCs.fc_bin.shape
+    assert is_whole == (as_shipped or name == "normalised FCs")
+
+
+@pytest.mark.parametrize("as_shipped", [False, True])
+def test_both_hessos_rank_by_magnitude_alone_if_asked(as_shipped):
+    settings = {
+        "lr": 0.0,
+        "target_group_sparsity": 0.25,
+        "pruning_steps": 1,
+        "importance_score_criteria": {"magnitude": 1.0},
+    }
+    model = resnet()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.weight)
+    twin, magnitudes = copy.deepcopy(model), []
+    graphs = [oto.trace(network, CLIPS, as_shipped=as_shipped) for network in (model, twin)]
+    for group in graphs[0].prunable():
+        tensors = [model.get_parameter(name).detach() for name in group.names]
+        for c in range(group.channels):
+            square = sum(
+                t.select(dim, c).square().sum() for t, dim in zip(tensors, group.dims, strict=True)
+            )
+            magnitudes.append((square.item(), group.id, c))
+    lowest = sorted(magnitudes)[: len(magnitudes) // 4]
+    optimizers = [
+        HESSO(graphs[0].param_groups(), **settings),
+        oto.package_hesso(graphs[1], **settings),
+    ]
+    for optimizer, network in zip(optimizers, (model, twin), strict=True):
+        for p in network.parameters():
+            p.grad = torch.randn(p.shape)  # which magnitude does not look at
+        optimizer.step()
+    for graph in graphs:
+        zero = graph.zero_channels()
+        assert {(id_, c) for _, id_, c in lowest} == {
+            (id_, c) for id_, gone in zero.items() for c in gone.nonzero().flatten().tolist()
+        }
+
+
+def test_tracing_leaves_the_model_and_the_process_as_they_were():
+    model = resnet()
+    model.train().BNNecks.eval()
+    modes = [m.training for m in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    path, random = list(sys.path), torch.get_rng_state()
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        warnings.simplefilter("error")
+        graph = oto.trace(model, CLIPS)
+    assert printed.getvalue() == "" and sys.path == path
+    assert torch.equal(torch.get_rng_state(), random)
+    assert "graph" not in sys.modules and "operation" not in sys.modules
+    assert modes == [m.training for m in model.modules()] and "forward" not in vars(model)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert graph.model is model
+
+
+def test_two_traces_agree():
+    model = resnet()
+    first, second = (oto.trace(model, CLIPS) for _ in range(2))
+    assert first.groups == second.groups and first.edges == second.edges
+    assert set(first.cuts) == set(second.cuts)
+
+
+def test_dummy_batch_is_the_documented_one():
+    batch = oto.dummy_batch()
+    assert batch.shape == (4, 30, 1, 64, 44) and torch.equal(batch, oto.dummy_batch())
+    expected = torch.rand(4, 30, 1, 64, 44, generator=torch.Generator().manual_seed(42))
+    assert torch.equal(batch, expected)
+
+
+def test_a_frozen_parameter_keeps_its_group_and_is_not_trained():
+    model = resnet()
+    model.Backbone.forward_block.layer2[0].bn1.weight.requires_grad_(False)
+    graph = oto.trace(model, CLIPS)
+    table = graph.table().set_index("group")
+    row = table.loc["Backbone.forward_block.layer2.0.conv1"]
+    assert not row.prunable and "layer2.0.bn1.weight" in row.reason
+    names = [name for group in graph.param_groups() for name in group["p_names"]]
+    assert len(names) == len(list(model.parameters())) - 1
+    model.requires_grad_(True)  # thawing is seen without another trace
+    assert graph.table().prunable.sum() == table.prunable.sum() + 1
+
+
+def test_a_parameter_that_is_never_used_is_listed_and_not_prunable():
+    model = resnet()
+    model.unused = torch.nn.Linear(3, 2)
+    graph = oto.trace(model, CLIPS)
+    row = graph.table().set_index("group").loc["unused"]
+    assert not row.prunable and "not used" in row.reason
+    assert "unused.bias" in [name for group in graph.param_groups() for name in group["p_names"]]
+
+
+def test_network_follows_the_data():
+    net = oto.trace(resnet(), CLIPS).network()
+    block = "Backbone.forward_block"
+    assert net.has_edge("input", f"{block}.conv1.conv")
+    assert net.has_edge(f"{block}.layer4.0.bn2", "FCs")
+    assert net.has_edge(f"{block}.bn1", f"{block}.layer2.0.conv1")  # the shortcut of layer1
+    assert net.has_edge("FCs", "BNNecks.bn1d") and net.has_edge("BNNecks.bn1d", "BNNecks")
+    assert net.has_edge("BNNecks", "output")
+    assert net.nodes["FCs"] == {
+        "type": "SeparateFCs",
+        "group": "FCs",
+        "prunable": False,
+        "channels": 8,
+    }
+    assert net.nodes[f"{block}.layer1.0.bn2"]["group"] == f"{block}.conv1.conv"
+
+
+def test_a_torch_without_the_private_names_is_named(monkeypatch):
+    monkeypatch.setattr(oto_compat, "_OPTIMIZE_HOMES", ("torch.onnx", "torch.nowhere"))
+    with pytest.raises(oto.UnsupportedTorchError, match=f"torch {torch.__version__[:4]}.*nowhere"):
+        oto.trace(resnet(), CLIPS)
+
+
+def test_slice_agrees_with_the_package():
+    """only_train_once's own construct_subnet, on the same zeroed model, makes the same tensors."""
+    from tempfile import TemporaryDirectory
+
+    model = resnet()
+    graph = oto.trace(model, CLIPS)
+    graph.zero({g.id: range(0, g.channels, 2) for g in graph.prunable()})
+    twin = copy.deepcopy(model)
+    with oto_compat.as_the_package_wants(), TemporaryDirectory() as folder:
+        twin.forward = lambda x, run=twin.forward: tuple(run(x))
+        package = oto._package().OTO(twin, CLIPS)
+        del twin.forward
+        package.construct_subnet(out_dir=folder)
+    expected, found = twin.state_dict(), graph.slice().state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tracing_and_slicing_on_cuda():
+    model = resnet().cuda()
+    graph = oto.trace(model)
+    graph.zero({g.id: [0] for g in graph.prunable()})
+    assert next(graph.slice().parameters()).is_cuda

@@ -1,0 +1,274 @@
+import contextlib
+import copy
+import io
+import sys
+import warnings
+
+import pytest
+import torch
+
+from gaitlib.deploy.cut_network import load_compressed, write_network
+from gaitlib.model import build_model
+from gaitlib.model.network_cost import macs_per_frame
+from gaitlib.model.widths import layer_widths
+from gaitlib.prune import oto
+from gaitlib.prune.torch_pruning import _package, prune_to_macs
+from gaitlib.quantize.quantization import quantize_network
+
+pytest.importorskip("torch_pruning")
+
+CLIPS = torch.rand(2, 2, 64, 44, generator=torch.Generator().manual_seed(0))
+
+
+def resnet(channels=(4, 6, 8, 12), block="BasicBlock", layers=(1, 1, 1, 1)):
+    return {
+        "type": "ResNet9",
+        "block": block,
+        "channels": list(channels),
+        "layers": list(layers),
+        "strides": [1, 2, 2, 1],
+        "maxpool": False,
+    }
+
+
+def plain(*layers):
+    return {"type": "Plain", "layers_cfg": list(layers)}
+
+
+def arguments(backbone, width, bins=(4, 2), classes=5, norm=False):
+    parts = {"parts_num": sum(bins)}
+    necks = {"class_num": classes, "in_channels": 6} | parts if classes else None
+    fcs = {"in_channels": width, "out_channels": 6, "norm": norm} | parts
+    return {
+        "backbone_cfg": backbone,
+        "SeparateFCs": fcs,
+        "SeparateBNNecks": necks,
+        "bin_num": list(bins),
+    }
+
+
+NETWORKS = {
+    "basic blocks": arguments(resnet(), 12),
+    "bottlenecks": arguments(resnet((2, 4, 4, 4), "Bottleneck", (2, 1, 1, 1)), 16),
+    "an empty stage": arguments(resnet(layers=(1, 0, 2, 1)), 12),
+    "normalised FCs": arguments(resnet(), 12, bins=(16,), norm=True),
+    "plain": arguments(plain("BC-4", "BC-6", "M", "BC-8"), 8, bins=(16, 8, 4, 2, 1)),
+    "focal": arguments(plain("FC-4-3", "BC-6", "M", "FC-8-2", "FC-8-1"), 8),
+    "embeds only": arguments(plain("BC-4", "M", "BC-8"), 8, classes=None),
+}
+
+
+def network(name):
+    """Build a network whose batch norms are as after training."""
+    model = build_model(**NETWORKS[name])
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(layer.running_mean)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 2.0)
+            torch.nn.init.normal_(layer.bias)
+    return model
+
+
+def graph_of(model):
+    """Trace the channels as only_train_once sees them, which knows no normalised FCs."""
+    twin = copy.deepcopy(model)
+    twin.FCs.norm = False
+    return oto.trace(twin, CLIPS[:1, :, None])
+
+
+def ranking(model, graph, degree=2):
+    """Rank the channels that may go, loop by loop: (group, channel), the least important first."""
+    ranked = []
+    for group in graph.prunable():
+        owned = [cut for cut in graph.cuts if cut.group == group.id]
+        weights = [
+            (model.get_parameter(cut.name), cut.dim)
+            for cut in owned
+            if cut.name.endswith(("weight", "fc_bin"))
+        ]
+        scores = [
+            sum(w.detach().select(dim, c).abs().pow(degree).sum().item() for w, dim in weights)
+            for c in range(group.channels)
+        ]
+        mean, best = sum(scores) / len(scores), max(scores)
+        ranked += [(s / mean, group.id, c) for c, s in enumerate(scores) if s < best]
+    return [(id_, channel) for _, id_, channel in sorted(ranked)]
+
+
+def outputs(model):
+    """Count the channels of a plain backbone."""
+    return sum(width["out"] for name, width in layer_widths(model).items() if "feature" in name)
+
+
+def without(model, graph, gone):
+    """Return two copies: with the channels zeroed in all that owns or reads them, and cut out."""
+    zeroed, cut_out = copy.deepcopy(model), copy.deepcopy(model)
+    for cut in graph.cuts:
+        channels = torch.tensor([c for id_, c in gone if id_ == cut.group], dtype=torch.long)
+        zeroed.state_dict()[cut.name].index_fill_(cut.dim, channels, 0)
+        owner, _, name = cut.name.rpartition(".")
+        layer = cut_out.get_submodule(owner)
+        old = getattr(layer, name).detach()
+        kept = sorted(set(range(old.shape[cut.dim])) - set(channels.tolist()))
+        new = old.index_select(cut.dim, torch.tensor(kept, dtype=torch.long))
+        is_parameter = isinstance(getattr(layer, name), torch.nn.Parameter)
+        setattr(layer, name, torch.nn.Parameter(new) if is_parameter else new)
+    return zeroed, cut_out
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_pruned_network_is_the_dense_one_with_its_lowest_channels_zeroed(name):
+    model = network(name)
+    small = prune_to_macs(model, macs_per_frame(model) // 3).eval()
+    graph = graph_of(model)
+    before, after = (
+        sum(m.get_parameter(g.names[0]).shape[g.dims[0]] for g in graph.prunable())
+        for m in (model, small)
+    )
+    assert after < before
+    gone = ranking(model, graph)[: before - after]
+    last = graph.prunable()[-1].id  # the group that SeparateFCs read
+    assert last in {id_ for id_, _ in gone}
+    zeroed, cut_out = without(model, graph, gone)
+    expected = cut_out.state_dict()
+    assert small.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in small.state_dict().items())
+    with torch.no_grad():
+        for whole, cut in zip(zeroed.eval()(CLIPS), small(CLIPS), strict=True):
+            if whole is not None:
+                torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+def test_no_other_number_of_channels_comes_nearer(share):
+    model = network("embeds only")
+    graph, target = graph_of(model), int(share * macs_per_frame(model))
+    ranked = ranking(model, graph)
+    costs = [macs_per_frame(without(model, graph, ranked[:k])[1]) for k in range(len(ranked) + 1)]
+    small = prune_to_macs(model, target)
+    assert abs(macs_per_frame(small) - target) == min(abs(cost - target) for cost in costs)
+
+
+def test_a_wider_network_comes_within_two_percent_in_every_stage():
+    model = build_model(**arguments(resnet((8, 16, 32, 64)), 64))
+    for share in (0.7, 0.4, 0.1):
+        target = share * macs_per_frame(model)
+        small = prune_to_macs(model, int(target))
+        assert macs_per_frame(small) == pytest.approx(target, rel=0.02)
+        before, after = layer_widths(model), layer_widths(small)
+        for i in range(1, 5):
+            layer = f"Backbone.forward_block.layer{i}.0.conv2"
+            assert after[layer]["out"] < before[layer]["out"]
+        assert after["FCs"]["out"] == 6 and after["BNNecks"] == before["BNNecks"]
+
+
+def test_the_degree_of_the_norm_decides():
+    model = network("plain")
+    graph = graph_of(model)
+    assert ranking(model, graph, 1) != ranking(model, graph, 2)
+    for importance, degree in (("group_l1", 1), ("group_l2", 2)):
+        small = prune_to_macs(model, macs_per_frame(model) // 2, importance=importance)
+        gone = ranking(model, graph, degree)[: outputs(model) - outputs(small)]
+        expected = without(model, graph, gone)[1].state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in small.state_dict().items())
+
+
+def test_it_is_written_and_loaded_as_any_compressed_network(tmp_path):
+    model = network("basic blocks")
+    small = prune_to_macs(model, macs_per_frame(model) // 3)
+    write_network(small, NETWORKS["basic blocks"], tmp_path / "small.pt")
+    loaded = load_compressed(tmp_path / "small.pt")
+    assert layer_widths(loaded) == layer_widths(small)
+    with torch.no_grad():
+        assert all(map(torch.equal, loaded(CLIPS), small.eval()(CLIPS)))
+
+
+def test_enough_macs_give_a_whole_copy():
+    model = network("basic blocks").eval()
+    state = model.state_dict()
+    for macs in (macs_per_frame(model), 10**12):
+        same = prune_to_macs(model, macs)
+        assert same.training and layer_widths(same) == layer_widths(model)
+        for key, value in same.state_dict().items():
+            assert torch.equal(value, state[key]) and value.data_ptr() != state[key].data_ptr()
+
+
+def test_what_is_left_trains_in_every_parameter_but_frozen_ones():
+    model = network("focal")
+    frozen = "Backbone.forward_block.feature.2.conv.weight"
+    model.get_parameter(frozen).requires_grad_(False)
+    small = prune_to_macs(model, macs_per_frame(model) // 2)
+    assert all(layer.training for layer in small.modules())
+    assert small.Backbone.forward_block.feature[0].strips == 8
+    output = small(CLIPS)
+    (output.embeddings.sum() + output.logits.sum()).backward()
+    assert [name for name, p in small.named_parameters() if p.grad is None] == [frozen]
+
+
+def test_it_repeats_and_leaves_model_and_process_as_they_were():
+    model = network("basic blocks")
+    target = macs_per_frame(model) // 2
+    model.BNNecks.eval()
+    modes, state = [m.training for m in model.modules()], copy.deepcopy(model.state_dict())
+    path, random = list(sys.path), torch.get_rng_state()
+    strict, printed, results = torch.are_deterministic_algorithms_enabled(), io.StringIO(), []
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        warnings.simplefilter("error")
+        for context in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
+            with context:
+                before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+                results.append(prune_to_macs(model, target).state_dict())
+                assert before == (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    for result in results[1:]:
+        assert all(torch.equal(value, results[0][key]) for key, value in result.items())
+    assert printed.getvalue() == "" and sys.path == path
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.are_deterministic_algorithms_enabled() == strict
+    assert modes == [m.training for m in model.modules()]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_what_it_cannot_prune_is_refused():
+    model = network("plain")
+    with pytest.raises(ValueError, match="unknown importance 'l2'.*group_l1.*group_l2"):
+        prune_to_macs(model, 1, importance="l2")
+    with pytest.raises(
+        ValueError, match=r"macs 1 cannot be reached: with one channel in each of 3"
+    ):
+        prune_to_macs(model, 1)
+    quantized = copy.deepcopy(model)
+    quantize_network(quantized)
+    with pytest.raises(ValueError, match="quantized.*prune it first"):
+        prune_to_macs(quantized, 1)
+    model.Backbone.forward_block.feature[2].conv.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="feature.2.conv"):
+        prune_to_macs(model, macs_per_frame(model) // 2)
+
+
+def test_channels_of_zeros_leave_first_and_one_of_them_stays():
+    model = network("plain")
+    graph = oto.trace(model, CLIPS[:1, :, None])
+    first = graph.prunable()[0]
+    zeroed, _ = without(model, graph, [(first.id, c) for c in range(first.channels)])
+    small = prune_to_macs(zeroed, macs_per_frame(model) // 2)
+    assert small.Backbone.forward_block.feature[0].conv.weight.shape[0] == 1
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    _package.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gaitlib\[torch-pruning\]'"):
+        prune_to_macs(network("plain"), 1)
+    _package.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_the_same_channels_go():
+    model = network("basic blocks")
+    here = prune_to_macs(model, macs_per_frame(model) // 2)
+    there = prune_to_macs(model.cuda(), macs_per_frame(model) // 2)
+    assert next(there.parameters()).is_cuda
+    state = here.state_dict()
+    assert all(torch.equal(value.cpu(), state[key]) for key, value in there.state_dict().items())

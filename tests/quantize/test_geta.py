@@ -1,0 +1,530 @@
+import copy
+import dataclasses
+import io
+import logging
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from gaitlib.config.schedules import BitInterval, ProjectionSchedule
+from gaitlib.deploy.cut_network import (
+    NetworkFileError,
+    construct_compressed_model,
+    export_embedding,
+    load_compressed,
+)
+from gaitlib.model import build_model
+from gaitlib.prune import oto
+from gaitlib.prune.base_optimizer import coming_move
+from gaitlib.prune.hesso import build_hesso
+from gaitlib.quantize.geta import build_geta
+from gaitlib.quantize.grid import bit_width
+from gaitlib.quantize.quantization import calibrate, quantization_of, quantize_network
+
+EXAMPLE = torch.rand(1, 2, 1, 32, 22, generator=torch.Generator().manual_seed(0))
+ARCHITECTURE = {
+    "backbone_cfg": {
+        "type": "ResNet9",
+        "block": "BasicBlock",
+        "channels": [4, 8, 8],
+        "layers": [1, 1, 1],
+        "strides": [1, 2, 2],
+        "maxpool": False,
+    },
+    "SeparateFCs": {"in_channels": 8, "out_channels": 6, "parts_num": 3},
+    "SeparateBNNecks": {"in_channels": 6, "class_num": 5, "parts_num": 3},
+    "bin_num": [2, 1],
+}
+VARIANTS = ["sgd", "adam", "adamw"]
+#: warm-up to step 3, projection to 9, joint to 17, cool-down to 20
+SETTINGS = {
+    "variant": "sgd",
+    "lr": 0.05,
+    "first_momentum": 0.9,
+    "weight_decay": 5e-4,
+    "target_group_sparsity": 0.5,
+    "start_pruning_step": 9,
+    "pruning_steps": 8,
+    "pruning_periods": 2,
+    "lr_quant": 1e-3,
+    "start_projection_step": 3,
+    "projection_steps": 4,
+    "projection_periods": 2,
+    "bit_reduction": 3,
+    "min_bit_wt": 4,
+    "max_bit_wt": 12,
+    "min_bit_act": 5,
+    "max_bit_act": 10,
+}
+TOTAL = 20
+GRAPHS = []
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return build_model(**ARCHITECTURE)
+
+
+def clips(seed):
+    return torch.rand(4, 2, 32, 22, generator=torch.Generator().manual_seed(seed))
+
+
+def traced(model):
+    if not GRAPHS:
+        GRAPHS.append(oto.trace(network(), EXAMPLE))
+    return dataclasses.replace(GRAPHS[0], model=model)
+
+
+def quantized(quantize="weights_and_activations", bits=16, **settings):
+    """Return a network with quantizers, its graph and its GETA."""
+    model = network()
+    quantization = quantize_network(model, quantize, weight_bits=bits, activation_bits=bits)
+    calibrate(model, quantization, [clips(100)])
+    graph = traced(model)
+    return model, graph, build_geta(graph, SETTINGS | settings, quantization, TOTAL)
+
+
+def fill_gradients(model, step, scale=0.1):
+    generator = torch.Generator().manual_seed(step)
+    for p in model.parameters():
+        p.grad = scale * torch.randn(p.shape, generator=generator)
+
+
+def train(model, optimizer, steps, start=0):
+    """Take real steps: gradients come through the quantizers."""
+    labels = torch.tensor([0, 0, 1, 1])[:, None].expand(-1, 3)
+    for step in range(start, start + steps):
+        optimizer.zero_grad(set_to_none=True)
+        logits = model.train()(clips(step)).logits  # (N, K, P)
+        nn.functional.cross_entropy(8 * logits, labels).backward()
+        optimizer.step()
+
+
+def same(a, b):
+    return all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+# --- one code path with HESSO ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_quantizers_it_is_hesso_bit_for_bit(variant):
+    keys = ("lr", "first_momentum", "weight_decay", "target_group_sparsity")
+    keys += ("start_pruning_step", "pruning_steps", "pruning_periods")
+    settings = {name: SETTINGS[name] for name in keys} | {"variant": variant}
+    models = network(), network()
+    ours = build_geta(traced(models[0]), settings | {"lr_quant": None, "target_bits": None})
+    theirs = build_hesso(traced(models[1]), settings)
+    for step in range(TOTAL):
+        for model, optimizer in zip(models, (ours, theirs), strict=True):
+            fill_gradients(model, step)
+            optimizer.step()
+    assert same(models[0].state_dict(), models[1].state_dict())
+    assert ours.importance().equals(theirs.importance()) and ours.group_sparsity() == 0.5
+    theirs.load_state_dict(ours.state_dict())
+    assert ours.stage == ""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_and_scalars_each_move_as_torchs_optimizer_at_their_own_rate(variant):
+    settings = {"variant": variant, "target_group_sparsity": 0.0, "lr_quant": 1e-5}
+    model, _, optimizer = quantized(bits=6, **settings, start_projection_step=5)
+    twin = copy.deepcopy(model)
+    named = dict(twin.named_parameters())
+    scalars = [p for name, p in named.items() if name.startswith("quantization.")]
+    weights = [p for name, p in named.items() if not name.startswith("quantization.")]
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[variant]
+    common = {"momentum": 0.9} if variant == "sgd" else {}
+    plain = kind(weights, lr=0.05, weight_decay=5e-4, **common)
+    constant = kind(scalars, lr=1e-5, weight_decay=0.0, **common)
+    schedules = [torch.optim.lr_scheduler.MultiStepLR(o, [2, 4], 0.1) for o in (optimizer, plain)]
+    for step in range(5):
+        for m in (model, twin):
+            fill_gradients(m, step, 1e-3)
+        optimizer.step()
+        plain.step()
+        constant.step()
+        for schedule in schedules:
+            schedule.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p, named[name], rtol=1e-5, atol=1e-8, msg=name)
+
+
+# --- bits ------------------------------------------------------------------------------------
+
+
+def stretched():
+    """Return a network two of whose weights, in one group, differ a thousandfold in range."""
+    model = network()
+    block = model.Backbone.forward_block.layer2[0]
+    block.downsample[0].weight.data.mul_(1e-3)
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_layer_keeps_its_interval_at_every_step(variant):
+    model = stretched()
+    quantization = quantize_network(model)
+    calibrate(model, quantization, [clips(100)])
+    optimizer = build_geta(traced(model), SETTINGS | {"variant": variant}, quantization, TOTAL)
+    # by hand: projection 4..9 shrinks at its steps 2 and 4, down to 12 - 2 * 3 and max(10 - 6, 5)
+    upper = {**dict.fromkeys((4,), (12, 10)), **dict.fromkeys((5, 6), (9, 7))}
+    stages = ["warm-up"] * 3 + ["projection"] * 6 + ["joint"] * 8 + ["cool-down"] * 3
+    for step in range(1, TOTAL + 1):
+        train(model, optimizer, 1, start=step)
+        assert optimizer.stage == stages[step - 1]
+        table = quantization.bits()
+        if step <= 3:
+            continue
+        most = upper.get(step, (6, 5))
+        for kind, low, high in (("weights", 4, most[0]), ("activations", 5, most[1])):
+            bits = table[table.kind == kind].bits
+            assert bits.min() >= low - 1e-3 and bits.max() <= high + 1e-3, (step, kind)
+        if step > 17:
+            assert (table.bits - table.bits.round()).abs().max() < 1e-3
+        assert (table[["d", "q_m", "t"]] > 0).all(axis=None)
+
+
+def test_the_schedule_ends_at_the_bits_it_promises_wherever_pruning_begins():
+    schedule = ProjectionSchedule(start=3, steps=10, periods=5)
+    assert [schedule.shrinks_by(k) for k in (3, 4, 5, 12, 13, 14, 99)] == [0, 0, 1, 4, 5, 5, 5]
+    tutorial = BitInterval(4, 16, 2, "wt")
+    assert [tutorial.after(n) for n in range(6)] == [16, 14, 12, 10, 8, 6]
+    assert BitInterval(8, 10, 3, "act").after(5) == 8  # never below the lower bound
+    assert ProjectionSchedule(0, 11, 4).shrinks_by(8) == 4  # a remainder is left at the end
+    for gap in (0, 2):
+        settings = {"start_projection_step": 5 - gap, "bit_reduction": 4, "max_bit_wt": 16}
+        model, _, optimizer = quantized("weights", **settings)
+        train(model, optimizer, 9)
+        assert quantization_of(model).bits().bits.max() <= 8 + 1e-3
+
+
+def test_target_bits_is_where_all_weights_end():
+    cfg = {k: v for k, v in SETTINGS.items() if k not in ("min_bit_wt", "bit_reduction")}
+    model = network()
+    quantization = quantize_network(model)
+    calibrate(model, quantization, [clips(100)])
+    optimizer = build_geta(traced(model), cfg | {"target_bits": 3}, quantization, TOTAL)
+    train(model, optimizer, 7)
+    table = quantization.bits()
+    assert table[table.kind == "weights"].bits.tolist() == pytest.approx([3] * 11, abs=1e-3)
+    assert table[table.kind == "activations"].bits.max() > 9  # whose bounds stay
+    train(model, optimizer, TOTAL - 7)
+    weights, activations = quantization.grids()
+    assert {g.bits for g in weights.values()} == {3}
+    assert all(5 <= g.bits <= 10 for g in activations.values())
+
+
+def test_whole_bits_are_the_nearest_and_a_skipped_step_does_not_lose_them():
+    model, _, optimizer = quantized()
+    train(model, optimizer, 17)
+    before = quantization_of(model).bits().bits
+    assert (before - before.round()).abs().max() > 0.01
+    optimizer.skip_step()  # the first of cool-down
+    train(model, optimizer, 2, start=18)
+    after = quantization_of(model).bits().bits
+    assert after.tolist() == pytest.approx(before.round().tolist(), abs=1e-3)
+
+
+def test_scalars_stay_positive_under_any_gradient():
+    for sign in (1, -1):
+        model, _, optimizer = quantized(lr_quant=1e3)
+        for step in range(TOTAL):
+            fill_gradients(model, step)
+            for quantizer in quantization_of(model).quantizers():
+                for scalar in (quantizer.d, quantizer.q_m, quantizer.t):
+                    scalar.grad.fill_(sign * 1e3)
+            optimizer.step()
+            values = quantization_of(model).bits()[["bits", "d", "q_m", "t"]].to_numpy()
+            assert (values > 0).all() and (values < float("inf")).all()
+            assert values[:, 0].min() > 0.999 and values[:, 0].max() < 24.001
+
+
+# --- pruning ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("quantize", ["weights", "weights_and_activations"])
+def test_exactly_k_channels_are_zero_at_the_end(variant, quantize):
+    model, graph, optimizer = quantized(quantize, variant=variant, target_group_sparsity=0.3)
+    expected = int(graph.num_channels * 0.3) / graph.num_channels
+    train(model, optimizer, 17)
+    assert optimizer.group_sparsity() == expected == graph.group_sparsity()
+    train(model, optimizer, 3, start=17)
+    assert optimizer.group_sparsity() == expected
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_redundant_channels_move_by_s_and_all_others_by_the_base_step(variant):
+    model, graph, optimizer = quantized(variant=variant, lr_quant=1e-9)
+    train(model, optimizer, 9)
+    fill_gradients(model, 9)
+    named = dict(model.named_parameters())
+    quantizers = quantization_of(model).weights
+    before = {name: p.detach().clone() for name, p in named.items()}
+    old_d = {name: q.d.item() for name, q in quantizers.items()}
+    moves = {
+        name: coming_move(p, group, optimizer.state.get(p, {}), variant)
+        for group in optimizer.param_groups
+        for name, p in zip(group["p_names"], group["params"], strict=True)
+    }
+    decay = 1 - 0.05 * 5e-4 if variant == "adamw" else 1.0
+    optimizer.step()
+    shrunk = 0
+    for group in graph.prunable():
+        redundant = optimizer.pruner.redundant[group.id]
+        gammas = []
+        for name in group.names:
+            loss = decay * before[name] - 0.05 * moves[name] - named[name].detach()
+            important = sorted(set(range(group.channels)) - set(redundant))
+            assert loss[important].abs().max() < 1e-6, name
+            if not redundant:
+                continue
+            x = before[name][redundant]
+            if name in quantizers:
+                q = quantizers[name]
+                c = x.abs().clamp(max=q.q_m.item()) ** q.t.item()
+                residual = (c / old_d[name]).round() - c / old_d[name]
+                x = x.sign() * (c + q.d.item() * residual)
+            gammas.append((loss[redundant] * x).sum() / x.square().sum())
+            torch.testing.assert_close(loss[redundant], gammas[-1] * x, rtol=1e-3, atol=1e-5)
+            shrunk += 1
+        assert all(g == pytest.approx(gammas[0].item(), abs=1e-3) for g in gammas)
+        assert not gammas or 0 <= gammas[0] <= 1 / 3 + 1e-3  # three steps are left
+    assert shrunk
+
+
+def test_a_group_without_quantized_layers_shrinks_as_in_hesso():
+    model, graph, _ = quantized()
+    quantization_of(model).remove("Backbone")
+    assert list(quantization_of(model).weights) == ["FCs.fc_bin", "BNNecks.fc_bin"]
+    optimizer = build_geta(graph, SETTINGS | {"lr": 1e-9}, quantization_of(model), TOTAL)
+    train(model, optimizer, 9)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, optimizer, 1, start=9)
+    row = optimizer.history().iloc[0]
+    weight = f"{row.group}.weight"
+    now = model.get_parameter(weight).detach()[row.channel]
+    torch.testing.assert_close(now, 2 / 3 * before[weight][row.channel], rtol=1e-4, atol=1e-6)
+    train(model, optimizer, 10, start=10)
+    assert optimizer.group_sparsity() == 0.5
+
+
+def test_parameters_without_a_gradient_are_forgotten_too():
+    model, _, optimizer = quantized()
+    labels = torch.tensor([0, 0, 1, 1])[:, None].expand(-1, 3)
+    for step in range(TOTAL):
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model.train()(clips(step)).logits, labels).backward()
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.weight.grad = None
+        optimizer.step()
+    assert optimizer.group_sparsity() == 0.5
+
+
+def test_what_is_left_when_channels_go_is_logged(caplog):
+    model, _, optimizer = quantized()
+    with caplog.at_level(logging.INFO, "gaitlib.quantize.geta"):
+        train(model, optimizer, TOTAL)
+    assert any("redundant channels go at 0." in record.message for record in caplog.records)
+
+
+# --- resuming and scaling --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stop", [2, 5, 8, 11, 15, 18])
+def test_a_run_resumed_in_any_stage_is_the_uninterrupted_one_bit_for_bit(variant, stop):
+    def build(seed):
+        model = network(seed)
+        quantization = quantize_network(model)
+        calibrate(model, quantization, [clips(100 + seed)])
+        optimizer = build_geta(traced(model), SETTINGS | {"variant": variant}, quantization, TOTAL)
+        return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL)
+
+    def go(model, optimizer, schedule, start, stop):
+        for step in range(start, stop):
+            train(model, optimizer, 1, start=step)
+            schedule.step()
+
+    model, optimizer, schedule = build(0)
+    go(model, optimizer, schedule, 0, stop)
+    file = io.BytesIO()
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+    go(model, optimizer, schedule, stop, TOTAL)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = build(5)
+    for part, name in zip(resumed, ("model", "optimizer", "schedule"), strict=True):
+        part.load_state_dict(saved[name])
+    go(*resumed, stop, TOTAL)
+    assert same(model.state_dict(), resumed[0].state_dict())
+    assert resumed[1].importance().equals(optimizer.importance())
+    assert resumed[1].group_sparsity() == 0.5
+
+
+def test_states_of_other_runs_are_refused():
+    model, graph, optimizer = quantized()
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match="with quantizers, this one is without"):
+        build_geta(traced(network()), {"lr": 0.1}).load_state_dict(state)
+    other = build_geta(graph, SETTINGS | {"min_bit_act": 6}, quantization_of(model))
+    with pytest.raises(ValueError, match="of another bit plan.*activations"):
+        other.load_state_dict(state)
+    with pytest.raises(ValueError, match="without quantizers, this one is with"):
+        optimizer.load_state_dict(build_hesso(traced(network()), {"lr": 0.1}).state_dict())
+
+
+def test_a_grad_scaler_unscales_the_scalars_and_sees_their_infinities():
+    runs = []
+    for scaled in (False, True):
+        model, _, optimizer = quantized()
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        scale = scaler.scale(torch.ones(()))
+        for step in range(3):
+            fill_gradients(model, step)
+            for p in model.parameters():
+                p.grad.mul_(scale)
+            scaler.step(optimizer)
+            scaler.update()
+        runs.append(model.state_dict())
+    for name, value in runs[0].items():
+        torch.testing.assert_close(value, runs[1][name], msg=name)
+    fill_gradients(model, 9)
+    quantization_of(model).weights["FCs.fc_bin"].q_m.grad.fill_(torch.inf)
+    scaler.step(optimizer)
+    assert optimizer.num_steps == 3 and same(runs[1], model.state_dict())
+
+
+def _rank(rank, path):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{path}/meeting", rank=rank, world_size=2
+    )
+    model, _, optimizer = quantized(variant="adam")
+    for step in range(TOTAL):
+        fill_gradients(model, 1000 * rank + step)  # each rank sees its own
+        optimizer.step()
+    quantizers = quantization_of(model).quantizers()
+    decided = {
+        "pruned": optimizer.pruner.pruned,
+        "whole": optimizer.control.whole.tolist(),
+        "d": [q.d.item() for q in quantizers],
+        "q_m": [q.q_m.item() for q in quantizers],
+    }
+    torch.save(decided, path / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads have been seen to abort a process at its ordinary end
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_all_ranks_do_what_rank_0_decides(tmp_path):
+    torch.multiprocessing.spawn(_rank, args=(tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert sum(map(len, first["pruned"].values())) > 0
+    assert all(first[name] == second[name] for name in ("pruned", "whole", "d"))
+    assert first["q_m"] != second["q_m"]  # what DDP's averaged gradients would make equal
+
+
+# --- the end ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [TOTAL, 12])
+def test_full_equals_compressed_and_loads_again(steps, tmp_path):
+    model, graph, optimizer = quantized(variant="adam", lr=0.01)
+    train(model, optimizer, steps)
+    state = copy.deepcopy(model.state_dict())
+    result = construct_compressed_model(graph, model, tmp_path, architecture=ARCHITECTURE)
+    assert same(state, model.state_dict())
+    assert result.max_error < 1e-10 and (steps < TOTAL or result.group_sparsity == 0.5)
+    assert result.full_params == sum(p.numel() for p in network().parameters())
+    assert result.bits.bits.tolist() == pytest.approx(result.bits.bits.round().tolist(), abs=1e-3)
+    x = clips(7)
+    loaded = load_compressed(result.path)
+    assert torch.equal(loaded(x).embeddings, result.model(x).embeddings)
+    if steps == TOTAL:  # bits are whole: training computed just this
+        full = model.eval().double()
+        torch.testing.assert_close(
+            result.model.double()(x.double()).embeddings, full(x.double()).embeddings
+        )
+    grids = quantization_of(loaded).grids()[0]
+    assert grids.keys() == quantization_of(model).grids()[0].keys()
+    for name, grid in grids.items():
+        weight = loaded.get_parameter(name)
+        assert torch.equal(grid.fake(weight), weight), name
+    raw = torch.load(result.full_path, weights_only=True)
+    network().load_state_dict(raw)  # float keys alone
+    path = export_embedding(result.path, tmp_path / "embedding")
+    small = load_compressed(path)
+    assert torch.equal(small(x).embeddings, loaded(x).embeddings)
+    assert "BNNecks.fc_bin" not in quantization_of(small).weights
+
+
+def test_damaged_grids_are_refused(tmp_path):
+    model, graph, _ = quantized("weights")
+    result = construct_compressed_model(graph, model, tmp_path, architecture=ARCHITECTURE)
+    text = result.architecture_path.read_text()
+    for old, new in (('"bits": 16', '"bits": 1'), ("FCs.fc_bin", "FCs.nothing")):
+        result.architecture_path.write_text(text.replace(old, new))
+        with pytest.raises(NetworkFileError, match="bits is 1|no 'FCs.nothing'"):
+            load_compressed(result.path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"start_projection_step": 6}, r"ends at step 10 \(start_projection_step 6.*step 9"),
+        ({"projection_periods": 5}, "projection_steps 4 is less than projection_periods 5"),
+        ({"bit_reduction": 5}, r"12 - projection_periods 2 \* bit_reduction 5 = 2, below .* 4"),
+        ({"min_bit_wt": 13}, "min_bit_wt 13 and max_bit_wt 12"),
+        ({"min_bit_act": 0}, "1 <= min_bit_act"),
+        ({"target_bits": 4}, "leave out bit_reduction and min_bit_wt"),
+        ({"pruning_steps": 11}, "pruning ends at step 20 of 20"),
+        ({"lr_quant": 0.0}, "lr_quant 0.0"),
+    ],
+)
+def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(change, message):
+    with pytest.raises(ValueError, match=message):
+        quantized(**change)
+
+
+def test_quantizers_and_settings_belong_together():
+    with pytest.raises(ValueError, match="min_bit_wt ask for quantization"):
+        build_geta(traced(network()), {"lr": 0.1, "min_bit_wt": 4})
+    model = network()
+    quantization = quantize_network(model)
+    with pytest.raises(ValueError, match=r"quantize_network\(model, 'weights'\)"):
+        build_geta(traced(model), SETTINGS | {"quantize": "weights"}, quantization)
+    with pytest.raises(ValueError, match="not the one attached"):
+        build_geta(traced(network()), SETTINGS, quantization)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_it_ends_at_its_targets():
+    model = network().cuda()
+    quantization = quantize_network(model)
+    calibrate(model, quantization, [clips(100)])
+    optimizer = build_geta(traced(model), SETTINGS | {"variant": "adamw"}, quantization, TOTAL)
+    scaler = torch.amp.GradScaler("cuda")
+    labels = torch.tensor([0, 0, 1, 1], device="cuda")[:, None].expand(-1, 3)
+    for step in range(TOTAL):
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.float16):
+            logits = model.train()(clips(step).cuda()).logits
+        scaler.scale(nn.functional.cross_entropy(logits.float(), labels)).backward()
+        taken = optimizer.num_steps
+        scaler.step(optimizer)
+        scaler.update()
+        if optimizer.num_steps == taken:
+            optimizer.skip_step()
+    assert optimizer.group_sparsity() == 0.5
+    bits = bit_width(*quantization.scalars())
+    torch.testing.assert_close(bits, bits.round(), rtol=0, atol=1e-3)
+    assert construct_compressed_model(traced(model), model).max_error < 1e-10

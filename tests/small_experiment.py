@@ -1,0 +1,41 @@
+"""The smallest experiment that has everything: four walkers, two layers, two pruning periods."""
+
+from pathlib import Path
+
+import yaml
+
+from gaitlib.config import Experiment, load_experiment
+
+SMALL = {
+    "data_cfg.walker": {"subjects": 4, "train": 3, "frames": [4, 5]},
+    "model_cfg.backbone_cfg": {"type": "Plain", "layers_cfg": ["BC-4", "M", "BC-8"]},
+    "model_cfg.SeparateFCs": {"in_channels": 8, "out_channels": 4, "parts_num": 4},
+    "model_cfg.SeparateBNNecks": {"class_num": 3, "in_channels": 4, "parts_num": 4},
+    "model_cfg.bin_num": [4],
+    "trainer_cfg.sampler": {"batch_size": [2, 2], "frames_num_fixed": 2},
+    "trainer_cfg.total_iter": 10,
+    "trainer_cfg.save_iter": 3,
+    "trainer_cfg.log_iter": 1,
+    "scheduler_cfg": {"scheduler": "OneCycleLR"},
+    "compression_optimizer": "hesso",
+    "geta_optimizer_cfg": None,
+    "hesso_optimizer_cfg": {
+        "variant": "adamw",
+        "lr": 0.01,
+        "start_pruning_step": 1,
+        "pruning_steps": 6,
+        "pruning_periods": 2,
+    },
+}
+
+
+def small_experiment(root: Path, **trainer_cfg: object) -> Experiment:
+    """Return the experiment with its walkers in ``root`` and some keys of trainer_cfg changed."""
+    changed = {f"trainer_cfg.{key}": value for key, value in trainer_cfg.items()}
+    return load_experiment(None, SMALL | {"data_cfg.dataset_root": str(root)} | changed)
+
+
+def write_experiment(experiment: Experiment, path: Path) -> Path:
+    """Write an experiment as the YAML file that the command line reads."""
+    path.write_text(yaml.safe_dump(experiment.sections()))
+    return path

@@ -1,0 +1,319 @@
+"""A stage on disk: resumed it is the run that never stopped; a new start loses nothing."""
+
+import os
+import random
+import signal
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_experiment import SMALL, small_experiment
+
+from gaitlib import runs, steps
+from gaitlib.config import ConfigError, load_experiment
+from gaitlib.data.batches import training_batches
+from gaitlib.deploy.cut_network import load_compressed
+from gaitlib.prune import oto
+from gaitlib.system.random_streams import random_state, restore_random_state, seed_streams
+from gaitlib.system.signals import TrainingStopped
+from gaitlib.train.checkpoint import CheckpointError, checkpoints, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("walkers")
+    return root, steps.open_data(small_experiment(root))
+
+
+@pytest.fixture
+def train(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+
+    def train(run, stop=None, force=False, seed=0, **overrides):
+        experiment = small_experiment(data[0], **overrides)
+        torch.manual_seed(0)
+        model = steps.build_network(experiment, torch.device("cpu"))
+        graph = oto.trace(model)
+        optimizer = steps.build_optimizer(experiment, model, graph)
+
+        def kill(history):
+            if stop is not None and history["iteration"].iloc[-1] == stop[0]:
+                os.kill(os.getpid(), stop[1])
+
+        this, watch = runs.Run(run, experiment, seed), steps.Watch(on_history=kill)
+        history = steps.train_stage(this, "hesso", model, data[1], optimizer, watch, force=force)
+        return this, model, graph, history
+
+    return train
+
+
+def test_a_mapped_file_gives_loading_processes_the_same_batches(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    changes = SMALL | {"data_cfg.dataset_root": str(data[0]), "data_cfg.cache": "mapped"}
+    mapped = steps.open_data(load_experiment(None, changes))
+    assert (
+        len(list((tmp_path / "data" / "mapped").glob("*.bin"))) == 2
+    )  # of training and of testing
+    settings = {"seed": 0, "start": 0, "stop": 2, "batch_size": (2, 2), "frames_num_fixed": 4}
+    expected = list(training_batches(data[1].train, **settings))
+    found = list(training_batches(mapped.train, **settings, num_workers=2))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.clips, theirs.clips) and torch.equal(ours.labels, theirs.labels)
+
+
+def test_a_stage_stopped_before_its_first_row_of_history_resumes(train, monkeypatch):
+    module = sys.modules["gaitlib.steps.train_stage"]
+    draw = module.transform_of
+
+    def stop_once(section):
+        os.kill(os.getpid(), signal.SIGTERM)  # arrives in the first iteration
+        monkeypatch.setattr(module, "transform_of", draw)
+        return draw(section)
+
+    monkeypatch.setattr(module, "transform_of", stop_once)
+    with pytest.raises(TrainingStopped, match="after iteration 1 and saved"):
+        train("early", log_iter=5)
+    _, _, _, history = train("early", log_iter=5, restore_hint="latest")
+    assert history["iteration"].tolist() == [3, 5, 6, 9, 10]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_iteration_and_the_resumed_stage_is_the_one_that_never_stopped(
+    train, number
+):
+    rows = {"log_iter": 3, "save_iter": 10}
+    _, whole, _, history = train("whole", **rows)
+    with pytest.raises(TrainingStopped, match="stopped after iteration 4 and saved") as stopped:
+        train("cut", stop=(3, number), **rows)  # inside the first period, between two rows
+    assert stopped.value.signal == number
+    _, resumed, _, resumed_history = train("cut", restore_hint="latest", **rows)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    timing = ["step_ms"]
+    pd.testing.assert_frame_equal(
+        history.drop(columns=timing), resumed_history.drop(columns=timing)
+    )
+    assert resumed_history["iteration"].tolist() == [3, 6, 9, 10]
+    assert resumed_history["group_sparsity"].iloc[-1] == 0.5
+    saved = pd.read_csv(runs.stage_dir("cut", "hesso") / "history.csv")
+    assert saved["iteration"].tolist() == [3, 6, 9, 10]
+
+
+def test_a_changed_experiment_is_named_and_refused_unless_forced(train, caplog):
+    train("changed", keep_checkpoints=2)
+    folder = runs.stage_dir("changed", "hesso") / "checkpoints"
+    assert list(checkpoints(folder, "GaitBase")) == [9, 10]
+    go_on = {"restore_hint": 9, "keep_checkpoints": 2}
+    train("changed", save_iter=4, **go_on)  # changes nothing of what is learned
+    assert "resumed with trainer_cfg.save_iter: 3 in the checkpoint, 4 here" in caplog.text
+    with pytest.raises(CheckpointError, match="another run") as refused:
+        train("changed", fix_BN=True, seed=5, **go_on)
+    assert "trainer_cfg.fix_BN: False in the checkpoint, True here" in str(refused.value)
+    assert "seed: 0 in the checkpoint, 5 here" in str(refused.value)
+    assert "save_iter" not in str(refused.value)
+    train("changed", fix_BN=True, seed=5, force=True, **go_on)
+
+
+def test_resets_and_paths_mean_what_they_mean_in_opengait(train):
+    train("first")
+    path = str(runs.stage_dir("first", "hesso") / "checkpoints" / "GaitBase-00009.pt")
+    with pytest.raises(CheckpointError, match="in mid-run which channels are pruned"):
+        train("first", restore_hint=9, optimizer_reset=True)
+    _, _, _, history = train(
+        "second", restore_hint=path, optimizer_reset=True, scheduler_reset=True
+    )
+    assert history["iteration"].tolist() == list(range(1, 11))  # a path starts at iteration 0
+    with pytest.raises(CheckpointError, match="has 10 iterations done, more than"):
+        train("first", restore_hint=10, total_iter=8)
+
+
+def test_an_opengait_checkpoint_starts_the_compression(train, data, tmp_path):
+    experiment = small_experiment(data[0])
+    dense = steps.build_network(experiment, torch.device("cpu"))
+    optimizer = torch.optim.SGD(dense.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [20000])
+    state = {f"module.{name}": value for name, value in dense.state_dict().items()}
+    path = tmp_path / "Baseline-60000.pt"
+    parts = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    torch.save({"model": state, "iteration": 60000, **parts}, path)
+    with pytest.raises(CheckpointError, match="optimizer_reset: true starts it anew"):
+        train("geta", restore_hint=str(path))
+    resets = {"optimizer_reset": True, "scheduler_reset": True}
+    _, model, _, history = train("geta", restore_hint=str(path), **resets)
+    assert history["group_sparsity"].iloc[-1] == 0.5
+    assert history["iteration"].iloc[0] == 1
+
+
+def test_global_random_streams_go_on_where_they_were():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    seed_streams(4)
+    state = random_state()
+    drawn = draw()
+    draw()
+    restore_random_state(state)
+    assert draw() == drawn
+
+
+def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    values = SMALL | {"data_cfg.dataset_root": str(data[0]), "trainer_cfg.restore_hint": "latest"}
+    experiment = load_experiment(None, values | {"hesso_optimizer_cfg.start_from": "baseline"})
+    run, model = runs.Run("r", experiment), steps.build_network(experiment, torch.device("cpu"))
+    with pytest.raises(runs.MissingRunError, match="02_baseline_train"):
+        steps.start_weights(run, model)
+    baseline = steps.build_network(experiment, torch.device("cpu"))
+    optimizer = steps.build_optimizer(experiment, baseline)
+    steps.train_stage(run, "baseline", baseline, data[1], optimizer)
+    assert steps.start_weights(run, model) == "the baseline's GaitBase-00010.pt"
+    assert torch.equal(model.FCs.fc_bin, baseline.FCs.fc_bin)
+
+
+def test_checkpoints_are_opengaits_form_and_a_new_start_keeps_the_old_stage(train):
+    train("twice")
+    folder = runs.stage_dir("twice", "hesso") / "checkpoints"
+    found = checkpoints(folder, "GaitBase")
+    assert list(found) == [3, 6, 9, 10]
+    state = load_checkpoint(found[10])
+    assert state["iteration"] == 10 and "FCs.fc_bin" in state["model"]
+    train("twice")
+    (previous,) = (runs.runs_folder() / "twice" / "previous").iterdir()
+    assert (previous / "checkpoints" / "GaitBase-00010.pt").exists()
+
+
+def test_the_compressed_file_is_the_zeroed_network_at_half_the_groups(train):
+    run, model, graph, _ = train("small")
+    compressed = steps.compress_stage(run, graph, model)
+    assert compressed.group_sparsity == pytest.approx(0.5, abs=1 / graph.num_channels)
+    clips = torch.rand(2, 3, 64, 44)
+    torch.testing.assert_close(
+        load_compressed(compressed.path).eval()(clips).embeddings, model.eval()(clips).embeddings
+    )
+    assert compressed.path.name.startswith("compressed_gaitbase_geta_")
+
+
+def test_the_packages_own_hesso_runs_and_refuses_to_resume(train, data):
+    values = SMALL | {
+        "data_cfg.dataset_root": str(data[0]),
+        "hesso_optimizer_cfg": SMALL["hesso_optimizer_cfg"] | {"implementation": "only_train_once"},
+        "scheduler_cfg": {"scheduler": "OneCycleLR", "cycle_momentum": False},
+    }
+    for hint in (0, "latest"):
+        experiment = load_experiment(None, values | {"trainer_cfg.restore_hint": hint})
+        model = steps.build_network(experiment, torch.device("cpu"))
+        optimizer = steps.build_optimizer(experiment, model, oto.trace(model))
+        arguments = (runs.Run("package", experiment), "hesso", model, data[1], optimizer)
+        if hint == "latest":
+            with pytest.raises(CheckpointError, match="implementation: gaitlib"):
+                steps.train_stage(*arguments)
+        else:
+            history = steps.train_stage(*arguments)
+            assert history["group_sparsity"].iloc[-1] > 0.4
+
+
+GETA = {
+    "compression_optimizer": "geta",
+    "hesso_optimizer_cfg": None,
+    "geta_optimizer_cfg": {
+        "variant": "adamw",
+        "lr": 0.01,
+        "start_projection_step": 1,
+        "projection_steps": 2,
+        "projection_periods": 2,
+        "bit_reduction": 2,
+        "min_bit_wt": 4,
+        "max_bit_wt": 8,
+        "min_bit_act": 8,
+        "max_bit_act": 8,
+        "start_pruning_step": 3,
+        "pruning_steps": 4,
+        "pruning_periods": 1,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def geta(data, tmp_path_factory):
+    """A run with every stage of an experiment that quantizes."""
+    experiment = load_experiment(None, SMALL | GETA | {"data_cfg.dataset_root": str(data[0])})
+    run = runs.Run("r", experiment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GAITLIB_WORKSPACE", str(tmp_path_factory.mktemp("geta")))
+        for stage in ("baseline", "geta", "hesso"):
+            steps.run_stage(run, stage)
+        steps.round_pruned(run, data[1])
+        yield run
+
+
+def test_bits_end_where_the_schedule_says_and_never_leave_their_interval(geta):
+    bits = pd.read_csv(runs.stage_file("r", "geta", "bits.csv"))
+    for kind in ("weights", "activations"):
+        columns = [name for name in bits if name.startswith(f"{kind}:")]
+        bound = bits[bits[f"{kind}_min"].notna()]
+        assert len(columns) >= 2 and len(bound) == 9  # of 10 iterations, the first is warm-up
+        for name in columns:
+            assert (bound[name] >= bound[f"{kind}_min"] - 1e-4).all()
+            assert (bound[name] <= bound[f"{kind}_max"] + 1e-4).all()
+            assert bits[name].iloc[-1] == pytest.approx(round(bits[name].iloc[-1]), abs=1e-4)
+    assert bits["weights_max"].iloc[-1] == 4.0  # 8 - 2 periods x 2
+    assert (bits["outside"] == 0).all()  # counted at every step, logged or not
+
+
+def test_the_results_of_a_quantized_run_say_what_it_saves(geta):
+    results, rounded, pruned = (runs.load_results("r", s) for s in ("geta", "ptq", "hesso"))
+    assert results["group_sparsity"] == pruned["group_sparsity"] == 0.5
+    assert results["bits"]["weights"] == rounded["bits"]["weights"] == 4.0
+    assert pruned["bits"] == {"weights": 32, "activations": 32}
+    assert results["params"] < results["dense"]["params"] == pruned["dense"]["params"] == 596
+    low = runs.stage_file("r", "geta", "compressed/compressed_*.safetensors")
+    assert results["lowbit_bytes"] == low.stat().st_size >= results["lowbit_bytes_counted"]
+    assert results["relative_bops"] == pytest.approx(
+        100 * results["bops_per_frame"] / (1024 * results["dense"]["macs_per_frame"]), rel=1e-5
+    )
+
+
+def test_every_form_of_export_computes_the_same_embeddings(geta, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from gaitlib.deploy.onnx_export import OnnxNetwork
+
+    source = load_compressed(runs.stage_file("r", "geta", "compressed/compressed_*.pt"))
+    clips = torch.rand(2, 3, 64, 44)
+    wanted = source.embed(clips)
+    files = {f: steps.export_network(geta, f, tmp_path) for f in steps.FORMATS}
+    for form, tolerance in (("pt", 1e-5), ("safetensors", 1e-5), ("onnx-int8", 2e-2)):
+        load = {"pt": load_compressed, "safetensors": load_compressed}.get(form, OnnxNetwork)
+        found = load(files[form]).embed(clips)
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max(), form
+    assert files["safetensors"].stat().st_size < files["pt"].stat().st_size
+    with pytest.raises(ConfigError, match="choose from pt, safetensors, onnx, onnx-int8"):
+        steps.export_network(geta, "tflite", tmp_path)
+
+
+def _again(geta, run, **trainer_cfg):
+    """Train the quantized stage once more; return the weights and scalars it ends with."""
+    cfg = geta.experiment.trainer_cfg.model_copy(update=trainer_cfg)
+    experiment = geta.experiment.model_copy(update={"trainer_cfg": cfg})
+    steps.run_stage(runs.Run(run, experiment), "geta", test=False)
+    path = runs.stage_dir(run, "geta") / "checkpoints" / "GaitBase-00010.pt"
+    return load_checkpoint(path)["model"]
+
+
+def test_a_quantized_stage_resumed_while_it_prunes_ends_as_before(geta):
+    path = runs.stage_dir("r", "geta") / "checkpoints" / "GaitBase-00010.pt"
+    before = load_checkpoint(path)["model"]
+    after = _again(geta, "r", restore_hint=6)
+    assert any(name.startswith("quantization.") for name in after)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    rows = pd.read_csv(runs.stage_file("r", "geta", "bits.csv"))
+    assert rows["iteration"].tolist() == list(range(1, 11))
+
+
+def test_quantization_starts_from_a_dense_checkpoint(geta):
+    dense = runs.stage_dir("r", "baseline") / "checkpoints" / "GaitBase-00010.pt"
+    resets = {"optimizer_reset": True, "scheduler_reset": True}
+    started = _again(geta, "from-dense", restore_hint=str(dense), **resets)
+    assert started.keys() > load_checkpoint(dense)["model"].keys()

@@ -1,0 +1,80 @@
+"""One point of a study: it goes on after a stop, and other settings' files are moved aside."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from small_experiment import small_experiment, write_experiment
+
+from gaitlib.config import ConfigError
+from gaitlib.study import expand, read_plan, read_point, run_point
+from gaitlib.study.points import load_point, prepare, state_of
+
+CPU = torch.device("cpu")
+
+
+class StopError(Exception):
+    """What ends the training in a test."""
+
+
+@pytest.fixture
+def points(tmp_path, monkeypatch):
+    """Return a baseline and a pruned network that starts from it."""
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    base = write_experiment(small_experiment(tmp_path / "walkers"), tmp_path / "base.yaml")
+    start = {"hesso_optimizer_cfg.start_from": "baseline"}
+    values = {"base": str(base), "overrides": start, "methods": ["hesso"]}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+    return expand(read_plan(tmp_path / "s.yaml"))
+
+
+def _run(study, point, on_history=None):
+    prepare(study, point)
+    return run_point(study, point, CPU, on_history)
+
+
+def _lasting(results):
+    """Return what does not depend on how busy the machine was."""
+    kept = {k: v for k, v in results.items() if k not in ("seconds", "latency_ms")}
+    return kept | {"dense": {k: v for k, v in results["dense"].items() if k != "latency_ms"}}
+
+
+@pytest.mark.slow
+def test_a_point_that_was_stopped_goes_on_and_ends_as_one_that_was_not(points):
+    baseline, pruned = points
+
+    def stop(history):
+        if history["iteration"].iloc[-1] == 8:  # the last checkpoint is of iteration 6
+            raise StopError
+
+    for study in ("stopped", "whole"):
+        _run(study, baseline)
+    with pytest.raises(StopError):
+        _run("stopped", pruned, stop)
+    assert state_of("stopped", pruned) == "missing"
+    seen = []
+    after = _run("stopped", pruned, lambda history: seen.append(len(history)))
+    assert len(seen) == 4  # iterations 7 to 10
+    assert _lasting(after) == _lasting(_run("whole", pruned))
+    assert _run("stopped", pruned, stop) == after  # read, not trained again
+    assert [layer["layer"] for layer in after["layers"]] == ["feature.0.conv", "feature.3.conv"]
+
+
+def test_a_points_folder_says_what_it_is_and_keeps_what_other_settings_left(points):
+    _, pruned = points
+    folder = prepare("s", pruned)
+    (folder / "results.json").write_text('{"digest": "of other settings"}')
+    (folder / "failed.txt").write_text("of an earlier try")
+    assert state_of("s", pruned) == "failed"
+    prepare("s", pruned)  # the same settings: all but the failure stays
+    assert state_of("s", pruned) == "changed"
+    name, read = read_point(f"s/{pruned.name}")
+    assert name == "s"
+    assert read == replace(pruned, settings=read.settings, needs=read.needs)
+    prepare("s", replace(pruned, digest="other"))
+    assert load_point("s", pruned) is None
+    (aside,) = (folder.parent / "previous").iterdir()
+    assert (aside / "results.json").exists()
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_point("s/nothing")

@@ -1,0 +1,183 @@
+"""Two processes with half a batch each do what one does with the whole: gradients, groups, results.
+
+Two gloo processes run everything once (`_rank`); each test compares a part with one process.
+"""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from small_experiment import small_experiment
+
+from gaitlib import steps
+from gaitlib.data.batches import training_batches
+from gaitlib.evaluate import to_results
+from gaitlib.model import build_losses
+from gaitlib.prune import oto
+from gaitlib.runs import Run
+from gaitlib.steps.dataset import transform_of
+from gaitlib.system import distributed
+from gaitlib.train.checkpoint import load_checkpoint, restore_model
+
+AUGMENTED = {
+    "fix_BN": True,
+    "transform": [
+        {
+            "type": "Compose",
+            "trf_cfg": [
+                {"type": "RandomRotate", "prob": 0.5},
+                {"type": "BaseSilCuttingTransform"},
+                {"type": "RandomErasing", "prob": 0.5},
+            ],
+        }
+    ],
+}
+
+
+def _gradients(experiment, data):
+    """Gradients of the first batch."""
+    torch.manual_seed(0)
+    model = steps.build_network(experiment, torch.device("cpu")).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    (batch,) = training_batches(data.train, seed=1, start=0, stop=1, batch_size=(2, 2), **share)
+    losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
+    clips = transform_of(experiment.evaluator_cfg)(batch.clips)
+    with distributed.shared(model) as network:
+        total, scalars = distributed.GatheredLoss(losses)(network(clips), batch.labels)
+        total.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    return gradients, total.detach(), scalars
+
+
+def _pruned(experiment, data, run):
+    """Train and prune; give the weights, the state of the pruner and the history."""
+    torch.manual_seed(0)
+    model = steps.build_network(experiment, torch.device("cpu"))
+    optimizer = steps.build_optimizer(experiment, model, oto.trace(model))
+    history = steps.train_stage(Run(run, experiment), "hesso", model, data, optimizer)
+    return model, optimizer.pruner.state_dict(), history
+
+
+def _everything(root, run):
+    experiment = small_experiment(root, **AUGMENTED)
+    data = steps.open_data(experiment)
+    gradients, total, scalars = _gradients(experiment, data)
+    model, pruner, history = _pruned(experiment, data, run)
+    torch.manual_seed(0)
+    fresh = steps.build_network(experiment, torch.device("cpu"))
+    features, evaluation = steps.evaluate_network(experiment, fresh, data)
+    return {
+        "gradients": gradients,
+        "total": total,
+        "scalars": scalars,
+        "weights": dict(model.state_dict()),
+        "pruned": pruner["pruned"],
+        "chosen": [choice["chosen"] for choice in pruner["choices"]],
+        "losses": history["total"].tolist(),
+        "features": features,
+        "results": to_results(evaluation),
+    }
+
+
+def _refusal(experiment, data, **trainer_cfg):
+    cfg = experiment.trainer_cfg.model_copy(update=trainer_cfg)
+    changed = experiment.model_copy(update={"trainer_cfg": cfg})
+    try:
+        _pruned(changed, data, "refused")
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def _rank(rank, port, root, folder):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ["GAITLIB_WORKSPACE"] = str(folder)
+    with distributed.process_group("cpu"):
+        found = _everything(root, "two")
+        experiment = small_experiment(root)
+        data = steps.open_data(experiment)
+        found["sync_BN"] = _refusal(experiment, data, sync_BN=True)
+        odd = experiment.trainer_cfg.sampler.model_copy(update={"batch_size": (3, 3)})
+        found["indivisible"] = _refusal(experiment, data, sampler=odd)
+        own, _, _ = _pruned(
+            experiment, data, "own-statistics"
+        )  # each rank normalises its own clips
+        found["trained"] = to_results(steps.evaluate_network(experiment, own, data)[1])
+        found["rows"] = distributed.gather_rows(torch.tensor([[rank], [rank + 2]]))
+    torch.save(found, folder / f"{rank}.pt")
+    os._exit(0)  # gloo's threads have been seen to abort a process at its ordinary end
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    root = folder / "walkers"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GAITLIB_WORKSPACE", str(folder))
+            one = _everything(root, "one")
+    finally:
+        torch.set_num_threads(threads)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, args=(port, root, folder), nprocs=2)
+    two = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    saved = folder / "runs/own-statistics/hesso/checkpoints/GaitBase-00010.pt"
+    experiment = small_experiment(root)
+    model = steps.build_network(experiment, torch.device("cpu"))
+    restore_model(model, load_checkpoint(saved)["model"])
+    one["trained"] = to_results(
+        steps.evaluate_network(experiment, model, steps.open_data(experiment))[1]
+    )
+    return one, two
+
+
+def test_two_half_batches_give_the_gradients_of_the_whole_batch(found):
+    one, two = found
+    for rank in two:
+        torch.testing.assert_close(rank["total"], one["total"])
+        torch.testing.assert_close(rank["scalars"], one["scalars"])
+        torch.testing.assert_close(rank["gradients"], one["gradients"], atol=1e-5, rtol=1e-5)
+
+
+def test_two_processes_prune_the_same_groups_and_end_at_the_weights_of_one(found):
+    one, two = found
+    for rank in two:
+        assert rank["chosen"] == one["chosen"] and rank["pruned"] == one["pruned"]
+        assert any(one["pruned"].values())
+        torch.testing.assert_close(rank["weights"], one["weights"], atol=1e-4, rtol=1e-4)
+        assert rank["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    for name, weight in two[0]["weights"].items():
+        assert torch.equal(weight, two[1]["weights"][name]), name
+
+
+def test_a_sharded_evaluation_embeds_every_sequence_once_and_gives_one_processes_results(found):
+    one, two = found
+    for rank in two:
+        assert torch.equal(rank["features"], one["features"])
+        assert rank["results"] == one["results"]
+
+
+def test_all_ranks_test_the_network_that_rank_0_saves(found):
+    one, two = found
+    assert two[0]["trained"] == two[1]["trained"] == one["trained"]
+
+
+def test_rows_come_back_in_the_order_of_the_shared_batch(found):
+    assert [rank["rows"].flatten().tolist() for rank in found[1]] == [[0, 1, 2, 3]] * 2
+
+
+def test_what_two_processes_cannot_do_is_refused_with_the_reason(found):
+    for rank in found[1]:
+        assert "SyncBatchNorm on GPUs alone. Write sync_BN: false" in rank["sync_BN"]
+        assert "batch_size [3, 3] makes 9 clips" in rank["indivisible"]

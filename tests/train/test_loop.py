@@ -1,0 +1,191 @@
+"""The training loop: it learns, stops at NaN, and goes on after a stop as if never stopped."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gaitlib.data.batches import training_batches
+from gaitlib.data.transforms import build_transform
+from gaitlib.model import build_losses, build_model
+from gaitlib.prune import oto
+from gaitlib.prune.hesso import build_hesso
+from gaitlib.system.device import choose_device, choose_precision
+from gaitlib.train.loop import NonFiniteLossError, fit
+
+LOSSES = [{"type": "TripletLoss", "margin": 0.2}, {"type": "CrossEntropyLoss"}]
+TRANSFORM = [
+    {
+        "type": "Compose",
+        "trf_cfg": [{"type": "BaseSilCuttingTransform"}, {"type": "RandomErasing", "prob": 0.5}],
+    }
+]
+
+
+class Squares:
+    """Four 'subjects', each a bright square of its own height, moving sideways."""
+
+    labels = np.repeat(np.arange(4), 3)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def sequence(self, index):
+        clip = np.zeros((6, 64, 64), np.uint8)
+        for t, frame in enumerate(clip):
+            frame[: 12 + 12 * self.labels[index], 20 + t + index % 3 : 34 + t] = 255
+        return clip
+
+
+def _build():
+    torch.manual_seed(3)
+    model = build_model(
+        {"type": "ResNet9", "channels": [4, 8], "layers": [1, 1], "strides": [2, 2]},
+        {"in_channels": 8, "out_channels": 8, "parts_num": 4},
+        {"class_num": 4, "in_channels": 8, "parts_num": 4},
+        [4],
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return model, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [8], gamma=0.1)
+
+
+def _build_pruning():
+    """The same network under HESSO: channels are chosen at steps 3 and 7, and gone by step 9."""
+    model, *_ = _build()
+    graph = oto.trace(model, torch.rand(2, 2, 1, 64, 44))
+    settings = {"lr": 0.05, "first_momentum": 0.9, "target_group_sparsity": 0.5}
+    schedule = {"start_pruning_step": 2, "pruning_steps": 8, "pruning_periods": 2}
+    optimizer = build_hesso(graph, settings | schedule)
+    return model, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [8], gamma=0.1)
+
+
+def _fit(model, optimizer, scheduler, start, stop, **options):
+    batches = training_batches(
+        Squares(), seed=1, start=start, stop=stop, batch_size=(3, 2), frames_num_fixed=3
+    )
+    losses = build_losses(LOSSES)
+    transform = build_transform(TRANSFORM)
+    return fit(model, batches, transform, losses, optimizer, scheduler, log_iter=2, **options)
+
+
+def test_the_loss_falls_and_the_history_has_a_row_every_log_iter():
+    history = _fit(*_build(), 0, 20)
+    assert history["iteration"].tolist() == list(range(2, 21, 2))
+    assert history["total"].iloc[-1] < 0.7 * history["total"].iloc[0]
+    assert history["lr"].iloc[0] == pytest.approx(0.05)
+    assert history["lr"].iloc[-1] == pytest.approx(0.005)
+    assert {"triplet/loss", "softmax/accuracy", "step_ms"} <= set(history)
+
+
+def test_a_run_that_goes_on_at_iteration_7_equals_one_that_never_stopped():
+    whole, *rest = _build()
+    _fit(whole, *rest, 0, 12)
+
+    first, optimizer, scheduler = _build()
+    _fit(first, optimizer, scheduler, 0, 7)
+    second, optimizer_2, scheduler_2 = _build()
+    torch.manual_seed(99)  # the global generator is not part of the state
+    second.load_state_dict(first.state_dict())
+    optimizer_2.load_state_dict(optimizer.state_dict())
+    scheduler_2.load_state_dict(scheduler.state_dict())
+    _fit(second, optimizer_2, scheduler_2, 7, 12)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_iteration_before_anything_is_saved():
+    model, optimizer, scheduler = _build()
+    with torch.no_grad():
+        model.FCs.fc_bin.fill_(float("nan"))
+    saved = []
+    with pytest.raises(NonFiniteLossError, match="iteration 1: total nan"):
+        _fit(model, optimizer, scheduler, 0, 4, on_save=saved.append, save_iter=2, total_iter=4)
+    assert saved == []
+
+
+def test_frozen_batchnorm_keeps_its_statistics():
+    model, optimizer, scheduler = _build()
+    before = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
+    _fit(model, optimizer, scheduler, 0, 2, fix_bn=True)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+
+
+def test_saves_come_every_save_iter_and_at_the_end():
+    saved = []
+    _fit(*_build(), 0, 5, on_save=saved.append, save_iter=2, total_iter=5)
+    assert saved == [2, 4, 5]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_cuda_asked_for_and_absent_is_one_clear_error():
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="'cuda:1' is not here .*write 'auto' or 'cpu'"):
+        choose_device("cuda:1")
+
+
+def test_skipped_steps_keep_the_schedules_of_pruning_and_learning_rate_together():
+    model, optimizer, scheduler = _build_pruning()
+    overflowing = {1, 2, 3, 4, 8}  # one while the first period shrinks, one when the second begins
+    model.FCs.fc_bin.register_hook(
+        lambda gradient: gradient * (torch.inf if scheduler.last_epoch + 1 in overflowing else 1)
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=10**6)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    rows = [_fit(model, optimizer, scheduler, 0, 4, scaler=scaler)]
+    assert scaler.get_scale() == 2.0**6  # halved by each
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert optimizer.num_steps == scheduler.last_epoch == 4
+
+    rows.append(_fit(model, optimizer, scheduler, 4, 12, scaler=scaler))
+    history = pd.concat(rows).set_index("iteration")
+    assert optimizer.num_steps == scheduler.last_epoch == 12
+    assert history["lr"].loc[[8, 10]].tolist() == pytest.approx([0.05, 0.005])
+    assert optimizer.num_pruned_channels == optimizer.target_num_redundant_groups
+    assert optimizer.group_sparsity() == 0.5
+
+
+def test_every_parameter_is_unscaled_once():
+    model, optimizer, _ = _build_pruning()
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted({id(p) for p in model.parameters()})
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1024.0)
+    scaler.scale(torch.ones(()))  # makes the scale
+    scaler.unscale_(optimizer)
+    assert all((p.grad == 1).all() for p in model.parameters())
+
+
+def _half_precision_trains(device, dtype):
+    def learn(iterations, precision):
+        model, *_ = _build()
+        model = model.to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        return model, _fit(model, optimizer, None, 0, iterations, precision=precision)
+
+    half, full = choose_precision(True, dtype, device), choose_precision(False, device=device)
+    _, history = learn(20, half)
+    assert history["total"].iloc[-1] < 0.8 * history["total"].iloc[0]
+    (found, row), (wanted, expected) = learn(2, half), learn(2, full)
+    assert row["total"].item() == pytest.approx(expected["total"].item(), rel=0.05)
+    assert {value.dtype for value in found.state_dict().values()} <= {torch.float32, torch.int64}
+    for name, value in wanted.state_dict().items():
+        if "running" in name:
+            assert (found.state_dict()[name] - value).norm() < 0.1 * value.norm(), name
+
+
+def test_bfloat16_learns_on_a_cpu_with_float32_weights_losses_and_statistics():
+    _half_precision_trains("cpu", "bfloat16")
+
+
+def test_float16_on_a_cpu_is_float32_with_a_warning(caplog):
+    precision = choose_precision(True, "float16", "cpu")
+    assert precision.dtype is None and not precision.scaler().is_enabled()
+    assert "amp_dtype: bfloat16" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_learns_on_cuda(dtype):
+    _half_precision_trains("cuda", dtype)

@@ -1,0 +1,258 @@
+"""The walker: identity repeats, feet hold, pictures are whole, folders are never mixed up."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from gaitlib.data import casia_b
+from gaitlib.data.pretreat import align_frame
+from gaitlib.system.processes import WorkerError
+from walkers import TYPES, VIEWS, make_walkers, sequence_frames
+from walkers.body import draw_body
+from walkers.motion import JOINTS, pose_at, walk_cycle
+from walkers.norms import measures
+from walkers.scene import draw_person, draw_walk, noisy_view, render
+
+TINY = {"subjects": 2, "train": 1, "types": ("nm-01", "cl-01"), "views": ("000", "090")}
+SUBJECTS = range(1, 9)
+# share of the 64 x 64 frame filled and mean width in pixels, measured on CASIA-B after alignment
+REAL = {"nm-01": (0.177, 22.7), "bg-01": (0.187, 23.6), "cl-01": (0.196, 24.0)}
+
+
+def tree_bytes(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_types_and_views_are_casia_bs():
+    assert tuple(TYPES) == tuple(casia_b.TYPES) and tuple(VIEWS) == tuple(casia_b.VIEWS)
+
+
+def test_a_sequence_repeats_whatever_was_drawn_before():
+    first = sequence_frames(3, "bg-01", "054", seed=5)
+    walk = draw_walk(3, "bg-01", seed=5)
+    for view in ("000", "054"):  # what make_walkers does: one walk, several cameras
+        again = noisy_view(walk, 3, "bg-01", view, 5, 1.0)
+    assert first.dtype == np.uint8 and first.shape[1:] == (240, 320) and 16 <= len(first) <= 20
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, sequence_frames(3, "bg-01", "054", seed=6))
+
+
+def test_people_differ_in_proportions_and_in_motion():
+    people = [draw_person(s) for s in SUBJECTS]
+    legs = [(p.body.thigh + p.body.shank) / p.body.stature for p in people]
+    assert np.std(legs) > 0.005 and len(set(legs)) == len(people)
+    hips = np.abs([p.gait.harmonics["hip_flexion"][0] for p in people])
+    assert np.std(hips) > 1  # degrees
+    assert np.std([p.gait.cadence for p in people]) > 2
+
+
+def test_bodies_have_the_surveys_proportions():
+    rng = np.random.default_rng(0)
+    men = [b for b in (draw_body(rng) for _ in range(500)) if b.sex == "male"]
+    for name, rtol in (("trochanterionheight", 0.01), ("acromionradialelength", 0.01)):
+        ratios = np.array([b.m[name] / b.stature for b in men])
+        np.testing.assert_allclose(ratios.mean(), measures("male")[name].ratio, rtol=rtol)
+        np.testing.assert_allclose(ratios.std(), measures("male")[name].sd, rtol=0.15)
+    assert 1.69 < np.mean([b.stature for b in men]) < 1.73  # students, not soldiers
+    waists = np.array([b.m["waistbreadth"] for b in men])
+    thighs = np.array([b.m["thighcircumference"] for b in men])
+    assert np.corrcoef(waists, thighs)[0, 1] > 0.5  # one build, not independent parts
+
+
+def test_a_persons_walks_are_more_alike_than_two_peoples():
+    strides = np.array(
+        [
+            [np.ptp(draw_walk(s, t, frames=(25, 25)).pose.joint("pelvis")[:, 0]) for t in TYPES[:4]]
+            for s in SUBJECTS
+        ]
+    )
+    assert strides.mean(1).std() > 1.3 * strides.std(1).mean()
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_planted_feet_neither_slide_nor_sink(subject):
+    person = draw_person(subject)
+    cycle = walk_cycle(person.body, person.gait)
+    phase = np.linspace(0, 1, 301)
+    pose = pose_at(cycle, phase)
+    heel, ball = pose.joint("heel_r"), pose.joint("ball_r")
+    on_heel, on_ball = (phase > 0) & (phase < 0.33), (phase > 0.09) & (phase < cycle.toe_off - 0.01)
+    assert np.ptp(heel[on_heel], axis=0).max() < 1e-3  # metres
+    assert np.ptp(ball[on_ball], axis=0).max() < 1e-3
+    assert pose.joints[..., 2].min() > -1e-3
+    for bone, a, b in (("thigh", "hip_r", "knee_r"), ("shank", "knee_r", "ankle_r")):
+        length = np.linalg.norm(pose.joint(a) - pose.joint(b), axis=1)
+        np.testing.assert_allclose(length, getattr(person.body, bone), atol=2e-3)
+
+
+def test_left_is_right_mirrored_half_a_cycle_later():
+    person = draw_person(4)
+    even = replace(person.gait, arm_swing=(1.0, 1.0))
+    cycle = walk_cycle(person.body, even)
+    phase = np.linspace(0, 0.9, 7)
+    right, left = pose_at(cycle, phase), pose_at(cycle, phase + 0.5)
+    for joint in ("hip", "knee", "ankle", "toe", "shoulder", "elbow", "fingers"):
+        mirrored = right.joint(f"{joint}_r") * [1, -1, 1] + [cycle.stride / 2, 0, 0]
+        np.testing.assert_allclose(left.joint(f"{joint}_l"), mirrored, atol=1e-9)
+
+
+def test_a_mirrored_walk_gives_the_mirrored_picture_from_the_front():
+    walk = draw_walk(2, "nm-01", frames=(6, 6))
+    walk.pose.joints[..., 1] -= walk.pose.joints[..., 1].mean()
+    swap = {"l": "r", "r": "l"}
+    order = [JOINTS.index(n[:-1] + swap[n[-1]] if n[-2] == "_" else n) for n in JOINTS]
+    joints = walk.pose.joints[:, order] * [1, -1, 1]
+    axes = walk.pose.axes * [1, -1, 1]
+    axes[:, :, 1] *= -1  # left stays left
+    mirrored = replace(walk, pose=replace(walk.pose, joints=joints, axes=axes))
+    a, b = render(walk, "000"), render(mirrored, "000")[:, :, ::-1]
+    shifted = np.roll(b, 1, axis=2)  # the axis is a pixel's edge: rounding may move it by one
+    assert min((a != b).mean(), (a != shifted).mean()) < 0.01
+
+
+@pytest.mark.parametrize("type", ["nm-01", "bg-02", "cl-01"])
+@pytest.mark.parametrize("frames", [(6, 6), (60, 60)])
+def test_every_frame_holds_one_whole_upright_person(type, frames):
+    for subject in (2, 7) if frames[0] < 10 else (1,):
+        walk = draw_walk(subject, type, frames=frames)
+        for view in VIEWS:
+            for noise in (0.0, 1.0):
+                clip = noisy_view(walk, subject, type, view, 0, noise)[:: frames[0] // 3]
+                for frame in clip:
+                    assert set(np.unique(frame)) == {0, 255}
+                    edges = frame[0].any() or frame[-1].any() or frame[:, [0, -1]].any()
+                    assert not edges
+                    assert cv2.connectedComponents(frame)[0] == 2  # background and person
+                    _, _, width, height = cv2.boundingRect(frame)
+                    assert height > 50 and height > 1.2 * width
+
+
+def test_silhouettes_fill_the_frame_as_casia_bs_do():
+    found = {}
+    for type in REAL:
+        filled, widths = [], []
+        for subject in range(1, 17):
+            walk = draw_walk(subject, type, frames=(2, 2))
+            for view in VIEWS[::2]:
+                for frame in noisy_view(walk, subject, type, view, 0, 1.0):
+                    aligned = align_frame(frame)
+                    filled.append(aligned.mean() / 255)
+                    columns = np.flatnonzero((aligned > 127).any(0))
+                    widths.append(columns[-1] - columns[0] + 1)
+        found[type] = np.mean(filled), np.mean(widths)
+        np.testing.assert_allclose(found[type], REAL[type], rtol=0.1)
+    assert found["nm-01"][0] < found["bg-01"][0] < found["cl-01"][0]
+
+
+def test_a_tree_is_read_by_the_casia_b_reader(tmp_path):
+    root = make_walkers(tmp_path / "w", **TINY)
+    table = casia_b.index_tree(root)
+    assert len(table) == 8 and set(table["view"]) == {"000", "090"}
+    clip = casia_b.read_sequence(table["path"][0])
+    raw = sequence_frames(1, table["type"][0], table["view"][0])
+    np.testing.assert_array_equal(clip, [align_frame(f) for f in raw])
+    split = casia_b.read_partition(root / "partition.json")
+    assert split == {"TRAIN_SET": ["001"], "TEST_SET": ["002"]}
+
+
+def test_a_tree_is_completed_and_otherwise_left_alone(tmp_path):
+    root = make_walkers(tmp_path / "w", **TINY)
+    before = tree_bytes(root)
+    gone, kept = root / "002/cl-01/090/090.pkl", root / "001/nm-01/000/000.pkl"
+    gone.unlink()
+    stamp = kept.stat().st_mtime_ns
+    make_walkers(root, **TINY)
+    assert tree_bytes(root) == before and kept.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"noise": 0.5}, {"frames": (2, 3)}])
+def test_other_arguments_never_reuse_a_tree(tmp_path, changed):
+    root = make_walkers(tmp_path / "w", **TINY | {"types": ("nm-01",), "views": ("090",)})
+    name = next(iter(changed))
+    with pytest.raises(ValueError, match=f"{name} is .* there.*another folder"):
+        make_walkers(root, **TINY | {"types": ("nm-01",), "views": ("090",)} | changed)
+
+
+def test_another_generator_version_never_reuses_a_tree(tmp_path):
+    root = make_walkers(tmp_path / "w", **TINY)
+    spec = json.loads((root / "walkers.json").read_text())
+    (root / "walkers.json").write_text(json.dumps(spec | {"version": 0}))
+    with pytest.raises(ValueError, match="version is 0 there"):
+        make_walkers(root, **TINY)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        make_walkers(tmp_path, **TINY)
+
+
+def test_workers_do_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr("walkers.dataset.WORTH_A_PROCESS", 1)
+    small = TINY | {"frames": (2, 3)}
+    one = make_walkers(tmp_path / "one", workers=1, **small)
+    two = make_walkers(tmp_path / "two", workers=2, **small)
+    assert tree_bytes(one) == tree_bytes(two)
+
+
+def test_a_killed_process_is_one_clear_error_and_what_was_drawn_stays(tmp_path, monkeypatch):
+    small = TINY | {"frames": (2, 3)}
+    whole = tree_bytes(make_walkers(tmp_path / "whole", workers=1, **small))
+    start, children = subprocess.Popen, []
+
+    def popen(*args, **kwargs):
+        children.append(start(*args, **kwargs))
+        if len(children) == 2:
+            children[1].kill()
+        return children[-1]
+
+    monkeypatch.setattr("walkers.dataset.WORTH_A_PROCESS", 1)
+    with monkeypatch.context() as patched, pytest.raises(WorkerError) as error:
+        patched.setattr(subprocess, "Popen", popen)
+        make_walkers(tmp_path / "w", workers=2, **small)
+    assert "1 of 2 processes" in str(error.value) and "died by SIGKILL" in str(error.value)
+    assert "run again to complete it" in str(error.value)
+    drawn = tree_bytes(tmp_path / "w")
+    assert 0 < len(drawn) < len(whole) and drawn.items() <= whole.items()
+    assert tree_bytes(make_walkers(tmp_path / "w", workers=1, **small)) == whole
+
+
+def test_a_failed_process_says_its_reason_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("walkers.dataset.WORTH_A_PROCESS", 1)
+    make_walkers(tmp_path / "w", workers=1, **TINY | {"types": ("nm-01",)})
+    shutil.rmtree(tmp_path / "w/001")
+    shutil.rmtree(tmp_path / "w/002")
+    (tmp_path / "w/002").touch()  # a file where a folder has to be
+    with pytest.raises(WorkerError, match="1 of 2 processes .* failed: NotADir.*002") as e:
+        make_walkers(tmp_path / "w", workers=2, **TINY | {"types": ("nm-01",)})
+    assert len(str(e.value).splitlines()) == 1
+    assert (tmp_path / "w/001/nm-01/000/000.pkl").exists()
+
+
+def test_raw_frames_are_png_in_casia_bs_layout(tmp_path):
+    root = make_walkers(tmp_path / "w", **TINY | {"frames": (2, 2)}, raw=True)
+    frame = cv2.imread(str(root / "002/cl-01/090/002-cl-01-090-002.png"), cv2.IMREAD_UNCHANGED)
+    expected = sequence_frames(2, "cl-01", "090", frames=(2, 2))[1]
+    np.testing.assert_array_equal(frame, expected)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"train": 3},
+        {"subjects": 2.5},
+        {"views": ("091",)},
+        {"types": "nm-01"},
+        {"frames": (3, 2)},
+        {"noise": -1},
+    ],
+)
+def test_arguments_that_make_no_data_set_are_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        make_walkers(tmp_path / "w", **TINY | bad)
+    assert not (tmp_path / "w").exists()

@@ -1,0 +1,144 @@
+"""Bodies: one person's proportions, from ANSUR II shifted to the students of CASIA-B.
+
+Stature is drawn per sex. Every other measure is its ratio to stature, with the survey's SD, made of
+four parts: the survey's own correlation with stature, a build factor shared by all girths, breadths
+and depths (strong at the waist, weak in bones), a leg factor shared by the heights of leg landmarks
+(long legs mean a short trunk) or an arm factor, and a rest of its own. Girths of the survey are
+scaled by the square root of weight per stature, less where bone decides, since American soldiers
+are heavier than Chinese students.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from walkers.norms import SEXES, Measure, load_norms, measures
+
+WOMEN = 0.25  # 31 of CASIA-B's 124 subjects
+SOLE = 0.022  # metres of shoe under the foot
+
+# name: (loading on the build factor, share of the weight shift that it takes part in)
+BUILD = {
+    "neckcircumference": (0.75, 0.7),
+    "biacromialbreadth": (0.25, 0.15),
+    "chestbreadth": (0.75, 0.7),
+    "chestdepth": (0.85, 0.9),
+    "waistbreadth": (0.92, 1.0),
+    "waistdepth": (0.92, 1.1),
+    "hipbreadth": (0.8, 0.6),
+    "buttockdepth": (0.88, 0.9),
+    "thighcircumference": (0.88, 0.9),
+    "lowerthighcircumference": (0.85, 0.8),
+    "calfcircumference": (0.78, 0.8),
+    "anklecircumference": (0.6, 0.6),
+    "bicepscircumferenceflexed": (0.85, 1.0),
+    "forearmcircumferenceflexed": (0.8, 0.8),
+    "wristcircumference": (0.6, 0.5),
+}
+# loading on the factor of its limb
+LEG = {
+    "trochanterionheight": 0.9,
+    "crotchheight": 0.9,
+    "buttockheight": 0.88,
+    "tibialheight": 0.8,
+    "waistheightomphalion": 0.65,
+    "lateralmalleolusheight": 0.3,
+}
+ARM = {"acromionradialelength": 0.7, "radialestylionlength": 0.7, "handlength": 0.6}
+TRUNK = {"acromialheight": 0.75, "cervicaleheight": 0.75, "chestheight": 0.65}
+
+
+@dataclass(frozen=True)
+class Body:
+    """One person's measures and habits of shape, in metres.
+
+    Attributes:
+        sex: "male" or "female".
+        stature: metres, barefoot.
+        m: measures by their ANSUR II names.
+        belly: how far the belly stands out in front beyond its measure, metres.
+        seat: how far the seat stands out behind, metres.
+        slope: how far the shoulders drop from the neck beyond the measured height, metres.
+        face: scale of the head's depth profile in front (nose and chin).
+        foot_out: scale of the foot's breadth.
+    """
+
+    sex: str
+    stature: float
+    m: dict[str, float]
+    belly: float
+    seat: float
+    slope: float
+    face: float
+    foot_out: float
+
+    @property
+    def thigh(self) -> float:
+        """Hip joint to knee joint."""
+        return self.m["trochanterionheight"] - self.m["tibialheight"]
+
+    @property
+    def shank(self) -> float:
+        """Knee joint to ankle joint."""
+        return self.m["tibialheight"] - self.m["lateralmalleolusheight"]
+
+    @property
+    def ankle_height(self) -> float:
+        """Ankle joint above the ground, shoe on."""
+        return self.m["lateralmalleolusheight"] + SOLE
+
+    @property
+    def hip_half(self) -> float:
+        """Half the distance between the hip joints (a quarter of the hip breadth and a bit)."""
+        return 0.26 * self.m["hipbreadth"]
+
+
+def draw_body(rng: np.random.Generator) -> Body:
+    """Draw a person."""
+    sex = SEXES[int(rng.random() < WOMEN)]
+    students = load_norms()["students"][sex]
+    soldiers = load_norms()["body"]
+    z = np.clip(rng.standard_normal(6), -2.2, 2.2)
+    z_stature, z_build, z_leg, z_arm, z_trunk, _ = z
+    stature_mean, stature_sd = students["stature"]
+    stature = stature_mean + stature_sd * z_stature
+    weight, _, _ = soldiers["weightkg"][sex]
+    lightness = np.sqrt(students["weight"][0] / stature_mean / weight * soldiers["stature"][sex][0])
+    m = {}
+    for name, measure in measures(sex).items():
+        build, shifted = BUILD.get(name, (0.0, 0.0))
+        z_limb, limb = 0.0, 0.0
+        for table, factor in ((LEG, z_leg), (ARM, z_arm), (TRUNK, z_trunk)):
+            if name in table:
+                z_limb, limb = factor, table[name]
+        own = np.clip(rng.standard_normal(), -2, 2)
+        deviation = _combine(measure, z_stature, z_build, build, z_limb, limb, own)
+        ratio = measure.ratio + measure.sd * deviation
+        m[name] = float(stature * ratio * lightness**shifted)
+    return Body(
+        sex,
+        float(stature),
+        m,
+        belly=float(max(0.0, 0.012 * z_build + 0.008 * rng.standard_normal())),
+        seat=float(np.clip(rng.normal(0.008, 0.008), -0.005, 0.025)),
+        slope=float(rng.normal(0.0, 0.010)),
+        face=float(rng.normal(1.0, 0.06)),
+        foot_out=float(rng.normal(1.0, 0.05)),
+    )
+
+
+def _combine(
+    measure: Measure,
+    z_stature: float,
+    z_build: float,
+    build: float,
+    z_limb: float,
+    limb: float,
+    own: float,
+) -> float:
+    """Return a deviation of unit variance: from stature, then the factors, then the rest."""
+    left = np.sqrt(1 - measure.stature_loading**2)
+    rest = np.sqrt(max(0.0, 1 - build**2 - limb**2))
+    return measure.stature_loading * z_stature + left * (
+        build * z_build + limb * z_limb + rest * own
+    )

@@ -1,0 +1,176 @@
+"""Figures: a dressed body in a pose, as polygons in one camera's image.
+
+The trunk and the head are stacks of elliptic sections, limbs are round with their own profiles,
+feet and bags are convex hulls, skirts and coat tails hang around the legs. Sizes are ANSUR II's;
+cloth adds to them.
+"""
+
+import numpy as np
+
+from walkers.body import Body
+from walkers.motion import Pose
+from walkers.outfit import Bag, Outfit
+from walkers.profiles import head_profile, trunk_profile
+from walkers.shapes import Camera, balls, drape, limb, stack
+
+DRAPE = 8  # sections of a skirt
+
+
+class Figure:
+    """One person in one outfit; ``outlines`` gives the polygons for a pose and a camera."""
+
+    def __init__(self, body: Body, outfit: Outfit):
+        self.body, self.outfit = body, outfit
+        self._trunk = trunk_profile(body, outfit)
+        self._head = head_profile(body, outfit)
+        m, clothes, coat = body.m, outfit.clothes, outfit.coat
+        sleeve = clothes.sleeve + (coat.sleeve if coat else 0.0)
+        r = {n: m[n] / (2 * np.pi) for n in m if n.endswith(("circumference", "flexed"))}
+        thigh, knee = r["thighcircumference"], 0.97 * r["lowerthighcircumference"]
+        calf, ankle = r["calfcircumference"], r["anklecircumference"]
+        self.thigh = np.array([0.97, 1.0, 0.95, 0.84, 0.70, 0.0]) * thigh
+        self.thigh += np.array([0.0, 0.0, 0.0, 0.06, 0.25, 1.0]) * knee
+        self.shank = np.array([0.97 * knee, 0.98 * calf, calf, 0.88 * calf, ankle * 1.12, ankle])
+        if not clothes.skirt:
+            self.thigh = self.thigh + clothes.trousers
+            hang = np.linspace(knee + clothes.trousers, clothes.hem, 6)
+            self.shank = np.maximum(self.shank + 0.5 * clothes.trousers, hang)
+        arm, fore = 0.94 * r["bicepscircumferenceflexed"], r["forearmcircumferenceflexed"]
+        self.upper = np.array([1.02, 1.04, 0.98, 0.93, 0.86]) * arm + sleeve
+        self.fore = np.array([0.93, 1.0, 0.93, 0.78, 0.0]) * fore + sleeve
+        self.fore[-1] = 1.05 * r["wristcircumference"] + 0.8 * sleeve
+        self.hand = np.array([0.62, 0.86, 0.80, 0.45]) * m["handbreadth"] / 2
+        self.neck = np.array([1.15, 1.0, 0.97]) * r["neckcircumference"]
+        if coat:
+            self.neck = self.neck + coat.collar * np.array([1.0, 1.0, 0.3])
+
+    def outlines(self, pose: Pose, camera: Camera) -> list[np.ndarray]:
+        """Return polygons ``(T, K, 2)`` in pixels; their union, with ``hulls``, is the person."""
+        j = pose.joint
+        parts = [self._trunk_outline(pose, camera), *self._head_outlines(pose, camera)]
+        parts.append(limb(camera, j("neck"), j("head"), self.neck))
+        for s in ("l", "r"):
+            parts.append(limb(camera, j(f"hip_{s}"), j(f"knee_{s}"), self.thigh))
+            parts.append(limb(camera, j(f"knee_{s}"), j(f"ankle_{s}"), self.shank))
+            parts.append(limb(camera, j(f"shoulder_{s}"), j(f"elbow_{s}"), self.upper))
+            parts.append(limb(camera, j(f"elbow_{s}"), j(f"wrist_{s}"), self.fore))
+            parts.append(limb(camera, j(f"wrist_{s}"), j(f"fingers_{s}"), self.hand))
+        clothes, coat = self.outfit.clothes, self.outfit.coat
+        if clothes.skirt:
+            parts.append(self._drape(pose, camera, clothes.skirt, 0.008, clothes.skirt_flare))
+        if clothes.shirt_length > 0:
+            parts.append(self._drape(pose, camera, clothes.shirt_length, 0.8 * clothes.shirt, 0.0))
+        if coat:
+            cloth = clothes.shirt + 0.7 * coat.girth
+            parts.append(self._drape(pose, camera, coat.length, cloth, coat.flare))
+            if coat.hood:
+                behind = j("neck") - 0.045 * pose.frame("thorax")[:, 0]
+                side = 0.05 * pose.frame("thorax")[:, 1]
+                size = np.full(3, 0.8 * coat.hood)
+                parts.append(limb(camera, behind - side, behind + side, size))
+        if self.outfit.hair.style == "ponytail":
+            head = pose.frame("head")
+            root = j("head") - head[:, 0] * 0.55 * self.body.m["headlength"] + head[:, 2] * 0.03
+            tip = root - head[:, 2] * 0.17 - head[:, 0] * 0.035
+            parts.append(limb(camera, root, tip, np.array([0.022, 0.034, 0.030, 0.014])))
+        return parts
+
+    def hulls(self, pose: Pose, camera: Camera) -> list[np.ndarray]:
+        """Return point sets ``(T, K, 2)`` in pixels whose convex hulls are feet and bag."""
+        sets = [self._foot(pose, camera, s) for s in ("l", "r")]
+        if self.outfit.bag:
+            sets.append(self._bag(self.outfit.bag, pose, camera))
+        return sets
+
+    def _trunk_outline(self, pose: Pose, camera: Camera) -> np.ndarray:
+        height, breadth, depth, ahead, upper = self._trunk
+        hips, thorax = pose.frame("pelvis")[:, None], pose.frame("thorax")[:, None]  # (T, 1, 3, 3)
+        part = upper[:, None, None]  # 0 hangs on the pelvis, 1 on the thorax
+        axes = hips * (1 - part) + thorax * part  # (T, S, 3, 3)
+        rise = self.body.m["waistheightomphalion"] - self.body.m["trochanterionheight"]
+        base = np.where(
+            (height < rise)[:, None], pose.joint("pelvis")[:, None], pose.joint("waist")[:, None]
+        )
+        above = np.where(height < rise, height, height - rise)[:, None]
+        centres = base + axes[:, :, 2] * above + axes[:, :, 0] * ahead[:, None]
+        neck = pose.joint("neck") - pose.joint("waist")
+        stoop = (neck * pose.frame("thorax")[:, 0]).sum(1)  # (T,), bends the upper back
+        bend = np.clip((height - rise) / (height[-1] - rise), 0, 1) ** 1.5
+        centres = centres + thorax[:, :, 0] * (stoop[:, None] * bend)[..., None]
+        return stack(camera, centres, axes[:, :, 1], axes[:, :, 0], breadth, depth)
+
+    def _head_outlines(self, pose: Pose, camera: Camera) -> list[np.ndarray]:
+        head = pose.frame("head")[:, None]  # (T, 1, 3, 3)
+        found = []
+        for height, breadth, depth, ahead in self._head:
+            centres = (
+                pose.joint("head")[:, None]
+                + head[:, :, 2] * height[:, None]
+                + head[:, :, 0] * ahead[:, None]
+            )
+            found.append(stack(camera, centres, head[:, :, 1], head[:, :, 0], breadth, depth))
+        return found
+
+    def _drape(
+        self, pose: Pose, camera: Camera, length: float, cloth: float, flare: float
+    ) -> np.ndarray:
+        share = np.linspace(0.0, length, DRAPE)
+        legs = []
+        for s in ("l", "r"):
+            hip, knee, ankle = (pose.joint(f"{n}_{s}")[:, None] for n in ("hip", "knee", "ankle"))
+            a, b = np.clip(share, 0, 1)[:, None], np.clip(share - 1, 0, 1)[:, None]
+            legs.append(hip * (1 - a) + knee * (a - b) + ankle * b)
+        radii = np.interp(share, np.linspace(0, 1, 6), self.thigh)
+        below = np.interp(share - 1, np.linspace(0, 1, 6), self.shank)
+        radii = np.where(share <= 1, radii, below) + cloth
+        return drape(camera, *legs, radii, flare * share)
+
+    def _foot(self, pose: Pose, camera: Camera, side: str) -> np.ndarray:
+        ankle, heel, ball, toe = (
+            pose.joint(f"{n}_{side}") for n in ("ankle", "heel", "ball", "toe")
+        )
+        along = ball - heel
+        across = np.stack([-along[:, 1], along[:, 0], 0 * along[:, 0]], axis=1)
+        across = across / np.sqrt((across**2).sum(1, keepdims=True))
+        wide = self.body.foot_out * self.body.m["footbreadthhorizontal"] / 2 - 0.020
+        tip = toe - ball
+        tip = tip / np.sqrt((tip**2).sum(1, keepdims=True)) * (self.outfit.clothes.sole - 0.028)
+        up = np.array([0.0, 0.0, 1.0])
+        centres = [
+            ankle,
+            heel + 0.030 * up + 0.10 * along,
+            ball + across * wide + 0.024 * up,
+            ball - across * wide + 0.024 * up,
+            toe + tip + 0.3 * across * wide + 0.022 * up,
+            toe + tip - 0.3 * across * wide + 0.022 * up,
+        ]
+        radii = np.array([0.043, 0.030, 0.024, 0.024, 0.022, 0.022])
+        return balls(camera, np.stack(centres, axis=1), radii)
+
+    def _bag(self, bag: Bag, pose: Pose, camera: Camera) -> np.ndarray:
+        m, round_off = self.body.m, 0.035
+        coat = self.outfit.coat.girth if self.outfit.coat else 0.0
+        size = np.array([bag.thickness, bag.width, bag.height])  # forward, left, up
+        if bag.kind == "backpack":
+            axes, base = pose.frame("thorax"), pose.joint("waist")
+            middle = np.array([-0.5 * m["chestdepth"] - 0.5 * bag.thickness - coat + 0.01, 0, 0])
+            middle[2] = 0.72 * (m["acromialheight"] - m["waistheightomphalion"]) - 0.3 * bag.height
+        elif bag.kind == "shoulder":
+            axes, base = pose.frame("pelvis"), pose.joint("waist")
+            size = size[[1, 0, 2]]
+            middle = np.array([-0.03, bag.side * (0.5 * m["hipbreadth"] + 0.5 * size[1]), -0.16])
+        else:
+            axes = np.broadcast_to(np.eye(3), (len(pose.joints), 3, 3))
+            base = pose.joint("fingers_l" if bag.side > 0 else "fingers_r")
+            size = size[[1, 0, 2]]
+            middle = np.array([0, 0, -0.04 - 0.5 * bag.height])
+        inner = np.maximum(size / 2 - round_off, 0.005)
+        corners = np.array([(i, k, n) for i in (-1, 1) for k in (-1, 1) for n in (-1, 1)]) * inner
+        if bag.kind == "hand":  # handles meet in the hand
+            corners = np.concatenate([corners, [-middle]])
+        offsets = corners + middle  # (S, 3)
+        centres = base[:, None] + sum(axes[:, None, i] * offsets[:, i, None] for i in range(3))
+        radii = np.full(len(corners), round_off)
+        if bag.kind == "hand":
+            radii[-1] = 0.01
+        return balls(camera, centres, radii)
