@@ -11,6 +11,12 @@ to 16, int32 beyond. The batch norm changes its step alone, one for each output 
 nothing is rounded twice. This is ONNX Runtime's QDQ form
 (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html): any runtime can
 compute it in float, and one with integer kernels finds where they fit.
+
+torch's own exporter (``dynamo=True`` in torch 2.13, onnxscript 0.7.2, the quantizer as a custom op)
+was tried and passes the tests of this module, with the same integer kernels and a latency within
+6 %. It is not used: the code was no shorter (471 lines, not 462), an export of GaitBase took 5 to
+7 s of CPU time instead of 0.2 to 0.8 s, and the exporter merges equal constants, a file that ONNX
+Runtime refuses with the exact kernels for x86 without VNNI until they are separated again.
 """
 
 from __future__ import annotations
