@@ -15,10 +15,9 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import papermill
 import pytest
-import yaml
 
 from gaitlib import steps
-from gaitlib.config import load_experiment
+from gaitlib.config import load_experiment, read_yaml
 from gaitlib.runs import Run
 from gaitlib.system.files import ROOT
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.browser
 TO_OPEN = ("01_data_exploration", "05_view_heatmaps")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = ROOT / "build/browser"
-SMOKE = yaml.safe_load((ROOT / "tests/smoke/experiment.yaml").read_text())
+SMOKE = read_yaml(ROOT / "tests/smoke/experiment.yaml")
 #: Milliseconds; a loaded machine needs them, an idle one takes seconds.
 TO_LOAD, TO_RUN = 60_000, 240_000
 

@@ -8,15 +8,14 @@ import sys
 import nbformat
 import papermill
 import pytest
-import yaml
 
-from gaitlib.config import SECTIONS
+from gaitlib.config import SECTIONS, read_yaml
 from gaitlib.system.files import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-5]*.ipynb"))
 OF_A_STUDY = ROOT / "notebooks/06_study.ipynb"
 OF_A_POINT = ROOT / "notebooks/point.ipynb"
-SMOKE = yaml.safe_load((ROOT / "tests/smoke/experiment.yaml").read_text())
+SMOKE = read_yaml(ROOT / "tests/smoke/experiment.yaml")
 
 
 def _code_cells(path):

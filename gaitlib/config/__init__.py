@@ -7,14 +7,9 @@ are OpenGait's contract (https://github.com/ShiqiYu/OpenGait, docs/3.detailed_co
 
 from gaitlib.config.compression_cfg import GetaCfg, HessoCfg
 from gaitlib.config.experiment import SECTIONS, Experiment
-from gaitlib.config.load import (
-    load_experiment,
-    notebook_experiment,
-    read_value,
-    read_yaml,
-    refuse_unknown,
-)
+from gaitlib.config.load import load_experiment, notebook_experiment, refuse_unknown
 from gaitlib.config.section import ConfigError
+from gaitlib.config.yaml_reader import read_value, read_yaml
 
 __all__ = [
     "SECTIONS",

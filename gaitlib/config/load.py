@@ -2,16 +2,16 @@
 
 import logging
 import re
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from gaitlib.config.experiment import SECTIONS, Experiment
 from gaitlib.config.opengait_keys import set_apart
 from gaitlib.config.section import ConfigError, is_number, nearest, number_as_yaml
+from gaitlib.config.yaml_reader import Place, read_with_lines, read_yaml
 from gaitlib.system.files import PARAMS
 
 log = logging.getLogger(__name__)
@@ -20,114 +20,6 @@ QUICKSTART = PARAMS / "quickstart.yaml"
 
 #: What a run's config.yaml records beside the sections; ignored when it is read back.
 RECORD = ("seed", "device", "processes", "data", "versions")
-
-#: Where a value stands: keys, and numbers of entries, from the outermost in.
-Place = tuple[str | int, ...]
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.1 that refuses what means something else than it looks: repeated keys, 036, 1:30."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if not isinstance(key, Hashable):
-                continue  # the base class refuses it
-            if key in seen:
-                _refuse(f"key {key!r} stands twice: keep one", key_node)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def construct_plain_int(self, node: yaml.ScalarNode) -> int:
-        """Read a whole number, unless its digits are not decimal ones without saying so."""
-        text, number = node.value, self.construct_yaml_int(node)
-        if ":" in text:
-            _refuse(
-                f"{text} is {number} (base 60) to YAML: write {number}, or quote '{text}'", node
-            )
-        if re.fullmatch(r"[-+]?0[0-7_]+", text):
-            decimal = int(text)
-            _refuse(f"{text} is {number} (octal) to YAML: write {decimal}, or quote '{text}'", node)
-        return number
-
-    def construct_plain_float(self, node: yaml.ScalarNode) -> float:
-        """Read a number with a point, unless it is in base 60."""
-        text, number = node.value, self.construct_yaml_float(node)
-        if ":" in text:
-            _refuse(
-                f"{text} is {number} (base 60) to YAML: write {number}, or quote '{text}'", node
-            )
-        return number
-
-
-_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_plain_int)
-_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_plain_float)
-
-
-def _refuse(problem: str, node: yaml.Node) -> None:
-    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read an experiment's sections as plain values.
-
-    Raises:
-        ConfigError: if the file is missing, is not YAML (a tab, say), repeats a key, or holds a
-            number that YAML reads as another one. The message names the file and the line.
-    """
-    return _read(Path(path))[0]
-
-
-def read_value(text: str) -> Any:
-    """Read a value as it stands in an experiment's file, or a number such as ``1e-3``.
-
-    Raises:
-        ConfigError: as `read_yaml`.
-    """
-    try:
-        value = yaml.load(text, _StrictLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{text!r} is no value: {error.problem}") from error
-    return float(text) if isinstance(value, str) and is_number(text) else value
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
-    """Return the sections, and the line of every key and entry."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        loader = _StrictLoader(text)
-        try:
-            node = loader.get_single_node()
-            values = None if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigError(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from error
-    except yaml.MarkedYAMLError as error:
-        is_tab = "'\\t'" in (error.problem or "")
-        problem = "a tab; indent with spaces" if is_tab else error.problem
-        place = f"{path}, line {error.problem_mark.line + 1}"
-        raise ConfigError(f"{place}: not YAML: {problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not sections (trainer_cfg: ...)")
-    return values, dict(_lines(node))
-
-
-def _lines(node: yaml.Node, place: Place = ()) -> Iterable[tuple[Place, int]]:
-    if isinstance(node, yaml.MappingNode):
-        entries = [(key.value, key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        entries = [(number, value, value) for number, value in enumerate(node.value)]
-    else:
-        return
-    for name, where, value in entries:
-        yield (*place, name), where.start_mark.line + 1
-        yield from _lines(value, (*place, name))
 
 
 def load_experiment(
@@ -149,7 +41,7 @@ def load_experiment(
     if isinstance(source, Mapping):
         values = dict(source)
     else:
-        values, lines = _read(Path(source or QUICKSTART))
+        values, lines = read_with_lines(Path(source or QUICKSTART))
     values = {
         key: value
         for key, value in values.items()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from gaitlib.config import read_yaml
 from gaitlib.deploy.cut_network import NetworkFileError, drop_bnnecks
 from gaitlib.deploy.network_file import load_lowbit, write_lowbit
 from gaitlib.model import build_model
@@ -74,7 +74,7 @@ def fake_quantized(model, weight_grids, activation_grids):
 
 
 def quickstart(cut=1.0):
-    arguments = yaml.safe_load(QUICKSTART.read_text())["model_cfg"]
+    arguments = read_yaml(QUICKSTART)["model_cfg"]
     del arguments["model"]
     model = build_model(**arguments)
     widths = layer_widths(model)

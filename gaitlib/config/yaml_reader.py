@@ -1,0 +1,126 @@
+"""YAML to plain values: the only place that reads YAML.
+
+PyYAML stays, because OpenGait and ``papermill -f`` read the same files with it, and ruamel.yaml
+gives other values for ``1e-3``, ``y``, ``on`` or ``036`` (its YAML version decides which): it
+would need PyYAML's patterns beside it, and save one check of ours, that for repeated keys.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from gaitlib.config.section import ConfigError, is_number
+
+#: Where a value stands: keys, and numbers of entries, from the outermost in.
+Place = tuple[str | int, ...]
+
+INT, FLOAT, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "merge"))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's loader, which also refuses repeated keys, and numbers in base 8 or 60: 036, 1:30."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Compose a mapping and check that its own keys differ; ``<<`` may repeat them."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # the base class refuses it
+            key = "<<" if key_node.tag == MERGE else self.construct_object(key_node)
+            if key in seen:
+                _refuse(f"key {key!r} stands twice: keep one", key_node)
+            seen.add(key)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return a node's value, unless it only looks like a number or date: 0x_, 2026-13-01."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError):
+            kind = node.tag.rpartition(":")[2]
+            _refuse(f"{node.value} is no {kind}: correct it, or quote '{node.value}'", node)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Return a number, unless it looks decimal and is in base 8 or 60."""
+        text, is_int = node.value, node.tag == INT
+        number = self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+        if ":" in text:
+            base, right = "base 60", number
+        elif is_int and re.fullmatch(r"[-+]?0[0-7_]+", text):
+            base, right = "octal", int(text.replace("_", ""))
+        else:
+            return number
+        _refuse(f"{text} is {number} ({base}) to YAML: write {right}, or quote '{text}'", node)
+
+
+_StrictLoader.add_constructor(INT, _StrictLoader.construct_number)
+_StrictLoader.add_constructor(FLOAT, _StrictLoader.construct_number)
+
+
+def _refuse(problem: str, node: yaml.Node) -> NoReturn:
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a file's sections as plain values.
+
+    Raises:
+        ConfigError: if the file is missing, is not YAML (a tab, say), repeats a key, or holds a
+            number that YAML reads as another one. The message names the file and the line.
+    """
+    return read_with_lines(Path(path))[0]
+
+
+def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
+    """Read a file's sections, and the line of every key and entry; raises as `read_yaml`."""
+    try:
+        values, node = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        problem = error.problem or ""
+        if not isinstance(error, yaml.constructor.ConstructorError):
+            is_tab = "'\\t'" in problem
+            problem = f"not YAML: {'a tab; indent with spaces' if is_tab else problem}"
+        raise ConfigError(f"{path}, line {error.problem_mark.line + 1}: {problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, not sections (trainer_cfg: ...)")
+    return values, dict(_lines(node))
+
+
+def read_value(text: str) -> Any:
+    """Read a value as it stands in a file, or a number such as ``1e-3``.
+
+    Raises:
+        ConfigError: as `read_yaml`.
+    """
+    try:
+        value, _ = _parse(text)
+    except yaml.YAMLError as error:
+        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+        raise ConfigError(f"{text!r} is no value: {problem}") from error
+    return float(text) if isinstance(value, str) and is_number(text) else value
+
+
+def _parse(text: str) -> tuple[Any, yaml.Node | None]:
+    loader = _StrictLoader(text)
+    node = loader.get_single_node()
+    return (None if node is None else loader.construct_document(node)), node
+
+
+def _lines(node: yaml.Node, place: Place = ()) -> Iterable[tuple[Place, int]]:
+    if isinstance(node, yaml.MappingNode):
+        entries = [(key.value, key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        entries = [(number, value, value) for number, value in enumerate(node.value)]
+    else:
+        return
+    for name, where, value in entries:
+        yield (*place, name), where.start_mark.line + 1
+        yield from _lines(value, (*place, name))
