@@ -179,7 +179,7 @@ def save_config(run: str, stage: str, record: Mapping[str, Any], *, of_run: bool
         record: every section resolved, seed, device and so on, as plain values.
         of_run: also write ``runs/<run>/config.yaml``, which is that of the stage begun last.
     """
-    packages = ("torch", "only_train_once", "numpy", "opencv-python-headless", "kornia", "gaitlib")
+    packages = ("torch", "only_train_once", "numpy", "opencv-python-headless", "gaitlib")
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     text = yaml.safe_dump({**record, "versions": versions}, sort_keys=False)
     own = write_atomically(stage_dir(run, stage) / "config.yaml", text)

@@ -6,18 +6,17 @@ says what it draws, for clips of a shape and from a CPU generator, and what it d
 on every device, whatever the clips hold, and a process may draw for more clips than it has.
 
 Only the clips that are drawn are warped. Warping is bilinear, with zeros outside; it turns uint8
-into float32.
+into float32. The matrices are computed here and not by kornia: its last digits, and with them the
+clips of a seed, change from one version to the next. cv2 warps only on a CPU.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from kornia.geometry.conversions import convert_affinematrix_to_homography, normalize_homography
-from kornia.geometry.linalg import transform_points
-from kornia.geometry.transform import get_perspective_transform, get_rotation_matrix2d
 from torch import Generator, Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 Shape = tuple[int, int, int, int]  # of clips: N, T, H, W
 AT_ONCE = 4  # clips that a CPU warps at a time: so many stay in its caches
@@ -116,9 +115,12 @@ class RandomRotate:
 
 def rotation(angles: Tensor, h: int, w: int) -> Tensor:
     """Return the matrices that turn h x w images counter-clockwise by ``(N,)`` degrees."""
-    n = len(angles)
-    middle = torch.tensor([(w - 1) / 2, (h - 1) / 2]).expand(n, 2)
-    return get_rotation_matrix2d(middle, angles, torch.ones(n, 2))  # (N, 2, 3)
+    radians = angles * (math.pi / 180)
+    cos, sin = radians.cos(), radians.sin()
+    turn = torch.stack([cos, sin, -sin, cos], dim=-1).view(-1, 2, 2)
+    middle = torch.tensor([w - 1, h - 1]) / 2
+    shift = middle - (turn * middle).sum(-1)  # the middle stays where it is
+    return torch.cat([turn, shift[..., None]], dim=-1)  # (N, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class RandomPerspective:
         """Draw which clips are changed, ``(N,)`` bool, and how they lean, ``(N, 3, 3)``."""
         n, _, h, w = shape
         drawn = _chosen(self, n, generator)
-        return drawn, get_perspective_transform(*self.corners(n, h, w, generator))
+        return drawn, perspective(*self.corners(n, h, w, generator))
 
     def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
         """Lean the clips that are drawn."""
@@ -156,6 +158,45 @@ class RandomPerspective:
         source = torch.stack([torch.stack(xy, dim=-1) for xy in points], dim=1)
         target = torch.tensor([[0, 0], [w, 0], [w, h], [0, h]]).float().expand(n, 4, 2)
         return source, target
+
+
+def perspective(source: Tensor, target: Tensor) -> Tensor:
+    """Return the matrices that take four points each, ``(N, 4, 2)``, to four others.
+
+    Both sets go round their quadrilateral in the same order.
+    """
+    matrices = _from_unit_square(target) @ _inverse(_from_unit_square(source))
+    return matrices / matrices[:, 2:, 2:]  # (N, 3, 3)
+
+
+def _from_unit_square(points: Tensor) -> Tensor:
+    """Return the matrices that take (0, 0), (1, 0), (1, 1) and (0, 1) to ``(N, 4, 2)`` points.
+
+    Heckbert, "Fundamentals of Texture Mapping and Image Warping", 1989.
+    """
+    a, b, c, d = points.unbind(1)  # (N, 2) each
+    bend, up, left = a - b + c - d, b - c, d - c
+    area = _cross(up, left)
+    g, h = _cross(bend, left) / area, _cross(up, bend) / area  # (N, 1) each
+    upper = torch.stack([b - a + g * b, d - a + h * d, a], dim=-1)  # (N, 2, 3)
+    lower = torch.stack([g, h, torch.ones_like(g)], dim=-1)  # (N, 1, 3)
+    return torch.cat([upper, lower], dim=1)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """Return the cross products of ``(N, 2)`` vectors, ``(N, 1)``."""
+    return a[:, :1] * b[:, 1:] - a[:, 1:] * b[:, :1]
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Invert ``(N, 3, 3)`` matrices by cross products of their columns.
+
+    `torch.linalg.inv` rounds differently, and equal seeds have to give equal clips.
+    """
+    a, b, c = matrices.unbind(-1)
+    crosses = [torch.linalg.cross(*pair) for pair in ((b, c), (c, a), (a, b))]
+    determinant = (a * crosses[0]).sum(-1)
+    return torch.stack(crosses, dim=1) / determinant[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -296,9 +337,13 @@ def warp(clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
 def _where_from(matrices: Tensor, h: int, w: int) -> Tensor:
     """Return where each pixel comes from, as `grid_sample` wants it: ``(n, h, w, 2)``, in -1..1."""
     affine = matrices.shape[1] == 2
-    square = convert_affinematrix_to_homography(matrices) if affine else matrices
-    back = torch.linalg.inv(normalize_homography(square, (h, w), (h, w)))  # (n, 3, 3)
+    if affine:
+        lower = torch.tensor([0.0, 0.0, 1.0]).expand(len(matrices), 1, 3)
+        matrices = torch.cat([matrices, lower], dim=1)
+    scaled = torch.tensor([[[2 / (w - 1), 0, -1], [0, 2 / (h - 1), -1], [0, 0, 1]]])  # to -1..1
+    back = torch.linalg.inv(scaled @ (matrices @ _inverse(scaled)))  # (n, 3, 3)
     if affine:
         return affine_grid(back[:, :2], [len(back), 1, h, w], align_corners=True)
     pixels = affine_grid(torch.eye(2, 3)[None], [1, 1, h, w], align_corners=True)
-    return transform_points(back[:, None], pixels.expand(len(back), -1, -1, -1))
+    where = pad(pixels, (0, 1), value=1) @ back[:, None].mT  # (n, h, w, 3)
+    return where[..., :2] * where[..., 2:].reciprocal()

@@ -133,6 +133,22 @@ def test_turning_by_90_degrees_is_rot90(turns):
     assert torch.equal(y[1], x[1].float())
 
 
+def test_matrices_agree_with_opencv():
+    angles = torch.linspace(-180, 180, 9)
+    theirs = [cv2.getRotationMatrix2D((21.5, 31.5), angle, 1) for angle in angles.tolist()]
+    np.testing.assert_allclose(augment.rotation(angles, 64, 44), theirs, atol=1e-5)
+
+    source = torch.tensor(
+        [[[3.0, 1], [40, 0], [44, 60], [0, 64]], [[0, 0], [44, 9], [30, 50], [5, 40]]]
+    )
+    target = torch.tensor(
+        [[[0.0, 0], [44, 0], [44, 64], [0, 64]], [[1, 2], [39, 4], [44, 64], [0, 51]]]
+    )
+    pairs = zip(source.numpy(), target.numpy(), strict=True)
+    theirs = [cv2.getPerspectiveTransform(*pair) for pair in pairs]
+    np.testing.assert_allclose(augment.perspective(source, target), theirs, atol=1e-4)
+
+
 def test_warping_agrees_with_opencv():
     x = blobs(n=1, t=2, w=44)
     matrix = torch.tensor([[[0.97, -0.17, 8.0], [0.17, 0.97, -2.0]]])
