@@ -32,14 +32,10 @@ class Augmentation(Protocol):
         """Change the clips in the way that was drawn for each; they may be written to."""
 
 
-def draw_and_apply(
-    step: Augmentation,
-    clips: Tensor,
-    generator: Generator | None,
-    rank: int = 0,
-    world_size: int = 1,
+def draw_and_overwrite(
+    step: Augmentation, clips: Tensor, generator: Generator | None, rank: int, world_size: int
 ) -> Tensor:
-    """Change clips by chance; those passed in stay as they are.
+    """Change clips by chance; those passed in may be written to.
 
     Several processes share a batch as `gaitlib.data.samplers.TripletSampler` deals it out. Each draws
     for the whole batch and keeps the rows of its own clips, so that a clip is changed as it would
@@ -55,13 +51,6 @@ def draw_and_apply(
     Raises:
         ValueError: no generator, or frames too small for ``step``.
     """
-    return draw_and_overwrite(step, clips.clone(), generator, rank, world_size)
-
-
-def draw_and_overwrite(
-    step: Augmentation, clips: Tensor, generator: Generator | None, rank: int, world_size: int
-) -> Tensor:
-    """Change clips by chance, in their own memory where that serves: `draw_and_apply` otherwise."""
     n, t, h, w = clips.shape
     draws = step.draw((n * world_size, t, h, w), generator)
     return step.apply(clips, *(draw[rank::world_size] for draw in draws))

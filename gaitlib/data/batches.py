@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gaitlib.data.frames import SAMPLE_TYPES, choose_frames
+from gaitlib.data.frames import choose_frames
 from gaitlib.data.samplers import ClipSeed, InferenceSampler, TripletSampler
 from gaitlib.data.sequence_file import SequenceError
 from gaitlib.system.processes import LoaderError, ending
 
 __all__ = [
-    "SAMPLE_TYPES",
     "Batch",
     "InferenceSampler",
     "LoaderError",
@@ -83,7 +82,6 @@ def training_batches(
     frames_skip_num: int = 0,
     frames_all_limit: int = -1,
     num_workers: int = 0,
-    persistent_workers: bool = False,
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
@@ -109,7 +107,6 @@ def training_batches(
         frames_skip_num: frames dropped from an ordered window.
         frames_all_limit: most frames of an ``all_*`` clip, or -1.
         num_workers: loading processes; 0 loads in this one. They change no batch.
-        persistent_workers: keep them for a second pass.
         pin_memory: put batches where a GPU can fetch them.
         rank: which process this is.
         world_size: how many there are.
@@ -133,12 +130,11 @@ def training_batches(
         frames_skip_num=frames_skip_num,
         frames_all_limit=frames_all_limit,
     )
-    return _loader(clips, sampler, num_workers, persistent_workers, pin_memory)
+    return _loader(clips, sampler, num_workers, pin_memory)
 
 
 def inference_batches(
     dataset: Sequences,
-    labels: Sequence[int] | np.ndarray | None = None,
     *,
     batch_size: int = 4,
     sample_type: str = "all_ordered",
@@ -147,7 +143,6 @@ def inference_batches(
     frames_all_limit: int = 720,
     seed: int = 0,
     num_workers: int = 0,
-    persistent_workers: bool = False,
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
@@ -159,7 +154,6 @@ def inference_batches(
 
     Args:
         dataset: the sequences.
-        labels: the subject of each, whole numbers; those of ``dataset`` by default.
         batch_size: sequences a batch; the last may hold fewer.
         sample_type: ``all_*`` or ``fixed_*``, see :func:`choose_frames`, like the following.
         frames_num_fixed: frames of a ``fixed_*`` clip.
@@ -167,7 +161,6 @@ def inference_batches(
         frames_all_limit: most frames of an ``all_*`` clip, or -1.
         seed: for ``fixed_*``.
         num_workers: loading processes; 0 loads in this one.
-        persistent_workers: keep them for a second pass.
         pin_memory: put batches where a GPU can fetch them.
         rank: which process this is.
         world_size: how many there are.
@@ -182,13 +175,13 @@ def inference_batches(
     sampler = InferenceSampler(len(dataset), batch_size, seed, rank, world_size)
     clips = _Clips(
         dataset,
-        dataset.labels if labels is None else labels,
+        dataset.labels,
         sample_type,
         frames_num_fixed=frames_num_fixed,
         frames_skip_num=frames_skip_num,
         frames_all_limit=frames_all_limit,
     )
-    return _loader(clips, sampler, num_workers, persistent_workers, pin_memory)
+    return _loader(clips, sampler, num_workers, pin_memory)
 
 
 def _tell_of_few_sequences(sampler: TripletSampler) -> None:
@@ -298,7 +291,6 @@ def _loader(
     clips: _Clips,
     sampler: Sampler[list[tuple[int, ClipSeed]]],
     num_workers: int,
-    persistent_workers: bool,
     pin_memory: bool,
 ) -> "DataLoader[Batch]":
     return _Loader(
@@ -306,7 +298,6 @@ def _loader(
         batch_size=None,  # the sampler's items are whole batches
         sampler=sampler,
         num_workers=num_workers,
-        persistent_workers=persistent_workers and num_workers > 0,
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
         generator=torch.Generator().manual_seed(0),  # else it would draw from the global one

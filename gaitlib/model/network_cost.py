@@ -42,9 +42,9 @@ def _own_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(n, p) for n, p in model.named_parameters() if not of_quantizer(n)]
 
 
-def macs_per_frame(model: GaitBase, frame: tuple[int, int] = FRAME) -> int:
+def macs_per_frame(model: GaitBase) -> int:
     """Return the MACs of the backbone on one frame: the model's published cost (1.178 GMAC)."""
-    rows = _count(model, frame)
+    rows = _count(model, FRAME)
     return sum(row["macs"] for name, row in rows.items() if name.startswith(_BACKBONE))
 
 
@@ -65,7 +65,7 @@ def layer_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def block_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame:
+def block_table(model: GaitBase) -> pd.DataFrame:
     """Return parameters and MACs of each block; every parameter is in exactly one.
 
     Columns:
@@ -79,7 +79,7 @@ def block_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame
     for name, parameter in _own_parameters(model):
         params[_block(name)] = params.get(_block(name), 0) + parameter.numel()
     macs = dict.fromkeys(params, 0)
-    for name, row in _count(model, frame).items():
+    for name, row in _count(model, FRAME).items():
         macs[_block(name)] += row["macs"]
     heads = {name for name, _ in model.named_children()}
     return pd.DataFrame(
@@ -100,7 +100,6 @@ def measure_latency(
     repeats: int = 20,
     warmup: int = 3,
     device: torch.device | str | None = None,
-    frame: tuple[int, int] = FRAME,
 ) -> float:
     """Return the median time, in milliseconds, to embed ``batch`` clips of ``frames`` frames.
 
@@ -117,7 +116,7 @@ def measure_latency(
     if device != home.device:
         model = copy.deepcopy(model).to(device)
     generator = torch.Generator().manual_seed(0)
-    clips = torch.rand(batch, frames, *frame, generator=generator).to(device, home.dtype)
+    clips = torch.rand(batch, frames, *FRAME, generator=generator).to(device, home.dtype)
 
     def wait() -> None:
         if device.type == "cuda":

@@ -2,7 +2,6 @@
 
 from gaitlib.plots.bits_figures import bits_by_layer, bits_schedule, size_and_accuracy
 from gaitlib.plots.data_figures import (
-    contact_sheet,
     foreground_statistics,
     frames_histogram,
     gei_grid,
@@ -19,18 +18,16 @@ from gaitlib.plots.pruning_figures import (
     sparsity_schedule,
 )
 from gaitlib.plots.study_figures import cuts_by_method, frontier_by_condition, frontiers
-from gaitlib.plots.style import CONDITION_COLOURS, MODEL_COLOURS, save_figure
+from gaitlib.plots.style import CONDITION_COLOURS, save_figure
 from gaitlib.plots.training_figures import hits_and_misses, model_blocks, training_curves
 from gaitlib.plots.view_figures import drop_intervals, view_curves, view_heatmaps
 
 __all__ = [
     "CONDITION_COLOURS",
     "LiveFigure",
-    "MODEL_COLOURS",
     "bits_by_layer",
     "bits_schedule",
     "channels_kept",
-    "contact_sheet",
     "cuts_by_method",
     "dependency_graph",
     "drop_intervals",

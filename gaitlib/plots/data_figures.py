@@ -136,29 +136,6 @@ def views_strip(clips: Mapping[str, np.ndarray], frames: int = 10, title: str = 
 
 
 @plt.rc_context(STYLE)
-def contact_sheet(clip: np.ndarray, columns: int = 12, title: str = "") -> Figure:
-    """Every frame of one clip, left to right, then down.
-
-    Args:
-        clip: uint8 ``(T, H, W)``.
-        columns: frames in a row.
-        title: of the figure.
-    """
-    rows = [list(clip[start : start + columns]) for start in range(0, len(clip), columns)]
-    _, height, width = clip.shape
-    fig, ax = plt.subplots(figsize=(0.75 * columns * width / height + 0.8, 0.75 * len(rows) + 0.6))
-    ax.imshow(mosaic(rows), cmap="gray", vmin=0, vmax=255)
-    starts = [str(start) for start in range(0, len(clip), columns)]
-    ax.set_yticks(mosaic_ticks(len(rows), height), starts)
-    ax.set_xticks([])
-    ax.set_ylabel("first frame")
-    ax.set_title(title)
-    bare(ax)
-    plt.close(fig)
-    return fig
-
-
-@plt.rc_context(STYLE)
 def gei_grid(geis: Mapping[tuple[str, str], np.ndarray], title: str = "") -> Figure:
     """Gait energy images (mean silhouettes), types in rows and views in columns.
 

@@ -28,7 +28,6 @@ def dependency_graph(
     network: nx.DiGraph,
     hide: Collection[str] = (),
     strip: str = "Backbone.forward_block.",
-    title: str = "Layers of one colour lose their channels together",
 ) -> Figure:
     """Draw layers from input to output, coloured by the group they are pruned with.
 
@@ -41,7 +40,6 @@ def dependency_graph(
             node's name).
         hide: operator types to draw edges through instead of a line of their own, e.g. "Relu".
         strip: left out at the start of names.
-        title: of the figure.
 
     Raises:
         ValueError: the graph has a cycle or nothing to draw.
@@ -79,7 +77,7 @@ def dependency_graph(
         ax.text(details, y, ", ".join(detail), va="center", fontsize=10, color="#595959")
     ax.set(xlim=(-1.1, right), ylim=(-len(order) + 0.4, 0.6))
     ax.set_axis_off()
-    ax.set_title(title, loc="left")
+    ax.set_title("Layers of one colour lose their channels together", loc="left")
     _legend(ax, network, order, colours, strip)
     plt.close(fig)
     return fig

@@ -139,12 +139,11 @@ def block_cost(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
 
 
 @plt.rc_context(STYLE)
-def saliency_of_groups(scores: pd.DataFrame, label: str = "saliency score") -> Figure:
+def saliency_of_groups(scores: pd.DataFrame) -> Figure:
     """Score of every group of channels, a line of points per layer; what was cut is coloured.
 
     Args:
         scores: a row per group with columns layer, score, kept (bool); layers in network order.
-        label: of the score axis.
     """
     layers = list(dict.fromkeys(scores["layer"]))
     fig, ax = plt.subplots(figsize=(9, 1.5 + 0.36 * len(layers)))
@@ -163,7 +162,7 @@ def saliency_of_groups(scores: pd.DataFrame, label: str = "saliency score") -> F
         )
     ax.set_yticks(np.arange(len(layers)), layers)
     ax.set_ylim(len(layers) - 0.5, -0.5)
-    ax.set_xlabel(label)
+    ax.set_xlabel("saliency score")
     ax.grid(axis="y", visible=False)
     for edge in np.arange(len(layers) - 1) + 0.5:
         ax.axhline(edge, color="#E3E3E3", linewidth=0.8)

@@ -155,15 +155,14 @@ class Graph:
         zero = self.zero_channels(model).values()
         return sum(int(z.sum()) for z in zero) / max(self.num_channels, 1)
 
-    def zero(self, channels: Mapping[str, Iterable[int]], model: nn.Module | None = None) -> None:
+    def zero(self, channels: Mapping[str, Iterable[int]]) -> None:
         """Set channels to zero in place: group id -> channel numbers."""
-        model = self.model if model is None else model
         named = {group.id: group for group in self.prunable()}
         for id_, chosen in channels.items():
             if id_ not in named:
                 raise ValueError(f"no prunable group {id_!r}; choose from {sorted(named)}")
             for name, dim in zip(named[id_].names, named[id_].dims, strict=True):
-                tensor = model.get_parameter(name).detach()
+                tensor = self.model.get_parameter(name).detach()
                 tensor.index_fill_(dim, torch.tensor(list(chosen), device=tensor.device).long(), 0)
 
     def slice(self, model: nn.Module | None = None) -> nn.Module:

@@ -146,25 +146,9 @@ class HESSO(torch.optim.Optimizer):
         """Steps so far, skipped ones that were reported included."""
         return self.pruner.steps
 
-    @property
-    def target_num_redundant_groups(self) -> int:
-        """K, the channels to remove."""
-        return self.pruner.schedule.target
-
-    @property
-    def num_pruned_channels(self) -> int:
-        """Channels removed so far (counted, not measured)."""
-        return self.pruner.num_pruned
-
     def importance(self) -> pd.DataFrame:
         """Return every score of every choice, one row a channel: `record.importance_table`."""
         return self.pruner.importance()
-
-    def history(self) -> pd.DataFrame:
-        """Return the chosen channels alone, in the columns of `importance` without ``state``."""
-        table = self.importance()
-        chosen = table[table.state == "chosen"].drop(columns="state")
-        return chosen.sort_values(["period", "score"], kind="stable", ignore_index=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's entries and ``hesso``: all that a run needs to continue bit for bit.

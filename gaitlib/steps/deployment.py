@@ -1,6 +1,6 @@
 """The networks of a finished run, in the forms that they could be used in, and how fast each is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -63,24 +63,21 @@ def deployed(run: Run) -> dict[str, nn.Module]:
     return networks | {name: onnx_export.OnnxNetwork(f, threads) for name, f in files.items()}
 
 
-def compare_latency(
-    networks: Mapping[str, nn.Module], batches: Sequence[int] = (1, 16), rounds: int = 5
-) -> pd.DataFrame:
+def compare_latency(networks: Mapping[str, nn.Module]) -> pd.DataFrame:
     """Time networks in turn, A B A B, so that what else the machine does hits all alike.
 
     Args:
         networks: name to network; clips of 30 frames, embeddings alone.
-        batches: clips at a time.
-        rounds: measurements of each.
 
     Returns:
-        A row a batch size, a column a network: median milliseconds.
+        A row for 1 clip at a time and one for 16, a column per network: milliseconds, the median
+        of 5 measurements.
     """
     rows = {}
-    for batch in batches:
+    for batch in (1, 16):
         times = [
             [measure_latency(net, batch, repeats=2, warmup=1) for net in networks.values()]
-            for _ in range(rounds)
+            for _ in range(5)
         ]
         rows[f"{batch} clip(s)"] = np.median(times, axis=0)
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(networks))

@@ -12,9 +12,8 @@ from gaitlib.data.augment import (
     RandomHorizontalFlip,
     RandomPerspective,
     RandomRotate,
-    draw_and_apply,
 )
-from gaitlib.data.transforms import Transform, build_transform
+from gaitlib.data.transforms import BaseSilTransform, Transform, build_transform
 
 AUGMENTATIONS = [RandomAffine, RandomErasing, RandomHorizontalFlip, RandomPerspective, RandomRotate]
 
@@ -32,6 +31,10 @@ def blobs(n=4, t=3, h=64, w=64):
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     shape = 255 * torch.exp(-((x - w / 2 - 5) ** 2 / 90 + (y - h / 2) ** 2 / 300))
     return shape.to(torch.uint8).expand(n, t, h, w).contiguous()
+
+
+def changed_by(step, x, chance):
+    return Transform((step,))(x, chance)
 
 
 def test_cutting_takes_ten_columns_off_each_side_and_divides():
@@ -94,34 +97,35 @@ def test_cutting_before_or_after_gives_the_same_range(kind):
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_prob_is_how_often_and_the_others_stay_as_they_are(kind):
     x = clips(n=400, t=1)
-    y = draw_and_apply(kind(prob=0.25), x, generator())
+    y = changed_by(kind(prob=0.25), x, generator())
     changed = (y != x).flatten(1).any(1)
     assert 70 <= changed.sum() <= 130  # 100 expected, standard deviation 8.7
-    assert torch.equal(draw_and_apply(kind(prob=0), x, generator()), x)
-    assert (draw_and_apply(kind(prob=1), x, generator()) != x).flatten(1).any(1).all()
+    assert torch.equal(changed_by(kind(prob=0), x, generator()), x)
+    assert (changed_by(kind(prob=1), x, generator()) != x).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_all_frames_of_a_clip_change_alike_and_clips_differ(kind):
-    y = draw_and_apply(kind(prob=1), clips(t=1).expand(4, 5, 64, 64), generator())
+    y = changed_by(kind(prob=1), clips(t=1).expand(4, 5, 64, 64), generator())
     assert (y == y[:, :1]).all()
-    y = draw_and_apply(kind(prob=1), clips(n=1, t=1).expand(8, 1, 64, 64), generator())
+    y = changed_by(kind(prob=1), clips(n=1, t=1).expand(8, 1, 64, 64), generator())
     if kind is not RandomHorizontalFlip:
         assert len({clip.float().sum().item() for clip in y}) == 8
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_the_clips_passed_in_are_not_written_to(kind):
-    for x in (clips(), clips() / 255):
+    for first in ((), (BaseSilTransform(),)):  # uint8 and float32 clips to the augmentation
+        x = clips()
         before = x.clone()
-        draw_and_apply(kind(prob=0.5), x, generator())
+        Transform((*first, kind(prob=0.5)))(x, generator())
         assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_chance_without_a_generator_is_refused(kind):
     with pytest.raises(ValueError, match=f"{kind.__name__}.*pass a torch.Generator"):
-        draw_and_apply(kind(), clips(), None)
+        changed_by(kind(), clips(), None)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -162,7 +166,7 @@ def test_angles_fill_the_range():
     # the angle is read back from where a far point goes: 28 pixels right of the middle
     x = torch.zeros(200, 1, 65, 65, dtype=torch.uint8)
     x[:, :, 31:34, 59:62] = 255
-    y = draw_and_apply(RandomRotate(prob=1, degree=10), x, generator())[:, 0]
+    y = changed_by(RandomRotate(prob=1, degree=10), x, generator())[:, 0]
     rows, columns = torch.arange(65.0) - 32, torch.arange(65.0) - 32
     total = y.sum((1, 2))
     up = -(y.sum(2) @ rows) / total
@@ -182,7 +186,7 @@ def test_angles_fill_the_range():
 @pytest.mark.parametrize("width", [44, 64])
 def test_corners_go_where_opencv_takes_them(kind, matrix_of, warp, width):
     x = blobs(n=6, t=2, w=width)
-    ours = draw_and_apply(kind(prob=1), x, generator())
+    ours = changed_by(kind(prob=1), x, generator())
     chance = generator()
     torch.rand(6, generator=chance)  # who is drawn
     corners = kind.corners(6, 64, width, chance)
@@ -201,7 +205,7 @@ def test_perspective_corners_are_ten_columns_inside_at_most():
     for corner in (1, 2):
         assert set(source[:, corner, 0].tolist()) == set(range(50, 60))
     with pytest.raises(ValueError, match="44 columns"):
-        draw_and_apply(RandomPerspective(prob=1), clips(w=40), generator())
+        changed_by(RandomPerspective(prob=1), clips(w=40), generator())
 
 
 def test_affine_corners_are_less_than_ten_pixels_inside():
@@ -212,7 +216,7 @@ def test_affine_corners_are_less_than_ten_pixels_inside():
         assert set(right[:, 0].tolist()) == set(range(35, 45))
         assert set(low[:, 1].tolist()) == set(range(55, 65))
     with pytest.raises(ValueError, match="64 rows"):
-        draw_and_apply(RandomAffine(prob=1), clips(h=32), generator())
+        changed_by(RandomAffine(prob=1), clips(h=32), generator())
 
 
 def boxes(erased):
@@ -227,7 +231,7 @@ def boxes(erased):
 
 def test_erasing_blanks_one_box_of_the_given_size_in_all_frames():
     x = torch.full((100, 3, 64, 44), 7, dtype=torch.uint8)
-    y = draw_and_apply(RandomErasing(prob=1, sl=0.05, sh=0.2, r1=0.3), x, generator())
+    y = changed_by(RandomErasing(prob=1, sl=0.05, sh=0.2, r1=0.3), x, generator())
     assert (y == y[:, :1]).all() and set(y.unique().tolist()) == {0, 7}
     for top, bottom, left, right in boxes(y[:, 0]):
         height, width = bottom - top, right - left
@@ -237,7 +241,7 @@ def test_erasing_blanks_one_box_of_the_given_size_in_all_frames():
 
 def test_an_erased_quarter_square_is_exactly_half_as_wide():
     x = torch.full((50, 1, 64, 64), 7, dtype=torch.uint8)
-    y = draw_and_apply(RandomErasing(prob=1, sl=0.25, sh=0.25, r1=1), x, generator())
+    y = changed_by(RandomErasing(prob=1, sl=0.25, sh=0.25, r1=1), x, generator())
     found = list(boxes(y[:, 0]))
     assert {(bottom - top, right - left) for top, bottom, left, right in found} == {(32, 32)}
     assert len(set(found)) > 40
@@ -245,14 +249,14 @@ def test_an_erased_quarter_square_is_exactly_half_as_wide():
 
 def test_erasing_per_frame_draws_for_every_frame():
     x = torch.full((4, 50, 64, 44), 7, dtype=torch.uint8)
-    y = draw_and_apply(RandomErasing(prob=0.5, per_frame=True), x, generator())
+    y = changed_by(RandomErasing(prob=0.5, per_frame=True), x, generator())
     erased = (y == 0).flatten(2).any(2)  # (N, T)
     assert 70 <= erased.sum() <= 130  # 100 expected, standard deviation 7.1
     assert len(set(boxes(y[erased]))) > 60
 
 
 def test_flipping_is_a_mirror():
-    mirrored = draw_and_apply(RandomHorizontalFlip(prob=1), clips(), generator())
+    mirrored = changed_by(RandomHorizontalFlip(prob=1), clips(), generator())
     torch.testing.assert_close(mirrored, clips().flip(-1))
 
 

@@ -83,7 +83,6 @@ CASES = [
     (plots.frames_histogram, (SEQUENCES,), 3, "median 15.5, shortest 10"),
     (plots.split_bars, (pd.DataFrame({"split": ["train"], "subjects": [74]}),), 1, "74"),
     (plots.views_strip, ({v: CLIP for v in VIEWS}, 4), 1, "018  (5)"),
-    (plots.contact_sheet, (CLIP, 2, "075"), 1, "075"),
     (plots.gei_grid, ({("nm-01", "000"): IMAGE, ("cl-01", "018"): IMAGE},), 1, "cl-01"),
     (plots.foreground_statistics, (SEQUENCES,), 2, "bg-01"),
     (plots.training_curves, (HISTORY,), 3, "softmax/accuracy"),

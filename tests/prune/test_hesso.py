@@ -121,7 +121,7 @@ def test_sgd_is_the_packages_step_for_step(make, momentum, start, steps, periods
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     assert optimizer.group_sparsity() == pytest.approx(package.curr_group_sparsity)
-    assert optimizer.num_pruned_channels == package.target_num_redundant_groups > 0
+    assert optimizer.pruner.num_pruned == package.target_num_redundant_groups > 0
 
 
 # --- the optimizer underneath ----------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_exactly_k_channels_are_zero_at_the_end_and_stay_so(variant, sparsity):
     expected = int(32 * sparsity) / 32
     assert optimizer.group_sparsity() == expected == graph.group_sparsity()
     run(optimizer, model, 3, start=7)
-    assert optimizer.group_sparsity() == expected == optimizer.num_pruned_channels / 32
+    assert optimizer.group_sparsity() == expected == optimizer.pruner.num_pruned / 32
     assert all(
         len(c) < g["num_groups"]
         for c, g in zip(optimizer.pruner.pruned.values(), optimizer.pruner.groups, strict=True)
@@ -244,8 +244,8 @@ def test_group_divisible_leaves_multiples_and_almost_all_of_the_quota(divisible,
         n = group["num_groups"]
         pruned = len(optimizer.pruner.pruned[group["id"]])
         assert pruned == 0 or (n - pruned) % divisible == 0 and n - pruned >= divisible
-    target = optimizer.target_num_redundant_groups
-    assert target - divisible < optimizer.num_pruned_channels <= target
+    target = optimizer.pruner.schedule.target
+    assert target - divisible < optimizer.pruner.num_pruned <= target
 
 
 def test_a_redundant_channel_shrinks_evenly_to_zero():
@@ -255,14 +255,14 @@ def test_a_redundant_channel_shrinks_evenly_to_zero():
     optimizer = build_hesso(graph, {"lr": 1e-9} | settings)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     run(optimizer, model, 2)
-    assert optimizer.history().empty
+    assert optimizer.importance().empty
     for left in (3 / 4, 2 / 4, 1 / 4, 0):  # steps 3 to 6
         run(optimizer, model, 1)
-        row = optimizer.history().iloc[0]
+        row = optimizer.importance().query("state == 'chosen'").iloc[0]
         name = f"{row.group}.weight"
         now = dict(model.named_parameters())[name][row.channel]
         torch.testing.assert_close(now, left * before[name][row.channel], atol=1e-6, rtol=1e-5)
-    assert optimizer.num_pruned_channels == 3 and optimizer.num_steps == 6
+    assert optimizer.pruner.num_pruned == 3 and optimizer.num_steps == 6
 
 
 def test_a_step_that_was_skipped_is_made_up_for():
@@ -315,14 +315,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(variant, stop):
     assert all(torch.equal(v, before[k]) for k, v in resumed.state_dict().items())
 
 
-def test_history_names_the_lowest_scores():
+def test_the_lowest_scores_are_chosen():
     model = network()
     settings = {"pruning_steps": 6, "pruning_periods": 2, "target_group_sparsity": 0.5}
     optimizer = build_hesso(traced(model), {"lr": 0.05} | settings)
     run(optimizer, model, 6)
-    table, history = optimizer.importance(), optimizer.history()
-    assert len(table) == 2 * 32 and len(history) == 16
-    assert list(history.step) == [1] * 8 + [4] * 8
+    table = optimizer.importance()
+    chosen = table[table.state == "chosen"]
+    assert len(table) == 2 * 32 and len(chosen) == 16
+    assert list(chosen.step) == [1] * 8 + [4] * 8
     for period, part in table.groupby("period"):
         assert (part.state == "pruned").sum() == 8 * period
         chosen = part[part.state == "chosen"].score

@@ -304,7 +304,7 @@ def test_a_group_without_quantized_layers_shrinks_as_in_hesso():
     train(model, optimizer, 9)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(model, optimizer, 1, start=9)
-    row = optimizer.history().iloc[0]
+    row = optimizer.importance().query("state == 'chosen'").iloc[0]
     weight = f"{row.group}.weight"
     now = model.get_parameter(weight).detach()[row.channel]
     torch.testing.assert_close(now, 2 / 3 * before[weight][row.channel], rtol=1e-4, atol=1e-6)
