@@ -3,11 +3,11 @@
 
 PYTHON ?= python3
 RUN ?= quickstart
-STUDY ?= params/quickstart.yaml
-GRID ?= params/studies/quickstart.yaml
+CFGS ?= params/quickstart.yaml
+STUDY ?= params/studies/quickstart.yaml
 NAME ?= quickstart-study
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
-OF_A_GRID := notebooks/06_study.ipynb
+OF_A_STUDY := notebooks/06_study.ipynb
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -19,10 +19,10 @@ export JUPYTERLAB_WORKSPACES_DIR ?= $(CURDIR)/build/lab
 .PHONY: help workbook study test browser-test bench lint lab notebooks clean
 
 help:
-	@echo "make workbook   run the five notebooks with $(STUDY) and print what came out"
-	@echo "                (STUDY=params/casia_b/gaitbase_resnet_geta.yaml RUN=my-run for another study)"
-	@echo "make study      run the networks of $(GRID) that are missing, and notebook 6 on their table"
-	@echo "                (GRID=params/studies/mine.yaml NAME=mine for another; about half an hour on 2 cores)"
+	@echo "make workbook   run the five notebooks with $(CFGS) and print what came out"
+	@echo "                (CFGS=params/casia_b/gaitbase_resnet_geta.yaml RUN=my-run for another experiment)"
+	@echo "make study      run the networks of $(STUDY) that are missing, and notebook 6 on their table"
+	@echo "                (STUDY=params/studies/mine.yaml NAME=mine for another; about half an hour on 2 cores)"
 	@echo "make test       unit tests, every notebook at smoke size (papermill), the committed notebooks (nbval)"
 	@echo "make lab        JupyterLab on the notebooks and the page that leads through them (LAB=--no-browser for a server)"
 	@echo "make browser-test  notebooks 1 and 5 in that lab, in chromium; screenshots in build/browser"
@@ -38,18 +38,20 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 workbook: $(READY)
+	@[ "$(origin STUDY)" != "command line" ] || { echo "STUDY=$(STUDY): write CFGS= for an experiment; STUDY= is for make study"; exit 2; }
 	@mkdir -p runs/$(RUN)/notebooks
-	@for notebook in $(filter-out $(OF_A_GRID),$(NOTEBOOKS)); do \
+	@for notebook in $(filter-out $(OF_A_STUDY),$(NOTEBOOKS)); do \
 		echo "--- $$notebook"; \
 		$(BIN)/papermill $$notebook runs/$(RUN)/notebooks/$$(basename $$notebook) \
-			-f $(STUDY) -r run $(RUN) -k python3 --cwd notebooks --log-output --no-progress-bar || exit 1; \
+			-f $(CFGS) -r run $(RUN) -k python3 --cwd notebooks --log-output --no-progress-bar || exit 1; \
 	done
 	@$(BIN)/gaitlib summary $(RUN)
 
 study: $(READY)
-	$(BIN)/gaitlib study $(GRID)
+	@[ -z "$(GRID)" ] || { echo "GRID=$(GRID): write STUDY= for the file of a study"; exit 2; }
+	$(BIN)/gaitlib study $(STUDY)
 	@mkdir -p runs/$(NAME)/notebooks
-	$(BIN)/papermill $(OF_A_GRID) runs/$(NAME)/notebooks/$(notdir $(OF_A_GRID)) \
+	$(BIN)/papermill $(OF_A_STUDY) runs/$(NAME)/notebooks/$(notdir $(OF_A_STUDY)) \
 		-r run $(NAME) -k python3 --cwd notebooks --log-output --no-progress-bar
 
 test: $(READY)
