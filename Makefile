@@ -16,7 +16,7 @@ export PYTHONHASHSEED ?= 0
 # JupyterLab's open tabs are this project's own.
 export JUPYTERLAB_WORKSPACES_DIR ?= $(CURDIR)/build/lab
 
-.PHONY: help workbook study test browser-test bench lint lab notebooks clean
+.PHONY: help workbook study test test-code test-notebooks browser-test bench lint lab notebooks clean
 
 help:
 	@echo "make workbook   run the five notebooks with $(CFGS) and print what came out"
@@ -54,9 +54,15 @@ study: $(READY)
 	$(BIN)/papermill $(OF_A_STUDY) runs/$(NAME)/notebooks/$(notdir $(OF_A_STUDY)) \
 		-r run $(NAME) -k python3 --cwd notebooks --log-output --no-progress-bar
 
+# Two halves beside each other, one thread each: on two cores that is faster than one after the other.
 test: $(READY)
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --jobs=2 test-code test-notebooks
+
+test-code: $(READY)
 	$(BIN)/pytest -m "not notebooks and not browser"
 	$(BIN)/pytest -m notebooks
+
+test-notebooks: $(READY)
 	@mkdir -p build/nbval data && ln -sfn ../../data build/nbval/data
 	GAITLIB_WORKSPACE=$(CURDIR)/build/nbval $(BIN)/pytest --nbval-lax --nbval-current-env \
 		--nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 900 -p no:cacheprovider $(NOTEBOOKS)
