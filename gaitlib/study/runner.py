@@ -1,16 +1,18 @@
 """Run a study's points on Dask workers: the only door to Dask (https://distributed.dask.org).
 
-A worker executes a point's notebooks. A point is submitted when those it needs are done and a
-worker is free, so that no point waits behind another on a worker that may die. What a point leaves,
-its progress too, is read from its folder: workers of other machines have to see the same ``runs/``.
+Dask distributes the points, watches the workers and restarts those that die; a worker executes a
+point's notebooks. Results and progress are read from the point's folder, so workers on other
+machines must see the same ``runs/``.
 """
 
 import contextlib
 import logging
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import dask
@@ -24,9 +26,8 @@ from gaitlib.study.points import FAILED, Point, point_dir, state_of
 from gaitlib.system.files import write_atomically
 
 log = logging.getLogger(__name__)
-logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every process and socket
 
-#: Seconds between two looks at the workers, and between two progress lines.
+#: Seconds between two checks of the workers, and between two progress lines.
 LOOK, REPORT = 1, 10
 
 OnLine = Callable[[str], None]
@@ -34,12 +35,12 @@ OnLine = Callable[[str], None]
 
 @dataclass
 class Outcome:
-    """What a call has done, by the points' names.
+    """What one call of `run_study` did, as names of points.
 
     Attributes:
-        kept: had their results already.
-        done: have them now.
-        failed: wrote failed.txt, or need one that did.
+        kept: had their results before the call.
+        done: got their results in this call.
+        failed: failed, or need a point that failed; each has a failed.txt.
     """
 
     kept: list[str] = field(default_factory=list)
@@ -57,21 +58,21 @@ def run_study(
     device: str = "auto",
     on_line: OnLine = log.info,
 ) -> Outcome:
-    """Run the points that have no results yet, or those of other settings.
+    """Run the points that have no results yet, or results of other settings.
 
-    A point that fails leaves its traceback in ``runs/<study>/<point>/failed.txt``, and those that
-    do not need it go on. One whose process is killed goes on once more. On this machine's cores,
-    points compute with one thread each, so that they do not slow each other.
+    A failed point writes its traceback to ``runs/<study>/<point>/failed.txt``; the points that do
+    not need it still run. A point whose process is killed gets a second try, which continues from
+    its checkpoint. On this machine each point computes with one thread.
 
     Args:
         study: folder below runs/.
-        points: of `gaitlib.study.plan.expand`, each after those it needs.
+        points: from `gaitlib.study.plan.expand`.
         scheduler: address of a Dask scheduler, ``tcp://host:port``; its workers have one thread
-            each and this ``runs/``. A scheduler gives up a task after its own
-            ``distributed.scheduler.allowed-failures``, which come before our second try.
-        scheduler_file: the file that says the address.
-        workers: how many points at once, without a scheduler; if left out one a core for which
-            there is memory by a smoke run, or one on a GPU.
+            each and see this ``runs/``. When a worker dies, the scheduler first retries its task
+            as often as its own ``distributed.scheduler.allowed-failures`` says.
+        scheduler_file: file that holds the scheduler's address.
+        workers: number of points at once without a scheduler. Default: one per core, as far as
+            the memory that a smoke run measures allows; one on a GPU.
         device: as `gaitlib.system.device.choose_device`, for each worker.
         on_line: called with each progress line.
 
@@ -102,7 +103,7 @@ def run_study(
 
 
 def _plan_workers(study: str, points: Sequence[Point], device: str, on_line: OnLine) -> int:
-    """Say what a smoke run promises; return how many points run at once."""
+    """Report the cost that a smoke run predicts; return how many points run at once."""
     cost = estimate(study, points, device)
     workers = workers_for(cost["memory"].max(), device)
     seconds = cost.loc[cost["state"] != "done", "seconds"].sum() / workers
@@ -114,7 +115,7 @@ def _plan_workers(study: str, points: Sequence[Point], device: str, on_line: OnL
 
 
 def _check_data(points: Sequence[Point]) -> None:
-    """Open each data set once, which makes walkers before several workers would."""
+    """Open each data set once, so that walkers are made here and not by several workers."""
     seen = set()
     for point in points:
         parts = (point.experiment.data_cfg, point.experiment.evaluator_cfg.cross_view_gallery)
@@ -127,7 +128,7 @@ def _check_data(points: Sequence[Point]) -> None:
 def _connect(
     scheduler: str | None, scheduler_file: str | Path | None, workers: int | None
 ) -> Iterator[Client]:
-    """Give a client of the cluster that is named, or of one made here for the block."""
+    """Yield a client of the given cluster, or of a local one that is closed afterwards."""
     if scheduler or scheduler_file:
         where = (
             {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": scheduler}
@@ -137,7 +138,7 @@ def _connect(
         return
     settings = {
         "distributed.worker.daemon": False,  # a point starts processes
-        "distributed.scheduler.allowed-failures": 0,  # the second try is ours
+        "distributed.scheduler.allowed-failures": 0,  # `_Batch` says why
     }
     environment = {"GAITLIB_WORKSPACE": str(runs.workspace()), "OMP_NUM_THREADS": "1"}
     with (
@@ -145,7 +146,8 @@ def _connect(
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
-            memory_limit=0,  # Dask's own would pause a network that is larger than its share
+            memory_limit=0,  # Dask's default pauses a worker that uses more than its share
+            silence_logs=logging.ERROR,  # without it, a line for every process and socket
             dashboard_address="127.0.0.1:0",
             env=environment,
         ) as cluster,
@@ -155,7 +157,13 @@ def _connect(
 
 
 class _Batch:
-    """The points of one call: which wait, which run, and what came of the others."""
+    """The points of one call: submits each, retries killed ones and collects the outcome.
+
+    Ordering and the second try are ours, with at most one point per worker, because Dask (2026.8)
+    queues only large groups of root tasks at its scheduler: it sends any other task to a worker
+    once its dependencies are done, and if that worker dies, ``allowed-failures`` counts against the
+    tasks that waited there too, so that points would fail without having run.
+    """
 
     def __init__(
         self,
@@ -168,73 +176,71 @@ class _Batch:
     ) -> None:
         self.study, self.outcome, self.client, self.on_line = study, outcome, client, on_line
         self.arguments = {"device": device, "folder": str(runs.runs_folder())}
-        self.waiting = list(todo)
+        self.points = {point.name: point for point in todo}
+        needs = {point.name: self.points.keys() & point.needs.values() for point in todo}
+        self.graph = TopologicalSorter(needs)
+        self.ready: deque[Point] = deque()
         self.running: dict[Future, Point] = {}
-        self.again: set[str] = set()  # points that were killed once
-        self.total = len(todo)
+        self.killed: set[str] = set()  # names of points that are on their second try
 
     def run(self) -> None:
         """Return when every point is done or has failed."""
-        spoken = time.monotonic()
-        while self.waiting or self.running:
+        self.graph.prepare()
+        reported = time.monotonic()
+        while self.graph.is_active():
             self._submit()
             if self.running:
                 with contextlib.suppress(TimeoutError, CancelledError):
                     wait(list(self.running), timeout=LOOK, return_when="FIRST_COMPLETED")
             for future in [future for future in self.running if future.done()]:
                 self._end(self.running.pop(future), future)
-            if time.monotonic() - spoken > REPORT:
+            if time.monotonic() - reported > REPORT:
                 self._say("")
-                spoken = time.monotonic()
+                reported = time.monotonic()
 
     def _submit(self) -> None:
-        """Give free workers points whose needs are met; fail those whose needs have failed."""
-        free = max(len(self.client.nthreads()), 1) - len(self.running)
-        for point in list(self.waiting):
-            if lost := [n for n in point.needs.values() if n in self.outcome.failed]:
-                self.waiting.remove(point)
+        """Submit one ready point per free worker; fail points that need a failed one."""
+        for point in map(self.points.get, self.graph.get_ready()):
+            if lost := [name for name in point.needs.values() if name in self.outcome.failed]:
                 self._fail(point, f"needs {lost[0]}, which failed\n")
-            elif free > 0 and self._is_ready(point):
-                self.waiting.remove(point)
-                future = self.client.submit(
-                    _run_on_worker, self.study, point, **self.arguments, pure=False
-                )
-                self.running[future] = point
-                free -= 1
-                self._say(f"{point.name} starts")
-
-    def _is_ready(self, point: Point) -> bool:
-        pending = {other.name for other in (*self.waiting, *self.running.values())}
-        return not pending & set(point.needs.values())
+            else:
+                self.ready.append(point)
+        free = max(len(self.client.nthreads()), 1) - len(self.running)
+        for _ in range(min(free, len(self.ready))):
+            point = self.ready.popleft()
+            future = self.client.submit(
+                _run_on_worker, self.study, point, **self.arguments, pure=False
+            )
+            self.running[future] = point
+            self._say(f"{point.name} starts")
 
     def _end(self, point: Point, future: Future) -> None:
         killed, error = False, "cancelled by the scheduler\n"
         if not future.cancelled():
             problem = future.exception()
-            if problem is None:
-                error = future.result()
-            else:
-                killed = isinstance(problem, KilledWorker | PointKilledError)
-                error = f"{problem}\n"
-        if killed and point.name not in self.again:
-            self.again.add(point.name)
-            self.waiting.insert(0, point)
+            killed = isinstance(problem, KilledWorker | PointKilledError)
+            error = future.result() if problem is None else f"{problem}\n"
+        if killed and point.name not in self.killed:
+            self.killed.add(point.name)
+            self.ready.appendleft(point)
             self._say(f"{point.name}: its process was killed, once more")
         elif error:
             self._fail(point, error)
         else:
             self.outcome.done.append(point.name)
+            self.graph.done(point.name)
             self._say(f"{point.name} done")
 
     def _fail(self, point: Point, text: str) -> None:
         path = write_atomically(point_dir(self.study, point) / FAILED, text)
         self.outcome.failed.append(point.name)
+        self.graph.done(point.name)
         self._say(f"{point.name} failed, {text.strip().splitlines()[-1]} ({path})")
 
     def _say(self, what: str) -> None:
         done, failed = len(self.outcome.done), len(self.outcome.failed)
         now = ", ".join(self._progress(point) for point in self.running.values())
-        count = f"{done} of {self.total} done" + (f", {failed} failed" if failed else "")
+        count = f"{done} of {len(self.points)} done" + (f", {failed} failed" if failed else "")
         self.on_line("; ".join(filter(None, (count, what, f"running: {now}" if now else ""))))
 
     def _progress(self, point: Point) -> str:
@@ -249,7 +255,7 @@ class _Batch:
 
 
 def _run_on_worker(study: str, point: Point, *, device: str, folder: str) -> str:
-    """Run a point in a worker; return the traceback if it fails, nothing if it does not."""
+    """Run a point in a worker; return its traceback if it fails, else an empty string."""
     try:
         _check_worker(folder)
         execute_point(study, point, device)

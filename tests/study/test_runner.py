@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -81,9 +84,34 @@ def _kill_the_worker_once(folder, stage):
     """End the worker processes of this one as soon as a stage has written a row."""
     while not list(folder.rglob(f"{stage}/history.csv")):
         time.sleep(0.002)
+    _kill_the_workers()
+
+
+def _kill_the_workers():
     for child in psutil.Process().children():
         if any("spawn_main" in word for word in child.cmdline()):
             child.kill()
+
+
+def _scripted(point, folder, name, code, **changed):
+    """Return a point whose notebook notes each of its tries, runs some code and has results."""
+    begun, results = folder / f"{name}.begun", folder / "runs" / "s" / name / "results.json"
+    source = f"""
+import json, os, pathlib, time
+begun = pathlib.Path({str(begun)!r})
+begun.open("a").write("x")
+tries = len(begun.read_text())
+{code}
+pathlib.Path({str(results)!r}).write_text(json.dumps(dict(digest={name!r})))
+"""
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
+    return replace(point, name=name, digest=name, notebooks=(str(path),), **changed)
+
+
+def _tries(folder, points):
+    notes = [folder / f"{point.name}.begun" for point in points]
+    return [len(note.read_text()) if note.exists() else 0 for note in notes]
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +227,48 @@ def test_two_workers_give_the_table_that_one_gives(two_workers, killed):
     read, layers = read_tables("s")
     pd.testing.assert_frame_equal(read, table)
     assert (layers["kept"] <= layers["total"]).all() and set(layers["point"]) == set(read["point"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["os.getpid()", "os.getppid()"], ids=["kernel", "worker"])
+def test_a_point_whose_process_is_killed_twice_fails_alone(walkers, tmp_path, victim):
+    lines = []
+    with _workspace(tmp_path):
+        (any_point,) = _expand(walkers, tmp_path, methods=["baseline"])
+        code = f"os.kill({victim}, {signal.SIGKILL:d})"
+        killer = _scripted(any_point, tmp_path, "killer", code)
+        other = _scripted(any_point, tmp_path, "other", "")
+        last = _scripted(any_point, tmp_path, "last", "", needs={"baseline": "killer"})
+        points = [killer, other, last]
+        outcome = run_study("s", points, workers=1, device="cpu", on_line=lines.append)
+        assert outcome.done == ["other"] and outcome.failed == ["killer", "last"]
+        said = (runs.RUNS / "s" / "last" / "failed.txt").read_text()
+    assert said == "needs killer, which failed\n"
+    assert _tries(tmp_path, points) == [2, 1, 0]
+    assert sum("killer: its process was killed, once more" in line for line in lines) == 1
+
+
+@pytest.mark.slow
+def test_points_whose_workers_die_together_are_all_tried_once_more(walkers, tmp_path):
+    lines = []
+    with _workspace(tmp_path):
+        (any_point,) = _expand(walkers, tmp_path, methods=["baseline"])
+        code = "time.sleep(600 if tries == 1 else 0)"
+        points = [_scripted(any_point, tmp_path, name, code) for name in "ab"]
+        points.append(_scripted(any_point, tmp_path, "c", ""))
+
+        def kill_both():
+            while _tries(tmp_path, points) != [1, 1, 0]:
+                time.sleep(0.01)
+            _kill_the_workers()
+
+        killer = threading.Thread(target=kill_both, daemon=True)
+        killer.start()
+        outcome = run_study("s", points, workers=2, device="cpu", on_line=lines.append)
+        killer.join()
+    assert sorted(outcome.done) == ["a", "b", "c"] and not outcome.failed
+    assert _tries(tmp_path, points) == [2, 2, 1]
+    assert sum("its process was killed, once more" in line for line in lines) == 2
 
 
 def test_requests_that_contradict_each_other_are_refused():
