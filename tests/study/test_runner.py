@@ -141,7 +141,7 @@ def killed(walkers, tmp_path_factory):
         environment = os.environ | {"GAITLIB_WORKSPACE": str(folder)}
         command = [sys.executable, "-m", "gaitlib", "study", str(folder / "s.yaml"), "--workers=1"]
         study = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        while not baseline.exists():
+        while state_of("s", points[0]) != "done":
             time.sleep(0.01)
         study.kill()
         study.wait()
