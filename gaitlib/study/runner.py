@@ -96,7 +96,7 @@ def run_study(
     _check_data(todo)
     if workers is None and not (scheduler or scheduler_file):
         workers = _plan_workers(study, points, device, on_line)
-    with _connect(scheduler, scheduler_file, workers) as client:
+    with _errors_only(), _connect(scheduler, scheduler_file, workers) as client:
         on_line(f"dashboard: {client.dashboard_link}")
         _Batch(study, todo, outcome, client, device, on_line).run()
     return outcome
@@ -125,6 +125,18 @@ def _check_data(points: Sequence[Point]) -> None:
 
 
 @contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Hide Dask's messages on every process and socket in this process, except errors."""
+    dask_log = logging.getLogger("distributed")
+    level = dask_log.level
+    dask_log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        dask_log.setLevel(level)
+
+
+@contextlib.contextmanager
 def _connect(
     scheduler: str | None, scheduler_file: str | Path | None, workers: int | None
 ) -> Iterator[Client]:
@@ -147,7 +159,7 @@ def _connect(
             n_workers=workers,
             threads_per_worker=1,
             memory_limit=0,  # Dask's default pauses a worker that uses more than its share
-            silence_logs=logging.ERROR,  # without it, a line for every process and socket
+            silence_logs=logging.ERROR,  # in the worker processes
             dashboard_address="127.0.0.1:0",
             env=environment,
         ) as cluster,
