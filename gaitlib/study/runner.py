@@ -49,7 +49,7 @@ class Outcome:
 
 
 def run_study(
-    study: str,
+    run: str,
     points: Sequence[Point],
     *,
     scheduler: str | None = None,
@@ -65,7 +65,7 @@ def run_study(
     its checkpoint. On this machine each point computes with one thread.
 
     Args:
-        study: folder below runs/.
+        run: of the study, below runs/.
         points: from `gaitlib.study.plan.expand`.
         scheduler: address of a Dask scheduler, ``tcp://host:port``; its workers have one thread
             each and see this ``runs/``. When a worker dies, the scheduler first retries its task
@@ -88,23 +88,23 @@ def run_study(
         raise ConfigError(f"--workers {workers}: give at least 1, or leave it out")
     outcome, todo = Outcome(), []
     for point in points:
-        kept = state_of(study, point) == "done"
+        kept = state_of(run, point) == "done"
         outcome.kept.append(point.name) if kept else todo.append(point)
-    on_line(f"{study}: {len(points)} points, {len(outcome.kept)} done, {len(todo)} to run")
+    on_line(f"{run}: {len(points)} points, {len(outcome.kept)} done, {len(todo)} to run")
     if not todo:
         return outcome
     _check_data(todo)
     if workers is None and not (scheduler or scheduler_file):
-        workers = _plan_workers(study, points, device, on_line)
+        workers = _plan_workers(run, points, device, on_line)
     with _errors_only(), _connect(scheduler, scheduler_file, workers) as client:
         on_line(f"dashboard: {client.dashboard_link}")
-        _Batch(study, todo, outcome, client, device, on_line).run()
+        _Batch(run, todo, outcome, client, device, on_line).run()
     return outcome
 
 
-def _plan_workers(study: str, points: Sequence[Point], device: str, on_line: OnLine) -> int:
+def _plan_workers(run: str, points: Sequence[Point], device: str, on_line: OnLine) -> int:
     """Report the cost that a smoke run predicts; return how many points run at once."""
-    cost = estimate(study, points, device)
+    cost = estimate(run, points, device)
     workers = workers_for(cost["memory"].max(), device)
     seconds = cost.loc[cost["state"] != "done", "seconds"].sum() / workers
     on_line(
@@ -179,14 +179,14 @@ class _Batch:
 
     def __init__(
         self,
-        study: str,
+        run: str,
         todo: Sequence[Point],
         outcome: Outcome,
         client: Client,
         device: str,
         on_line: OnLine,
     ) -> None:
-        self.study, self.outcome, self.client, self.on_line = study, outcome, client, on_line
+        self.name, self.outcome, self.client, self.on_line = run, outcome, client, on_line
         self.arguments = {"device": device, "folder": str(runs.runs_folder())}
         self.points = {point.name: point for point in todo}
         needs = {point.name: self.points.keys() & point.needs.values() for point in todo}
@@ -221,7 +221,7 @@ class _Batch:
         for _ in range(min(free, len(self.ready))):
             point = self.ready.popleft()
             future = self.client.submit(
-                _run_on_worker, self.study, point, **self.arguments, pure=False
+                _run_on_worker, self.name, point, **self.arguments, pure=False
             )
             self.running[future] = point
             self._say(f"{point.name} starts")
@@ -244,7 +244,7 @@ class _Batch:
             self._say(f"{point.name} done")
 
     def _fail(self, point: Point, text: str) -> None:
-        path = write_atomically(point_dir(self.study, point) / FAILED, text)
+        path = write_atomically(point_dir(self.name, point) / FAILED, text)
         self.outcome.failed.append(point.name)
         self.graph.done(point.name)
         self._say(f"{point.name} failed, {text.strip().splitlines()[-1]} ({path})")
@@ -257,7 +257,7 @@ class _Batch:
 
     def _progress(self, point: Point) -> str:
         """Return a point's name and its last logged iteration."""
-        log_file = point_dir(self.study, point) / point.stage / "history.csv"
+        log_file = point_dir(self.name, point) / point.stage / "history.csv"
         rows = log_file.read_text().splitlines() if log_file.exists() else []
         if len(rows) < 2:
             return point.name
@@ -266,11 +266,11 @@ class _Batch:
         )
 
 
-def _run_on_worker(study: str, point: Point, *, device: str, folder: str) -> str:
+def _run_on_worker(run: str, point: Point, *, device: str, folder: str) -> str:
     """Run a point in a worker; return its traceback if it fails, else an empty string."""
     try:
         _check_worker(folder)
-        execute_point(study, point, device)
+        execute_point(run, point, device)
     except PointKilledError:
         raise
     except PointError as error:
