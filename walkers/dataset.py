@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gaitlib.system.processes import cores
 from walkers.files import sequence_path, write_walk
 from walkers.manifest import claim, data_spec
-from walkers.processes import share_out
+from walkers.processes import draw_in_processes
 from walkers.scene import TYPES, VIEWS
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def make_walkers(
                     write_walk(root, spec, *unit)
                     bar.update()
             else:
-                share_out(root, spec, units, workers, bar.update)
+                draw_in_processes(root, spec, units, workers, bar.update)
     return root
 
 

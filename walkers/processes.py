@@ -1,15 +1,16 @@
-"""Processes: walks shared out to fresh interpreters.
+"""Draw walks in several processes: child interpreters, each with a share of the walks.
 
-Plain child processes rather than a pool: they need nothing of the caller's ``__main__`` (a
-notebook, a script without a guard), and inherit no threads or locks from torch.
+They are not a ``concurrent.futures.ProcessPoolExecutor``, because its spawn and forkserver
+processes run the caller's script again, which breaks a script without a ``__main__`` guard, and its
+forked processes may inherit a lock that a thread of torch or OpenCV holds.
 """
 
 import json
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -18,77 +19,68 @@ from gaitlib.system.processes import WorkerError, ending
 from walkers.files import write_walk
 
 
-def share_out(
-    root: Path, spec: dict, units: list, workers: int, done: Callable[[], object]
+def draw_in_processes(
+    root: Path, spec: dict, walks: list, workers: int, on_walk: Callable[[], object]
 ) -> None:
-    """Draw walks in ``workers`` interpreters.
+    """Draw walks in ``workers`` child interpreters.
 
     Args:
-        root: of the data set.
+        root: folder of the data set.
         spec: from ``manifest.data_spec``.
-        units: (subject, type, views) of every walk to draw.
-        workers: number of interpreters.
-        done: called once a walk, never by two threads at a time.
+        walks: (subject, type, views) of every walk to draw.
+        workers: number of child interpreters.
+        on_walk: called once per drawn walk, never by two threads at the same time.
 
     Raises:
-        WorkerError: an interpreter failed or was killed; what was drawn is kept.
+        WorkerError: a process failed or was killed; what was drawn is kept.
     """
-    code = "from walkers.processes import run_share; run_share()"
-    package_home = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join(p for p in (package_home, os.environ.get("PYTHONPATH")) if p)
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path},
-        )
-        for _ in range(workers)
-    ]
+    children = [_start_child() for _ in range(workers)]
+    shares = [walks[i::workers] for i in range(workers)]
     lock = threading.Lock()
-    errors: list[str] = []
 
-    def attend(child: subprocess.Popen, share: list) -> None:
+    def supervise(child: subprocess.Popen, share: list) -> str:
+        """Send a child its share, and return why it failed, or "" if it did not."""
         try:
             with child.stdin:
-                json.dump({"root": str(root), "spec": spec, "units": share}, child.stdin)
+                json.dump({"root": str(root), "spec": spec, "walks": share}, child.stdin)
         except BrokenPipeError:
-            pass  # it died early; what it said on stderr tells why
+            pass  # the child died early; its stderr says why
         for _ in child.stdout:
             with lock:
-                done()
-        said = child.stderr.read()
-        if child.wait():
-            lines = said.strip().splitlines() or [""]
-            killed = child.returncode < 0 or not lines[-1]
-            errors.append(f"died {ending(child.returncode)}" if killed else f"failed: {lines[-1]}")
+                on_walk()
+        lines = child.stderr.read().strip().splitlines() or [""]
+        if child.wait() == 0:
+            return ""
+        killed = child.returncode < 0 or not lines[-1]
+        return f"died {ending(child.returncode)}" if killed else f"failed: {lines[-1]}"
 
-    threads = [
-        threading.Thread(target=attend, args=(c, units[i::workers])) for i, c in enumerate(children)
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.terminate()
-    if errors:
+    with ThreadPoolExecutor(workers) as threads:
+        try:
+            reasons = [r for r in threads.map(supervise, children, shares) if r]
+        finally:
+            for child in children:
+                if child.poll() is None:
+                    child.terminate()
+    if reasons:
         raise WorkerError(
-            f"{len(errors)} of {workers} processes that draw walkers into {root} {errors[0]}. What "
-            "was drawn is kept: run again to complete it"
+            f"{len(reasons)} of {workers} processes that draw walkers into {root} {reasons[0]}. "
+            "What was drawn is kept: run again to complete it"
         )
 
 
-def run_share() -> None:
-    """Draw the walks that standard input asks for, saying a line after each: a worker's life."""
+def _start_child() -> subprocess.Popen:
+    """Start an interpreter that finds the same modules as this one and waits for its share."""
+    path = [str(folder) for folder in sys.path]
+    code = f"import sys; sys.path[:] = {path}; import {__name__} as p; p.draw_share()"
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def draw_share() -> None:
+    """Draw the walks that standard input lists, and print an empty line after each."""
     cv2.setNumThreads(1)
     job = json.load(sys.stdin)
-    for subject, type, views in job["units"]:
+    for subject, type, views in job["walks"]:
         write_walk(Path(job["root"]), job["spec"], subject, type, views)
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        print(flush=True)

@@ -3,12 +3,15 @@
 import json
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import walkers
 from gaitlib.data import casia_b
 from gaitlib.data.pretreat import align_frame
 from gaitlib.system.processes import WorkerError
@@ -220,6 +223,23 @@ def test_a_killed_process_is_one_clear_error_and_what_was_drawn_stays(tmp_path, 
     drawn = tree_bytes(tmp_path / "w")
     assert 0 < len(drawn) < len(whole) and drawn.items() <= whole.items()
     assert tree_bytes(make_walkers(tmp_path / "w", workers=1, **small)) == whole
+
+
+def test_a_script_without_a_main_guard_draws_in_processes_by_its_own_modules(tmp_path):
+    home = shutil.copytree(Path(walkers.__file__).parent, tmp_path / "home/walkers").parent
+    scene = home / "walkers/scene.py"
+    scene.write_text(scene.read_text().replace("FOCAL = 232.0", "FOCAL = 200.0"))
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(home)!r})\n"
+        "import walkers.dataset\n"
+        "walkers.dataset.WORTH_A_PROCESS = 1\n"
+        "for workers in (1, 2):\n"
+        f"    walkers.make_walkers({str(tmp_path)!r} + f'/{{workers}}', workers=workers,\n"
+        "        subjects=2, train=1, types=('nm-01',), views=('090',), frames=(2, 2))\n"
+    )
+    subprocess.run([sys.executable, str(script)], check=True, cwd=tmp_path)
+    assert tree_bytes(tmp_path / "1") == tree_bytes(tmp_path / "2")
 
 
 def test_a_failed_process_says_its_reason_in_one_line(tmp_path, monkeypatch):
