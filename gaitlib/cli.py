@@ -31,6 +31,7 @@ from gaitlib.report.run_tables import compressed_stage
 from gaitlib.report.summary import summary_table
 from gaitlib.runs import Run
 from gaitlib.steps import Watch
+from gaitlib.steps.dataset import walkers_command
 from gaitlib.system import distributed
 from gaitlib.system.files import PARAMS
 from gaitlib.system.processes import WorkerError
@@ -127,31 +128,7 @@ def _load(cfgs: Path, overrides: list[str]) -> Experiment:
     return load_experiment(cfgs, values)
 
 
-@app.command()
-@_one_line_errors
-def walkers(
-    dst: Path,
-    subjects: int = 34,
-    train: int = 24,
-    frames: tuple[int, int] = (16, 20),
-    seed: int = 0,
-    noise: float = 1.0,
-    workers: Annotated[int | None, typer.Option(help="Processes; all cores if left out.")] = None,
-    raw: Annotated[bool, typer.Option(help="Write PNG frames instead of pickles.")] = False,
-) -> None:
-    """Make the embedded data set: procedural walkers as a CASIA-B-pkl tree in DST."""
-    steps.make_walkers(
-        dst,
-        subjects=subjects,
-        train=train,
-        frames=frames,
-        seed=seed,
-        noise=noise,
-        workers=workers,
-        raw=raw,
-        progress=True,
-    )
-    typer.echo(f"{subjects} walkers, {train} to train on: {dst}")
+app.command("walkers")(_one_line_errors(walkers_command))
 
 
 @app.command()

@@ -13,8 +13,9 @@ from gaitlib.data.transforms import Transform, build_transform
 from gaitlib.runs import data_folder, locate
 from gaitlib.system import distributed
 from walkers import make_walkers
+from walkers.command import walkers_command
 
-__all__ = ["calibration_clips", "make_walkers", "open_data", "transform_of"]
+__all__ = ["calibration_clips", "make_walkers", "open_data", "transform_of", "walkers_command"]
 
 #: Calibration draws its batches from here on: an iteration that no training reaches.
 CALIBRATION_ITERATION = 2**31

@@ -1,6 +1,8 @@
 """The walker: identity repeats, feet hold, pictures are whole, folders are never mixed up."""
 
+import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,13 +12,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import walkers
+from gaitlib import cli
 from gaitlib.data import casia_b
 from gaitlib.data.pretreat import align_frame
 from gaitlib.system.processes import WorkerError
 from walkers import TYPES, VIEWS, make_walkers, sequence_frames
 from walkers.body import draw_body
+from walkers.command import walkers_command
 from walkers.motion import JOINTS, pose_at, walk_cycle
 from walkers.norms import measures
 from walkers.scene import draw_person, draw_walk, noisy_view, render
@@ -252,6 +257,47 @@ def test_a_failed_process_says_its_reason_in_one_line(tmp_path, monkeypatch):
         make_walkers(tmp_path / "w", workers=2, **TINY | {"types": ("nm-01",)})
     assert len(str(e.value).splitlines()) == 1
     assert (tmp_path / "w/001/nm-01/000/000.pkl").exists()
+
+
+def test_both_command_lines_draw_the_same_walkers_as_the_function(tmp_path):
+    arguments = ("--subjects", "1", "--train", "0", "--frames", "1", "1", "--workers", "1")
+    done = CliRunner().invoke(cli.app, ["walkers", str(tmp_path / "gaitlib"), *arguments])
+    assert done.exit_code == 0, done.output
+    alone = [sys.executable, "-m", "walkers", str(tmp_path / "alone"), *arguments]
+    subprocess.run(alone, check=True)
+    make_walkers(tmp_path / "function", subjects=1, train=0, frames=(1, 1))
+    expected = tree_bytes(tmp_path / "function")
+    assert tree_bytes(tmp_path / "gaitlib") == expected == tree_bytes(tmp_path / "alone")
+
+
+def test_the_commands_defaults_are_the_functions():
+    command = inspect.signature(walkers_command).parameters
+    function = inspect.signature(make_walkers).parameters
+    for name in command.keys() - {"dst"}:
+        assert command[name].default == function[name].default, name
+
+
+def test_the_command_reports_a_refused_folder_in_one_line(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    command = [sys.executable, "-m", "walkers", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "is not empty" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_gaitlib_imports_walkers_in_one_file_and_walkers_only_two_rooms_of_gaitlib():
+    home = Path(walkers.__file__).parent
+    imported = re.compile(r"^\s*(?:from|import) (gaitlib[.\w]*|walkers\b)", re.MULTILINE)
+    users = [
+        path.relative_to(home.parent).as_posix()
+        for path in (home.parent / "gaitlib").rglob("*.py")
+        if "walkers" in imported.findall(path.read_text())
+    ]
+    assert users == ["gaitlib/steps/dataset.py"]
+    for path in home.glob("*.py"):
+        names = set(imported.findall(path.read_text())) - {"walkers"}
+        assert all(n.startswith(("gaitlib.system.", "gaitlib.data.")) for n in names), path
 
 
 def test_raw_frames_are_png_in_casia_bs_layout(tmp_path):
