@@ -1,11 +1,16 @@
 """Bodies: one person's proportions, from ANSUR II shifted to the students of CASIA-B.
 
-Stature is drawn per sex. Every other measure is its ratio to stature, with the survey's SD, made of
-four parts: the survey's own correlation with stature, a build factor shared by all girths, breadths
-and depths (strong at the waist, weak in bones), a leg factor shared by the heights of leg landmarks
-(long legs mean a short trunk) or an arm factor, and a rest of its own. Girths of the survey are
-scaled by the square root of weight per stature, less where bone decides, since American soldiers
-are heavier than Chinese students.
+Stature is drawn per sex. Every other measure is a ratio to stature, with the survey's mean and SD.
+Its deviation from the mean is the sum of up to four parts:
+
+- the survey's own correlation with stature;
+- a build factor shared by all girths, breadths and depths (strong at the waist, weak in bones);
+- a factor of its limb: one shared by the heights of leg landmarks (long legs mean a short trunk),
+  one by the lengths of the arm, one by the heights of trunk landmarks;
+- a part of its own.
+
+American soldiers are heavier than Chinese students. So the survey's girths, breadths and depths are
+scaled by the square root of weight per stature, and by less where bone decides the measure.
 """
 
 from dataclasses import dataclass
@@ -14,10 +19,10 @@ import numpy as np
 
 from walkers.norms import SEXES, Measure, load_norms, measures
 
-WOMEN = 0.25  # 31 of CASIA-B's 124 subjects
-SOLE = 0.022  # metres of shoe under the foot
+SHARE_OF_WOMEN = 0.25  # 31 of CASIA-B's 124 subjects
+SOLE = 0.022  # thickness of the shoe under the foot, metres
 
-# name: (loading on the build factor, share of the weight shift that it takes part in)
+# name: (loading on the build factor, exponent of the shift from soldiers' to students' weight)
 BUILD = {
     "neckcircumference": (0.75, 0.7),
     "biacromialbreadth": (0.25, 0.15),
@@ -35,7 +40,7 @@ BUILD = {
     "forearmcircumferenceflexed": (0.8, 0.8),
     "wristcircumference": (0.6, 0.5),
 }
-# loading on the factor of its limb
+# name: loading on the factor of its limb
 LEG = {
     "trochanterionheight": 0.9,
     "crotchheight": 0.9,
@@ -50,17 +55,17 @@ TRUNK = {"acromialheight": 0.75, "cervicaleheight": 0.75, "chestheight": 0.65}
 
 @dataclass(frozen=True)
 class Body:
-    """One person's measures and habits of shape, in metres.
+    """One person's measures and personal features of shape, in metres.
 
     Attributes:
         sex: "male" or "female".
         stature: metres, barefoot.
-        m: measures by their ANSUR II names.
-        belly: how far the belly stands out in front beyond its measure, metres.
-        seat: how far the seat stands out behind, metres.
-        slope: how far the shoulders drop from the neck beyond the measured height, metres.
-        face: scale of the head's depth profile in front (nose and chin).
-        foot_out: scale of the foot's breadth.
+        m: the measures by their ANSUR II names, metres.
+        belly: how far the belly extends forward beyond the measured waist depth, metres.
+        seat: how far the buttocks extend backward beyond the measured depth, metres.
+        slope: how far the shoulders lie below the measured height, metres.
+        face: scale of the front of the head's lower half (nose and chin).
+        foot_breadth_scale: scale of the foot's breadth.
     """
 
     sex: str
@@ -70,32 +75,32 @@ class Body:
     seat: float
     slope: float
     face: float
-    foot_out: float
+    foot_breadth_scale: float
 
     @property
     def thigh(self) -> float:
-        """Hip joint to knee joint."""
+        """Distance from hip joint to knee joint, metres."""
         return self.m["trochanterionheight"] - self.m["tibialheight"]
 
     @property
     def shank(self) -> float:
-        """Knee joint to ankle joint."""
+        """Distance from knee joint to ankle joint, metres."""
         return self.m["tibialheight"] - self.m["lateralmalleolusheight"]
 
     @property
     def ankle_height(self) -> float:
-        """Ankle joint above the ground, shoe on."""
+        """Height of the ankle joint above the ground in shoes, metres."""
         return self.m["lateralmalleolusheight"] + SOLE
 
     @property
     def hip_half(self) -> float:
-        """Half the distance between the hip joints (a quarter of the hip breadth and a bit)."""
+        """Half the distance between the hip joints (about a quarter of the hip breadth), metres."""
         return 0.26 * self.m["hipbreadth"]
 
 
 def draw_body(rng: np.random.Generator) -> Body:
-    """Draw a person."""
-    sex = SEXES[int(rng.random() < WOMEN)]
+    """Draw a person's body."""
+    sex = SEXES[int(rng.random() < SHARE_OF_WOMEN)]
     students = load_norms()["students"][sex]
     soldiers = load_norms()["body"]
     z = np.clip(rng.standard_normal(6), -2.2, 2.2)
@@ -112,7 +117,7 @@ def draw_body(rng: np.random.Generator) -> Body:
             if name in table:
                 z_limb, limb = factor, table[name]
         own = np.clip(rng.standard_normal(), -2, 2)
-        deviation = _combine(measure, z_stature, z_build, build, z_limb, limb, own)
+        deviation = _deviation(measure, z_stature, z_build, build, z_limb, limb, own)
         ratio = measure.ratio + measure.sd * deviation
         m[name] = float(stature * ratio * lightness**shifted)
     return Body(
@@ -123,11 +128,11 @@ def draw_body(rng: np.random.Generator) -> Body:
         seat=float(np.clip(rng.normal(0.008, 0.008), -0.005, 0.025)),
         slope=float(rng.normal(0.0, 0.010)),
         face=float(rng.normal(1.0, 0.06)),
-        foot_out=float(rng.normal(1.0, 0.05)),
+        foot_breadth_scale=float(rng.normal(1.0, 0.05)),
     )
 
 
-def _combine(
+def _deviation(
     measure: Measure,
     z_stature: float,
     z_build: float,
@@ -136,9 +141,12 @@ def _combine(
     limb: float,
     own: float,
 ) -> float:
-    """Return a deviation of unit variance: from stature, then the factors, then the rest."""
-    left = np.sqrt(1 - measure.stature_loading**2)
+    """Return a measure's deviation, of unit variance.
+
+    Stature explains a part of it, the factors a part of the rest, ``own`` what remains.
+    """
+    beyond_stature = np.sqrt(1 - measure.stature_loading**2)
     rest = np.sqrt(max(0.0, 1 - build**2 - limb**2))
-    return measure.stature_loading * z_stature + left * (
+    return measure.stature_loading * z_stature + beyond_stature * (
         build * z_build + limb * z_limb + rest * own
     )

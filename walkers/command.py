@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from walkers.dataset import make_walkers
+from walkers.walker_dataset import make_walkers
 
 
 def walkers_command(

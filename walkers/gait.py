@@ -1,8 +1,8 @@
-"""Gaits: how one person moves, as Fourier curves of joint angles and a few habits.
+"""Gaits: how one person moves, as Fourier curves of joint angles and some single numbers.
 
-A person's curves are the norm's, deformed smoothly: mean and every harmonic are drawn within the
-spread measured between people. A sequence deforms the person's curves again, within the smaller
-spread between one person's walks. Nothing is drawn frame by frame.
+A person's curves are the norm's with a smooth deformation: the mean and every harmonic are drawn
+within the spread between people. A sequence deforms the person's curves again, within the smaller
+spread between one person's walks. Nothing is drawn per frame.
 """
 
 from dataclasses import dataclass, replace
@@ -11,11 +11,12 @@ import numpy as np
 
 from walkers.norms import HARMONICS, curves, load_norms
 
-# Pelvis and trunk serve both legs: seen from the other leg, half a cycle later, they are mirrored.
-EVEN_CURVES = ("pelvis_tilt", "thorax_lean", "head_pitch")  # same in both halves
+# Pelvis and trunk are shared by both legs: half a cycle later they are their own mirror image.
+EVEN_CURVES = ("pelvis_tilt", "thorax_lean", "head_pitch")  # the same in both halves
+# opposite in the two halves
 ODD_CURVES = ("pelvis_obliquity", "pelvis_rotation", "thorax_obliquity", "thorax_rotation")
-TIMING = 0.75  # CMU's timing_sd also holds unsure heel strikes and some stylised walks
-WITHIN = 0.3  # CMU's within_sd also holds changes of speed and cycle-to-cycle noise
+TIMING_SCALE = 0.75  # CMU's timing_sd also holds unsure heel strikes and some stylised walks
+WITHIN_SCALE = 0.3  # CMU's within_sd also holds changes of speed and cycle-to-cycle noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,20 +24,20 @@ class Gait:
     """How one person walks.
 
     Attributes:
-        mean, harmonics: angle curves by name, degrees; phasors as in ``norms.Curve``.
+        mean, harmonics: angle curves by name as in ``norms.Curve``, degrees.
         cadence: steps per minute.
-        stride: stride length over stature.
-        step_width: between the heels, metres.
-        toe_out: degrees.
-        toe_off: end of stance, share of the cycle.
-        sway: phasors of the pelvis's sideways excursion towards the stance side, metres.
-        circumduction: how far the swinging foot swerves outwards, metres.
+        stride: stride length divided by stature.
+        step_width: sideways distance between the heels, metres.
+        toe_out: outward turn of the feet, degrees.
+        toe_off: end of stance, as share of the cycle.
+        sway: phasors of the pelvis's sideways motion towards the stance side, metres.
+        circumduction: how far the swinging foot moves outwards, metres.
         knee_out: outward turn of the knees, degrees (negative: knock-knees).
-        arm_swing: scale of the arm swing, (left, right).
-        forearm_in: how far forearms turn in front of the body, degrees.
-        lean: of the trunk, degrees forward.
-        stoop: how far the neck's base stands before the hips, metres.
-        head_forward: how far the head stands before the neck's base, metres.
+        arm_swing: scale of the arms' swing, (left, right).
+        forearm_in: how far the forearms turn towards the front of the body, degrees.
+        lean: forward lean of the trunk, degrees.
+        stoop: how far the neck's base lies in front of the hips, metres.
+        head_forward: how far the head lies in front of the neck's base, metres.
     """
 
     mean: dict[str, float]
@@ -65,7 +66,7 @@ def draw_gait(sex: str, rng: np.random.Generator) -> Gait:
     mean, harmonics = {}, {}
     for name, c in curves().items():
         direction = np.exp(1j * np.angle(c.harmonics))
-        moved = c.amplitude_sd * z(HARMONICS) + 1j * TIMING * c.timing_sd * z(HARMONICS)
+        moved = c.amplitude_sd * z(HARMONICS) + 1j * TIMING_SCALE * c.timing_sd * z(HARMONICS)
         mean[name] = c.mean + c.offset_sd * float(z())
         harmonics[name] = _keep_parity(name, c.harmonics + direction * moved)
     pace, sway = load_norms()["pace"][sex], load_norms()["sway"]
@@ -93,11 +94,11 @@ def draw_gait(sex: str, rng: np.random.Generator) -> Gait:
 
 
 def vary_gait(gait: Gait, rng: np.random.Generator) -> Gait:
-    """Return the gait of one of the person's walks: all moved a little, harmonic by harmonic."""
+    """Return the gait of one walk: the person's gait with small changes to numbers and curves."""
     pace_cv = load_norms()["pace"]["within_cv"]
     mean, harmonics = {}, {}
     for name, c in curves().items():
-        sd = WITHIN * c.within_sd
+        sd = WITHIN_SCALE * c.within_sd
         size = np.abs(c.harmonics) / np.sqrt((np.abs(c.harmonics) ** 2).sum())
         moved = rng.standard_normal(HARMONICS) + 1j * rng.standard_normal(HARMONICS)
         mean[name] = gait.mean[name] + 0.5 * sd * rng.standard_normal()
@@ -108,7 +109,7 @@ def vary_gait(gait: Gait, rng: np.random.Generator) -> Gait:
         mean=mean,
         harmonics=harmonics,
         cadence=gait.cadence * (1 + pace_cv * z[0]),
-        stride=gait.stride * (1 + pace_cv * (0.6 * z[0] + 0.8 * z[1])),  # faster: longer steps
+        stride=gait.stride * (1 + pace_cv * (0.6 * z[0] + 0.8 * z[1])),  # longer when faster
         step_width=gait.step_width + 0.006 * z[2],
         toe_out=gait.toe_out + 1.0 * z[3],
         arm_swing=tuple(a * float(np.exp(0.08 * z[4 + i])) for i, a in enumerate(gait.arm_swing)),
@@ -120,7 +121,7 @@ def vary_gait(gait: Gait, rng: np.random.Generator) -> Gait:
 
 
 def _keep_parity(name: str, phasors: np.ndarray) -> np.ndarray:
-    """Zero the harmonics that a curve shared by both sides cannot have."""
+    """Set the harmonics to zero that a curve shared by both sides cannot have."""
     order = np.arange(1, HARMONICS + 1)
     if name in EVEN_CURVES:
         return np.where(order % 2 == 0, phasors, 0)

@@ -1,4 +1,7 @@
-"""The manifest: which walkers a folder holds, so that it is reused rightly or refused clearly."""
+"""The manifest: a file that records which walkers a folder holds.
+
+A folder with the same manifest is reused, one with another is refused.
+"""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ from pathlib import Path
 from gaitlib.system.files import replacing
 from walkers.scene import TYPES, VIEWS, check_frames
 
-VERSION = 3  # raise with every change that changes a byte of the data
+VERSION = 3  # of the generator; increase it when a byte of the data changes
 MANIFEST = "walkers.json"
 
 
@@ -22,10 +25,10 @@ def data_spec(
     noise: float,
     raw: bool,
 ) -> dict:
-    """Check the arguments and return all that decides the data's bytes, in JSON's types.
+    """Check the arguments and return everything that decides the data's bytes, in JSON types.
 
     Raises:
-        ValueError: an argument makes no data set; the message says what would.
+        ValueError: an argument is wrong; the message says which values are right.
     """
     for name, value in (("subjects", subjects), ("train", train), ("seed", seed)):
         if not isinstance(value, Integral):
@@ -56,11 +59,15 @@ def data_spec(
     }
 
 
-def claim(root: Path, spec: dict) -> None:
-    """Make ``root`` the home of the data set ``spec``, with partition and README.
+def prepare_folder(root: Path, spec: dict) -> None:
+    """Create the folder of a data set, with manifest, partition and README, or check the one there.
+
+    Args:
+        root: the folder.
+        spec: from ``data_spec``.
 
     Raises:
-        ValueError: ``root`` holds other walkers, or files that are no walkers.
+        ValueError: ``root`` holds other walkers, or files that are not walkers.
     """
     manifest = root / MANIFEST
     if manifest.exists():
@@ -86,7 +93,7 @@ def claim(root: Path, spec: dict) -> None:
     people = [f"{s:03d}" for s in range(1, spec["subjects"] + 1)]
     split = {"TRAIN_SET": people[: spec["train"]], "TEST_SET": people[spec["train"] :]}
     texts = {
-        MANIFEST: json.dumps(spec, indent=1) + "\n",  # first: it claims the folder
+        MANIFEST: json.dumps(spec, indent=1) + "\n",  # first: it says whose folder this is
         "partition.json": json.dumps(split, indent=1) + "\n",
         "README.md": _readme(spec),
     }

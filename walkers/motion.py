@@ -1,10 +1,11 @@
-"""Motion: from a body and a gait to joint positions in metres, over one cycle and at any moment.
+"""Motion: joint positions in metres, over one gait cycle and at any moment.
 
-The right leg comes from ``legs.py``, its hip curve scaled until it makes the person's step. The
-left leg is its mirror image half a cycle later. Trunk, head and arms hang on the pelvis by forward
-kinematics.
+The right leg comes from ``legs.py``. Its hip curve is scaled until it makes the person's step. The
+left leg is its mirror image half a cycle later. Forward kinematics places trunk, head and arms,
+starting at the pelvis.
 
-Axes: x forward (the way of walking), y left, z up. Phase 0 is a right heel strike.
+Axes: x forward (the direction of walking), y left, z up. Phase 0 is a right heel strike. M is
+``SAMPLES``.
 """
 
 from dataclasses import dataclass
@@ -14,25 +15,24 @@ import numpy as np
 from walkers.body import Body
 from walkers.gait import Gait
 from walkers.legs import LEG_JOINTS, SAMPLES, Leg
-from walkers.norms import curves, evaluate
+from walkers.norms import curves, fourier_series
 
 ARM_JOINTS = ("shoulder", "elbow", "wrist", "fingers")
 SIDED = LEG_JOINTS + ARM_JOINTS
 JOINTS = ("pelvis", "waist", "neck", "head", *(f"{j}_{s}" for s in ("l", "r") for j in SIDED))
-FRAMES = ("pelvis", "thorax", "head")  # body parts with axes: forward, left, up
+PARTS_WITH_AXES = ("pelvis", "thorax", "head")  # axes: forward, left, up
 
 
 @dataclass(frozen=True, eq=False)
 class Cycle:
-    """One gait cycle, ``SAMPLES`` samples, periodic once the forward travel is taken out.
+    """One gait cycle of M samples, periodic without the forward travel.
 
     Attributes:
-        joints: ``(SAMPLES, J, 3)`` metres, in the order of ``JOINTS``, less ``stride * phase`` in
-            x.
-        axes: ``(SAMPLES, 3 frames, 3 axes, 3)`` unit vectors, in the order of ``FRAMES``.
+        joints: ``(M, J, 3)`` metres, in the order of ``JOINTS``, minus ``stride * phase`` in x.
+        axes: ``(M, 3 parts, 3 axes, 3)`` unit vectors, parts as in ``PARTS_WITH_AXES``.
         stride: metres per cycle.
         period: seconds per cycle.
-        toe_off: end of the right foot's stance, share of the cycle.
+        toe_off: end of the right foot's stance, as share of the cycle.
     """
 
     joints: np.ndarray
@@ -50,19 +50,19 @@ class Pose:
     axes: np.ndarray
 
     def joint(self, name: str) -> np.ndarray:
-        """Return ``(T, 3)`` metres."""
+        """Return one joint's positions ``(T, 3)``, metres."""
         return self.joints[:, JOINTS.index(name)]
 
-    def frame(self, name: str) -> np.ndarray:
-        """Return ``(T, 3, 3)``: forward, left and up of a body part."""
-        return self.axes[:, FRAMES.index(name)]
+    def axes_of(self, name: str) -> np.ndarray:
+        """Return the unit vectors forward, left and up ``(T, 3, 3)`` of a body part."""
+        return self.axes[:, PARTS_WITH_AXES.index(name)]
 
 
 def pose_at(cycle: Cycle, phase: np.ndarray) -> Pose:
-    """Return the pose at each phase (cycles, any real number), having travelled ``stride * phase``.
+    """Return the pose at each phase (``(T,)`` cycles, any real number).
 
-    Linear between samples: with 200 samples a planted foot and a bone's length hold to a tenth of a
-        millimetre.
+    The person has travelled ``stride * phase``. Samples are interpolated linearly: with 200 of them
+    a planted foot and a bone's length stay exact to a tenth of a millimetre.
     """
     place = (phase % 1.0) * SAMPLES
     low = place.astype(int)
@@ -76,19 +76,19 @@ def pose_at(cycle: Cycle, phase: np.ndarray) -> Pose:
 
 
 def walk_cycle(body: Body, gait: Gait) -> Cycle:
-    """Return one cycle of this body's walk."""
+    """Return one cycle of a body's walk."""
     phase = np.arange(SAMPLES) / SAMPLES
     half = SAMPLES // 2
     pelvis_axes, thorax_axes, head_axes = _trunk_axes(gait, phase)
     hip_offset = -body.hip_half * pelvis_axes[:, 1]  # the right hip, from the pelvis's centre
 
     scale, target = 1.0, gait.stride * body.stature / 2
-    for _ in range(4):  # the step grows almost linearly with the hip's swing
+    for _ in range(4):  # the step is almost linear in the scale
         leg = Leg(body, gait, phase, hip_offset, scale)
         scale = float(np.clip(scale * target / leg.step, 0.6, 1.7))
     pelvis = leg.pelvis_path()
-    pelvis[:, 1] = -evaluate(0.0, gait.sway, phase)
-    right, pelvis = leg.solve(pelvis)  # (M, 6, 3), both with travel
+    pelvis[:, 1] = -fourier_series(0.0, gait.sway, phase)
+    right, pelvis = leg.solve(pelvis)  # (M, 6, 3), (M, 3), both with travel
 
     travel = np.zeros((SAMPLES, 1, 3))
     travel[:, 0, 0] = 2 * leg.step * phase
@@ -114,14 +114,13 @@ def walk_cycle(body: Body, gait: Gait) -> Cycle:
 
 
 def _trunk_axes(gait: Gait, phase: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the axes ``(M, 3, 3)`` of pelvis, thorax and head.
+    """Return the axes of pelvis, thorax and head, each ``(M, 3, 3)``.
 
-    Only the pelvis's tilt about its own mean is seen: the mean is the slant of the bone, not of the
-    body.
+    The mean of the pelvis's tilt is taken out: it is the slant of the bone, not of the body.
     """
 
     def angle(name: str) -> np.ndarray:
-        return np.radians(evaluate(gait.mean[name], gait.harmonics[name], phase))
+        return np.radians(fourier_series(gait.mean[name], gait.harmonics[name], phase))
 
     tilt = angle("pelvis_tilt")
     lean = np.radians(gait.lean) + angle("thorax_lean") - np.radians(curves()["thorax_lean"].mean)
@@ -129,7 +128,7 @@ def _trunk_axes(gait: Gait, phase: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     yaw, roll = angle("thorax_rotation"), angle("thorax_obliquity")
     yaw = yaw - yaw.mean()
     hips = (angle("pelvis_rotation"), angle("pelvis_obliquity"))
-    hips = [h - h.mean() for h in hips]  # a shared part faces forward on average
+    hips = [h - h.mean() for h in hips]  # a part shared by both sides faces forward on average
     pelvis = _axes(hips[0], hips[1], tilt - tilt.mean() + 0.3 * lean.mean())
     thorax = _axes(yaw, roll - roll.mean(), lean)
     head = _axes(0.4 * yaw, np.zeros_like(yaw), 0.6 * nod)
@@ -144,7 +143,7 @@ def _trunk_joints(
     thorax_axes: np.ndarray,
     head_axes: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Return pelvis, waist, neck base, head pivot and both shoulders, each ``(M, 3)``."""
+    """Return pelvis, waist, neck base, head pivot and both shoulders by name, each ``(M, 3)``."""
     m, s = body.m, body.stature
     waist = pelvis + pelvis_axes[:, 2] * (m["waistheightomphalion"] - m["trochanterionheight"])
     forward, left, up = (thorax_axes[:, i] for i in range(3))
@@ -172,15 +171,17 @@ def _arm(
     thorax_axes: np.ndarray,
     side: str,
 ) -> np.ndarray:
-    """Return shoulder, elbow, wrist and finger tips ``(M, 4, 3)`` of one arm."""
+    """Return shoulder, elbow, wrist and fingertips of one arm, ``(M, 4, 3)``."""
     outward, swing = (1.0, gait.arm_swing[0]) if side == "l" else (-1.0, gait.arm_swing[1])
     own = phase + 0.5 if side == "l" else phase
-    flexion = evaluate(
+    flexion = fourier_series(
         gait.mean["shoulder_flexion"], swing * gait.harmonics["shoulder_flexion"], own
     )
-    elbow = evaluate(gait.mean["elbow_flexion"], swing * gait.harmonics["elbow_flexion"], own)
-    abduction = evaluate(gait.mean["shoulder_abduction"], gait.harmonics["shoulder_abduction"], own)
-    # markers stand off the arm: CMU's skeletons hold it 7 degrees nearer the body, and straighter
+    elbow = fourier_series(gait.mean["elbow_flexion"], swing * gait.harmonics["elbow_flexion"], own)
+    abduction = fourier_series(
+        gait.mean["shoulder_abduction"], gait.harmonics["shoulder_abduction"], own
+    )
+    # markers lie outside the arm: in CMU's skeletons it is nearer the body and straighter
     elbow, abduction = np.clip(elbow - 7, 5, 120), np.clip(abduction - 6, 1, 40)
     upper = _arm_direction(thorax_axes, flexion, abduction, outward)
     inward = abduction - gait.forearm_in * np.clip(elbow / 40, 0.3, 1.5)
@@ -188,7 +189,7 @@ def _arm(
     hand = _arm_direction(thorax_axes, flexion + elbow + 6, inward * 0.8, outward)
     points = [trunk[f"shoulder_{side}"]]
     lengths = ("acromionradialelength", "radialestylionlength", "handlength")
-    shorter = (-0.035, 0.0, -0.03)  # the joint lies below the acromion; fingers are bent
+    shorter = (-0.035, 0.0, -0.03)  # the shoulder joint lies below the acromion, fingers are bent
     for direction, name, less in zip((upper, fore, hand), lengths, shorter, strict=True):
         points.append(points[-1] + direction * (body.m[name] + less))
     return np.stack(points, axis=1)
@@ -197,16 +198,16 @@ def _arm(
 def _arm_direction(
     axes: np.ndarray, flexion: np.ndarray, abduction: np.ndarray, outward: float
 ) -> np.ndarray:
-    """Return unit vectors ``(M, 3)`` of a limb that hangs down at 0, 0 (degrees)."""
+    """Return unit vectors ``(M, 3)`` of a limb; it points down if both angles (degrees) are 0."""
     f, a = np.radians(flexion)[:, None], np.radians(abduction)[:, None]
     forward, left, up = (axes[:, i] for i in range(3))
     return np.sin(f) * np.cos(a) * forward + outward * np.sin(a) * left - np.cos(f) * np.cos(a) * up
 
 
 def _axes(yaw: np.ndarray, roll: np.ndarray, pitch: np.ndarray) -> np.ndarray:
-    """Return forward, left, up ``(M, 3, 3)``.
+    """Return the unit vectors forward, left and up ``(M, 3, 3)``.
 
-    Yaw turns the right side forward, roll lifts it, pitch leans forward (radians).
+    Yaw turns the right side forward, roll lifts it, pitch leans forward; all in radians.
     """
     zero = np.zeros_like(yaw)
     forward = np.stack([np.cos(yaw), np.sin(yaw), zero], axis=1)

@@ -1,13 +1,13 @@
-"""Published norms of human bodies and gaits, as the walker draws from them.
+"""Published norms of human bodies and gaits, which the walkers are drawn from.
 
-``norms.json`` beside this file holds the numbers and names their sources: ANSUR II body measures,
-CGM2.3 joint angles (Fourier series), and the spread of those angles between and within 14 walkers
-of the CMU mocap database.
+``norms.json`` beside this file holds the numbers and names their sources: body measures of ANSUR
+II, joint angles of CGM2.3 (Fourier series), and the spread of those angles between and within 14
+walkers of the CMU mocap database.
 
-The survey is public as means, SDs and SDs of the ratio to stature; that fixes how each measure
-correlates with stature (``stature_loading``). How measures hang together beyond stature is not in
-those tables and is modelled: girths share one build factor, limb lengths share one leg factor (see
-``body.py``).
+The survey publishes means, SDs, and SDs of the ratio to stature. These determine how each measure
+correlates with stature (``stature_loading``). The tables do not say how measures correlate beyond
+stature. That part is modelled: girths share one build factor, limb lengths share one factor per
+limb (see ``body.py``).
 """
 
 import json
@@ -23,7 +23,13 @@ SEXES = ("male", "female")
 
 @dataclass(frozen=True)
 class Measure:
-    """A body measure of one sex as ratio to stature: mean, SD, correlation with stature."""
+    """A body measure of one sex as ratio to stature.
+
+    Attributes:
+        ratio: mean of the ratio.
+        sd: standard deviation of the ratio.
+        stature_loading: correlation of the ratio with stature.
+    """
 
     ratio: float
     sd: float
@@ -32,11 +38,18 @@ class Measure:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One joint angle over the gait cycle, and how people differ in it (degrees).
+    """One joint angle over the gait cycle, and how people differ in it.
 
-    ``harmonics[k]`` is the phasor c of harmonic k + 1: angle(p) = mean + sum of Re(c_k exp(2 pi i k
-    p)), with p = 0 at heel strike of the same side. ``amplitude_sd`` and ``timing_sd`` are the
-    spread along and across c.
+    angle(p) = mean + sum over k of Re(c_k exp(2 pi i k p)), with p = 0 at heel strike of the same
+    side. K is ``HARMONICS``.
+
+    Attributes:
+        mean: degrees.
+        harmonics: ``(K,)`` phasors c_1 to c_K, degrees.
+        offset_sd: SD of the mean between people, degrees.
+        amplitude_sd: ``(K,)`` SD between people along c_k, degrees.
+        timing_sd: ``(K,)`` SD between people across c_k, degrees.
+        within_sd: SD between one person's walks, degrees.
     """
 
     mean: float
@@ -55,12 +68,12 @@ def load_norms() -> dict:
 
 @cache
 def measures(sex: str) -> dict[str, Measure]:
-    """Return ANSUR II as ratios to stature.
+    """Return the measures of ANSUR II by name, as ratios to stature.
 
-    The variance of the ratio r = x / stature is, to first order in the coefficients of variation,
-    cv_r^2 = cv_x^2 + cv_s^2 - 2 rho cv_x cv_s; solved for rho, the correlation of x with stature,
-    it gives that
-    of r with stature: (rho cv_x - cv_s) / cv_r.
+    The survey has no correlation of a measure x with stature s. It has the coefficients of
+    variation cv_x, cv_s and cv_r, with r = x / s. To first order in them,
+    cv_r^2 = cv_x^2 + cv_s^2 - 2 rho cv_x cv_s. Solving for rho gives the correlation of x with s.
+    The correlation of r with s is then (rho cv_x - cv_s) / cv_r.
     """
     table = load_norms()["body"]
     stature, stature_sd, _ = table["stature"][sex]
@@ -80,7 +93,10 @@ def measures(sex: str) -> dict[str, Measure]:
 
 @cache
 def curves() -> dict[str, Curve]:
-    """Return the angle curves; where CMU has no spread, CGM2.3's is shared out by amplitude."""
+    """Return the angle curves by name.
+
+    Where CMU has no spread, CGM2.3's is divided among the harmonics by their amplitude.
+    """
     found = {}
     for name, c in load_norms()["curves"].items():
         phasors = np.array([a - 1j * b for a, b in c["harmonics"]])
@@ -95,8 +111,17 @@ def curves() -> dict[str, Curve]:
     return found
 
 
-def evaluate(mean: float, harmonics: np.ndarray, phase: np.ndarray) -> np.ndarray:
-    """Return the angle at each phase p (cycles, any shape): mean + sum Re(c_k e^(2 pi i k p))."""
+def fourier_series(mean: float, harmonics: np.ndarray, phase: np.ndarray) -> np.ndarray:
+    """Return the series mean + sum Re(c_k exp(2 pi i k p)) at each phase p.
+
+    Args:
+        mean: in the unit of the result.
+        harmonics: ``(K,)`` phasors c_k, k from 1.
+        phase: cycles, any shape.
+
+    Returns:
+        The shape of ``phase``.
+    """
     k = np.arange(1, len(harmonics) + 1)
     turns = np.exp(2j * np.pi * phase[..., None] * k)  # (..., K)
     return mean + (turns * harmonics).real.sum(-1)

@@ -1,8 +1,8 @@
-"""Outfits: hair and everyday clothes of a person, and the coat or the bag of one sequence.
+"""Outfits: a person's hair and everyday clothes, and the coat or the bag of one sequence.
 
-No measured clothing was found, so thicknesses are chosen by eye and then held against the
-silhouettes of CASIA-B: how much of the frame they fill and how wide they are (see
-``tests/data/test_walker.py``).
+No measurements of clothing were found, so thicknesses were chosen by eye. They were then compared
+with the silhouettes of CASIA-B: the share of the frame they fill, and their width (see
+``tests/walkers/test_walkers.py``).
 """
 
 from dataclasses import dataclass, replace
@@ -25,16 +25,19 @@ class Hair:
 
 @dataclass(frozen=True)
 class Clothes:
-    """Everyday clothes; metres added to radii, lengths as share of the leg: 0 hip, 1 knee, 2 ankle.
+    """Everyday clothes.
+
+    Thicknesses are metres that are added to radii. Lengths are places on the leg: 0 is the hip, 1
+    the knee, 2 the ankle.
 
     Attributes:
-        shirt, sleeve: around the trunk and the arms.
+        shirt, sleeve: thickness around the trunk and the arms.
         shirt_length: where the shirt ends below the hip joint.
-        trousers: around thigh and shank.
-        hem: radius of a trouser leg at the ankle.
+        trousers: thickness around thigh and shank.
+        hem: radius of a trouser leg at the ankle, metres.
         skirt: where the skirt ends; 0 for trousers.
-        skirt_flare: widening of the skirt per share of the leg.
-        sole: how much longer the shoe is than the foot.
+        skirt_flare: metres by which the skirt widens from hip to knee.
+        sole: how much longer the shoe is than the foot, metres.
     """
 
     shirt: float
@@ -49,19 +52,25 @@ class Clothes:
 
 @dataclass(frozen=True)
 class Coat:
-    """A coat over the clothes; metres, ``length`` as share of the leg as in ``Clothes``."""
+    """A coat over the clothes, in metres; ``length`` is a place on the leg as in ``Clothes``."""
 
     girth: float
     sleeve: float
     length: float
     flare: float
-    hood: float  # radius of a hood lying on the neck; 0 for none
+    hood: float  # radius of a hood that lies on the neck; 0 for none
     collar: float
 
 
 @dataclass(frozen=True)
 class Bag:
-    """A bag: kind (``BAGS``), side (+1 left, -1 right), and width, height, thickness in metres."""
+    """A bag.
+
+    Attributes:
+        kind: one of ``BAGS``.
+        side: +1 left, -1 right.
+        width, height, thickness: metres.
+    """
 
     kind: str
     side: int
@@ -103,7 +112,7 @@ def draw_outfit(sex: str, rng: np.random.Generator) -> Outfit:
 def dress(outfit: Outfit, kind: str, rng: np.random.Generator) -> Outfit:
     """Return the outfit of one sequence of a kind ("nm", "bg" or "cl"), with its bag or coat.
 
-    The same clothes never fall quite alike, so slacks vary by some millimetres in every sequence.
+    The same clothes hang differently each time, so thicknesses vary by some millimetres.
     """
     z = rng.standard_normal(3)
     worn = outfit.clothes
@@ -123,8 +132,8 @@ def dress(outfit: Outfit, kind: str, rng: np.random.Generator) -> Outfit:
     return outfit
 
 
-def carry(gait: Gait, outfit: Outfit) -> Gait:
-    """Return the gait under load: a still arm beside a bag, a lean under a backpack."""
+def gait_under_load(gait: Gait, outfit: Outfit) -> Gait:
+    """Return the gait with a bag or coat: an arm with a bag swings less, a backpack adds lean."""
     mean, swing = dict(gait.mean), list(gait.arm_swing)
     bag, coat = outfit.bag, outfit.coat
     if bag is not None and bag.kind == "backpack":

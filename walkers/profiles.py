@@ -1,7 +1,7 @@
-"""Profiles: the elliptic sections that make up a dressed trunk and a head with hair.
+"""Profiles: the elliptic sections of a dressed trunk, and of a head with hair.
 
-Sizes at measured heights are ANSUR II's; what lies between is a smooth curve, and cloth and hair
-add to it.
+At measured heights the sizes are ANSUR II's. A smooth curve connects them. Cloth and hair are added
+to it.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from walkers.body import Body
 from walkers.outfit import Outfit
 from walkers.shapes import smooth_profile
 
-# level (0 chin, 1 vertex); half breadth over head breadth; front and back reach over head length
+# level (0 chin, 1 top); half breadth as share of head breadth; front and back of head length
 HEAD = np.array(
     [
         (0.00, 0.30, 0.40, 0.02),
@@ -25,7 +25,7 @@ HEAD = np.array(
         (1.00, 0.08, 0.02, -0.10),
     ]
 )
-# hair style: share of its thickness at the sides, back and front, and the level where it ends
+# hair style: share of its thickness at the sides, back and front; level where it ends
 HAIR = {
     "short": (0.6, 0.8, 0.5, 0.30),
     "medium": (1.0, 1.0, 0.7, 0.18),
@@ -33,14 +33,14 @@ HAIR = {
     "long": (1.1, 1.0, 0.5, -0.9),
     "ponytail": (0.8, 1.0, 0.5, 0.30),
 }
-LEVELS = 22  # sections of the trunk
+TRUNK_SECTIONS = 22  # sections of the trunk
 
 
 def trunk_profile(body: Body, outfit: Outfit) -> tuple[np.ndarray, ...]:
-    """Return the trunk's S sections, each value ``(S,)``, metres.
+    """Return the trunk's S sections as five arrays ``(S,)``.
 
-    Height above the hip joints, half breadth, half depth, forward shift, and the share (0 to 1) by
-    which the section moves with the thorax rather than the pelvis.
+    They are height above the hip joints, half breadth, half depth and forward shift, all in metres,
+    and the share (0 to 1) by which a section moves with the thorax rather than the pelvis.
     """
     m = body.m
     hip, waist = m["trochanterionheight"], m["waistheightomphalion"]
@@ -70,23 +70,23 @@ def trunk_profile(body: Body, outfit: Outfit) -> tuple[np.ndarray, ...]:
             (top + 0.026, neck + 0.008, neck, -0.008),
         ]
     )  # fmt: skip
-    height = np.linspace(crotch, top + 0.026, LEVELS)
+    height = np.linspace(crotch, top + 0.026, TRUNK_SECTIONS)
     breadth, depth, ahead = smooth_profile(knots, height).T
     clothes, coat = outfit.clothes, outfit.coat
     slack = clothes.shirt + (coat.girth if coat else 0.0)
     cloth = np.interp(height, [acromion - 0.02, top], [slack, 0.3 * slack])
     fullness = np.interp(
         height, [seat, waist - hip, chest], [0.7, 1.25, 0.8]
-    )  # cloth bridges the waist
+    )  # cloth hangs loose at the waist
     upper = np.clip((height - middle) / (chest - middle), 0, 1)
     return height, breadth + cloth * fullness, depth + cloth * fullness, ahead, upper
 
 
 def head_profile(body: Body, outfit: Outfit) -> list[tuple[np.ndarray, ...]]:
-    """Return the head and, if it falls below the chin, the hair: stacks of S sections.
+    """Return stacks of S sections: the head and, if it is long, the hair below the chin.
 
-    Each is height above the head's pivot, half breadth, half depth and forward shift, all ``(S,)``
-    metres.
+    A stack is four arrays ``(S,)`` in metres: height above the head's pivot, half breadth, half
+    depth and forward shift.
     """
     m, s, hair = body.m, body.stature, outfit.hair
     sides, back, front, end = HAIR[hair.style]
@@ -95,15 +95,15 @@ def head_profile(body: Body, outfit: Outfit) -> list[tuple[np.ndarray, ...]]:
     wide = wide * m["headbreadth"]
     ahead = ahead * m["headlength"] * np.where(level < 0.5, body.face, 1.0)
     behind = behind * m["headlength"]
-    on = np.clip((level - max(end, 0.0)) / 0.12, 0, 1)  # where there is hair behind and beside
-    above = np.clip((level - 0.62) / 0.15, 0, 1)  # and on the forehead
+    on = np.clip((level - max(end, 0.0)) / 0.12, 0, 1)  # where hair covers back and sides
+    above = np.clip((level - 0.62) / 0.15, 0, 1)  # where hair covers the front
     wide = wide + hair.thickness * sides * on
     behind = behind - hair.thickness * back * on
     ahead = ahead + hair.thickness * front * above
     height = (-0.045 + 0.130 * level) * s
     height = height + hair.thickness * above * level**4
     stacks = [(height, wide, (ahead - behind) / 2, (ahead + behind) / 2 + 0.012)]
-    if end < 0:  # hair hangs behind, down to a level under the chin
+    if end < 0:  # hair hangs down behind, to below the chin
         low = np.linspace(end, 0.6, 7)
         fall = (-0.045 + 0.130 * low) * s
         half = np.full(7, 0.46 * m["headbreadth"] + hair.thickness) * np.linspace(0.85, 1.0, 7)

@@ -1,14 +1,14 @@
-"""Shapes: a camera, and the outlines (polygons in pixels) that body parts cast in its image.
+"""Shapes: a camera, and the outlines of body parts in its image, as polygons in pixels.
 
-Letters: T frames, S sections along a part. Nothing here knows about bodies.
+Letters: T frames, S sections along a part. Nothing here depends on the human body.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-CAP = np.radians([60.0, 20.0, -20.0, -60.0])
-RING = np.radians(np.arange(0, 360, 45))
+CAP_ANGLES = np.radians([60.0, 20.0, -20.0, -60.0])  # points of a limb's rounded end
+RING_ANGLES = np.radians(np.arange(0, 360, 45))  # points around a ball
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,10 +16,10 @@ class Camera:
     """A level pinhole camera.
 
     Attributes:
-        position: metres.
-        ahead, right: horizontal unit vectors of its axes.
-        focal: pixels.
-        centre: image coordinates of the axis, pixels.
+        position: ``(3,)`` metres.
+        ahead, right: ``(3,)`` horizontal unit vectors.
+        focal: focal length, pixels.
+        centre: where the optical axis meets the image, (x, y) in pixels.
     """
 
     position: np.ndarray
@@ -32,7 +32,15 @@ class Camera:
     def around(
         cls, degrees: float, distance: float, height: float, focal: float, size: tuple[int, int]
     ) -> "Camera":
-        """Return a camera that looks at the origin from ``degrees`` off +x, on the +y side."""
+        """Return a camera on a circle around the origin, which it faces.
+
+        Args:
+            degrees: angle of its place from +x towards +y.
+            distance: from the origin, metres.
+            height: metres.
+            focal: focal length, pixels.
+            size: width and height of the image, pixels.
+        """
         a = np.radians(degrees)
         outward = np.array([np.cos(a), np.sin(a), 0.0])
         position = distance * outward + [0, 0, height]
@@ -48,7 +56,7 @@ class Camera:
         return np.stack([x, y], axis=-1), scale
 
     def across(self, vectors: np.ndarray) -> np.ndarray:
-        """Return the component ``(...)`` of vectors ``(..., 3)`` along the image's rows."""
+        """Return the component ``(...)`` of vectors ``(..., 3)`` along the rows of the image."""
         return vectors[..., 0] * self.right[0] + vectors[..., 1] * self.right[1]
 
 
@@ -62,8 +70,8 @@ def stack(
 ) -> np.ndarray:
     """Return the outline ``(T, 2S, 2)`` of elliptic sections stacked upwards.
 
-    An ellipse with half axes a (left) and b (forward) reaches sqrt((a left.u)^2 + (b forward.u)^2)
-    along the image's row direction u.
+    An ellipse with half axes a (left) and b (forward) extends sqrt((a left.u)^2 + (b forward.u)^2)
+    to each side along the image's row direction u.
 
     Args:
         camera: the camera.
@@ -88,7 +96,7 @@ def limb(camera: Camera, start: np.ndarray, end: np.ndarray, radii: np.ndarray) 
         camera: the camera.
         start: ``(T, 3)`` metres.
         end: ``(T, 3)`` metres.
-        radii: ``(S,)`` metres, at even distances along the limb.
+        radii: ``(S,)`` metres, evenly spaced along the limb.
     """
     share = np.linspace(0, 1, len(radii))[:, None]
     xy, scale = camera.project(start[:, None] * (1 - share) + end[:, None] * share)  # (T, S, 2)
@@ -105,14 +113,20 @@ def limb(camera: Camera, start: np.ndarray, end: np.ndarray, radii: np.ndarray) 
         return xy[:, at, None] + size[:, at, None, None] * turned  # (T, 4, 2)
 
     return np.concatenate(
-        [xy + side, cap(-1, CAP), (xy - side)[:, ::-1], cap(0, np.pi + CAP)], axis=1
+        [xy + side, cap(-1, CAP_ANGLES), (xy - side)[:, ::-1], cap(0, np.pi + CAP_ANGLES)], axis=1
     )
 
 
 def balls(camera: Camera, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Return points ``(T, 8S, 2)`` whose hull is that of balls at centres ``(T, S, 3)``."""
+    """Return points ``(T, 8S, 2)`` around S balls; their convex hull covers the balls.
+
+    Args:
+        camera: the camera.
+        centres: ``(T, S, 3)`` metres.
+        radii: ``(S,)`` metres.
+    """
     xy, scale = camera.project(centres)
-    ring = np.stack([np.cos(RING), np.sin(RING)], axis=1)  # (8, 2)
+    ring = np.stack([np.cos(RING_ANGLES), np.sin(RING_ANGLES)], axis=1)  # (8, 2)
     points = xy[:, :, None] + (radii * scale)[..., None, None] * ring
     return points.reshape(len(xy), -1, 2)
 
@@ -122,14 +136,14 @@ def drape(
 ) -> np.ndarray:
     """Return the outline ``(T, 2S, 2)`` of cloth that hangs around two legs.
 
-    Cloth hangs from the widest place above: its edges may move inwards only slowly on the way down.
+    Cloth hangs from the widest place above, so its edges move inwards only slowly on the way down.
 
     Args:
         camera: the camera.
-        left: ``(T, S, 3)`` points down the left leg.
-        right: ``(T, S, 3)`` points down the right leg.
-        radii: ``(S,)`` of leg and cloth.
-        flare: ``(S,)`` metres that the cloth stands off further.
+        left: ``(T, S, 3)`` points down the left leg, metres.
+        right: ``(T, S, 3)`` points down the right leg, metres.
+        radii: ``(S,)`` radius of leg and cloth, metres.
+        flare: ``(S,)`` further distance of the cloth from the leg, metres.
     """
     (a, sa), (b, sb) = camera.project(left), camera.project(right)
     low = np.minimum(a[..., 0] - radii * sa, b[..., 0] - radii * sb)
@@ -145,7 +159,15 @@ def drape(
 
 
 def smooth_profile(knots: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Interpolate columns 1.. of ``knots`` ``(K, 1 + C)`` over the rising column 0, smoothly."""
+    """Interpolate a table with a smooth cubic (Hermite) curve.
+
+    Args:
+        knots: ``(K, 1 + C)``: a rising column of places, and C columns of values.
+        at: ``(S,)`` places to interpolate at.
+
+    Returns:
+        ``(S, C)``.
+    """
     x, v = knots[:, 0], knots[:, 1:]
     slope = np.gradient(v, x, axis=0)
     i = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)

@@ -201,7 +201,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_workers_do_not_matter(tmp_path, monkeypatch):
-    monkeypatch.setattr("walkers.dataset.WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("walkers.walker_dataset.WALKS_PER_PROCESS", 1)
     small = TINY | {"frames": (2, 3)}
     one = make_walkers(tmp_path / "one", workers=1, **small)
     two = make_walkers(tmp_path / "two", workers=2, **small)
@@ -219,7 +219,7 @@ def test_a_killed_process_is_one_clear_error_and_what_was_drawn_stays(tmp_path, 
             children[1].kill()
         return children[-1]
 
-    monkeypatch.setattr("walkers.dataset.WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("walkers.walker_dataset.WALKS_PER_PROCESS", 1)
     with monkeypatch.context() as patched, pytest.raises(WorkerError) as error:
         patched.setattr(subprocess, "Popen", popen)
         make_walkers(tmp_path / "w", workers=2, **small)
@@ -237,8 +237,8 @@ def test_a_script_without_a_main_guard_draws_in_processes_by_its_own_modules(tmp
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(home)!r})\n"
-        "import walkers.dataset\n"
-        "walkers.dataset.WORTH_A_PROCESS = 1\n"
+        "import walkers.walker_dataset\n"
+        "walkers.walker_dataset.WALKS_PER_PROCESS = 1\n"
         "for workers in (1, 2):\n"
         f"    walkers.make_walkers({str(tmp_path)!r} + f'/{{workers}}', workers=workers,\n"
         "        subjects=2, train=1, types=('nm-01',), views=('090',), frames=(2, 2))\n"
@@ -248,7 +248,7 @@ def test_a_script_without_a_main_guard_draws_in_processes_by_its_own_modules(tmp
 
 
 def test_a_failed_process_says_its_reason_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("walkers.dataset.WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("walkers.walker_dataset.WALKS_PER_PROCESS", 1)
     make_walkers(tmp_path / "w", workers=1, **TINY | {"types": ("nm-01",)})
     shutil.rmtree(tmp_path / "w/001")
     shutil.rmtree(tmp_path / "w/002")

@@ -2,7 +2,7 @@
 
 They are not a ``concurrent.futures.ProcessPoolExecutor``, because its spawn and forkserver
 processes run the caller's script again, which breaks a script without a ``__main__`` guard, and its
-forked processes may inherit a lock that a thread of torch or OpenCV holds.
+forked processes may wait forever for a lock that a thread of torch or OpenCV held.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 
 from gaitlib.system.processes import WorkerError, ending
-from walkers.files import write_walk
+from walkers.walk_files import write_walk
 
 
 def draw_in_processes(

@@ -1,8 +1,8 @@
-"""Figures: a dressed body in a pose, as polygons in one camera's image.
+"""A dressed body in a pose, as polygons in one camera's image.
 
-The trunk and the head are stacks of elliptic sections, limbs are round with their own profiles,
-feet and bags are convex hulls, skirts and coat tails hang around the legs. Sizes are ANSUR II's;
-cloth adds to them.
+Trunk and head are stacks of elliptic sections. Limbs are round, with a radius that changes along
+the limb. Feet and bags are convex hulls. Skirts and coat tails are drawn around both legs. Body
+sizes are ANSUR II's, and cloth is added to them.
 """
 
 import numpy as np
@@ -13,11 +13,14 @@ from walkers.outfit import Bag, Outfit
 from walkers.profiles import head_profile, trunk_profile
 from walkers.shapes import Camera, balls, drape, limb, stack
 
-DRAPE = 8  # sections of a skirt
+DRAPE_SECTIONS = 8  # sections of a skirt
 
 
-class Figure:
-    """One person in one outfit; ``outlines`` gives the polygons for a pose and a camera."""
+class DressedBody:
+    """One person in one outfit.
+
+    ``outlines`` and ``hulls`` return its polygons for a pose and a camera.
+    """
 
     def __init__(self, body: Body, outfit: Outfit):
         self.body, self.outfit = body, outfit
@@ -33,8 +36,8 @@ class Figure:
         self.shank = np.array([0.97 * knee, 0.98 * calf, calf, 0.88 * calf, ankle * 1.12, ankle])
         if not clothes.skirt:
             self.thigh = self.thigh + clothes.trousers
-            hang = np.linspace(knee + clothes.trousers, clothes.hem, 6)
-            self.shank = np.maximum(self.shank + 0.5 * clothes.trousers, hang)
+            trouser_leg = np.linspace(knee + clothes.trousers, clothes.hem, 6)
+            self.shank = np.maximum(self.shank + 0.5 * clothes.trousers, trouser_leg)
         arm, fore = 0.94 * r["bicepscircumferenceflexed"], r["forearmcircumferenceflexed"]
         self.upper = np.array([1.02, 1.04, 0.98, 0.93, 0.86]) * arm + sleeve
         self.fore = np.array([0.93, 1.0, 0.93, 0.78, 0.0]) * fore + sleeve
@@ -45,7 +48,7 @@ class Figure:
             self.neck = self.neck + coat.collar * np.array([1.0, 1.0, 0.3])
 
     def outlines(self, pose: Pose, camera: Camera) -> list[np.ndarray]:
-        """Return polygons ``(T, K, 2)`` in pixels; their union, with ``hulls``, is the person."""
+        """Return polygons ``(T, K, 2)`` in pixels; they and ``hulls`` together are the person."""
         j = pose.joint
         parts = [self._trunk_outline(pose, camera), *self._head_outlines(pose, camera)]
         parts.append(limb(camera, j("neck"), j("head"), self.neck))
@@ -64,19 +67,19 @@ class Figure:
             cloth = clothes.shirt + 0.7 * coat.girth
             parts.append(self._drape(pose, camera, coat.length, cloth, coat.flare))
             if coat.hood:
-                behind = j("neck") - 0.045 * pose.frame("thorax")[:, 0]
-                side = 0.05 * pose.frame("thorax")[:, 1]
+                behind = j("neck") - 0.045 * pose.axes_of("thorax")[:, 0]
+                side = 0.05 * pose.axes_of("thorax")[:, 1]
                 size = np.full(3, 0.8 * coat.hood)
                 parts.append(limb(camera, behind - side, behind + side, size))
         if self.outfit.hair.style == "ponytail":
-            head = pose.frame("head")
+            head = pose.axes_of("head")
             root = j("head") - head[:, 0] * 0.55 * self.body.m["headlength"] + head[:, 2] * 0.03
             tip = root - head[:, 2] * 0.17 - head[:, 0] * 0.035
             parts.append(limb(camera, root, tip, np.array([0.022, 0.034, 0.030, 0.014])))
         return parts
 
     def hulls(self, pose: Pose, camera: Camera) -> list[np.ndarray]:
-        """Return point sets ``(T, K, 2)`` in pixels whose convex hulls are feet and bag."""
+        """Return point sets ``(T, K, 2)`` in pixels; their convex hulls are feet and bag."""
         sets = [self._foot(pose, camera, s) for s in ("l", "r")]
         if self.outfit.bag:
             sets.append(self._bag(self.outfit.bag, pose, camera))
@@ -84,8 +87,9 @@ class Figure:
 
     def _trunk_outline(self, pose: Pose, camera: Camera) -> np.ndarray:
         height, breadth, depth, ahead, upper = self._trunk
-        hips, thorax = pose.frame("pelvis")[:, None], pose.frame("thorax")[:, None]  # (T, 1, 3, 3)
-        part = upper[:, None, None]  # 0 hangs on the pelvis, 1 on the thorax
+        hips = pose.axes_of("pelvis")[:, None]  # (T, 1, 3, 3)
+        thorax = pose.axes_of("thorax")[:, None]  # (T, 1, 3, 3)
+        part = upper[:, None, None]  # 0 moves with the pelvis, 1 with the thorax
         axes = hips * (1 - part) + thorax * part  # (T, S, 3, 3)
         rise = self.body.m["waistheightomphalion"] - self.body.m["trochanterionheight"]
         base = np.where(
@@ -94,13 +98,13 @@ class Figure:
         above = np.where(height < rise, height, height - rise)[:, None]
         centres = base + axes[:, :, 2] * above + axes[:, :, 0] * ahead[:, None]
         neck = pose.joint("neck") - pose.joint("waist")
-        stoop = (neck * pose.frame("thorax")[:, 0]).sum(1)  # (T,), bends the upper back
+        stoop = (neck * pose.axes_of("thorax")[:, 0]).sum(1)  # (T,) bends the upper back
         bend = np.clip((height - rise) / (height[-1] - rise), 0, 1) ** 1.5
         centres = centres + thorax[:, :, 0] * (stoop[:, None] * bend)[..., None]
         return stack(camera, centres, axes[:, :, 1], axes[:, :, 0], breadth, depth)
 
     def _head_outlines(self, pose: Pose, camera: Camera) -> list[np.ndarray]:
-        head = pose.frame("head")[:, None]  # (T, 1, 3, 3)
+        head = pose.axes_of("head")[:, None]  # (T, 1, 3, 3)
         found = []
         for height, breadth, depth, ahead in self._head:
             centres = (
@@ -114,7 +118,7 @@ class Figure:
     def _drape(
         self, pose: Pose, camera: Camera, length: float, cloth: float, flare: float
     ) -> np.ndarray:
-        share = np.linspace(0.0, length, DRAPE)
+        share = np.linspace(0.0, length, DRAPE_SECTIONS)
         legs = []
         for s in ("l", "r"):
             hip, knee, ankle = (pose.joint(f"{n}_{s}")[:, None] for n in ("hip", "knee", "ankle"))
@@ -132,7 +136,7 @@ class Figure:
         along = ball - heel
         across = np.stack([-along[:, 1], along[:, 0], 0 * along[:, 0]], axis=1)
         across = across / np.sqrt((across**2).sum(1, keepdims=True))
-        wide = self.body.foot_out * self.body.m["footbreadthhorizontal"] / 2 - 0.020
+        wide = self.body.foot_breadth_scale * self.body.m["footbreadthhorizontal"] / 2 - 0.020
         tip = toe - ball
         tip = tip / np.sqrt((tip**2).sum(1, keepdims=True)) * (self.outfit.clothes.sole - 0.028)
         up = np.array([0.0, 0.0, 1.0])
@@ -152,11 +156,11 @@ class Figure:
         coat = self.outfit.coat.girth if self.outfit.coat else 0.0
         size = np.array([bag.thickness, bag.width, bag.height])  # forward, left, up
         if bag.kind == "backpack":
-            axes, base = pose.frame("thorax"), pose.joint("waist")
+            axes, base = pose.axes_of("thorax"), pose.joint("waist")
             middle = np.array([-0.5 * m["chestdepth"] - 0.5 * bag.thickness - coat + 0.01, 0, 0])
             middle[2] = 0.72 * (m["acromialheight"] - m["waistheightomphalion"]) - 0.3 * bag.height
         elif bag.kind == "shoulder":
-            axes, base = pose.frame("pelvis"), pose.joint("waist")
+            axes, base = pose.axes_of("pelvis"), pose.joint("waist")
             size = size[[1, 0, 2]]
             middle = np.array([-0.03, bag.side * (0.5 * m["hipbreadth"] + 0.5 * size[1]), -0.16])
         else:
@@ -166,7 +170,7 @@ class Figure:
             middle = np.array([0, 0, -0.04 - 0.5 * bag.height])
         inner = np.maximum(size / 2 - round_off, 0.005)
         corners = np.array([(i, k, n) for i in (-1, 1) for k in (-1, 1) for n in (-1, 1)]) * inner
-        if bag.kind == "hand":  # handles meet in the hand
+        if bag.kind == "hand":  # its handles meet in the hand
             corners = np.concatenate([corners, [-middle]])
         offsets = corners + middle  # (S, 3)
         centres = base[:, None] + sum(axes[:, None, i] * offsets[:, i, None] for i in range(3))
