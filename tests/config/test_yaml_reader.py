@@ -5,7 +5,7 @@ from papermill.iorw import read_yaml_file
 
 from gaitlib.config import ConfigError, read_value, read_yaml
 from gaitlib.config.yaml_reader import read_with_lines
-from gaitlib.runs import PARAMS, ROOT
+from gaitlib.system.files import PARAMS, ROOT
 
 DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
 
@@ -49,7 +49,7 @@ def test_a_file_that_is_missing_or_no_mapping_is_named(tmp_path):
             read_yaml(tmp_path / "odd.yaml")
 
 
-FILES = [*sorted(PARAMS.rglob("*.yaml")), ROOT / "tests/smoke/study.yaml"]
+FILES = [*sorted(PARAMS.rglob("*.yaml")), ROOT / "tests/smoke/experiment.yaml"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
