@@ -5,6 +5,7 @@ from torch import nn
 
 from benchmarks.networks import graph_of, network_of
 from benchmarks.timing import Row, Setting, Work
+from gaitlib.config import GetaCfg, HessoCfg
 from gaitlib.prune import hesso, oto
 from gaitlib.quantize import geta
 from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
@@ -59,21 +60,21 @@ def ours(setting: Setting, size: str) -> Work:
     """HESSO of gaitlib."""
     keep_freed_memory(setting.device)
     model = network_of(size, setting)
-    return _stepping(model, hesso.build_hesso(graph_of(model), PRUNING))
+    return _stepping(model, hesso.build_hesso(graph_of(model), HessoCfg(**PRUNING)))
 
 
 def package(setting: Setting, size: str) -> Work:
     """HESSO of only_train_once."""
     model = network_of(size, setting)
-    return _stepping(model, oto.package_hesso(graph_of(model), **PRUNING))
+    return _stepping(model, oto.package_hesso(graph_of(model), HessoCfg(**PRUNING)))
 
 
 def ours_geta(setting: Setting, size: str) -> Work:
     """GETA of gaitlib, on weights and activations."""
     keep_freed_memory(setting.device)
     model = network_of(size, setting)
-    graph = graph_of(model)
-    return _stepping(model, geta.build_geta(graph, PRUNING | BITS, _quantized(model, setting)))
+    graph, cfg = graph_of(model), GetaCfg(**PRUNING, **BITS)
+    return _stepping(model, geta.build_geta(graph, cfg, _quantized(model, setting)))
 
 
 def _quantized(model: nn.Module, setting: Setting) -> Quantization:

@@ -15,6 +15,13 @@ from pydantic import (
     model_validator,
 )
 
+from gaitlib.config.schedules import (
+    WIDEST,
+    BitInterval,
+    BitPlan,
+    ProjectionSchedule,
+    PruningSchedule,
+)
 from gaitlib.config.section import Section
 
 Share = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -24,7 +31,7 @@ class ImportanceScores(Section):
     """Weights of the five scores whose sum ranks the channels; the names are only_train_once's.
 
     Each score is scaled to length 1 over all channels first, so that weights compare; only their
-    proportions matter. What is left out weighs nothing.
+    proportions matter. A score that is left out weighs nothing.
     """
 
     magnitude: Share = 0.0
@@ -43,6 +50,9 @@ class ImportanceScores(Section):
         return self
 
 
+#: What ``importance_score_criteria: default`` stands for.
+ALL_ALIKE = ImportanceScores(**dict.fromkeys(ImportanceScores.model_fields, 0.2))
+
 Criteria = Annotated[
     Annotated[Literal["default"], Tag("name")] | Annotated[ImportanceScores, Tag("weights")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "weights"),
@@ -52,10 +62,21 @@ Criteria = Annotated[
 class HessoCfg(Section):
     """Structured pruning while training: HESSO over the dependency graph's channel groups.
 
-    Argument names are only_train_once's. ``start_from`` says which weights the run starts with:
-    ``scratch``, or the last checkpoint of this run's ``baseline`` stage. Channels leave in the
-    order of five scores; ``importance_score_criteria`` weighs them, ``default`` all alike, and
-    ``{magnitude: 1.0}`` ranks by magnitude alone.
+    Argument names are only_train_once's.
+
+    - ``start_from``: which weights the run starts with, ``scratch`` or the last checkpoint of this
+      run's ``baseline`` stage.
+    - ``variant``: the base optimizer, torch's SGD, Adam or AdamW.
+    - ``lr``: its learning rate at the first step.
+    - ``weight_decay``: added to the gradient (sgd, adam) or decoupled (adamw).
+    - ``first_momentum``: sgd's momentum, or the first beta of adam and adamw.
+    - ``second_momentum``: the second beta of adam and adamw.
+    - ``dampening``: of sgd's momentum.
+    - ``target_group_sparsity``: share of the prunable channels to remove.
+    - ``start_pruning_step``, ``pruning_steps``, ``pruning_periods``: `schedule`.
+    - ``group_divisible``: the number of channels left in a layer is a multiple of it.
+    - ``importance_score_criteria``: channels leave in the order of five scores; this weighs them.
+      ``default`` weighs all alike, ``{magnitude: 1.0}`` ranks by magnitude alone.
     """
 
     implementation: Literal["gaitlib", "only_train_once"] = "gaitlib"
@@ -84,25 +105,30 @@ class HessoCfg(Section):
         return value
 
     @model_validator(mode="after")
-    def _each_period_has_a_step(self) -> "HessoCfg":
-        if self.pruning_steps < self.pruning_periods:
-            raise ValueError(
-                f"pruning_steps {self.pruning_steps} is less than pruning_periods "
-                f"{self.pruning_periods}: each period needs at least one step"
-            )
+    def _schedule_is_possible(self) -> "HessoCfg":
+        _ = self.schedule  # raises
         return self
+
+    @property
+    def schedule(self) -> PruningSchedule:
+        """When channels go."""
+        return PruningSchedule(self.start_pruning_step, self.pruning_steps, self.pruning_periods)
+
+    @property
+    def scores(self) -> ImportanceScores:
+        """The weights of the scores, with ``default`` written out."""
+        criteria = self.importance_score_criteria
+        return ALL_ALIKE if criteria == "default" else criteria
+
+    def check_fits(self, total: int) -> None:
+        """Raise ``ValueError``, with the numbers, if a run of ``total`` steps is too short."""
+        self.schedule.check_fits(total)
 
     def without_effect(self) -> dict[str, str]:
         """Return keys that ask for what this variant does not read, with the reason."""
         key = "second_momentum" if self.variant == "sgd" else "dampening"
         asks = getattr(self, key) != type(self).model_fields[key].default
         return {key: f"{self.variant} has no such argument"} if asks else {}
-
-    def periods(self) -> list[tuple[int, int]]:
-        """Return the first and last iteration of each pruning period."""
-        length = self.pruning_steps // self.pruning_periods
-        starts = [self.start_pruning_step + i * length for i in range(self.pruning_periods)]
-        return [(start, start + length) for start in starts]
 
 
 #: GETA's keys beside HESSO's, with their values in a section that gives any of them.
@@ -121,22 +147,22 @@ QUANTIZATION = {
     "target_bits": None,
 }
 
-WeightBits = Annotated[int, Field(ge=2, le=24)]
-ActivationBits = Annotated[int, Field(ge=1, le=24)]
+WeightBits = Annotated[int, Field(ge=2, le=WIDEST)]
+ActivationBits = Annotated[int, Field(ge=1, le=WIDEST)]
 
 
 class GetaCfg(HessoCfg):
     """Pruning and quantization in one run: HESSO's keys, and how bits shrink before it prunes.
 
     Any of the keys of QUANTIZATION switches quantization on, and the others take the values there;
-    without any, channels are pruned alone. Steps: ``start_projection_step`` of warm-up; then
-    ``projection_steps`` in ``projection_periods``, each of which ends by lowering ``max_bit_wt``
-    and ``max_bit_act`` by ``bit_reduction`` (never below ``min_bit_*``); then HESSO's; then, to the
-    end of the run, whole bits.
+    without any, channels are pruned alone. `BitPlan` has the phases. ``start_projection_step``
+    steps are warm-up; then come ``projection_steps`` in ``projection_periods``, each of which ends
+    by lowering ``max_bit_wt`` and ``max_bit_act`` by ``bit_reduction`` (never below ``min_bit_*``);
+    then HESSO's; then, to the end of the run, whole bits.
 
-    ``target_bits`` b is short for ``min_bit_wt: b`` with a ``bit_reduction`` that takes
-    ``max_bit_wt`` to b over the periods: weights end at b bits. The bounds of activations then stay
-    as they are given.
+    ``target_bits`` b is short for ``min_bit_wt: b`` with a ``bit_reduction`` of
+    ``(max_bit_wt - b) / projection_periods``: all weights end at b bits. The bounds of activations
+    then stay as they are given.
 
     ``uniform: true`` holds the exponent t of every grid at 1, which is plain uniform quantization:
     what integer arithmetic computes with.
@@ -173,51 +199,66 @@ class GetaCfg(HessoCfg):
 
     @model_validator(mode="after")
     def _bits_are_reached(self) -> "GetaCfg":
-        if not self.quantizes:
-            return self
-        if self.implementation == "only_train_once":
-            raise ValueError(
-                "only_train_once's own HESSO does not quantize: write implementation: gaitlib, or "
-                f"leave out {', '.join(QUANTIZATION)}"
-            )
-        self._check_bits()
-        periods, steps = self.projection_periods, self.projection_steps
-        if steps < periods:
-            raise ValueError(
-                f"projection_steps {steps} is less than projection_periods {periods}: each period "
-                "needs at least one step"
-            )
-        end = self.start_projection_step + steps
-        if end > self.start_pruning_step:
-            raise ValueError(
-                f"start_projection_step {self.start_projection_step} + projection_steps {steps} = "
-                f"{end} exceeds start_pruning_step {self.start_pruning_step}: bits have to shrink "
-                "before channels are pruned"
-            )
+        if self.quantizes:
+            if self.implementation == "only_train_once":
+                raise ValueError(
+                    "only_train_once's own HESSO does not quantize: write implementation: gaitlib, "
+                    f"or leave out {', '.join(QUANTIZATION)}"
+                )
+            _ = self.bit_plan  # raises
+            self._check_bits()
         return self
 
     def _check_bits(self) -> None:
-        if self.target_bits is not None:
+        target, reduction, periods = self.target_bits, self.bit_reduction, self.projection_periods
+        if target is not None:
             for key in ("min_bit_wt", "bit_reduction"):
-                if getattr(self, key) is not None:
+                if (value := getattr(self, key)) is not None:
                     raise ValueError(
-                        f"target_bits {self.target_bits} stands for min_bit_wt and bit_reduction: "
-                        f"leave out {key} {getattr(self, key)}"
+                        f"target_bits {target} stands for min_bit_wt and bit_reduction: leave out "
+                        f"{key} {value}"
                     )
-        least = self.min_bit_wt if self.target_bits is None else self.target_bits
-        bounds = ((least, self.max_bit_wt, "wt"), (self.min_bit_act, self.max_bit_act, "act"))
-        for low, high, kind in bounds:
-            if low > high:
-                name = "target_bits" if kind == "wt" and self.target_bits else f"min_bit_{kind}"
-                raise ValueError(f"{name} {low} exceeds max_bit_{kind} {high}")
-        if self.target_bits is None and least < self.max_bit_wt:
-            end = self.max_bit_wt - self.projection_periods * self.bit_reduction
-            if end < least:
+        least = "min_bit_wt" if target is None else "target_bits"
+        for low, high in ((least, "max_bit_wt"), ("min_bit_act", "max_bit_act")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} {getattr(self, low)} exceeds {high} {getattr(self, high)}")
+        if target is None and self.min_bit_wt < self.max_bit_wt:
+            end = self.max_bit_wt - periods * reduction
+            if end < self.min_bit_wt:
                 raise ValueError(
-                    f"max_bit_wt {self.max_bit_wt} - projection_periods {self.projection_periods} "
-                    f"* bit_reduction {self.bit_reduction} = {end} is below min_bit_wt {least}: "
-                    "lower bit_reduction or projection_periods, or write target_bits"
+                    f"max_bit_wt {self.max_bit_wt} - projection_periods {periods} * bit_reduction "
+                    f"{reduction} = {end} is below min_bit_wt {self.min_bit_wt}: lower "
+                    "bit_reduction or projection_periods, or write target_bits"
                 )
+
+    @property
+    def bit_plan(self) -> BitPlan | None:
+        """When bits shrink and between which bounds; None without quantization."""
+        if not self.quantizes:
+            return None
+        least, each, others = self.min_bit_wt, self.bit_reduction, self.bit_reduction
+        if self.target_bits is not None:
+            least, others = self.target_bits, 0
+            each = (self.max_bit_wt - least) / self.projection_periods
+        return BitPlan(
+            lr_quant=self.lr_quant,
+            schedule=ProjectionSchedule(
+                self.start_projection_step, self.projection_steps, self.projection_periods
+            ),
+            weights=BitInterval(least, self.max_bit_wt, each, "wt"),
+            activations=BitInterval(self.min_bit_act, self.max_bit_act, others, "act"),
+            joint=self.schedule.start,
+            cool_down=self.schedule.end,
+        )
+
+    def check_fits(self, total: int) -> None:
+        """Raise ``ValueError`` as `HessoCfg`, or if no step is left for whole bits."""
+        super().check_fits(total)
+        if self.quantizes and self.schedule.end == total:
+            raise ValueError(
+                f"{self.schedule} is all of trainer_cfg.total_iter: leave an iteration or more for "
+                "training at whole bits"
+            )
 
     @property
     def quantizes(self) -> bool:

@@ -79,20 +79,10 @@ class Experiment(Section):
                     "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
                     "HESSO: write cycle_momentum: false"
                 )
-            start, steps = self.compression.start_pruning_step, self.compression.pruning_steps
-            total = self.trainer_cfg.total_iter
-            if start + steps > total:
-                raise ValueError(
-                    f"{chosen}_optimizer_cfg: start_pruning_step {start} + pruning_steps {steps} = "
-                    f"{start + steps} exceeds trainer_cfg.total_iter {total}: the target sparsity "
-                    "would never be reached"
-                )
-            if self.quantizes and start + steps == total:
-                raise ValueError(
-                    f"{chosen}_optimizer_cfg: start_pruning_step {start} + pruning_steps {steps} = "
-                    f"{total} is all of trainer_cfg.total_iter: leave an iteration or more for "
-                    "training at whole bits"
-                )
+            try:
+                self.compression.check_fits(self.trainer_cfg.total_iter)
+            except ValueError as error:
+                raise ValueError(f"{chosen}_optimizer_cfg: {error}") from None
 
     def check_subjects(self, num_train: int) -> None:
         """Compare the network's classes and the sampler with the number of training subjects.

@@ -1,9 +1,13 @@
 """When channels are chosen, shrunk and removed, and when bits shrink, in optimizer steps.
 
-The schedule of HESSO and of GETA's joint stage. Steps count from 1. With S the start, D the steps
-of a period and t = (step - S) mod D, a period chooses its channels at t = 1, multiplies them by
-(D - t - 1) / (D - t) at t = 1, ..., D - 1, so that the product is exactly 0, and ends there. The
-step with t = 0 is an ordinary one. With D = 1 each period is one step that chooses and removes.
+`HessoCfg` and `GetaCfg` build these objects and check the type and range of each number; the
+objects check what needs two numbers.
+
+HESSO prunes by a `PruningSchedule`, and so does GETA in its joint phase. Steps count from 1. With S
+the start, D the steps of a period and t = (step - S) mod D, a period chooses its channels at t = 1,
+multiplies them by (D - t - 1) / (D - t) at t = 1, ..., D - 1, so that the product is exactly 0, and
+ends there. The step with t = 0 is an ordinary one. With D = 1 each period is one step that chooses
+and removes.
 """
 
 from dataclasses import dataclass
@@ -13,43 +17,40 @@ WIDEST = 24  # bits that float32 tells apart
 
 @dataclass(frozen=True)
 class PruningSchedule:
-    """Pruning of K channels in equal periods.
+    """When channels go, in equal periods.
 
     Args:
-        start: steps before the first period.
-        steps: length of the pruning stage.
-        periods: parts it is divided into; a remainder of ``steps / periods`` is left at its end.
-        target: K, the channels to remove; each period takes ``K // periods``, the last the rest.
-        total: steps of the whole run, if known.
+        start: steps before the first period, 0 or more.
+        steps: steps from there to the end of pruning.
+        periods: parts they are divided into, 1 or more; a remainder of ``steps / periods`` is left
+            at the end.
 
     Raises:
-        ValueError: for a stage that is too short for its periods or too long for the run; it would
-            end short of its target.
+        ValueError: if there are more periods than steps.
     """
 
     start: int
     steps: int
     periods: int
-    target: int
-    total: int | None = None
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.periods < 1:
+        _check_periods("pruning", self.steps, self.periods)
+
+    def check_fits(self, total: int) -> None:
+        """Raise ``ValueError``, with the numbers, if pruning ends after the run's last step."""
+        if self.end > total:
             raise ValueError(
-                f"start_pruning_step {self.start} has to be 0 or more, "
-                f"pruning_periods {self.periods} 1 or more"
+                f"{self} exceeds trainer_cfg.total_iter {total}: the target sparsity would never "
+                "be reached"
             )
-        if self.steps < self.periods:
-            raise ValueError(
-                f"pruning_steps {self.steps} is less than pruning_periods {self.periods}: "
-                "each period needs a step"
-            )
-        if self.total is not None and self.start + self.steps > self.total:
-            raise ValueError(
-                f"pruning ends at step {self.start + self.steps} (start_pruning_step {self.start} "
-                f"+ pruning_steps {self.steps}), but the run has {self.total} steps: lower one of "
-                "them, or lengthen the run"
-            )
+
+    def __str__(self) -> str:
+        return f"start_pruning_step {self.start} + pruning_steps {self.steps} = {self.end}"
+
+    @property
+    def end(self) -> int:
+        """The last step of pruning, with the remainder."""
+        return self.start + self.steps
 
     @property
     def duration(self) -> int:
@@ -73,11 +74,19 @@ class PruningSchedule:
             return 0
         return min((step - self.first) // self.duration + 1, self.periods)
 
-    def removed_by(self, period: int) -> int:
-        """Return the channels to have chosen by the end of ``period`` (counted from 0)."""
+    def removed_by(self, period: int, target: int) -> int:
+        """Return how many of ``target`` channels to have chosen by the end of ``period``.
+
+        Periods count from 0. Each takes ``target // periods``, the last one the rest.
+        """
         if period >= self.periods - 1:
-            return self.target
-        return (period + 1) * (self.target // self.periods)
+            return target
+        return (period + 1) * (target // self.periods)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Return the first and last iteration of each period, for figures."""
+        starts = [self.start + i * self.duration for i in range(self.periods)]
+        return [(start, start + self.duration) for start in starts]
 
     def shrinks(self, step: int) -> bool:
         """Tell whether ``step`` lies inside a period, where chosen channels shrink."""
@@ -94,15 +103,16 @@ class PruningSchedule:
 
 @dataclass(frozen=True)
 class ProjectionSchedule:
-    """Shrinking of the largest bit width in equal periods, before pruning begins.
+    """When the largest bit width shrinks, in equal periods, before pruning begins.
 
     Args:
-        start: steps of warm-up, in which bits are free.
-        steps: length of the shrinking.
-        periods: parts it is divided into; a remainder of ``steps / periods`` is left at its end.
+        start: steps of warm-up, in which bits are free; 0 or more.
+        steps: steps from there to the last shrink.
+        periods: parts they are divided into, 1 or more; a remainder of ``steps / periods`` is left
+            at the end.
 
     Raises:
-        ValueError: for a stage that is too short for its periods.
+        ValueError: if there are more periods than steps.
     """
 
     start: int
@@ -110,27 +120,22 @@ class ProjectionSchedule:
     periods: int
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.periods < 1:
-            raise ValueError(
-                f"start_projection_step {self.start} has to be 0 or more, "
-                f"projection_periods {self.periods} 1 or more"
-            )
-        if self.steps < self.periods:
-            raise ValueError(
-                f"projection_steps {self.steps} is less than projection_periods {self.periods}: "
-                "each period needs a step"
-            )
+        _check_periods("projection", self.steps, self.periods)
+
+    def __str__(self) -> str:
+        return f"start_projection_step {self.start} + projection_steps {self.steps} = {self.end}"
 
     @property
     def end(self) -> int:
-        """The last step of the stage."""
+        """The last step of the projection phase, with the remainder."""
         return self.start + self.steps
 
     def shrinks_by(self, step: int) -> int:
-        """Return how many times bits have shrunk when ``step`` is done: once a period, at its end.
+        """Return how many times bits have shrunk when ``step`` is done.
 
-        A function of the step alone: a skipped step loses nothing, and the last of ``periods``
-        shrinks comes at ``start + periods * (steps // periods)``, before pruning.
+        They shrink once per period, at its end. The number depends on the step alone, so a skipped
+        step loses nothing. The last shrink comes at ``start + periods * (steps // periods)``,
+        before pruning.
         """
         return max(0, min((step - self.start) // (self.steps // self.periods), self.periods))
 
@@ -140,12 +145,9 @@ class BitInterval:
     """The bits that quantizers of one kind may have.
 
     Args:
-        least, most: whole numbers.
+        least, most: whole numbers, ``least <= most``.
         reduction: what ``most`` loses at each shrink, never below ``least``.
-        kind: how the settings call it: ``wt`` or ``act``.
-
-    Raises:
-        ValueError: for an interval that holds no grid.
+        kind: how the keys of the section call it: ``wt`` or ``act``.
     """
 
     least: int
@@ -153,17 +155,63 @@ class BitInterval:
     reduction: float
     kind: str
 
-    def __post_init__(self) -> None:
-        lowest = 2 if self.kind == "wt" else 1
-        if not lowest <= self.least <= self.most <= WIDEST:
-            raise ValueError(
-                f"min_bit_{self.kind} {self.least} and max_bit_{self.kind} {self.most} are no "
-                f"interval: write {lowest} <= min_bit_{self.kind} <= max_bit_{self.kind} <= "
-                f"{WIDEST}"
-            )
-        if self.reduction < 0:
-            raise ValueError(f"bit_reduction {self.reduction} has to be 0 or more")
-
     def after(self, shrinks: int) -> float:
         """Return the largest bits allowed after so many shrinks."""
         return max(self.most - shrinks * self.reduction, self.least)
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """When bits shrink, and between which bounds.
+
+    GETA's four phases (https://arxiv.org/abs/2502.16638): in warm-up bits are free; in projection
+    the upper bounds shrink period by period; in the joint phase channels are pruned, and the
+    bounds stay as projection left them; in cool-down each quantizer keeps a whole number of bits.
+
+    Attributes:
+        lr_quant: learning rate of d, q_m and t, throughout.
+        schedule: when the upper bounds shrink.
+        weights, activations: the intervals.
+        joint: the step after which the joint phase begins.
+        cool_down: the step after which bits are whole, the last of pruning.
+
+    Raises:
+        ValueError: if projection ends after pruning has begun.
+    """
+
+    lr_quant: float
+    schedule: ProjectionSchedule
+    weights: BitInterval
+    activations: BitInterval
+    joint: int
+    cool_down: int
+
+    def __post_init__(self) -> None:
+        if self.schedule.end > self.joint:
+            raise ValueError(
+                f"{self.schedule} exceeds start_pruning_step {self.joint}: bits have to shrink "
+                "before channels are pruned"
+            )
+
+    def phases(self) -> dict[str, int]:
+        """Return the first iteration of each phase by its name, in order."""
+        return {
+            "warm-up": 0,
+            "projection": self.schedule.start,
+            "joint": self.joint,
+            "cool-down": self.cool_down,
+        }
+
+    def phase(self, step: int) -> str:
+        """Return ``warm-up``, ``projection``, ``joint`` or ``cool-down``."""
+        begun = [name for name, first in self.phases().items() if first < step]
+        return begun[-1] if begun else "warm-up"
+
+
+def _check_periods(name: str, steps: int, periods: int) -> None:
+    """Refuse more periods than steps; ``name`` is how the keys of the section begin."""
+    if steps < periods:
+        raise ValueError(
+            f"{name}_steps {steps} is less than {name}_periods {periods}: each period needs at "
+            "least one step"
+        )

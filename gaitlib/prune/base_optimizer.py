@@ -6,47 +6,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VARIANTS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-WEIGHT_DECAY = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-2}  # defaults, only_train_once's
+from gaitlib.config.compression_cfg import HessoCfg
+
+ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-def build_base(
-    groups: list[dict[str, Any]],
-    variant: str,
-    lr: float,
-    weight_decay: float | None = None,
-    first_momentum: float | None = None,
-    second_momentum: float | None = None,
-    dampening: float | None = None,
-) -> torch.optim.Optimizer:
+def build_base(groups: list[dict[str, Any]], cfg: HessoCfg) -> torch.optim.Optimizer:
     """Build torch's SGD, Adam or AdamW from only_train_once's argument names.
 
     Args:
         groups: parameter groups; the optimizer keeps these very dicts.
-        variant: ``sgd``, ``adam`` or ``adamw``.
-        lr: learning rate.
-        weight_decay: added to the gradient (sgd, adam) or applied apart (adamw); if None 0, or
-            0.01 for adamw.
-        first_momentum: momentum of sgd (0 if None), the first beta of the others (0.9).
-        second_momentum: the second beta of adam and adamw (0.999 if None).
-        dampening: sgd's (0 if None).
+        cfg: ``variant``, and the arguments that the variant has.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; choose from {sorted(VARIANTS)}")
-    weight_decay = WEIGHT_DECAY[variant] if weight_decay is None else weight_decay
-    if variant == "sgd":
+    if cfg.variant == "sgd":
         return torch.optim.SGD(
             groups,
-            lr=lr,
-            momentum=first_momentum or 0.0,
-            dampening=dampening or 0.0,
-            weight_decay=weight_decay,
+            lr=cfg.lr,
+            momentum=cfg.first_momentum,
+            dampening=cfg.dampening,
+            weight_decay=cfg.weight_decay,
         )
-    betas = (
-        0.9 if first_momentum is None else first_momentum,
-        0.999 if second_momentum is None else second_momentum,
-    )
-    return VARIANTS[variant](groups, lr=lr, betas=betas, weight_decay=weight_decay)
+    betas = (cfg.first_momentum, cfg.second_momentum)
+    return ADAMS[cfg.variant](groups, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay)
 
 
 def coming_move(

@@ -13,11 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.config.schedules import PruningSchedule
+from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.prune.base_optimizer import build_base, coming_move
 from gaitlib.prune.channel_groups import zero_channels
 from gaitlib.prune.graph import Graph
-from gaitlib.prune.importance import DEFAULT_CRITERIA, PROXIES
 from gaitlib.prune.pruner import Pruner
 
 _MOST = 0.999  # the largest share that is ever removed, as in only_train_once
@@ -34,8 +33,8 @@ class HESSO(torch.optim.Optimizer):
     all channels are computed from the weights before the step and the move that is coming, and the
     period's share of K = ``int(N * min(target_group_sparsity, 0.999))`` channels becomes redundant.
     Then the base optimizer steps on everything, with its weight decay; redundant channels are
-    multiplied by (D - t - 1) / (D - t); removed ones are set to zero again. Nothing in a step waits
-    for the device except the choosing, once a period.
+    multiplied by (D - t - 1) / (D - t); removed ones are set to zero again. A step waits for the
+    device only where it chooses channels, once per period.
 
     With ``variant="sgd"`` and ``group_divisible=1`` this is, step for step, only_train_once's HESSO
     on groups without duplicates. Where it differs, on purpose:
@@ -43,71 +42,38 @@ class HESSO(torch.optim.Optimizer):
     * Adam and AdamW are torch's. The package starts both moments un-scaled and then corrects for
       a bias they do not have, which makes its steps 0.15 to 0.8 of ``lr`` for the first 1000.
     * Channels that have gone are left out of a choice before it is cut to its quota, and cut by
-      score; the package cuts by index. A layer keeps a channel, and its share of the quota goes to
-      others, so that exactly K channels go. See `saliency.choose` for ``group_divisible``.
+      score; the package cuts by index. Each layer keeps one channel, and its share of the quota
+      goes to others, so that exactly K channels go. See `importance.choose` for
+      ``group_divisible``.
     * ``state_dict`` is complete: a run resumed inside a period continues bit for bit.
     * A channel shrinks in all its tensors, with or without a gradient in this step.
     * In a distributed job rank 0's scores are used by all.
 
     Args:
         groups: parameter groups as `Graph.param_groups` gives them (copied).
-        variant: ``sgd``, ``adam`` or ``adamw``.
-        lr: learning rate; from then on ``param_groups[i]["lr"]`` holds.
-        weight_decay: added to the gradient (sgd, adam) or decoupled (adamw). None: 0, adamw 0.01.
-        first_momentum: momentum, or the first beta. None: 0 for sgd, 0.9 for the others.
-        second_momentum: the second beta of adam and adamw. None: 0.999.
-        dampening: of sgd's momentum. None: 0.
-        target_group_sparsity: share of the N prunable channels to remove, in [0, 1).
-        start_pruning_step: steps before the first period.
-        pruning_steps: length of the pruning stage.
-        pruning_periods: periods it is divided into.
-        group_divisible: what the number of channels left in a layer has to be a multiple of.
-        importance_score_criteria: weights of the proxies by name; ``default`` is 0.2 for each.
-        total_steps: steps of the whole run if known, to refuse a stage that would not finish.
+        cfg: the base optimizer, the schedule and the target. The learning rate of a step is
+            ``param_groups[i]["lr"]``, which begins at ``cfg.lr``.
 
     Raises:
-        ValueError: for arguments that cannot end at the target, with the numbers.
+        ValueError: if the groups have too few channels for the target, with the numbers.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[Mapping[str, Any]],
-        *,
-        lr: float,
-        variant: str = "sgd",
-        weight_decay: float | None = None,
-        first_momentum: float | None = None,
-        second_momentum: float | None = None,
-        dampening: float | None = None,
-        target_group_sparsity: float = 0.5,
-        start_pruning_step: int = 0,
-        pruning_steps: int = 1,
-        pruning_periods: int = 1,
-        group_divisible: int = 1,
-        importance_score_criteria: Mapping[str, float] | str = "default",
-        total_steps: int | None = None,
-    ) -> None:
-        if not 0 <= target_group_sparsity < 1:
-            raise ValueError(f"target_group_sparsity {target_group_sparsity} is not in [0, 1)")
-        criteria = _check_criteria(importance_score_criteria)
+    def __init__(self, groups: Sequence[Mapping[str, Any]], cfg: HessoCfg) -> None:
         copies = [dict(group) for group in groups]
-        self.variant = variant
-        self._base = build_base(
-            copies, variant, lr, weight_decay, first_momentum, second_momentum, dampening
-        )
+        self.variant = cfg.variant
+        self._base = build_base(copies, cfg)
         super().__init__(copies, dict(self._base.defaults))
         prunable = [group for group in self.param_groups if group["is_prunable"]]
-        if target_group_sparsity and not prunable:
+        if cfg.target_group_sparsity and not prunable:
             raise ValueError(
-                f"target_group_sparsity {target_group_sparsity}, but no prunable group is left: "
-                "Graph.table() tells why"
+                f"target_group_sparsity {cfg.target_group_sparsity}, but no prunable group is left:"
+                " Graph.table() tells why"
             )
         self.num_channels = sum(group["num_groups"] for group in prunable)
-        target = int(self.num_channels * min(target_group_sparsity, _MOST))
-        schedule = PruningSchedule(
-            start_pruning_step, pruning_steps, pruning_periods, target, total_steps
+        target = int(self.num_channels * min(cfg.target_group_sparsity, _MOST))
+        self.pruner = Pruner(
+            prunable, cfg.schedule, target, cfg.scores.model_dump(), cfg.group_divisible
         )
-        self.pruner = Pruner(prunable, schedule, criteria, group_divisible)
         self._share()
 
     @torch.no_grad()
@@ -147,7 +113,7 @@ class HESSO(torch.optim.Optimizer):
         return self.pruner.steps
 
     def importance(self) -> pd.DataFrame:
-        """Return every score of every choice, one row a channel: `record.importance_table`."""
+        """Return every score of every choice, one row per channel: `importance_table`."""
         return self.pruner.importance()
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,25 +174,6 @@ class HESSO(torch.optim.Optimizer):
                 param.index_fill_(dim, pruned, 0)
 
 
-def build_hesso(
-    graph: Graph, settings: Mapping[str, Any], *, total_steps: int | None = None
-) -> HESSO:
-    """Build a `HESSO` for the model of ``graph`` from a ``hesso_optimizer_cfg``.
-
-    Args:
-        graph: what `gaitlib.prune.oto.trace` said of the model.
-        settings: arguments of `HESSO` by name; ``lr`` is needed.
-        total_steps: steps of the whole run, to refuse a pruning stage that would not finish.
-    """
-    return HESSO(graph.param_groups(), **settings, total_steps=total_steps)
-
-
-def _check_criteria(criteria: Mapping[str, float] | str) -> dict[str, float]:
-    if criteria == "default":
-        return dict(DEFAULT_CRITERIA)
-    if isinstance(criteria, str) or not criteria or not set(criteria) <= set(PROXIES):
-        raise ValueError(
-            f"importance_score_criteria {criteria!r} has to be 'default' or weights by name, "
-            f"the names among {list(PROXIES)}"
-        )
-    return dict(criteria)
+def build_hesso(graph: Graph, cfg: HessoCfg) -> HESSO:
+    """Build a `HESSO` for the model of ``graph``, which `gaitlib.prune.oto.trace` made."""
+    return HESSO(graph.param_groups(), cfg)

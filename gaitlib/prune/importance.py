@@ -22,7 +22,6 @@ PROXIES = (
     "taylor_first_order",
     "taylor_second_order",
 )
-DEFAULT_CRITERIA = dict.fromkeys(PROXIES, 0.2)
 
 _SAFE = 1e-8
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.oto_compat import UnsupportedTorchError, as_the_package_wants, own_modules, quiet
 from gaitlib.prune.oto_graph import read_graph
@@ -80,27 +81,12 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
     return read_graph(found, model)
 
 
-def package_hesso(
-    graph: Graph,
-    *,
-    variant: str = "sgd",
-    lr: float = 0.1,
-    weight_decay: float | None = None,
-    first_momentum: float | None = None,
-    second_momentum: float | None = None,
-    dampening: float | None = None,
-    target_group_sparsity: float = 0.5,
-    start_pruning_step: int = 0,
-    pruning_steps: int = 1,
-    pruning_periods: int = 1,
-    group_divisible: int = 1,
-    importance_score_criteria: dict[str, float] | str = "default",
-) -> torch.optim.Optimizer:
+def package_hesso(graph: Graph, cfg: HessoCfg) -> torch.optim.Optimizer:
     """Build only_train_once's own HESSO over the groups of ``graph``.
 
-    Its arguments and behaviour are the package's, with two repairs: each parameter stands in one
-    group once, and it runs on the parameters' device instead of calling ``.cuda()``. What else it
-    does not do (resume, exact sparsity, torch's Adam) `gaitlib.prune.hesso.HESSO` does.
+    It behaves as the package's, with two repairs: each parameter stands in one group once, and it
+    runs on the parameters' device instead of calling ``.cuda()``. It does not resume, reach its
+    sparsity exactly, or step as torch's Adam; `gaitlib.prune.hesso.HESSO` does all three.
     """
     base = _package().optimizer.HESSO
     transforms = _package().transform.TensorTransform
@@ -124,18 +110,18 @@ def package_hesso(
     with quiet():
         return OnDevice(
             groups,
-            variant=variant,
-            lr=lr,
-            weight_decay=weight_decay,
-            first_momentum=first_momentum,
-            second_momentum=second_momentum,
-            dampening=dampening,
-            target_group_sparsity=target_group_sparsity,
-            start_pruning_step=start_pruning_step,
-            pruning_steps=pruning_steps,
-            pruning_periods=pruning_periods,
-            group_divisible=group_divisible,
-            importance_score_criteria=importance_score_criteria,
+            variant=cfg.variant,
+            lr=cfg.lr,
+            weight_decay=cfg.weight_decay,
+            first_momentum=cfg.first_momentum,
+            second_momentum=cfg.second_momentum,
+            dampening=cfg.dampening,
+            target_group_sparsity=cfg.target_group_sparsity,
+            start_pruning_step=cfg.start_pruning_step,
+            pruning_steps=cfg.pruning_steps,
+            pruning_periods=cfg.pruning_periods,
+            group_divisible=cfg.group_divisible,
+            importance_score_criteria=cfg.scores.model_dump(),
         )
 
 

@@ -28,7 +28,8 @@ class Pruner:
 
     Args:
         groups: the prunable parameter groups, as `Graph.param_groups` gives them.
-        schedule: when channels go, and how many.
+        schedule: when channels go.
+        target: K, how many go in all.
         criteria: weights of the importance proxies, by name.
         divisible: what the number of channels left in a group has to be a multiple of.
 
@@ -40,20 +41,20 @@ class Pruner:
         choices: every choice so far.
 
     Raises:
-        ValueError: if the schedule's target cannot be reached, with the numbers.
+        ValueError: if the target cannot be reached, with the numbers.
     """
 
     def __init__(
         self,
         groups: Sequence[dict[str, Any]],
         schedule: PruningSchedule,
+        target: int,
         criteria: Mapping[str, float],
-        divisible: int = 1,
+        divisible: int,
     ) -> None:
-        if divisible < 1:
-            raise ValueError(f"group_divisible {divisible} has to be 1 or more")
         self.groups = list(groups)
         self.schedule = schedule
+        self.target = target
         self.criteria = dict(criteria)
         self.divisible = divisible
         self._check_target()
@@ -114,7 +115,7 @@ class Pruner:
         return self._indices[id_]
 
     def importance(self) -> pd.DataFrame:
-        """Return every score of every choice, one row a channel: `record.importance_table`."""
+        """Return every score of every choice, one row per channel: `importance_table`."""
         return importance_table(self.choices, {g["id"]: g["num_groups"] for g in self.groups})
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class Pruner:
         return {
             "criteria": dict(self.criteria),
             "group_divisible": self.divisible,
-            "target": self.schedule.target,
+            "target": self.target,
             "start_pruning_step": self.schedule.start,
             "pruning_steps": self.schedule.steps,
             "pruning_periods": self.schedule.periods,
@@ -158,10 +159,10 @@ class Pruner:
 
     def _check_target(self) -> None:
         most = sum(removable(g["num_groups"], self.divisible) for g in self.groups)
-        if self.schedule.target <= most:
+        if self.target <= most:
             return
         message = (
-            f"target_group_sparsity asks for {self.schedule.target} of "
+            f"target_group_sparsity asks for {self.target} of "
             f"{sum(g['num_groups'] for g in self.groups)} channels, but with {self.divisible} left "
             f"in each of {len(self.groups)} prunable groups at most {most} can go"
         )
@@ -172,7 +173,7 @@ class Pruner:
     def _choose(self, period: int, moves: Moves) -> None:
         """Make this period's share of the channels redundant."""
         self.period = period + 1
-        quota = self.schedule.removed_by(period) - self.num_pruned
+        quota = self.schedule.removed_by(period, self.target) - self.num_pruned
         if quota <= 0:
             return
         raw = [proxies(g["params"], moves(g), g["p_dims"]).float() for g in self.groups]

@@ -1,117 +1,26 @@
-"""How many bits each quantizer may have at each step, and the hand that keeps it there.
+"""Limits each quantizer's bit width per step and clamps it to those limits.
 
-Four stages, as in GETA (https://arxiv.org/abs/2502.16638): in warm-up bits are free; in projection
-the step size d is clipped to the interval of allowed bits, whose upper end shrinks period by
-period; in the joint stage, while channels are pruned, the interval stays as it ended; in cool-down
-every quantizer keeps a whole number of bits. Clipping follows each move of d, q_m and t, so bits
-are inside their interval after every step of the last three stages.
+`BitPlan` has GETA's four phases (https://arxiv.org/abs/2502.16638) and the limits. In projection
+and in the joint phase the step size d is clipped to the interval of allowed bits; in cool-down it
+is set so that every quantizer keeps a whole number of bits. Clipping follows each move of d, q_m
+and t, so bits are inside their interval after every step of the last three phases.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gaitlib.config.compression_cfg import QUANTIZATION
-from gaitlib.config.schedules import WIDEST, BitInterval, ProjectionSchedule
+from gaitlib.config.schedules import WIDEST, BitPlan
 from gaitlib.quantize.grid import bit_width, step_size
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
 
-#: What a quantization asks for; every other key of a geta_optimizer_cfg is HESSO's.
-DEFAULTS = {key: value for key, value in QUANTIZATION.items() if key != "uniform"}
 ROUNDING = 1e-3  # bits that float32 may be off
 SMALLEST_Q_M = 1e-6
 T_RANGE = (0.25, 4.0)
-
-
-@dataclass(frozen=True)
-class BitPlan:
-    """When bits shrink, and between which bounds.
-
-    Attributes:
-        lr_quant: learning rate of d, q_m and t, throughout.
-        schedule: when the upper bounds shrink.
-        weights, activations: the intervals.
-        joint: the step after which the joint stage begins.
-        cool_down: the step after which bits are whole.
-    """
-
-    lr_quant: float
-    schedule: ProjectionSchedule
-    weights: BitInterval
-    activations: BitInterval
-    joint: int
-    cool_down: int
-
-    def stage(self, step: int) -> str:
-        """Return ``warm-up``, ``projection``, ``joint`` or ``cool-down``."""
-        ends = (self.schedule.start, self.joint, self.cool_down)
-        names = ("warm-up", "projection", "joint")
-        return next((n for n, end in zip(names, ends, strict=True) if step <= end), "cool-down")
-
-
-def plan_bits(
-    settings: Mapping[str, Any], joint: int, cool_down: int, total_steps: int | None = None
-) -> BitPlan:
-    """Make a `BitPlan` from the keys of DEFAULTS; a key that is missing or None has its default.
-
-    ``target_bits`` b stands for ``min_bit_wt: b`` and a ``bit_reduction`` of
-    ``(max_bit_wt - b) / projection_periods``, so that the interval of the weights ends as b alone.
-    It says nothing of activations, whose bounds then stay.
-
-    Args:
-        settings: a geta_optimizer_cfg; other keys are ignored.
-        joint: start_pruning_step.
-        cool_down: the last step of pruning.
-        total_steps: steps of the whole run, if known.
-
-    Raises:
-        ValueError: for a schedule that cannot end at its bits, with the arithmetic.
-    """
-    given = {k for k in DEFAULTS if settings.get(k) is not None}
-    s = DEFAULTS | {k: settings[k] for k in given}
-    target, reduction = s["target_bits"], s["bit_reduction"]
-    schedule = ProjectionSchedule(
-        s["start_projection_step"], s["projection_steps"], s["projection_periods"]
-    )
-    if target is None:
-        weights = BitInterval(s["min_bit_wt"], s["max_bit_wt"], reduction, "wt")
-        promised = weights.most - schedule.periods * reduction
-        if promised < weights.least < weights.most:
-            raise ValueError(
-                f"bits of weights would end at max_bit_wt {weights.most} - projection_periods "
-                f"{schedule.periods} * bit_reduction {reduction} = {promised}, below min_bit_wt "
-                f"{weights.least}: lower bit_reduction to "
-                f"{(weights.most - weights.least) / schedule.periods:g}, or use fewer periods"
-            )
-    else:
-        if both := sorted(given & {"min_bit_wt", "bit_reduction"}):
-            raise ValueError(
-                f"target_bits {target} stands for min_bit_wt and bit_reduction: leave out "
-                f"{' and '.join(both)}"
-            )
-        if target > s["max_bit_wt"]:
-            raise ValueError(f"target_bits {target} exceeds max_bit_wt {s['max_bit_wt']}")
-        each = (s["max_bit_wt"] - target) / schedule.periods
-        weights, reduction = BitInterval(target, s["max_bit_wt"], each, "wt"), 0
-    if s["lr_quant"] <= 0:
-        raise ValueError(f"lr_quant {s['lr_quant']} has to be positive")
-    if schedule.end > joint:
-        raise ValueError(
-            f"projection ends at step {schedule.end} (start_projection_step {schedule.start} + "
-            f"projection_steps {schedule.steps}), after start_pruning_step {joint}: lower one of "
-            f"the two, or prune from step {schedule.end}"
-        )
-    if total_steps is not None and cool_down >= total_steps:
-        raise ValueError(
-            f"pruning ends at step {cool_down} of {total_steps}, which leaves no step for whole "
-            "bits: lower start_pruning_step or pruning_steps, or lengthen the run"
-        )
-    activations = BitInterval(s["min_bit_act"], s["max_bit_act"], reduction, "act")
-    return BitPlan(s["lr_quant"], schedule, weights, activations, joint, cool_down)
 
 
 class BitControl:
@@ -167,9 +76,9 @@ class BitControl:
     def begin(self, step: int) -> None:
         """Fix whole bits if cool-down has begun: the nearest ones inside the interval.
 
-        A stage is entered at its first step that runs, whichever that is.
+        A phase is entered at its first step that runs, whichever that is.
         """
-        if self.whole is None and self.plan.stage(step) == "cool-down":
+        if self.whole is None and self.plan.phase(step) == "cool-down":
             bits = bit_width(*self.scalars(), self._signs())
             lower, upper = self._interval(step)
             self.whole = from_rank_0(torch.clamp(bits.round(), lower, upper))
@@ -204,7 +113,7 @@ class BitControl:
         finest, coarsest = self.bounds(step)
         d, _, _ = self.scalars()
         self._write("d", from_rank_0(torch.clamp(d, finest, coarsest)))
-        if self.plan.stage(step) != "warm-up":
+        if self.plan.phase(step) != "warm-up":
             bits = bit_width(*self.scalars(), self._signs())
             lower, upper = (
                 (self.whole, self.whole) if self.whole is not None else self._interval(step)
@@ -239,7 +148,7 @@ class BitControl:
 
     def _interval(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the fewest and the most bits after ``step``."""
-        if self.plan.stage(step) == "warm-up":
+        if self.plan.phase(step) == "warm-up":
             lowest = [1.0 + q.signed for q in self.quantizers]
             return (
                 self._constant("lowest", lowest, tuple(lowest)),

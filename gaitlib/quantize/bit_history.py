@@ -23,7 +23,7 @@ def bits_row(optimizer: GETA) -> dict[str, float]:
 
 def _allowed(optimizer: GETA) -> dict[str, float]:
     plan, step = optimizer.control.plan, optimizer.num_steps
-    bound = plan.stage(step) != "warm-up"
+    bound = plan.phase(step) != "warm-up"
     row = {}
     for kind in ("weights", "activations"):
         interval = getattr(plan, kind)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaitlib.config.compression_cfg import GetaCfg
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import HESSO
-from gaitlib.quantize.bit_control import DEFAULTS, BitControl, BitPlan, plan_bits
+from gaitlib.quantize.bit_control import BitControl
 from gaitlib.quantize.qasso import forget
 from gaitlib.quantize.quantization import Quantization, quantization_of
 from gaitlib.system.distributed import from_rank_0
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 class GETA(HESSO):
     """Train, prune and quantize in one run.
 
-    A step k, numbers from 1, on a network with quantizers (`BitControl` has the stages):
+    A step k, numbers from 1, on a network with quantizers (`BitPlan` has the phases):
 
     1. At the first step of a pruning period, channels are chosen as in HESSO.
     2. d, q_m and t move by the base optimizer with ``lr_quant``, whatever a schedule does to the
@@ -49,34 +50,37 @@ class GETA(HESSO):
 
     Args:
         groups: parameter groups as `Graph.param_groups` gives them (copied).
-        settings: arguments of `HESSO` by name; ``lr`` is needed.
-        quantization: the quantizers of the network; None prunes alone.
-        plan: the bits they may have; needed with ``quantization``.
-        total_steps: steps of the whole run if known.
+        cfg: what `HESSO` reads, and the bit plan.
+        quantization: the quantizers of the network; None if the plan is.
 
     Raises:
-        ValueError: for arguments that cannot end at the target, with the numbers.
+        ValueError: as `HESSO`; also if only one of plan and quantizers is there.
     """
 
     def __init__(
         self,
         groups: Sequence[Mapping[str, Any]],
-        settings: Mapping[str, Any],
+        cfg: GetaCfg,
         quantization: Quantization | None = None,
-        plan: BitPlan | None = None,
-        *,
-        total_steps: int | None = None,
     ) -> None:
-        if (quantization is None) != (plan is None):
-            raise ValueError("quantization and plan belong together: give both, or neither")
-        self.control = None if quantization is None else BitControl(quantization, plan)
+        plan = cfg.bit_plan
+        if plan is not None and quantization is None:
+            raise ValueError(
+                "keys such as min_bit_wt ask for quantization: pass what quantize_network(model) "
+                "gives"
+            )
+        if plan is None and quantization is not None:
+            raise ValueError(
+                "the network has quantizers, but no key asks for quantization: give target_bits"
+            )
+        self.control = None if plan is None else BitControl(quantization, plan)
         groups = [*groups, self.control.param_group()] if self.control else list(groups)
-        super().__init__(groups, **settings, total_steps=total_steps)
+        super().__init__(groups, cfg)
 
     @property
-    def stage(self) -> str:
-        """The stage of the last step; ``""`` when nothing is quantized."""
-        return self.control.plan.stage(self.num_steps) if self.control else ""
+    def phase(self) -> str:
+        """The phase of the last step; ``""`` when nothing is quantized."""
+        return self.control.plan.phase(self.num_steps) if self.control else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return HESSO's entries and, with quantizers, ``geta``; d, q_m, t are the network's."""
@@ -192,48 +196,31 @@ class GETA(HESSO):
                 left, total = left + rows.square().sum(), total + param.square().sum()
                 rows.zero_()
             param.index_copy_(dim, redundant, rows)
-        if ends:  # the one wait for the device, once a period
+        if ends:  # the one wait for the device, once per period
             share = (left / total).sqrt().item()
             log.info("%s: its redundant channels go at %.3f of its norm", group["id"], share)
         self._hold(group)
 
 
-def build_geta(
-    graph: Graph,
-    settings: Mapping[str, Any],
-    quantization: Quantization | None = None,
-    total_steps: int | None = None,
-) -> GETA:
-    """Build a `GETA` for the model of ``graph`` from a ``geta_optimizer_cfg``.
+def build_geta(graph: Graph, cfg: GetaCfg, quantization: Quantization | None = None) -> GETA:
+    """Build a `GETA` for the model of ``graph``.
 
     Args:
-        graph: what `gaitlib.prune.oto.trace` said of the model.
-        settings: arguments of `HESSO` and the keys of `control.DEFAULTS`, by name; None counts as
-            left out. Without any of the latter, and without ``quantization``, it prunes alone.
+        graph: what `gaitlib.prune.oto.trace` found in the model.
+        cfg: the section; without any key of quantization it prunes alone.
         quantization: of `quantize_network`, attached to the model of ``graph``; calibrated, or
             loaded from a checkpoint before the first step.
-        total_steps: steps of the whole run, to refuse a stage that would not finish.
 
     Raises:
-        ValueError: for settings and quantizers that do not belong together, or a schedule that
-            cannot end at its targets, with the arithmetic.
+        ValueError: if the section, the quantizers and the model do not belong together, or the
+            target cannot be reached.
     """
-    settings = {name: value for name, value in settings.items() if value is not None}
-    asked = {name: settings.pop(name) for name in DEFAULTS if name in settings}
-    if quantization is None:
-        if asked:
+    if quantization is not None:
+        if quantization_of(graph.model) is not quantization:
+            raise ValueError("the quantization is not the one attached to the model of the graph")
+        if cfg.quantize == "weights" and len(quantization.activations):
             raise ValueError(
-                f"{', '.join(asked)} ask for quantization: pass what quantize_network(model) gives"
+                "quantize is 'weights', but the network has quantizers of activations: call "
+                "quantize_network(model, 'weights')"
             )
-        return GETA(graph.param_groups(), settings, total_steps=total_steps)
-    if quantization_of(graph.model) is not quantization:
-        raise ValueError("the quantization is not the one attached to the model of the graph")
-    if asked.get("quantize") == "weights" and len(quantization.activations):
-        raise ValueError(
-            "quantize is 'weights', but the network has quantizers of activations: call "
-            "quantize_network(model, 'weights')"
-        )
-    joint = settings.get("start_pruning_step", 0)
-    cool_down = joint + settings.get("pruning_steps", 1)
-    plan = plan_bits(asked, joint, cool_down, total_steps)
-    return GETA(graph.param_groups(), settings, quantization, plan, total_steps=total_steps)
+    return GETA(graph.param_groups(), cfg, quantization)

@@ -11,7 +11,6 @@ from gaitlib.steps.evaluate_checkpoint import (
 from gaitlib.steps.export import FORMATS, export_network
 from gaitlib.steps.fine_tune import cut_and_fine_tune
 from gaitlib.steps.launch import ProcessesFailedError
-from gaitlib.steps.marks import schedule_marks
 from gaitlib.steps.networks import (
     attach_quantizers,
     build_network,
@@ -66,7 +65,6 @@ __all__ = [
     "require_compression",
     "round_pruned",
     "run_stage",
-    "schedule_marks",
     "start_weights",
     "trace",
     "train_stage",

@@ -1,4 +1,4 @@
-"""Build what a stage trains, the network, its first weights, the optimizer."""
+"""Build what a stage trains: the network, its first weights, the optimizer."""
 
 import logging
 
@@ -82,7 +82,7 @@ def new_quantizers(experiment: Experiment, model: GaitBase) -> Quantization:
 def trace(experiment: Experiment, model: nn.Module) -> oto.Graph:
     """Find the channels that leave together, as the experiment's implementation sees them.
 
-    only_train_once as it is shipped does not know SeparateFCs, and leaves the last stage whole.
+    only_train_once as it is shipped does not know SeparateFCs, and leaves the last block whole.
     """
     as_shipped = require_compression(experiment).implementation == "only_train_once"
     return oto.trace(model, as_shipped=as_shipped)
@@ -99,23 +99,18 @@ def build_optimizer(
     Args:
         experiment: the section that fits is used.
         model: what the dense optimizer trains.
-        graph: what `gaitlib.prune.oto.trace` said of the model.
+        graph: what `gaitlib.prune.oto.trace` found in the model.
         quantization: of `attach_quantizers`, if the experiment quantizes.
     """
     if graph is None:
         cfg = experiment.optimizer_cfg
         return getattr(torch.optim, cfg.solver)(model.parameters(), **cfg.arguments())
     cfg = experiment.compression
-    arguments = cfg.model_dump(exclude={"implementation", "start_from"})
     if cfg.implementation == "only_train_once":
-        known = {name: arguments[name] for name in HessoCfg.model_fields if name in arguments}
-        return oto.package_hesso(graph, **known)
-    total = experiment.trainer_cfg.total_iter
+        return oto.package_hesso(graph, cfg)
     if isinstance(cfg, GetaCfg):
-        for key in ("uniform", "yardstick"):  # not the optimizer's
-            arguments.pop(key)
-        return geta.build_geta(graph, arguments, quantization, total_steps=total)
-    return hesso.build_hesso(graph, arguments, total_steps=total)
+        return geta.build_geta(graph, cfg, quantization)
+    return hesso.build_hesso(graph, cfg)
 
 
 def start_weights(run: Run, model: nn.Module, stage: str | None = None) -> str:

@@ -8,7 +8,6 @@ from gaitlib.config import ConfigError, load_experiment
 from gaitlib.config.compression_cfg import QUANTIZATION, GetaCfg, HessoCfg, ImportanceScores
 from gaitlib.prune import oto
 from gaitlib.prune.importance import PROXIES
-from gaitlib.quantize.bit_control import plan_bits
 from gaitlib.steps import build_network, build_optimizer
 
 PRUNING = {"start_pruning_step": 10, "pruning_steps": 8, "pruning_periods": 2}
@@ -28,7 +27,7 @@ def experiment(**cfg):
 
 def test_without_any_of_its_keys_it_only_prunes():
     cfg = experiment().compression
-    assert not cfg.quantizes and cfg.lr_quant is cfg.max_bit_wt is None
+    assert not cfg.quantizes and cfg.lr_quant is cfg.max_bit_wt is cfg.bit_plan is None
     assert "lr_quant" not in experiment().sections()["geta_optimizer_cfg"]
 
 
@@ -42,9 +41,16 @@ def test_any_of_its_keys_quantizes_and_writes_the_others_out(key, value):
 def test_target_bits_stands_for_two_keys():
     cfg = experiment(target_bits=4, projection_periods=3, projection_steps=9).compression
     assert cfg.quantizes and cfg.min_bit_wt is cfg.bit_reduction is None
-    plan = plan_bits(cfg.model_dump(), 10, 18)
+    plan = cfg.bit_plan
     assert [plan.weights.after(n) for n in range(4)] == [16, 12, 8, 4]
     assert plan.activations.after(3) == 16
+
+
+def test_the_plan_names_each_phase_and_where_it_begins():
+    plan = experiment(start_projection_step=3, projection_steps=6).compression.bit_plan
+    assert plan.phases() == {"warm-up": 0, "projection": 3, "joint": 10, "cool-down": 18}
+    names = ["warm-up"] * 4 + ["projection"] * 7 + ["joint"] * 8 + ["cool-down"] * 2
+    assert [plan.phase(step) for step in range(21)] == names
 
 
 def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
@@ -90,7 +96,7 @@ def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(cfg, words):
 
 def test_fixed_bits_need_no_schedule():
     cfg = GetaCfg(**PRUNING, min_bit_wt=8, max_bit_wt=8, min_bit_act=8, max_bit_act=8)
-    assert plan_bits(cfg.model_dump(), 10, 18).weights.after(1) == 8
+    assert cfg.bit_plan.weights.after(1) == 8
 
 
 def test_hesso_has_none_of_these_keys():

@@ -1,64 +1,24 @@
 import copy
-import dataclasses
 import io
 
 import pytest
 import torch
+from nets import EXAMPLE, build, fill_gradients, hesso_cfg, plain, resnet, traced
 
 from gaitlib.config.schedules import PruningSchedule
 from gaitlib.deploy.cut_network import construct_compressed_model
-from gaitlib.model import build_model
 from gaitlib.prune import oto
 from gaitlib.prune.base_optimizer import coming_move
 from gaitlib.prune.hesso import HESSO, build_hesso
 from gaitlib.prune.importance import choose, proxies, weigh
 
-CLIPS = torch.rand(1, 2, 1, 64, 44, generator=torch.Generator().manual_seed(0))
-
-
-TRACES = {}
-
-
-def traced(model):
-    """Trace each architecture once; a graph knows its tensors by name."""
-    shapes = str([(name, p.shape) for name, p in model.named_parameters()])
-    if shapes not in TRACES:
-        TRACES[shapes] = oto.trace(copy.deepcopy(model), CLIPS)
-    return dataclasses.replace(TRACES[shapes], model=model)
-
 
 def network(*layers, seed=0):
-    layers = layers or ("FC-4-2", "BC-8", "M", "FC-8-3", "BC-12")
-    torch.manual_seed(seed)
-    return build_model(
-        {"type": "Plain", "layers_cfg": list(layers)},
-        {"in_channels": int(layers[-1].split("-")[1]), "out_channels": 8, "parts_num": 3},
-        {"in_channels": 8, "class_num": 5, "parts_num": 3},
-        [2, 1],
-    )
+    return build(plain(*(layers or ("FC-4-2", "BC-8", "M", "FC-8-3", "BC-12"))), seed)
 
 
 def residual(seed=0):
-    torch.manual_seed(seed)
-    return build_model(
-        {
-            "type": "ResNet9",
-            "block": "BasicBlock",
-            "channels": [8, 8, 8],
-            "layers": [1, 1, 1],
-            "strides": [1, 2, 2],
-            "maxpool": False,
-        },
-        {"in_channels": 8, "out_channels": 8, "parts_num": 3},
-        {"in_channels": 8, "class_num": 5, "parts_num": 3},
-        [2, 1],
-    )
-
-
-def fill_gradients(model, step):
-    generator = torch.Generator().manual_seed(step)
-    for p in model.parameters():
-        p.grad = 0.1 * torch.randn(p.shape, generator=generator)
+    return build(resnet(8, 8, 8), seed)
 
 
 def run(optimizer, model, steps, start=0):
@@ -91,22 +51,22 @@ def fill_kind_gradients(model, start, step):
     "start, steps, periods", [(0, 12, 3), (2, 13, 3), (3, 4, 1), (2, 4, 2), (0, 3, 3), (3, 3, 3)]
 )
 def test_sgd_is_the_packages_step_for_step(make, momentum, start, steps, periods):
-    settings = {
-        "variant": "sgd",
-        "lr": 0.1,
-        "weight_decay": 5e-4,
-        "first_momentum": momentum,
-        "target_group_sparsity": 0.25,
-        "start_pruning_step": start,
-        "pruning_steps": steps,
-        "pruning_periods": periods,
-    }
+    cfg = hesso_cfg(
+        variant="sgd",
+        lr=0.1,
+        weight_decay=5e-4,
+        first_momentum=momentum,
+        target_group_sparsity=0.25,
+        start_pruning_step=start,
+        pruning_steps=steps,
+        pruning_periods=periods,
+    )
     ours, theirs = make(), make()
     for model in (ours, theirs):  # no layer is chosen whole, where the package cuts by index too
         next(model.parameters()).data.mul_(3)
     first = [p.detach().clone() for p in ours.parameters()]
-    optimizer = build_hesso(traced(ours), settings)
-    package = oto.package_hesso(traced(theirs), **settings)
+    optimizer = build_hesso(traced(ours), cfg)
+    package = oto.package_hesso(traced(theirs), cfg)
     for step in range(start + steps + 3):
         for model, opt in ((ours, optimizer), (theirs, package)):
             if step == start + 3:
@@ -139,8 +99,8 @@ def test_without_sparsity_it_is_torchs_optimizer(variant):
     model = network()
     twin = copy.deepcopy(model)
     common = {"lr": 0.01, "weight_decay": 0.02}
-    settings = {"variant": variant, "target_group_sparsity": 0.0} | common | settings
-    optimizer = build_hesso(traced(model), settings)
+    cfg = hesso_cfg(variant=variant, target_group_sparsity=0.0, **common, **settings)
+    optimizer = build_hesso(traced(model), cfg)
     plain = kind(twin.parameters(), **common, **theirs)
     for opt, m in ((optimizer, model), (plain, twin)):
         schedule = torch.optim.lr_scheduler.MultiStepLR(opt, [2, 4])
@@ -171,11 +131,11 @@ def test_coming_move_is_what_the_step_then_does(variant):
 
 def test_a_closure_runs_with_gradients_and_its_loss_comes_back():
     model = network()
-    optimizer = build_hesso(traced(model), {"lr": 0.1})
+    optimizer = build_hesso(traced(model), hesso_cfg(lr=0.1))
 
     def closure():
         optimizer.zero_grad()
-        loss = model(CLIPS[:, :, 0].expand(2, -1, -1, -1)).embeddings.square().mean()
+        loss = model(EXAMPLE[:, :, 0].expand(2, -1, -1, -1)).embeddings.square().mean()
         loss.backward()
         return loss
 
@@ -185,7 +145,7 @@ def test_a_closure_runs_with_gradients_and_its_loss_comes_back():
 
 def test_grad_scaler_steps_it_and_skips_it():
     model = network()
-    optimizer = build_hesso(traced(model), {"lr": 0.1, "target_group_sparsity": 0.0})
+    optimizer = build_hesso(traced(model), hesso_cfg(lr=0.1, target_group_sparsity=0.0))
     twin = copy.deepcopy(model)
     plain = torch.optim.SGD(twin.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -220,7 +180,7 @@ def test_exactly_k_channels_are_zero_at_the_end_and_stay_so(variant, sparsity):
     model = network()
     settings = {"pruning_steps": 7, "pruning_periods": 3, "target_group_sparsity": sparsity}
     graph = traced(model)
-    optimizer = build_hesso(graph, {"variant": variant, "lr": 0.05} | settings, total_steps=7)
+    optimizer = build_hesso(graph, hesso_cfg(variant=variant, lr=0.05, **settings))
     run(optimizer, model, 7)
     expected = int(32 * sparsity) / 32
     assert optimizer.group_sparsity() == expected == graph.group_sparsity()
@@ -238,13 +198,13 @@ def test_group_divisible_leaves_multiples_and_almost_all_of_the_quota(divisible,
     model = network("BC-10", "BC-16", "M", "BC-16", "BC-6")
     settings = {"pruning_steps": 6, "pruning_periods": 3, "target_group_sparsity": sparsity}
     graph = traced(model)
-    optimizer = build_hesso(graph, {"lr": 0.05, "group_divisible": divisible} | settings)
+    optimizer = build_hesso(graph, hesso_cfg(lr=0.05, group_divisible=divisible, **settings))
     run(optimizer, model, 6)
     for group in optimizer.pruner.groups:
         n = group["num_groups"]
         pruned = len(optimizer.pruner.pruned[group["id"]])
         assert pruned == 0 or (n - pruned) % divisible == 0 and n - pruned >= divisible
-    target = optimizer.pruner.schedule.target
+    target = optimizer.pruner.target
     assert target - divisible < optimizer.pruner.num_pruned <= target
 
 
@@ -252,7 +212,7 @@ def test_a_redundant_channel_shrinks_evenly_to_zero():
     model = network()
     graph = traced(model)
     settings = {"start_pruning_step": 2, "pruning_steps": 5, "target_group_sparsity": 0.1}
-    optimizer = build_hesso(graph, {"lr": 1e-9} | settings)
+    optimizer = build_hesso(graph, hesso_cfg(lr=1e-9, **settings))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     run(optimizer, model, 2)
     assert optimizer.importance().empty
@@ -269,7 +229,7 @@ def test_a_step_that_was_skipped_is_made_up_for():
     for skipped in (2, 4, 5, 7):
         model = network()
         settings = {"start_pruning_step": 1, "pruning_steps": 6, "pruning_periods": 2}
-        optimizer = build_hesso(traced(model), {"lr": 0.01} | settings)
+        optimizer = build_hesso(traced(model), hesso_cfg(lr=0.01, **settings))
         for step in range(1, 10):
             fill_gradients(model, step)
             optimizer.skip_step() if step == skipped else optimizer.step()
@@ -282,17 +242,17 @@ def test_a_step_that_was_skipped_is_made_up_for():
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("stop", [4, 5, 7])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(variant, stop):
-    settings = {
-        "variant": variant,
-        "lr": 0.05,
-        "first_momentum": 0.9,
-        "start_pruning_step": 1,
-        "pruning_steps": 9,
-        "pruning_periods": 3,
-        "target_group_sparsity": 0.6,
-    }
+    cfg = hesso_cfg(
+        variant=variant,
+        lr=0.05,
+        first_momentum=0.9,
+        start_pruning_step=1,
+        pruning_steps=9,
+        pruning_periods=3,
+        target_group_sparsity=0.6,
+    )
     model = network()
-    optimizer = build_hesso(traced(model), settings)
+    optimizer = build_hesso(traced(model), cfg)
     run(optimizer, model, stop)
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
@@ -302,7 +262,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(variant, stop):
     saved = torch.load(file, weights_only=True)
     resumed = network(seed=5)
     resumed.load_state_dict(saved["model"])
-    second = build_hesso(traced(resumed), settings)
+    second = build_hesso(traced(resumed), cfg)
     second.load_state_dict(saved["optimizer"])
     run(second, resumed, 12 - stop, start=stop)
     assert same_weights(model, resumed)
@@ -318,7 +278,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(variant, stop):
 def test_the_lowest_scores_are_chosen():
     model = network()
     settings = {"pruning_steps": 6, "pruning_periods": 2, "target_group_sparsity": 0.5}
-    optimizer = build_hesso(traced(model), {"lr": 0.05} | settings)
+    optimizer = build_hesso(traced(model), hesso_cfg(lr=0.05, **settings))
     run(optimizer, model, 6)
     table = optimizer.importance()
     chosen = table[table.state == "chosen"]
@@ -337,21 +297,22 @@ def test_the_lowest_scores_are_chosen():
 
 def test_a_state_of_another_network_or_schedule_is_refused():
     graph = traced(network())
-    optimizer = build_hesso(graph, {"lr": 0.1, "pruning_steps": 4})
+    four, five = hesso_cfg(pruning_steps=4), hesso_cfg(pruning_steps=5)
+    optimizer = build_hesso(graph, four)
     with pytest.raises(ValueError, match="no entry 'hesso'"):
         optimizer.load_state_dict(torch.optim.SGD(graph.param_groups(), lr=0.1).state_dict())
     with pytest.raises(ValueError, match=r"'pruning_steps': \(4, 5\)"):
-        build_hesso(graph, {"lr": 0.1, "pruning_steps": 5}).load_state_dict(optimizer.state_dict())
+        build_hesso(graph, five).load_state_dict(optimizer.state_dict())
     other = traced(residual())
     with pytest.raises(ValueError, match="another network"):
-        build_hesso(other, {"lr": 0.1, "pruning_steps": 4}).load_state_dict(optimizer.state_dict())
+        build_hesso(other, four).load_state_dict(optimizer.state_dict())
 
 
 def test_training_then_cutting_changes_nothing():
     model = residual()
     graph = traced(model)
-    settings = {"variant": "adam", "lr": 0.01, "pruning_steps": 6, "pruning_periods": 2}
-    optimizer = build_hesso(graph, settings, total_steps=7)
+    cfg = hesso_cfg(variant="adam", lr=0.01, pruning_steps=6, pruning_periods=2)
+    optimizer = build_hesso(graph, cfg)
     clips, labels = torch.rand(4, 2, 32, 22), torch.tensor([0, 0, 1, 1])
     for _ in range(7):
         optimizer.zero_grad()
@@ -397,41 +358,47 @@ def test_choosing_by_hand():
 
 
 def test_schedule_by_hand():
-    schedule = PruningSchedule(start=2, steps=8, periods=2, target=5)
+    schedule = PruningSchedule(start=2, steps=8, periods=2)
     assert (schedule.duration, schedule.first, schedule.last) == (4, 3, 9)
     assert [schedule.due(k) for k in range(1, 11)] == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     inside = [k for k in range(1, 12) if schedule.shrinks(k)]
     assert inside == [3, 4, 5, 7, 8, 9]
     assert [schedule.factor(k) for k in (3, 4, 5)] == pytest.approx([2 / 3, 1 / 2, 0])
-    assert [schedule.removed_by(p) for p in (0, 1)] == [2, 5]
+    assert [schedule.removed_by(p, 5) for p in (0, 1)] == [2, 5]
+    assert schedule.spans() == [(2, 6), (6, 10)]
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"pruning_steps": 3, "pruning_periods": 4}, "pruning_steps 3 .* pruning_periods 4"),
-        ({"pruning_steps": 80, "start_pruning_step": 30}, "ends at step 110 .* 100 steps"),
-        ({"target_group_sparsity": 1.0}, r"1\.0 is not in \[0, 1\)"),
-        ({"target_group_sparsity": -0.1}, r"-0\.1 is not in"),
+        (
+            {"pruning_steps": 80, "start_pruning_step": 30},
+            r"30 \+ pruning_steps 80 = 110 exceeds trainer_cfg.total_iter 100",
+        ),
+        ({"target_group_sparsity": 1.0}, r"target_group_sparsity\n.*less than 1 .*=1\.0"),
+        ({"target_group_sparsity": -0.1}, r"target_group_sparsity\n.*equal to 0 .*=-0\.1"),
         ({"target_group_sparsity": 0.95}, "30 of 32 channels, .* at most 28"),
-        ({"group_divisible": 0}, "group_divisible 0"),
-        ({"variant": "lion"}, "unknown variant 'lion'"),
-        ({"importance_score_criteria": {"size": 1.0}}, "has to be 'default'"),
+        ({"group_divisible": 0}, r"group_divisible\n.*greater than 0"),
+        ({"variant": "lion"}, r"variant\n.*'sgd', 'adam' or 'adamw' .*'lion'"),
+        ({"importance_score_criteria": {"size": 1.0}}, "unknown key 'size'"),
     ],
 )
 def test_what_cannot_reach_its_target_is_refused_before_training(settings, message):
     graph = traced(network())
     with pytest.raises(ValueError, match=message):
-        build_hesso(graph, {"lr": 0.1} | settings, total_steps=100)
+        cfg = hesso_cfg(**settings)
+        cfg.check_fits(100)
+        build_hesso(graph, cfg)
 
 
 def test_nothing_prunable_is_an_ordinary_optimizer_or_refused():
     model = network()
     model.Backbone.requires_grad_(False)
     groups = traced(model).param_groups()
-    assert HESSO(groups, lr=0.1, target_group_sparsity=0.0).group_sparsity() == 0
+    assert HESSO(groups, hesso_cfg(target_group_sparsity=0.0)).group_sparsity() == 0
     with pytest.raises(ValueError, match="no prunable group"):
-        HESSO(groups, lr=0.1, target_group_sparsity=0.5)
+        HESSO(groups, hesso_cfg(target_group_sparsity=0.5))
 
 
 @pytest.mark.gpu
@@ -440,12 +407,8 @@ def test_on_cuda_the_same_channels_go():
     chosen = []
     for device in ("cpu", "cuda"):
         model = network().to(device)
-        settings = {"lr": 0.05, "pruning_steps": 6, "pruning_periods": 2}
-        optimizer = build_hesso(traced(model), settings)
-        for step in range(6):
-            generator = torch.Generator().manual_seed(step)
-            for p in model.parameters():
-                p.grad = 0.1 * torch.randn(p.shape, generator=generator).to(device)
-            optimizer.step()
+        cfg = hesso_cfg(lr=0.05, pruning_steps=6, pruning_periods=2)
+        optimizer = build_hesso(traced(model), cfg)
+        run(optimizer, model, 6)
         chosen.append(optimizer.pruner.pruned)
     assert chosen[0] == chosen[1]

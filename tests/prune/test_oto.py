@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from nets import hesso_cfg
 
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.model import build_model
@@ -145,12 +146,12 @@ def test_the_network_without_zeroed_channels_computes_the_same(name, as_shipped)
 
 @pytest.mark.parametrize("as_shipped", [False, True])
 def test_both_hessos_rank_by_magnitude_alone_if_asked(as_shipped):
-    settings = {
-        "lr": 0.0,
-        "target_group_sparsity": 0.25,
-        "pruning_steps": 1,
-        "importance_score_criteria": {"magnitude": 1.0},
-    }
+    cfg = hesso_cfg(
+        lr=1e-20,  # moves no weight
+        target_group_sparsity=0.25,
+        pruning_steps=1,
+        importance_score_criteria={"magnitude": 1.0},
+    )
     model = resnet()
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
@@ -166,8 +167,8 @@ def test_both_hessos_rank_by_magnitude_alone_if_asked(as_shipped):
             magnitudes.append((square.item(), group.id, c))
     lowest = sorted(magnitudes)[: len(magnitudes) // 4]
     optimizers = [
-        HESSO(graphs[0].param_groups(), **settings),
-        oto.package_hesso(graphs[1], **settings),
+        HESSO(graphs[0].param_groups(), cfg),
+        oto.package_hesso(graphs[1], cfg),
     ]
     for optimizer, network in zip(optimizers, (model, twin), strict=True):
         for p in network.parameters():

@@ -1,11 +1,12 @@
 import copy
-import dataclasses
 import io
 import logging
 import os
 
+import nets
 import pytest
 import torch
+from nets import fill_gradients, geta_cfg, hesso_cfg, traced
 from torch import nn
 
 from gaitlib.config.schedules import BitInterval, ProjectionSchedule
@@ -15,28 +16,13 @@ from gaitlib.deploy.cut_network import (
     export_embedding,
     load_compressed,
 )
-from gaitlib.model import build_model
-from gaitlib.prune import oto
 from gaitlib.prune.base_optimizer import coming_move
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.quantize.geta import build_geta
 from gaitlib.quantize.grid import bit_width
 from gaitlib.quantize.quantization import calibrate, quantization_of, quantize_network
 
-EXAMPLE = torch.rand(1, 2, 1, 32, 22, generator=torch.Generator().manual_seed(0))
-ARCHITECTURE = {
-    "backbone_cfg": {
-        "type": "ResNet9",
-        "block": "BasicBlock",
-        "channels": [4, 8, 8],
-        "layers": [1, 1, 1],
-        "strides": [1, 2, 2],
-        "maxpool": False,
-    },
-    "SeparateFCs": {"in_channels": 8, "out_channels": 6, "parts_num": 3},
-    "SeparateBNNecks": {"in_channels": 6, "class_num": 5, "parts_num": 3},
-    "bin_num": [2, 1],
-}
+ARCHITECTURE = nets.resnet(4, 8, 8, embedding=6)
 VARIANTS = ["sgd", "adam", "adamw"]
 #: warm-up to step 3, projection to 9, joint to 17, cool-down to 20
 SETTINGS = {
@@ -59,22 +45,14 @@ SETTINGS = {
     "max_bit_act": 10,
 }
 TOTAL = 20
-GRAPHS = []
 
 
 def network(seed=0):
-    torch.manual_seed(seed)
-    return build_model(**ARCHITECTURE)
+    return nets.build(ARCHITECTURE, seed)
 
 
 def clips(seed):
-    return torch.rand(4, 2, 32, 22, generator=torch.Generator().manual_seed(seed))
-
-
-def traced(model):
-    if not GRAPHS:
-        GRAPHS.append(oto.trace(network(), EXAMPLE))
-    return dataclasses.replace(GRAPHS[0], model=model)
+    return nets.clips(4, 2, 32, 22, seed=seed)
 
 
 def quantized(quantize="weights_and_activations", bits=16, **settings):
@@ -83,13 +61,7 @@ def quantized(quantize="weights_and_activations", bits=16, **settings):
     quantization = quantize_network(model, quantize, weight_bits=bits, activation_bits=bits)
     calibrate(model, quantization, [clips(100)])
     graph = traced(model)
-    return model, graph, build_geta(graph, SETTINGS | settings, quantization, TOTAL)
-
-
-def fill_gradients(model, step, scale=0.1):
-    generator = torch.Generator().manual_seed(step)
-    for p in model.parameters():
-        p.grad = scale * torch.randn(p.shape, generator=generator)
+    return model, graph, build_geta(graph, geta_cfg(**SETTINGS | settings), quantization)
 
 
 def train(model, optimizer, steps, start=0):
@@ -114,9 +86,10 @@ def test_without_quantizers_it_is_hesso_bit_for_bit(variant):
     keys = ("lr", "first_momentum", "weight_decay", "target_group_sparsity")
     keys += ("start_pruning_step", "pruning_steps", "pruning_periods")
     settings = {name: SETTINGS[name] for name in keys} | {"variant": variant}
+    alone = geta_cfg(**settings, lr_quant=None, target_bits=None)
     models = network(), network()
-    ours = build_geta(traced(models[0]), settings | {"lr_quant": None, "target_bits": None})
-    theirs = build_hesso(traced(models[1]), settings)
+    ours = build_geta(traced(models[0]), alone)
+    theirs = build_hesso(traced(models[1]), hesso_cfg(**settings))
     for step in range(TOTAL):
         for model, optimizer in zip(models, (ours, theirs), strict=True):
             fill_gradients(model, step)
@@ -124,7 +97,7 @@ def test_without_quantizers_it_is_hesso_bit_for_bit(variant):
     assert same(models[0].state_dict(), models[1].state_dict())
     assert ours.importance().equals(theirs.importance()) and ours.group_sparsity() == 0.5
     theirs.load_state_dict(ours.state_dict())
-    assert ours.stage == ""
+    assert ours.phase == ""
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -168,13 +141,14 @@ def test_every_layer_keeps_its_interval_at_every_step(variant):
     model = stretched()
     quantization = quantize_network(model)
     calibrate(model, quantization, [clips(100)])
-    optimizer = build_geta(traced(model), SETTINGS | {"variant": variant}, quantization, TOTAL)
+    cfg = geta_cfg(**SETTINGS | {"variant": variant})
+    optimizer = build_geta(traced(model), cfg, quantization)
     # by hand: projection 4..9 shrinks at its steps 2 and 4, down to 12 - 2 * 3 and max(10 - 6, 5)
     upper = {**dict.fromkeys((4,), (12, 10)), **dict.fromkeys((5, 6), (9, 7))}
-    stages = ["warm-up"] * 3 + ["projection"] * 6 + ["joint"] * 8 + ["cool-down"] * 3
+    phases = ["warm-up"] * 3 + ["projection"] * 6 + ["joint"] * 8 + ["cool-down"] * 3
     for step in range(1, TOTAL + 1):
         train(model, optimizer, 1, start=step)
-        assert optimizer.stage == stages[step - 1]
+        assert optimizer.phase == phases[step - 1]
         table = quantization.bits()
         if step <= 3:
             continue
@@ -202,11 +176,11 @@ def test_the_schedule_ends_at_the_bits_it_promises_wherever_pruning_begins():
 
 
 def test_target_bits_is_where_all_weights_end():
-    cfg = {k: v for k, v in SETTINGS.items() if k not in ("min_bit_wt", "bit_reduction")}
+    kept = {k: v for k, v in SETTINGS.items() if k not in ("min_bit_wt", "bit_reduction")}
     model = network()
     quantization = quantize_network(model)
     calibrate(model, quantization, [clips(100)])
-    optimizer = build_geta(traced(model), cfg | {"target_bits": 3}, quantization, TOTAL)
+    optimizer = build_geta(traced(model), geta_cfg(**kept, target_bits=3), quantization)
     train(model, optimizer, 7)
     table = quantization.bits()
     assert table[table.kind == "weights"].bits.tolist() == pytest.approx([3] * 11, abs=1e-3)
@@ -300,7 +274,7 @@ def test_a_group_without_quantized_layers_shrinks_as_in_hesso():
     model, graph, _ = quantized()
     quantization_of(model).remove("Backbone")
     assert list(quantization_of(model).weights) == ["FCs.fc_bin", "BNNecks.fc_bin"]
-    optimizer = build_geta(graph, SETTINGS | {"lr": 1e-9}, quantization_of(model), TOTAL)
+    optimizer = build_geta(graph, geta_cfg(**SETTINGS | {"lr": 1e-9}), quantization_of(model))
     train(model, optimizer, 9)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(model, optimizer, 1, start=9)
@@ -337,12 +311,13 @@ def test_what_is_left_when_channels_go_is_logged(caplog):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("stop", [2, 5, 8, 11, 15, 18])
-def test_a_run_resumed_in_any_stage_is_the_uninterrupted_one_bit_for_bit(variant, stop):
+def test_a_run_resumed_in_any_phase_is_the_uninterrupted_one_bit_for_bit(variant, stop):
     def build(seed):
         model = network(seed)
         quantization = quantize_network(model)
         calibrate(model, quantization, [clips(100 + seed)])
-        optimizer = build_geta(traced(model), SETTINGS | {"variant": variant}, quantization, TOTAL)
+        cfg = geta_cfg(**SETTINGS | {"variant": variant})
+        optimizer = build_geta(traced(model), cfg, quantization)
         return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL)
 
     def go(model, optimizer, schedule, start, stop):
@@ -372,12 +347,12 @@ def test_states_of_other_runs_are_refused():
     model, graph, optimizer = quantized()
     state = optimizer.state_dict()
     with pytest.raises(ValueError, match="with quantizers, this one is without"):
-        build_geta(traced(network()), {"lr": 0.1}).load_state_dict(state)
-    other = build_geta(graph, SETTINGS | {"min_bit_act": 6}, quantization_of(model))
+        build_geta(traced(network()), geta_cfg()).load_state_dict(state)
+    other = build_geta(graph, geta_cfg(**SETTINGS | {"min_bit_act": 6}), quantization_of(model))
     with pytest.raises(ValueError, match="of another bit plan.*activations"):
         other.load_state_dict(state)
     with pytest.raises(ValueError, match="without quantizers, this one is with"):
-        optimizer.load_state_dict(build_hesso(traced(network()), {"lr": 0.1}).state_dict())
+        optimizer.load_state_dict(build_hesso(traced(network()), hesso_cfg()).state_dict())
 
 
 def test_a_grad_scaler_unscales_the_scalars_and_sees_their_infinities():
@@ -479,30 +454,35 @@ def test_damaged_grids_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"start_projection_step": 6}, r"ends at step 10 \(start_projection_step 6.*step 9"),
+        (
+            {"start_projection_step": 6},
+            r"step 6 \+ projection_steps 4 = 10 exceeds start_pruning_step 9",
+        ),
         ({"projection_periods": 5}, "projection_steps 4 is less than projection_periods 5"),
-        ({"bit_reduction": 5}, r"12 - projection_periods 2 \* bit_reduction 5 = 2, below .* 4"),
-        ({"min_bit_wt": 13}, "min_bit_wt 13 and max_bit_wt 12"),
-        ({"min_bit_act": 0}, "1 <= min_bit_act"),
-        ({"target_bits": 4}, "leave out bit_reduction and min_bit_wt"),
-        ({"pruning_steps": 11}, "pruning ends at step 20 of 20"),
-        ({"lr_quant": 0.0}, "lr_quant 0.0"),
+        ({"bit_reduction": 5}, r"12 - projection_periods 2 \* bit_reduction 5 = 2 is below .* 4"),
+        ({"min_bit_wt": 13}, "min_bit_wt 13 exceeds max_bit_wt 12"),
+        ({"min_bit_act": 0}, r"min_bit_act\n.*greater than or equal to 1"),
+        ({"target_bits": 4}, "leave out min_bit_wt 4"),
+        ({"pruning_steps": 11}, r"9 \+ pruning_steps 11 = 20 is all of trainer_cfg.total_iter"),
+        ({"lr_quant": 0.0}, r"lr_quant\n.*greater than 0"),
     ],
 )
 def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(change, message):
     with pytest.raises(ValueError, match=message):
-        quantized(**change)
+        geta_cfg(**SETTINGS | change).check_fits(TOTAL)
 
 
 def test_quantizers_and_settings_belong_together():
     with pytest.raises(ValueError, match="min_bit_wt ask for quantization"):
-        build_geta(traced(network()), {"lr": 0.1, "min_bit_wt": 4})
+        build_geta(traced(network()), geta_cfg(min_bit_wt=4, start_pruning_step=1))
     model = network()
     quantization = quantize_network(model)
     with pytest.raises(ValueError, match=r"quantize_network\(model, 'weights'\)"):
-        build_geta(traced(model), SETTINGS | {"quantize": "weights"}, quantization)
+        build_geta(traced(model), geta_cfg(**SETTINGS, quantize="weights"), quantization)
     with pytest.raises(ValueError, match="not the one attached"):
-        build_geta(traced(network()), SETTINGS, quantization)
+        build_geta(traced(network()), geta_cfg(**SETTINGS), quantization)
+    with pytest.raises(ValueError, match="no key asks for quantization"):
+        build_geta(traced(model), geta_cfg(), quantization)
 
 
 @pytest.mark.gpu
@@ -511,7 +491,7 @@ def test_on_cuda_it_ends_at_its_targets():
     model = network().cuda()
     quantization = quantize_network(model)
     calibrate(model, quantization, [clips(100)])
-    optimizer = build_geta(traced(model), SETTINGS | {"variant": "adamw"}, quantization, TOTAL)
+    optimizer = build_geta(traced(model), geta_cfg(**SETTINGS | {"variant": "adamw"}), quantization)
     scaler = torch.amp.GradScaler("cuda")
     labels = torch.tensor([0, 0, 1, 1], device="cuda")[:, None].expand(-1, 3)
     for step in range(TOTAL):

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nets import build, hesso_cfg, resnet, traced
 
 from gaitlib.data.batches import training_batches
 from gaitlib.data.transforms import build_transform
-from gaitlib.model import build_losses, build_model
-from gaitlib.prune import oto
+from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.system.device import choose_device, choose_precision
 from gaitlib.train.loop import NonFiniteLossError, fit
@@ -38,13 +38,7 @@ class Squares:
 
 
 def _build():
-    torch.manual_seed(3)
-    model = build_model(
-        {"type": "ResNet9", "channels": [4, 8], "layers": [1, 1], "strides": [2, 2]},
-        {"in_channels": 8, "out_channels": 8, "parts_num": 4},
-        {"class_num": 4, "in_channels": 8, "parts_num": 4},
-        [4],
-    )
+    model = build(resnet(4, 8, strides=(2, 2), maxpool=True, classes=4, bins=(4,)), seed=3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     return model, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [8], gamma=0.1)
 
@@ -52,10 +46,15 @@ def _build():
 def _build_pruning():
     """The same network under HESSO: channels are chosen at steps 3 and 7, and gone by step 9."""
     model, *_ = _build()
-    graph = oto.trace(model, torch.rand(2, 2, 1, 64, 44))
-    settings = {"lr": 0.05, "first_momentum": 0.9, "target_group_sparsity": 0.5}
-    schedule = {"start_pruning_step": 2, "pruning_steps": 8, "pruning_periods": 2}
-    optimizer = build_hesso(graph, settings | schedule)
+    cfg = hesso_cfg(
+        lr=0.05,
+        first_momentum=0.9,
+        target_group_sparsity=0.5,
+        start_pruning_step=2,
+        pruning_steps=8,
+        pruning_periods=2,
+    )
+    optimizer = build_hesso(traced(model), cfg)
     return model, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [8], gamma=0.1)
 
 
@@ -140,7 +139,7 @@ def test_skipped_steps_keep_the_schedules_of_pruning_and_learning_rate_together(
     history = pd.concat(rows).set_index("iteration")
     assert optimizer.num_steps == scheduler.last_epoch == 12
     assert history["lr"].loc[[8, 10]].tolist() == pytest.approx([0.05, 0.005])
-    assert optimizer.pruner.num_pruned == optimizer.pruner.schedule.target
+    assert optimizer.pruner.num_pruned == optimizer.pruner.target
     assert optimizer.group_sparsity() == 0.5
 
 
