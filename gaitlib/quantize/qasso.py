@@ -1,6 +1,6 @@
 """How fast redundant channels are forgotten, and how coarse their layers become meanwhile.
 
-The joint stage of QASSO, the optimizer of GETA (https://arxiv.org/abs/2502.16638). A quantized
+The joint phase of QASSO, the optimizer of GETA (https://arxiv.org/abs/2502.16638). A quantized
 weight is ``x^Q = C + d Rs`` with ``C = sgn(x) c(x)`` and ``Rs = sgn(x) R(x)``, see
 `gaitlib.quantize.grid`. With g what the base optimizer is about to move x by, redundant channels
 move by

@@ -1,7 +1,10 @@
 """OpenGait's own files: a YAML loads as it is, a checkpoint key for key."""
 
+from functools import partial
+
 import pytest
 import torch
+from nets import plain, resnet
 
 from gaitlib.config import ConfigError, load_experiment
 from gaitlib.data.transforms import build_transform
@@ -253,25 +256,14 @@ def test_the_compact_experiment_loads_once_its_data_are_placed():
 # ------------------------------------------------------------------------------------ checkpoints
 
 SMALL = {
-    "GaitBase": {
-        "backbone_cfg": {"type": "ResNet9", "channels": [4, 8], "layers": [1, 1], "strides": [1, 2]}
-        | {"maxpool": False},
-        "bin_num": [4],
-    },
-    "Baseline": {
-        "backbone_cfg": {"type": "Plain", "layers_cfg": ["BC-4", "BC-4", "M", "BC-8"]},
-        "bin_num": [2, 1, 1],
-    },
+    "GaitBase": partial(resnet, 4, 8, bins=(4,)),
+    "Baseline": partial(plain, "BC-4", "BC-4", "M", "BC-8", bins=(2, 1, 1)),
 }
 FIRST = {"GaitBase": "conv1.conv.weight", "Baseline": "feature.0.conv.weight"}
 
 
 def _network(name, subjects=5):
-    heads = {
-        "SeparateFCs": {"in_channels": 8, "out_channels": 6, "parts_num": 4},
-        "SeparateBNNecks": {"class_num": subjects, "in_channels": 6, "parts_num": 4},
-    }
-    return build_model(**SMALL[name], **heads)
+    return build_model(**SMALL[name](embedding=6, classes=subjects))
 
 
 @pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod."])

@@ -2,78 +2,34 @@ import json
 
 import pytest
 import torch
+from nets import EXAMPLE, plain, resnet, with_statistics
 
 from gaitlib.deploy import cut_network
 from gaitlib.model import build_model
 from gaitlib.model.widths import layer_widths
 from gaitlib.prune import oto
 
-TRACED = torch.rand(1, 2, 1, 64, 44, generator=torch.Generator().manual_seed(0))
-
-
-def resnet_arguments(channels=(4, 8, 8, 12), embedding=8, classes=5):
-    return {
-        "backbone_cfg": {
-            "type": "ResNet9",
-            "block": "BasicBlock",
-            "channels": list(channels),
-            "layers": [1, 1, 1, 1],
-            "strides": [1, 2, 2, 1],
-            "maxpool": False,
-        },
-        "SeparateFCs": {
-            "in_channels": channels[-1],
-            "out_channels": embedding,
-            "parts_num": 16,
-        },
-        "SeparateBNNecks": {"in_channels": embedding, "class_num": classes, "parts_num": 16},
-        "bin_num": [16],
-    }
-
-
-def bottleneck_arguments():
-    arguments = resnet_arguments((4, 4, 6))
-    arguments["backbone_cfg"] |= {"block": "Bottleneck", "layers": [1, 2, 1]}
-    arguments["backbone_cfg"] |= {"strides": [1, 1, 2], "maxpool": True}
-    arguments["SeparateFCs"]["in_channels"] = 4 * 6
-    return arguments
-
-
-def plain_arguments(*layers):
-    return {
-        "backbone_cfg": {"type": "Plain", "layers_cfg": list(layers)},
-        "SeparateFCs": {
-            "in_channels": int(layers[-1].split("-")[1]),
-            "out_channels": 8,
-            "parts_num": 31,
-        },
-        "SeparateBNNecks": {"in_channels": 8, "class_num": 5, "parts_num": 31},
-        "bin_num": [16, 8, 4, 2, 1],
-    }
-
-
+BINS = (16, 8, 4, 2, 1)
 ARGUMENTS = {
-    "resnet": resnet_arguments(),
-    "bottleneck": bottleneck_arguments(),
-    "plain": plain_arguments("BC-4", "BC-4", "M", "BC-8", "BC-8", "M", "BC-12", "BC-12"),
-    "focal": plain_arguments("BC-4", "BC-4", "M", "FC-8-2", "FC-8-3", "M", "FC-12-3"),
+    "resnet": resnet(4, 8, 8, 12, bins=(16,)),
+    "bottleneck": resnet(
+        4,
+        4,
+        6,
+        block="Bottleneck",
+        layers=(1, 2, 1),
+        strides=(1, 1, 2),
+        maxpool=True,
+        bins=(16,),
+    ),
+    "plain": plain("BC-4", "BC-4", "M", "BC-8", "BC-8", "M", "BC-12", "BC-12", bins=BINS),
+    "focal": plain("BC-4", "BC-4", "M", "FC-8-2", "FC-8-3", "M", "FC-12-3", bins=BINS),
 }
 
 
-def used(model):
-    """Give the batch norms statistics, as training would."""
-    generator = torch.Generator().manual_seed(3)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            module.running_mean.copy_(torch.rand(module.num_features, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
-            module.bias.data.copy_(torch.rand(module.num_features, generator=generator))
-    return model
-
-
 def half_zeroed(arguments, seed=1):
-    model = used(build_model(**arguments))
-    graph = oto.trace(model, TRACED)
+    model = with_statistics(build_model(**arguments))
+    graph = oto.trace(model, EXAMPLE)
     generator = torch.Generator().manual_seed(seed)
     for group in graph.prunable():
         order = torch.randperm(group.channels, generator=generator)
@@ -112,14 +68,14 @@ def test_compressed_equals_full_and_loads_again(name, tmp_path):
 
 def test_synchronised_batch_norms_are_cut_too(tmp_path):
     arguments = ARGUMENTS["resnet"]
-    model = used(build_model(**arguments))
-    graph = oto.trace(model, TRACED)
+    model = with_statistics(build_model(**arguments))
+    graph = oto.trace(model, EXAMPLE)
     assert torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) is model
     graph.zero({group.id: [1, 2] for group in graph.prunable()})
     result = cut_network.construct_compressed_model(graph, model, tmp_path, architecture=arguments)
     assert result.max_error < 1e-5
     with pytest.raises(ValueError, match="trace the model first"):
-        oto.trace(model, TRACED)
+        oto.trace(model, EXAMPLE)
 
 
 def test_statistics_of_removed_channels_go_too():
@@ -133,7 +89,7 @@ def test_statistics_of_removed_channels_go_too():
 
 
 def test_gaitbase_at_its_full_width():
-    graph, model = half_zeroed(resnet_arguments((64, 128, 256, 512), 256, 74))
+    graph, model = half_zeroed(resnet(64, 128, 256, 512, embedding=256, classes=74, bins=(16,)))
     result = cut_network.construct_compressed_model(graph, model, example=torch.rand(1, 1, 64, 44))
     assert result.full_params == 7_305_408
     # half the in and half the out channels of every inner convolution are gone
@@ -145,7 +101,7 @@ def test_gaitbase_at_its_full_width():
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_nothing_zero_leaves_every_shape(name):
     model = build_model(**ARGUMENTS[name])
-    graph = oto.trace(model, TRACED)
+    graph = oto.trace(model, EXAMPLE)
     result = cut_network.construct_compressed_model(graph)
     assert result.group_sparsity == 0 and result.max_error == 0
     assert result.widths == layer_widths(model)
@@ -157,7 +113,7 @@ def test_nothing_zero_leaves_every_shape(name):
 
 def test_a_layer_that_is_all_zero_keeps_a_channel():
     model = build_model(**ARGUMENTS["plain"])
-    graph = oto.trace(model, TRACED)
+    graph = oto.trace(model, EXAMPLE)
     graph.zero({"Backbone.forward_block.feature.5.conv": range(8)})
     result = cut_network.construct_compressed_model(graph)
     assert result.widths["Backbone.forward_block.feature.5.conv"]["out"] == 1

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import resnet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -20,18 +21,7 @@ from gaitlib.quantize.quantization import calibrate, quantization_of, quantize_n
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "params" / "quickstart.yaml"
 HEADS = ("FCs", "BNNecks")
-ARGUMENTS = {
-    "backbone_cfg": {
-        "type": "ResNet9",
-        "channels": [4, 6],
-        "layers": [1, 1],
-        "strides": [1, 2],
-        "maxpool": True,
-    },
-    "SeparateFCs": {"in_channels": 6, "out_channels": 5, "parts_num": 3},
-    "SeparateBNNecks": {"in_channels": 5, "class_num": 7, "parts_num": 3},
-    "bin_num": [2, 1],
-}
+ARGUMENTS = resnet(4, 6, maxpool=True, embedding=5, classes=7)
 
 
 def grid(tensor, bits, signed=True, t=1.0):

@@ -1,10 +1,12 @@
 import copy
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from nets import plain, resnet
 from torch import nn
 
 from gaitlib.evaluate import embed
@@ -18,33 +20,17 @@ onnx = pytest.importorskip("onnx", reason="ONNX files need pip install 'gaitlib[
 
 from gaitlib.deploy.onnx_export import OnnxNetwork, check_onnx, export_onnx
 
-BACKBONES = {
-    "resnet": {"type": "ResNet9", "channels": [4, 8, 8], "layers": [1, 2, 1], "maxpool": False},
-    "bottleneck": {
-        "type": "ResNet9",
-        "block": "Bottleneck",
-        "channels": [4, 4],
-        "layers": [1, 1],
-    },
-    "plain": {"type": "Plain", "layers_cfg": ["BC-4", "M", "BC-8", "M", "BC-8"]},
-    "focal": {"type": "Plain", "layers_cfg": ["BC-4", "M", "FC-8-2", "M", "FC-8-3"]},
+NETWORKS = {
+    "resnet": partial(resnet, 4, 8, 8, layers=(1, 2, 1)),
+    "bottleneck": partial(resnet, 4, 4, block="Bottleneck", maxpool=True),
+    "plain": partial(plain, "BC-4", "M", "BC-8", "M", "BC-8"),
+    "focal": partial(plain, "BC-4", "M", "FC-8-2", "M", "FC-8-3"),
 }
-STRIDES = {"resnet": [1, 2, 2], "bottleneck": [1, 2]}
 
 
 def network(name, norm=False, bins=(16, 8, 1)):
     """A small network in eval mode; its batch norms have seen something."""
-    backbone = dict(BACKBONES[name])
-    if name in STRIDES:
-        backbone["strides"] = STRIDES[name]
-    width = {"resnet": 8, "bottleneck": 16}.get(name, 8)
-    parts = sum(bins)
-    model = build_model(
-        backbone,
-        {"in_channels": width, "out_channels": 6, "parts_num": parts, "norm": norm},
-        {"in_channels": 6, "class_num": 5, "parts_num": parts},
-        bins,
-    )
+    model = build_model(**NETWORKS[name](embedding=6, bins=bins, norm=norm))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -105,7 +91,7 @@ def quantized(model, weights, inputs):
     return model
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("norm", [False, True])
 def test_float_file_computes_what_torch_does_for_any_clips(name, norm, tmp_path):
     model = network(name, norm)

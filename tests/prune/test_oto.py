@@ -4,44 +4,23 @@ import io
 import sys
 import warnings
 
+import nets
 import pytest
 import torch
-from nets import hesso_cfg
+from nets import EXAMPLE, hesso_cfg, with_statistics
 
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.model import build_model
 from gaitlib.prune import oto, oto_compat
 from gaitlib.prune.hesso import HESSO
 
-CLIPS = torch.rand(1, 2, 1, 64, 44, generator=torch.Generator().manual_seed(0))
+
+def resnet(*channels, **heads):
+    return build_model(**nets.resnet(*(channels or (4, 8, 8, 12)), bins=(16,), **heads))
 
 
-def resnet(channels=(4, 8, 8, 12), norm=False, **bnnecks):
-    c, heads = channels[-1], {"in_channels": 8, "class_num": 5, "parts_num": 16}
-    return build_model(
-        {
-            "type": "ResNet9",
-            "block": "BasicBlock",
-            "channels": list(channels),
-            "layers": [1, 1, 1, 1],
-            "strides": [1, 2, 2, 1],
-            "maxpool": False,
-        },
-        {"in_channels": c, "out_channels": 8, "parts_num": 16, "norm": norm},
-        heads | bnnecks,
-        [16],
-    )
-
-
-def plain(*layers, bins=(16, 8, 4, 2, 1), classes=5):
-    c = int(layers[-1].split("-")[1])
-    heads = {"in_channels": 8, "class_num": classes, "parts_num": sum(bins)}
-    return build_model(
-        {"type": "Plain", "layers_cfg": list(layers)},
-        {"in_channels": c, "out_channels": 8, "parts_num": sum(bins)},
-        heads if classes else None,
-        list(bins),
-    )
+def plain(*layers, **heads):
+    return build_model(**nets.plain(*layers, bins=(16, 8, 4, 2, 1), **heads))
 
 
 MODELS = {
@@ -57,7 +36,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_every_trainable_parameter_stands_in_one_group_once(name):
     model = MODELS[name]()
-    groups = oto.trace(model, CLIPS).param_groups()
+    groups = oto.trace(model, EXAMPLE).param_groups()
     listed = [p for group in groups for p in group["params"]]
     assert len(listed) == len({id(p) for p in listed})
     assert {id(p) for p in listed} == {id(p) for p in model.parameters()}
@@ -72,7 +51,7 @@ def test_every_trainable_parameter_stands_in_one_group_once(name):
 
 
 def test_all_stages_of_a_resnet_are_prunable_and_the_heads_are_not():
-    graph = oto.trace(resnet((4, 8, 16, 32)), CLIPS)
+    graph = oto.trace(resnet(4, 8, 16, 32), EXAMPLE)
     table = graph.table().set_index("group")
     assert list(table.loc[table.prunable].channels) == [4, 4, 8, 8, 16, 16, 32, 32]
     assert graph.num_channels == 120
@@ -84,11 +63,11 @@ def test_all_stages_of_a_resnet_are_prunable_and_the_heads_are_not():
 
 @pytest.mark.parametrize("name, channels", [("plain", 48), ("focal", 20), ("embeds only", 12)])
 def test_all_convolutions_of_a_plain_backbone_are_prunable(name, channels):
-    assert oto.trace(MODELS[name](), CLIPS).num_channels == channels
+    assert oto.trace(MODELS[name](), EXAMPLE).num_channels == channels
 
 
 def test_added_layers_share_their_channels():
-    graph = oto.trace(resnet(), CLIPS)
+    graph = oto.trace(resnet(), EXAMPLE)
     home = {layer: group.id for group in graph.groups for layer in group.layers}
     block = "Backbone.forward_block.layer2.0"
     assert home[f"{block}.conv2"] == home[f"{block}.downsample.0"] == home[f"{block}.bn2"]
@@ -96,15 +75,15 @@ def test_added_layers_share_their_channels():
 
 
 def test_normalised_fcs_keep_the_channels_they_normalise_over():
-    graph = oto.trace(resnet(norm=True), CLIPS)
+    graph = oto.trace(resnet(norm=True), EXAMPLE)
     kept = {g.id for g in graph.groups if not g.prunable}
     assert "Backbone.forward_block.layer4.0.conv2" in kept
     assert graph.num_channels == 2 * (4 + 8 + 8) + 12
 
 
 def test_as_shipped_the_last_stage_keeps_what_it_gives_to_the_heads():
-    model = resnet((4, 8, 16, 32))
-    graph = oto.trace(model, CLIPS, as_shipped=True)
+    model = resnet(4, 8, 16, 32)
+    graph = oto.trace(model, EXAMPLE, as_shipped=True)
     table = graph.table().set_index("group")
     assert list(table.loc[table.prunable].channels) == [4, 4, 8, 8, 16, 16, 32]
     heads = "Backbone.forward_block.layer4.0.conv2"
@@ -116,11 +95,11 @@ def test_as_shipped_the_last_stage_keeps_what_it_gives_to_the_heads():
 
 def test_a_trace_as_shipped_changes_no_other():
     model = resnet()
-    before = oto.trace(model, CLIPS)
-    oto.trace(model, CLIPS, as_shipped=True)
+    before = oto.trace(model, EXAMPLE)
+    oto.trace(model, EXAMPLE, as_shipped=True)
     with pytest.raises(ValueError, match="height"):
-        oto.trace(model, CLIPS[..., :30, :], as_shipped=True)  # nor does one that fails
-    after = oto.trace(model, CLIPS)
+        oto.trace(model, EXAMPLE[..., :30, :], as_shipped=True)  # nor does one that fails
+    after = oto.trace(model, EXAMPLE)
     assert before.groups == after.groups and before.edges == after.edges
     assert set(before.cuts) == set(after.cuts)
 
@@ -128,12 +107,8 @@ def test_a_trace_as_shipped_changes_no_other():
 @pytest.mark.parametrize("as_shipped", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_network_without_zeroed_channels_computes_the_same(name, as_shipped):
-    model = MODELS[name]()
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):  # as after training
-            torch.nn.init.normal_(layer.running_mean)
-            torch.nn.init.normal_(layer.bias)
-    graph = oto.trace(model, CLIPS, as_shipped=as_shipped)
+    model = with_statistics(MODELS[name]())
+    graph = oto.trace(model, EXAMPLE, as_shipped=as_shipped)
     listed = [p for group in graph.param_groups() for p in group["params"]]
     assert len(listed) == len({id(p) for p in listed}) == len(list(model.parameters()))
     graph.zero({g.id: torch.randperm(g.channels)[: g.channels // 2] for g in graph.prunable()})
@@ -157,7 +132,7 @@ def test_both_hessos_rank_by_magnitude_alone_if_asked(as_shipped):
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(layer.weight)
     twin, magnitudes = copy.deepcopy(model), []
-    graphs = [oto.trace(network, CLIPS, as_shipped=as_shipped) for network in (model, twin)]
+    graphs = [oto.trace(network, EXAMPLE, as_shipped=as_shipped) for network in (model, twin)]
     for group in graphs[0].prunable():
         tensors = [model.get_parameter(name).detach() for name in group.names]
         for c in range(group.channels):
@@ -190,7 +165,7 @@ def test_tracing_leaves_the_model_and_the_process_as_they_were():
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         warnings.simplefilter("error")
-        graph = oto.trace(model, CLIPS)
+        graph = oto.trace(model, EXAMPLE)
     assert printed.getvalue() == "" and sys.path == path
     assert torch.equal(torch.get_rng_state(), random)
     assert "graph" not in sys.modules and "operation" not in sys.modules
@@ -201,7 +176,7 @@ def test_tracing_leaves_the_model_and_the_process_as_they_were():
 
 def test_two_traces_agree():
     model = resnet()
-    first, second = (oto.trace(model, CLIPS) for _ in range(2))
+    first, second = (oto.trace(model, EXAMPLE) for _ in range(2))
     assert first.groups == second.groups and first.edges == second.edges
     assert set(first.cuts) == set(second.cuts)
 
@@ -216,7 +191,7 @@ def test_dummy_batch_is_the_documented_one():
 def test_a_frozen_parameter_keeps_its_group_and_is_not_trained():
     model = resnet()
     model.Backbone.forward_block.layer2[0].bn1.weight.requires_grad_(False)
-    graph = oto.trace(model, CLIPS)
+    graph = oto.trace(model, EXAMPLE)
     table = graph.table().set_index("group")
     row = table.loc["Backbone.forward_block.layer2.0.conv1"]
     assert not row.prunable and "layer2.0.bn1.weight" in row.reason
@@ -229,14 +204,14 @@ def test_a_frozen_parameter_keeps_its_group_and_is_not_trained():
 def test_a_parameter_that_is_never_used_is_listed_and_not_prunable():
     model = resnet()
     model.unused = torch.nn.Linear(3, 2)
-    graph = oto.trace(model, CLIPS)
+    graph = oto.trace(model, EXAMPLE)
     row = graph.table().set_index("group").loc["unused"]
     assert not row.prunable and "not used" in row.reason
     assert "unused.bias" in [name for group in graph.param_groups() for name in group["p_names"]]
 
 
 def test_network_follows_the_data():
-    net = oto.trace(resnet(), CLIPS).network()
+    net = oto.trace(resnet(), EXAMPLE).network()
     block = "Backbone.forward_block"
     assert net.has_edge("input", f"{block}.conv1.conv")
     assert net.has_edge(f"{block}.layer4.0.bn2", "FCs")
@@ -255,7 +230,7 @@ def test_network_follows_the_data():
 def test_a_torch_without_the_private_names_is_named(monkeypatch):
     monkeypatch.setattr(oto_compat, "_OPTIMIZE_HOMES", ("torch.onnx", "torch.nowhere"))
     with pytest.raises(oto.UnsupportedTorchError, match=f"torch {torch.__version__[:4]}.*nowhere"):
-        oto.trace(resnet(), CLIPS)
+        oto.trace(resnet(), EXAMPLE)
 
 
 def test_slice_agrees_with_the_package():
@@ -263,12 +238,12 @@ def test_slice_agrees_with_the_package():
     from tempfile import TemporaryDirectory
 
     model = resnet()
-    graph = oto.trace(model, CLIPS)
+    graph = oto.trace(model, EXAMPLE)
     graph.zero({g.id: range(0, g.channels, 2) for g in graph.prunable()})
     twin = copy.deepcopy(model)
     with oto_compat.as_the_package_wants(), TemporaryDirectory() as folder:
         twin.forward = lambda x, run=twin.forward: tuple(run(x))
-        package = oto._package().OTO(twin, CLIPS)
+        package = oto._package().OTO(twin, EXAMPLE)
         del twin.forward
         package.construct_subnet(out_dir=folder)
     expected, found = twin.state_dict(), graph.slice().state_dict()

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from nets import clips, plain, resnet, with_statistics
 
 from gaitlib.deploy.cut_network import load_compressed, write_network
 from gaitlib.model import build_model
@@ -17,56 +18,21 @@ from gaitlib.quantize.quantization import quantize_network
 
 pytest.importorskip("torch_pruning")
 
-CLIPS = torch.rand(2, 2, 64, 44, generator=torch.Generator().manual_seed(0))
-
-
-def resnet(channels=(4, 6, 8, 12), block="BasicBlock", layers=(1, 1, 1, 1)):
-    return {
-        "type": "ResNet9",
-        "block": block,
-        "channels": list(channels),
-        "layers": list(layers),
-        "strides": [1, 2, 2, 1],
-        "maxpool": False,
-    }
-
-
-def plain(*layers):
-    return {"type": "Plain", "layers_cfg": list(layers)}
-
-
-def arguments(backbone, width, bins=(4, 2), classes=5, norm=False):
-    parts = {"parts_num": sum(bins)}
-    necks = {"class_num": classes, "in_channels": 6} | parts if classes else None
-    fcs = {"in_channels": width, "out_channels": 6, "norm": norm} | parts
-    return {
-        "backbone_cfg": backbone,
-        "SeparateFCs": fcs,
-        "SeparateBNNecks": necks,
-        "bin_num": list(bins),
-    }
-
-
+CLIPS = clips(2, 2)
+HEADS = {"embedding": 6, "bins": (4, 2)}
 NETWORKS = {
-    "basic blocks": arguments(resnet(), 12),
-    "bottlenecks": arguments(resnet((2, 4, 4, 4), "Bottleneck", (2, 1, 1, 1)), 16),
-    "an empty stage": arguments(resnet(layers=(1, 0, 2, 1)), 12),
-    "normalised FCs": arguments(resnet(), 12, bins=(16,), norm=True),
-    "plain": arguments(plain("BC-4", "BC-6", "M", "BC-8"), 8, bins=(16, 8, 4, 2, 1)),
-    "focal": arguments(plain("FC-4-3", "BC-6", "M", "FC-8-2", "FC-8-1"), 8),
-    "embeds only": arguments(plain("BC-4", "M", "BC-8"), 8, classes=None),
+    "basic blocks": resnet(4, 6, 8, 12, **HEADS),
+    "bottlenecks": resnet(2, 4, 4, 4, block="Bottleneck", layers=(2, 1, 1, 1), **HEADS),
+    "an empty stage": resnet(4, 6, 8, 12, layers=(1, 0, 2, 1), **HEADS),
+    "normalised FCs": resnet(4, 6, 8, 12, embedding=6, bins=(16,), norm=True),
+    "plain": plain("BC-4", "BC-6", "M", "BC-8", embedding=6, bins=(16, 8, 4, 2, 1)),
+    "focal": plain("FC-4-3", "BC-6", "M", "FC-8-2", "FC-8-1", **HEADS),
+    "embeds only": plain("BC-4", "M", "BC-8", classes=None, **HEADS),
 }
 
 
 def network(name):
-    """Build a network whose batch norms are as after training."""
-    model = build_model(**NETWORKS[name])
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
-            torch.nn.init.normal_(layer.running_mean)
-            torch.nn.init.uniform_(layer.running_var, 0.5, 2.0)
-            torch.nn.init.normal_(layer.bias)
-    return model
+    return with_statistics(build_model(**NETWORKS[name]))
 
 
 def graph_of(model):
@@ -150,7 +116,7 @@ def test_no_other_number_of_channels_comes_nearer(share):
 
 
 def test_a_wider_network_comes_within_two_percent_in_every_stage():
-    model = build_model(**arguments(resnet((8, 16, 32, 64)), 64))
+    model = build_model(**resnet(8, 16, 32, 64, **HEADS))
     for share in (0.7, 0.4, 0.1):
         target = share * macs_per_frame(model)
         small = prune_to_macs(model, int(target))

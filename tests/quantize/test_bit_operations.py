@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 import torch
+from nets import resnet
 
 from gaitlib.model import build_model
 from gaitlib.model.network_cost import layer_table
@@ -8,18 +9,7 @@ from gaitlib.prune.oto import trace
 from gaitlib.quantize.bit_operations import average_bits, bops_table, disk_bits, relative_bops
 
 CONV = "Backbone.forward_block.conv1.conv"
-ARGUMENTS = {
-    "backbone_cfg": {
-        "type": "ResNet9",
-        "channels": [4, 6],
-        "layers": [1, 1],
-        "strides": [1, 2],
-        "maxpool": False,
-    },
-    "SeparateFCs": {"in_channels": 6, "out_channels": 5, "parts_num": 4},
-    "SeparateBNNecks": {"in_channels": 5, "class_num": 7, "parts_num": 4},
-    "bin_num": [4],
-}
+ARGUMENTS = resnet(4, 6, embedding=5, classes=7, bins=(4,))
 FRAME = (16, 12)
 
 

@@ -2,9 +2,9 @@ import copy
 
 import pytest
 import torch
+from nets import build, plain, resnet
 from torch import nn
 
-from gaitlib.model import build_model
 from gaitlib.prune import oto
 from gaitlib.quantize.grid import bend, step_size
 from gaitlib.quantize.quantization import attach_grids, calibrate, quantization_of, quantize_network
@@ -14,28 +14,14 @@ from gaitlib.train.checkpoint import restore_model
 CONV1 = "Backbone.forward_block.conv1.conv"
 
 
+NETWORKS = {
+    "ResNet9": resnet(4, 8, embedding=6),
+    "Plain": plain("BC-4", "BC-4", "M", "FC-8-2", *5 * ["BC-8"], embedding=6),
+}
+
+
 def network(seed=0, backbone="ResNet9"):
-    torch.manual_seed(seed)
-    if backbone == "Plain":
-        cfg = {
-            "type": "Plain",
-            "layers_cfg": ["BC-4", "BC-4", "M", "FC-8-2", *5 * ["BC-8"]],
-        }
-    else:
-        cfg = {
-            "type": "ResNet9",
-            "block": "BasicBlock",
-            "channels": [4, 8],
-            "layers": [1, 1],
-            "strides": [1, 2],
-            "maxpool": False,
-        }
-    return build_model(
-        cfg,
-        {"in_channels": 8, "out_channels": 6, "parts_num": 3},
-        {"in_channels": 6, "class_num": 5, "parts_num": 3},
-        [2, 1],
-    )
+    return build(NETWORKS[backbone], seed)
 
 
 def clips(count=3, seed=1):
@@ -225,8 +211,8 @@ def test_checkpoints_carry_ranges_and_signs():
         twin(x)
     assert restore_model(twin, copy.deepcopy(model.state_dict())) == []
     assert torch.equal(twin.eval()(x).embeddings, model.eval()(x).embeddings)
-    plain = network(seed=5, backbone="Plain")  # a float network takes a float checkpoint
-    assert restore_model(plain, network(backbone="Plain").state_dict()) == []
+    dense = network(seed=5, backbone="Plain")  # a float network takes a float checkpoint
+    assert restore_model(dense, network(backbone="Plain").state_dict()) == []
 
 
 def test_calibration_covers_what_arrives_and_leaves_the_network():
