@@ -1,7 +1,7 @@
-"""Many runs from one file: a grid of points, each trained once, on one machine or a cluster.
+"""Many runs from one file: a grid of points. Each point is trained once, here or on a cluster.
 
 `gaitlib.study.runner` needs the extras ``study`` (Dask distributed) and ``notebooks`` (papermill);
-the rest does not.
+the other modules do not.
 """
 
 from gaitlib.study.methods import METHODS

@@ -1,7 +1,7 @@
-"""What a study will cost: a smoke run of each kind of point, before any of them is trained.
+"""Estimate the time and memory of a study with a smoke run of each kind of point.
 
-A smoke run takes a few steps of the training that a point will do, and embeds a few batches of its
-test set, with one thread. All run in one process beside this one, whose largest memory is read.
+A smoke run trains for a few of the point's steps and embeds a few batches of its test set, with one
+thread. All smoke runs share one child process, which reports its peak memory.
 """
 
 import itertools
@@ -28,70 +28,74 @@ from gaitlib.system.device import choose_device
 from gaitlib.system.processes import cores
 from gaitlib.train.loop import fit
 
-#: Steps of a smoke run: the first warm up, the others are timed. Batches of its test.
-WARM, TIMED, TESTED = 2, 3, 3
-#: Seconds that a point takes beside training and testing: its kernel's start, figures, files.
-AROUND = 25
-#: Share of the free memory that workers may plan with.
-SHARE = 0.8
+#: Training steps of a smoke run: those that warm up, and those that are timed after them.
+WARM_UP_STEPS, TIMED_STEPS = 2, 3
+#: Test batches that a smoke run embeds.
+TESTED_BATCHES = 3
+#: Seconds that a point takes besides training and testing: kernel start, figures and files.
+OVERHEAD_SECONDS = 25
+#: Share of the free memory that all workers together may use.
+MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class Smoke:
+class SmokeRun:
     """What a smoke run measured.
 
     Attributes:
-        step: seconds of a training step.
-        test: seconds to embed the whole test set.
-        memory: the most bytes that the process has held so far.
+        step_seconds: seconds per training step.
+        test_seconds: seconds to embed the whole test set.
+        peak_bytes: the process's peak memory so far.
     """
 
-    step: float
-    test: float
-    memory: int
+    step_seconds: float
+    test_seconds: float
+    peak_bytes: int
 
 
 def estimate(run: str, points: Sequence[Point], device: str = "auto") -> pd.DataFrame:
-    """Return a row a point: point, state, seconds, memory (bytes), source.
+    """Return one row per point: point, state, seconds, memory (bytes), source.
 
-    A point that is done tells its own seconds (source ``measured``); others have those of a smoke
-    run of their method (``smoke run``), or of done points of it (``measured of its method``). A
-    network whose width another point decides is taken at its full width, which is the most.
+    A point that is done has its own measured seconds (source ``measured``). Any other has the mean
+    of finished points that cost the same (``measured for its method``), or else a smoke run's
+    estimate (``smoke run``). A network whose width depends on another point is measured at full
+    width, an upper bound.
 
     Args:
-        run: of the study, below runs/.
-        points: of `gaitlib.study.plan.expand`.
-        device: as `gaitlib.system.device.choose_device`.
+        run: the study's folder below runs/.
+        points: from `gaitlib.study.plan.expand`.
+        device: as in `gaitlib.system.device.choose_device`.
     """
     states = {point.name: state_of(run, point) for point in points}
     measured: dict[tuple[str, str, int], list[float]] = {}
     for point in points:
         if states[point.name] == "done":
-            measured.setdefault(_alike(point), []).append(load_point(run, point)["seconds"])
-    todo = {_kind(p.experiment): p.experiment for p in points if states[p.name] != "done"}
+            measured.setdefault(_duration_key(point), []).append(load_point(run, point)["seconds"])
+    todo = {_cost_key(p.experiment): p.experiment for p in points if states[p.name] != "done"}
     smokes = smoke_runs(todo, device)
     rows = []
     for point in points:
-        state, smoke = states[point.name], smokes.get(_kind(point.experiment))
+        state, smoke = states[point.name], smokes.get(_cost_key(point.experiment))
         if state == "done":
             seconds, source = load_point(run, point)["seconds"], "measured"
-        elif _alike(point) in measured:
-            seconds, source = np.mean(measured[_alike(point)]), "measured of its method"
+        elif _duration_key(point) in measured:
+            seconds, source = np.mean(measured[_duration_key(point)]), "measured for its method"
         else:
-            trained = 0 if point.stage == "ptq" else point.experiment.trainer_cfg.total_iter
-            seconds, source = AROUND + trained * smoke.step + smoke.test, "smoke run"
-        memory = np.nan if smoke is None else smoke.memory
+            steps_trained = 0 if point.stage == "ptq" else point.experiment.trainer_cfg.total_iter
+            seconds = OVERHEAD_SECONDS + steps_trained * smoke.step_seconds + smoke.test_seconds
+            source = "smoke run"
+        memory = np.nan if smoke is None else smoke.peak_bytes
         rows.append((point.name, state, seconds, memory, source))
     return pd.DataFrame(rows, columns=["point", "state", "seconds", "memory", "source"])
 
 
-def _alike(point: Point) -> tuple[str, str, int]:
-    """Return what two points that take as long as each other agree in."""
-    return point.method, _kind(point.experiment), point.experiment.trainer_cfg.total_iter
+def _duration_key(point: Point) -> tuple[str, str, int]:
+    """Return a key that is equal for points that take equally long."""
+    return point.method, _cost_key(point.experiment), point.experiment.trainer_cfg.total_iter
 
 
-def _kind(experiment: Experiment) -> str:
-    """Return what decides the cost of a step and of a test."""
+def _cost_key(experiment: Experiment) -> str:
+    """Return a key that is equal for experiments whose steps and tests cost the same."""
     compression = experiment.compression
     return digest(
         {
@@ -106,20 +110,23 @@ def _kind(experiment: Experiment) -> str:
 
 
 def workers_for(memory: float, device: str = "auto") -> int:
-    """Return how many points this machine can run at once: one a core that has memory, or a GPU.
+    """Return how many points this machine can run at once.
+
+    On a CPU: one per core, as far as the memory allows. On a GPU: one.
 
     Args:
         memory: bytes of the largest point; NaN or 0 if unknown.
-        device: as `gaitlib.system.device.choose_device`.
+        device: as in `gaitlib.system.device.choose_device`.
     """
     if choose_device(device).type != "cpu":
         return 1
-    room = int(SHARE * psutil.virtual_memory().available // memory) if memory > 0 else cores()
-    return max(1, min(cores(), room))
+    available = MEMORY_SHARE * psutil.virtual_memory().available
+    fitting = int(available // memory) if memory > 0 else cores()
+    return max(1, min(cores(), fitting))
 
 
-def smoke_runs(experiments: dict[str, Experiment], device: str = "auto") -> dict[str, Smoke]:
-    """Make a smoke run of each experiment, one after another in a process beside this one."""
+def smoke_runs(experiments: dict[str, Experiment], device: str = "auto") -> dict[str, SmokeRun]:
+    """Make a smoke run of each experiment, one after another in one child process."""
     if not experiments:
         return {}
     context = multiprocessing.get_context("spawn")
@@ -127,7 +134,7 @@ def smoke_runs(experiments: dict[str, Experiment], device: str = "auto") -> dict
     os.environ["OMP_NUM_THREADS"] = "1"  # a new process reads it before it loads torch
     try:
         with ProcessPoolExecutor(1, context) as pool:
-            found = pool.map(_smoke, experiments.values(), [device] * len(experiments))
+            found = pool.map(_smoke_run, experiments.values(), [device] * len(experiments))
             return dict(zip(experiments, found, strict=True))
     finally:
         if before is None:
@@ -136,7 +143,8 @@ def smoke_runs(experiments: dict[str, Experiment], device: str = "auto") -> dict
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _smoke(experiment: Experiment, device: str) -> Smoke:
+def _smoke_run(experiment: Experiment, device: str) -> SmokeRun:
+    """Train a few steps, embed a few batches, and measure both in this process."""
     where, data = choose_device(device), steps.open_data(experiment)
     cfg, test = experiment.trainer_cfg, experiment.evaluator_cfg
     model = steps.build_network(experiment, where)
@@ -146,24 +154,26 @@ def _smoke(experiment: Experiment, device: str) -> Smoke:
         quantization = steps.attach_quantizers(experiment, model, data, seed=0)
     optimizer = steps.build_optimizer(experiment, model, graph, quantization)
     settings = cfg.sampler.model_dump(exclude={"type"})
-    batches = training_batches(data.train, **settings, seed=0, start=0, stop=WARM + TIMED)
+    last = WARM_UP_STEPS + TIMED_STEPS
+    batches = training_batches(data.train, **settings, seed=0, start=0, stop=last)
     losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
     history = fit(model, batches, steps.transform_of(cfg), losses, optimizer, log_iter=1)
     sizes = {"batch_size": test.sampler.batch_size}
     sizes |= {"frames_all_limit": test.sampler.frames_all_limit}
     loader = inference_batches(data.test, **sizes)
     began = time.monotonic()
-    some = itertools.islice(loader, TESTED)
-    found, _ = embed_batches(model, some, steps.transform_of(test), where)
-    test_seconds = (time.monotonic() - began) * len(data.test) / len(found)
-    return Smoke(history["step_ms"].iloc[WARM:].median() / 1e3, test_seconds, peak_memory())
+    first_batches = itertools.islice(loader, TESTED_BATCHES)
+    embedded, _ = embed_batches(model, first_batches, steps.transform_of(test), where)
+    test_seconds = (time.monotonic() - began) * len(data.test) / len(embedded)
+    step_seconds = history["step_ms"].iloc[WARM_UP_STEPS:].median() / 1e3
+    return SmokeRun(step_seconds, test_seconds, peak_memory())
 
 
 def peak_memory() -> int:
-    """Return the most bytes that this process has held."""
+    """Return this process's peak memory in bytes."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux reports KiB

@@ -1,4 +1,4 @@
-"""A study's file, ``params/studies/*.yaml``, and the points that it stands for."""
+"""Read a study's file, ``params/studies/*.yaml``, and list its points."""
 
 import hashlib
 import itertools
@@ -18,34 +18,34 @@ from gaitlib.runs import locate
 from gaitlib.study.methods import METHODS, starts_from
 from gaitlib.study.points import Point
 
-#: Keys that change no result; a point is not trained again when they change.
+#: Keys that do not affect results. A point is not trained again when they change.
 WITHOUT_EFFECT = {
     "data_cfg": {"cache", "num_workers"},
     "trainer_cfg": {"save_iter", "log_iter", "keep_checkpoints", "with_test"},
     "evaluator_cfg": {"restore_hint", "save_name"},
 }
 
-#: The notebook that trains a point, for all methods.
-ALL, TRAINS = "all", ("notebooks/point.ipynb",)
+#: The key of ``notebooks`` that is about all methods, and its default: the notebook that trains.
+ALL_METHODS, TRAINING_NOTEBOOKS = "all", ("notebooks/point.ipynb",)
 
-#: The names that earlier versions used, by the present ones.
+#: The methods' names in earlier versions, by their present names.
 FORMER_NAMES = {present: former for former, present in FORMER_METHODS.items()}
 
-#: Longest spelling of one value in a point's name.
-LONGEST = 40
+#: The most characters that one value takes in a point's name.
+LONGEST_VALUE = 40
 
 
 class StudyPlan(Section):
     """A study's file.
 
     - ``base``: the file of the experiment that all points share.
-    - ``name``: folder below runs/; the file's own name if left out.
+    - ``name``: the study's folder below runs/; by default the file's own name.
     - ``overrides``: dotted keys that replace single values of the base.
-    - ``grid``: dotted keys with lists of values; every combination is tried.
-    - ``seeds``: each combination is trained with each.
-    - ``methods``: names of METHODS. What one needs, such as the baseline, is added.
-    - ``notebooks``: what each point runs: those of ``all``, then those of its method. The first
-      trains it.
+    - ``grid``: dotted keys with lists of values; every combination is trained.
+    - ``seeds``: every combination is trained with each seed.
+    - ``methods``: names of METHODS. Methods that these need, such as the baseline, are added.
+    - ``notebooks``: the notebooks that a point runs: those of ``all``, then those of its method.
+      The first one trains it.
     """
 
     base: str
@@ -58,7 +58,7 @@ class StudyPlan(Section):
 
     @field_validator("methods")
     @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _methods_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for method in value:
             if method in FORMER_METHODS:
                 raise ValueError(f"method {method!r} is called {FORMER_METHODS[method]!r} now")
@@ -68,20 +68,21 @@ class StudyPlan(Section):
 
     @field_validator("notebooks")
     @classmethod
-    def _of_known_methods(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    def _notebooks_exist(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for method in value:
-            if method != ALL and method not in METHODS:
-                raise ValueError(f"unknown method {method!r}; {nearest(method, {ALL, *METHODS})}")
+            if method != ALL_METHODS and method not in METHODS:
+                choices = {ALL_METHODS, *METHODS}
+                raise ValueError(f"unknown method {method!r}; {nearest(method, choices)}")
         for path in itertools.chain(*value.values()):
             if not locate(path).exists():
                 raise ValueError(f"the notebook {path} is not there")
-        return {ALL: TRAINS} | value
+        return {ALL_METHODS: TRAINING_NOTEBOOKS} | value
 
     @field_validator("seeds", "methods")
     @classmethod
-    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _nothing_stands_twice(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) < len(value):
-            raise ValueError(f"{list(value)} names one twice: leave it out")
+            raise ValueError(f"{list(value)} names one twice: remove the second")
         return value
 
     @model_validator(mode="after")
@@ -98,7 +99,7 @@ def read_plan(path: str | Path) -> StudyPlan:
     """Read a study's file.
 
     Raises:
-        ConfigError: if it is no such file; a line a problem.
+        ConfigError: if the file is not a valid study; the message has one line per problem.
     """
     path = Path(path)
     try:
@@ -114,13 +115,13 @@ def read_plan(path: str | Path) -> StudyPlan:
 
 
 def expand(plan: StudyPlan) -> list[Point]:
-    """Return the points of a study, each once, after those that it needs.
+    """Return the points of a study, each once and after the points that it needs.
 
-    Two combinations that differ only in what a method does not read are one point of it: a baseline
-    is trained once a seed, however many sparsities there are.
+    Combinations that a method cannot tell apart share one point: a baseline is trained once per
+    seed, however many sparsities the grid has.
 
     Raises:
-        ConfigError: if a point cannot run; the message holds its settings.
+        ConfigError: if a point cannot run; the message names its settings.
     """
     found: dict[str, Point] = {}  # by digest
     for seed in plan.seeds:
@@ -130,7 +131,7 @@ def expand(plan: StudyPlan) -> list[Point]:
                 experiment = load_experiment(locate(plan.base), {**plan.overrides, **settings})
                 _check_start(experiment)
                 for method in plan.methods:
-                    _add(found, method, experiment, settings, seed)
+                    _add_point(found, method, experiment, settings, seed)
             except ConfigError as error:
                 where = ", ".join(f"{key}: {value}" for key, value in settings.items())
                 raise ConfigError(f"{where}: {error}" if where else str(error)) from error
@@ -139,48 +140,64 @@ def expand(plan: StudyPlan) -> list[Point]:
         if point.name in names:
             raise ConfigError(
                 f"two points would be called {point.name}: {dict(names[point.name].settings)} and "
-                f"{dict(point.settings)}; give them values that are spelled differently"
+                f"{dict(point.settings)}; write values that differ in spelling"
             )
         names[point.name] = point
-    order = plan.notebooks.get(ALL, TRAINS)
+    common = plan.notebooks.get(ALL_METHODS, TRAINING_NOTEBOOKS)
     return [
-        replace(point, notebooks=(*order, *plan.notebooks.get(point.method, ())))
+        replace(point, notebooks=(*common, *plan.notebooks.get(point.method, ())))
         for point in names.values()
     ]
 
 
 def _check_start(experiment: Experiment) -> None:
+    """Refuse an experiment that restores a checkpoint.
+
+    Raises:
+        ConfigError: if ``trainer_cfg.restore_hint`` is set.
+    """
     if hint := experiment.trainer_cfg.restore_hint:
         raise ConfigError(
             f"trainer_cfg.restore_hint is {hint!r}: points of a study start anew, from random "
-            "weights or with start_from: baseline; write 0"
+            "weights or from a baseline (start_from: baseline); write 0"
         )
 
 
-def _add(
+def _add_point(
     found: dict[str, Point],
     method: str,
     experiment: Experiment,
     settings: Mapping[str, Any],
     seed: int,
 ) -> Point:
-    """Return a method's point, found or new, and put it behind those it needs."""
-    way = METHODS[method]
-    resolved = way.resolve(experiment)
-    needed = {m: _add(found, m, experiment, settings, seed) for m in way.needs(experiment)}
+    """Return a method's point. If it is new, append it to ``found`` after the points it needs.
+
+    Args:
+        found: the points so far, by digest.
+        method: the point's method.
+        experiment: of this combination of the grid.
+        settings: of this combination, by dotted key.
+        seed: of the point.
+    """
+    definition = METHODS[method]
+    resolved = definition.resolve(experiment)
+    needed = {
+        other: _add_point(found, other, experiment, settings, seed)
+        for other in definition.needs(experiment)
+    }
     read = {key: value for key, value in settings.items() if _reads(resolved, key, experiment)}
     for point in needed.values():
         read |= point.settings
     read = {key: settings[key] for key in settings if key in read}
-    matters = {  # with the names that earlier versions used, whose points then count as done
+    matters = {  # with the names of earlier versions, so that their points still count as done
         "method": FORMER_NAMES.get(method, method),
         "seed": seed,
-        "study": _content(resolved),
+        "study": _what_matters(resolved),
         "needs": {FORMER_NAMES.get(m, m): point.digest for m, point in needed.items()},
     }
     key = digest(matters)
     if key not in found:
-        name = "-".join([method, *_spelled(read, settings), f"seed{seed}"])
+        name = "-".join([method, *_spelled_settings(read, settings), f"seed{seed}"])
         needs = {m: point.name for m, point in needed.items()}
         steps = resolved.trainer_cfg.total_iter
         if (start := starts_from(needed)) is not None:
@@ -189,17 +206,23 @@ def _add(
     return found[key]
 
 
-def _content(experiment: Experiment) -> dict[str, Any]:
-    """Return what changes an experiment's result, as plain values."""
+def _what_matters(experiment: Experiment) -> dict[str, Any]:
+    """Return the part of an experiment that affects its result, as plain values."""
     return experiment.model_dump(mode="json", exclude_none=True, exclude=WITHOUT_EFFECT)
 
 
 def _reads(resolved: Experiment, key: str, experiment: Experiment) -> bool:
-    """Say whether a resolved experiment still holds a key, or the key is short for others."""
-    return _has(_content(resolved), key) or not _has(experiment.model_dump(mode="json"), key)
+    """Return whether a method's result depends on a key of the grid.
+
+    It does if the resolved experiment holds the key. A key that the original does not hold either
+    is shorthand for others, and counts as read.
+    """
+    in_original = _has_key(experiment.model_dump(mode="json"), key)
+    return _has_key(_what_matters(resolved), key) or not in_original
 
 
-def _has(values: Any, key: str) -> bool:
+def _has_key(values: Any, key: str) -> bool:
+    """Return whether nested mappings and lists hold a dotted key."""
     for step in key.split("."):
         if isinstance(values, list) and step.isdigit() and int(step) < len(values):
             values = values[int(step)]
@@ -210,14 +233,17 @@ def _has(values: Any, key: str) -> bool:
     return True
 
 
-def _spelled(read: Mapping[str, Any], grid: Mapping[str, Any]) -> list[str]:
-    """Spell settings for a folder's name: the key's last part, or all of it where two share it."""
+def _spelled_settings(read: Mapping[str, Any], grid: Mapping[str, Any]) -> list[str]:
+    """Write settings as ``key=value`` for a folder's name.
+
+    The key is its last part, or all of it where two keys of the grid end in the same part.
+    """
     last = [key.rpartition(".")[2] for key in grid]
     spelled = []
-    for key, value in sorted(read.items()):  # whatever their order in the file
+    for key, value in sorted(read.items()):  # so that their order in the file does not matter
         leaf = key.rpartition(".")[2]
         text = re.sub(r"[^A-Za-z0-9.+-]+", "_", str(value)).strip("_")
-        if len(text) > LONGEST:
+        if len(text) > LONGEST_VALUE:
             text = f"{text[:30]}_{hashlib.sha256(str(value).encode()).hexdigest()[:8]}"
         spelled.append(f"{leaf if last.count(leaf) == 1 else key}={text}")
     return spelled

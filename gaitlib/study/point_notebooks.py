@@ -11,10 +11,10 @@ from gaitlib.config import ConfigError
 from gaitlib.runs import locate
 from gaitlib.study.points import Point, has_results, notebook_of, prepare, run_of
 
-#: Dask's workers have it set to 64 KiB, which makes torch ask the system for all its memory anew in
-#: every step: half of a training's time went there.
-TRIM = "MALLOC_TRIM_THRESHOLD_"
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+#: Dask sets this variable of its workers to 64 KiB. glibc then returns torch's memory to the system
+#: in every step and asks for it again, which took half of the training time.
+TRIM_VARIABLE = "MALLOC_TRIM_THRESHOLD_"
+_COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class PointError(RuntimeError):
@@ -26,23 +26,24 @@ class PointKilledError(RuntimeError):
 
 
 def execute_point(run: str, point: Point, device: str) -> None:
-    """Execute the notebooks of a point that have not been, into ``runs/<study>/<point>/notebooks``.
+    """Execute a point's remaining notebooks into ``runs/<study>/<point>/notebooks``.
 
-    A notebook gets those of ``run``, ``seed``, ``device`` and the study's sections that its
-    parameters cell names. While it runs, and if it fails, its name begins with ``unfinished-``.
+    A notebook gets ``run``, ``seed``, ``device`` and the experiment's sections, as far as its
+    parameters cell names them. While it runs, and if it fails, its name begins with
+    ``unfinished-``.
 
     Args:
-        run: of the study, below runs/.
-        point: what it needs is done.
-        device: as `gaitlib.system.device.choose_device`.
+        run: the study's folder below runs/.
+        point: the points that it needs are done.
+        device: as in `gaitlib.system.device.choose_device`.
 
     Raises:
-        ConfigError: if a notebook is missing, or none of them has written the point's results.
+        ConfigError: if a notebook is missing, or none has written the point's results.
         PointError: if a cell raised.
         PointKilledError: if the kernel was killed.
     """
     prepare(run, point)
-    os.environ.pop(TRIM, None)  # a kernel inherits the environment
+    os.environ.pop(TRIM_VARIABLE, None)  # a kernel inherits the environment
     values = point.experiment.sections()
     values |= {"run": run_of(run, point.name), "seed": point.seed, "device": device}
     trained = has_results(run, point)
@@ -52,12 +53,13 @@ def execute_point(run: str, point: Point, device: str) -> None:
             _execute(locate(notebook), output, values)
     if not has_results(run, point):
         raise ConfigError(
-            f"no notebook of {list(point.notebooks)} has written results.json: the first has to "
-            "be notebooks/point.ipynb, or another that calls gaitlib.study.run_point"
+            f"none of the notebooks {list(point.notebooks)} has written results.json: the first "
+            "must be notebooks/point.ipynb, or another that calls gaitlib.study.run_point"
         )
 
 
 def _execute(source: Path, output: Path, values: dict[str, object]) -> None:
+    """Execute one notebook; it gets ``output``'s name once all its cells have run."""
     if not source.exists():
         raise ConfigError(f"{source} is not there: see `notebooks` in the study's file")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +73,10 @@ def _execute(source: Path, output: Path, values: dict[str, object]) -> None:
             kernel_name="python3",
             cwd=str(source.parent),
             progress_bar=False,
-            extra_arguments=["--log-level=CRITICAL"],  # the kernel's words on its sockets
+            extra_arguments=["--log-level=CRITICAL"],  # else the kernel logs its sockets
         )
     except papermill.PapermillExecutionError as error:
-        raise PointError(_COLOURS.sub("", str(error)).strip()) from None
+        raise PointError(_COLOUR_CODES.sub("", str(error)).strip()) from None
     except DeadKernelError as error:
         raise PointKilledError(f"{source.name}: {error}") from None
     unfinished.rename(output)

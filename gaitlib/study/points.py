@@ -17,25 +17,26 @@ from gaitlib.system.files import write_atomically
 
 State = Literal["done", "changed", "failed", "missing"]
 
-#: What a point is, for the notebook that trains it; and what came of it.
+#: Files of a point: its description, for the notebook that trains it; its results; its traceback.
 POINT, RESULTS, FAILED = "point.yaml", "results.json", "failed.txt"
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one network of a study is trained from.
+    """One network of a study: all that its training depends on.
 
     Attributes:
         name: folder below ``runs/<study>/``.
         method: one of METHODS.
         seed: of weights, batches and augmentation.
         settings: the grid's values that this method depends on, by dotted key.
-        experiment: what is trained, resolved.
-        needs: the points that have to be done first, name by method.
-        digest: of everything above that changes the result, and of what it needs.
-        total_iterations: steps behind the weights, those of what it starts from included.
-        notebooks: run after the one that trains, in this order; relative paths start at the
-            working folder, or else at the project's.
+        experiment: what the method trains, resolved.
+        needs: the points that must be done first: their names, by method.
+        digest: hash of everything above that affects the result, and of the needed points.
+        total_iterations: steps that trained the weights, including those of the network that it
+            starts from.
+        notebooks: run in this order, the training one first. Relative paths start at the working
+            folder, or else at the project's.
     """
 
     name: str
@@ -50,23 +51,23 @@ class Point:
 
     @property
     def stage(self) -> str:
-        """The folder of the point's run that holds what its method makes."""
+        """The folder of the point's run that holds its method's files."""
         return METHODS[self.method].stage
 
     @property
     def starts_from(self) -> str | None:
-        """The method whose weights it starts from, among those that it needs; None for random."""
+        """The needed method whose weights are the start; None if the start is random."""
         return starts_from(self.needs)
 
 
 def run_of(run: str, name: str) -> str:
-    """Return the run of a point: a point is a run like any other, `gaitlib summary` reads it.
+    """Return a point's run. It is a run like any other: `gaitlib summary` reads it.
 
-    A point that an earlier version has begun under its method's former name keeps that folder.
+    If an earlier version began the point under its method's former name, it keeps that folder.
 
     Args:
-        run: of the study.
-        name: of the point.
+        run: the study's folder below runs/.
+        name: the point's name.
     """
     for former, present in FORMER_METHODS.items():
         if name.startswith(f"{present}-") and not (runs.runs_folder() / run / name).exists():
@@ -80,18 +81,22 @@ def point_dir(run: str, point: Point) -> Path:
     """Return ``runs/<study>/<point>``.
 
     Raises:
-        ValueError: if the study's name would leave the runs folder.
+        ValueError: if the study's name points outside the runs folder.
     """
     return runs.stage_dir(run_of(run, point.name), point.stage).parent
 
 
 def notebook_of(run: str, point: Point, notebook: str) -> Path:
-    """Return where a notebook of a point lies once it has been executed to its end."""
+    """Return the path that a point's notebook has once all its cells have run."""
     return point_dir(run, point) / "notebooks" / Path(notebook).name
 
 
 def state_of(run: str, point: Point) -> State:
-    """Say whether a point has its results and notebooks, has other settings' results, or failed."""
+    """Return a point's state.
+
+    ``done``: its results and notebooks are there. ``failed``: it left a traceback. ``changed``:
+    there are results of other settings. ``missing``: there are none.
+    """
     executed = all(notebook_of(run, point, path).exists() for path in point.notebooks)
     if executed and has_results(run, point):
         return "done"
@@ -101,31 +106,29 @@ def state_of(run: str, point: Point) -> State:
 
 
 def has_results(run: str, point: Point) -> bool:
-    """Say whether a point has been trained with its present settings."""
+    """Return whether a point has results of its present settings."""
     results = load_point(run, point)
     return results is not None and results["digest"] == point.digest
 
 
 def load_point(run: str, point: Point) -> dict[str, Any] | None:
-    """Return a point's results.json, of whatever settings; None if there is none."""
+    """Return a point's results.json, even of other settings; None if there is none."""
     path = point_dir(run, point) / RESULTS
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def prepare(run: str, point: Point) -> Path:
-    """Write a point's description into its folder, and move what other settings left there aside.
+    """Write a point's description into its folder, and return the folder.
 
-    What has been begun with the same settings stays, to be gone on with.
-
-    Returns:
-        The folder.
+    A folder of other settings is moved to ``runs/<study>/previous``. What was begun with the same
+    settings is kept, so that training continues there.
     """
     folder = point_dir(run, point)
     if (folder / POINT).exists() and read_yaml(folder / POINT)["digest"] != point.digest:
         aside = folder.parent / "previous" / f"{point.name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
-    (folder / FAILED).unlink(missing_ok=True)  # of an earlier try
+    (folder / FAILED).unlink(missing_ok=True)  # from an earlier attempt
     values = {field.name: getattr(point, field.name) for field in fields(point)}
     values |= {name: dict(values[name]) for name in ("settings", "needs")}
     values |= {"experiment": point.experiment.sections(), "notebooks": list(point.notebooks)}
@@ -134,13 +137,13 @@ def prepare(run: str, point: Point) -> Path:
 
 
 def read_point(run: str) -> tuple[str, Point]:
-    """Return the study's name and the point of a run ``<study>/<point>``.
+    """Return the study's folder name and the point of a run ``<study>/<point>``.
 
     Raises:
-        ConfigError: if it is no run of a study.
+        ConfigError: if the run is not a point of a study.
     """
     values = read_yaml(runs.runs_folder() / run / POINT)
-    if "study" in values:  # its name in earlier versions
+    if "study" in values:  # the key's name in earlier versions
         values["experiment"] = values.pop("study")
     values["experiment"] = load_experiment(values["experiment"])
     values["notebooks"] = tuple(values["notebooks"])

@@ -1,4 +1,4 @@
-"""The tidy tables of a study, a row a finished point and a row a layer, as CSV and Parquet."""
+"""The tidy tables of a study: one row per finished point, and one row per layer of it."""
 
 import json
 from collections.abc import Sequence
@@ -13,36 +13,38 @@ from gaitlib.report.method_names import FORMER_METHODS
 from gaitlib.study.points import Point, load_point, state_of
 from gaitlib.system.files import ROOT, replacing
 
+#: Files of the points' table and of the layers' table.
 TABLE, LAYERS = "table.csv", "layers.csv"
-#: Columns that another run of the same study does not repeat.
+#: Columns that differ when the same study runs again.
 TIMINGS = ("ms_1_clip", "ms_16_clips", "seconds")
 
 
 def point_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
-    """Return a row for each point that is done, in the order given.
+    """Return one row per point that is done, in the order given.
 
     Columns:
-        point, method, seed; then the grid's keys, as they are spelled there, empty where a method
-        does not read them (as JSON where they are neither all numbers nor all words).
+        point, method, seed; then the grid's keys, spelled as in the study's file, empty where a
+        method does not read them (as JSON if a key has neither only numbers nor only text).
         rank1_NM, rank1_BG, rank1_CL: %.
-        params, macs_per_frame, relative_bops: numbers; of the backbone; % of the dense network's.
+        params: count. macs_per_frame: of the backbone. relative_bops: % of the dense network's.
         weight_bits, activation_bits: averages; 32 in float.
-        file_bytes: of the low-bit file, or of the float weights where there are no bits.
-        group_sparsity: share of channel groups cut; empty where none were.
-        total_iterations: steps behind the weights, the baseline's included.
-        ms_1_clip, ms_16_clips: to embed clips of 30 frames; other points may have run beside.
-        seconds: the point took.
+        file_bytes: size of the low-bit file, or of the float weights if there is none.
+        group_sparsity: share of the prunable channels that were cut; empty if the method cuts none.
+        total_iterations: steps that trained the weights, including the baseline's.
+        ms_1_clip, ms_16_clips: time to embed clips of 30 frames; other points may have been running
+        at the same time.
+        seconds: how long the point took.
 
     Args:
-        run: of the study, below runs/.
-        points: of `gaitlib.study.plan.expand`.
+        run: the study's folder below runs/.
+        points: from `gaitlib.study.plan.expand`.
     """
     done = [point for point in points if state_of(run, point) == "done"]
     keys = list(dict.fromkeys(key for point in points for key in point.settings))
     rows = [_row(point, load_point(run, point), keys) for point in done]
     table = pd.DataFrame(rows)
     for key in keys if rows else ():
-        if table[key].dtype == object:  # a column of a file has one type
+        if table[key].dtype == object:  # a Parquet column has one type
             table[key] = table[key].map(_as_text, na_action="ignore")
     return table
 
@@ -74,7 +76,7 @@ def _as_text(value: Any) -> str:
 
 
 def layer_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
-    """Return where each point that is done was cut: a row a convolution, in the order they run.
+    """Return where each point that is done was cut: one row per convolution, in execution order.
 
     Columns: point, method, seed, layer; kept and total (channels); weight_bits, activation_bits.
     """
@@ -88,7 +90,7 @@ def layer_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
 
 
 def write_tables(folder: Path, points: pd.DataFrame, layers: pd.DataFrame) -> Path:
-    """Write ``table.csv``, ``table.parquet`` and ``layers.csv``; return the first's path."""
+    """Write ``table.csv``, ``table.parquet`` and ``layers.csv``; return the path of the first."""
     for name, table in ((TABLE, points), (LAYERS, layers)):
         with replacing(folder / name) as part:
             table.to_csv(part, index=False)
@@ -100,10 +102,13 @@ def write_tables(folder: Path, points: pd.DataFrame, layers: pd.DataFrame) -> Pa
 def read_tables(run: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a study's tables of points and of layers, from runs/<study>/ or figures/<study>/.
 
-    The project keeps those of ``params/studies/quickstart.yaml`` beside the figures drawn of them.
+    The repository holds the tables of ``params/studies/quickstart.yaml`` next to their figures.
+
+    Args:
+        run: the study's folder below runs/.
 
     Raises:
-        MissingRunError: if the study has not run.
+        MissingRunError: if the study has no tables.
     """
     own = runs.runs_folder() / run
     for folder in (own, runs.figures_folder() / run, ROOT / "figures" / run):

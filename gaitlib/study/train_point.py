@@ -26,27 +26,27 @@ OnHistory = Callable[[pd.DataFrame], None]
 def run_point(
     run: str, point: Point, device: torch.device, on_history: OnHistory | None = None
 ) -> dict[str, Any]:
-    """Train, compress and test a point, and write its results.json last of all.
+    """Train, compress and test a point, then write its results.json.
 
-    What it needs of other points is linked into its own folder, so that a point is a run like any
-    other. Training that was stopped goes on from its last checkpoint; what is done is read, not
-    done again.
+    Stages that it needs from other points are hard-linked into its folder, so that a point is a run
+    like any other. Interrupted training continues from its last checkpoint. A point that already
+    has its results is not trained again.
 
     Args:
-        run: of the study, below runs/.
-        point: what it needs is done.
-        device: where it is trained and tested.
-        on_history: as of `gaitlib.steps.Watch`.
+        run: the study's folder below runs/.
+        point: the points that it needs are done.
+        device: where to train and test it.
+        on_history: as in `gaitlib.steps.Watch`.
 
     Returns:
-        The results: those of the point's stage, and ``point``, ``method``, ``settings``,
-        ``digest``, ``total_iterations`` (with the baseline's), ``layers`` (channels and bits) and
-        ``seconds`` (of the last try).
+        The results of the point's stage, and ``point``, ``method``, ``settings``, ``digest``,
+        ``total_iterations`` (including the baseline's), ``layers`` (channels and bits) and
+        ``seconds`` (of the last attempt).
     """
     if has_results(run, point):
         return load_point(run, point)
     began, watch = time.monotonic(), steps.Watch(on_history=on_history)
-    experiment = _going_on(run, point)
+    experiment = _resumed_if_begun(run, point)
     extra = {}
     if point.starts_from is not None:
         _link_stage(run, point, point.starts_from)
@@ -79,18 +79,21 @@ def run_point(
     return results
 
 
-def _going_on(run: str, point: Point) -> Experiment:
-    """Return the point's experiment, which goes on where an interrupted try has stopped."""
+def _resumed_if_begun(run: str, point: Point) -> Experiment:
+    """Return the point's experiment, set to continue from its last checkpoint if it has one.
+
+    only_train_once's own HESSO cannot be resumed, so its experiment is returned unchanged.
+    """
     folder = point_dir(run, point) / point.stage / "checkpoints"
     cfg, compression = point.experiment.trainer_cfg, point.experiment.compression
-    begun = find_checkpoint(folder, cfg.save_name, "latest") is not None
-    resumes = compression is None or compression.implementation == "gaitlib"
-    if not (begun and resumes):
+    has_begun = find_checkpoint(folder, cfg.save_name, "latest") is not None
+    can_resume = compression is None or compression.implementation == "gaitlib"
+    if not (has_begun and can_resume):
         return point.experiment
-    going_on = cfg.model_copy(
+    resuming = cfg.model_copy(
         update={"restore_hint": "latest", "optimizer_reset": False, "scheduler_reset": False}
     )
-    return point.experiment.model_copy(update={"trainer_cfg": going_on})
+    return point.experiment.model_copy(update={"trainer_cfg": resuming})
 
 
 def _macs_of_hesso(run: str, point: Point) -> int:
@@ -107,7 +110,7 @@ def _costs_of(experiment: Experiment) -> dict[str, int]:
 
 
 def _layers(point: Point, run: Run, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each convolution's channels, kept and in all, and its bits, in the order they run."""
+    """Return each convolution's channels (kept and total) and bits, in execution order."""
     if point.stage == "baseline":
         cpu = torch.device("cpu")
         networks = [steps.build_network(one, cpu) for one in (point.experiment, run.experiment)]
@@ -121,23 +124,23 @@ def _layers(point: Point, run: Run, results: dict[str, Any]) -> list[dict[str, A
 
 
 def _link_stage(run: str, point: Point, method: str) -> None:
-    """Put a stage of a point that this one needs into its run, without a second copy on the disk.
+    """Hard-link a stage of a needed point into this point's run.
 
     Args:
-        run: of the study.
-        point: the one that needs it.
-        method: of the one that has it.
+        run: the study's folder below runs/.
+        point: the point that needs the stage.
+        method: the method of the point that has it.
     """
     stage = METHODS[method].stage
     source = runs.stage_dir(run_of(run, point.needs[method]), stage)
     target = runs.stage_dir(run_of(run, point.name), stage)
-    if target.exists():  # linked by an earlier try
+    if target.exists():  # from an earlier attempt
         shutil.rmtree(target)
-    shutil.copytree(source, target, copy_function=_link)
+    shutil.copytree(source, target, copy_function=_link_or_copy)
 
 
-def _link(source: str, target: str) -> None:
+def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system has no hard links
         shutil.copy2(source, target)

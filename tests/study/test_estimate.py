@@ -1,4 +1,4 @@
-"""What a study will cost: a smoke run's seconds, or those of points that are done."""
+"""What a study will cost: seconds from a smoke run, or from points that are done."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def file(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_dry_run_tells_what_each_point_takes_by_a_smoke_run(file):
+def test_a_dry_run_estimates_each_point_by_a_smoke_run(file):
     done = CliRunner().invoke(app, ["study", str(file), "--dry-run", "--workers", "2"])
     assert done.exit_code == 0, done.output
     *points, total = done.stdout.splitlines()
@@ -43,13 +43,15 @@ def test_a_dry_run_tells_what_each_point_takes_by_a_smoke_run(file):
     assert not runs.runs_folder().exists()
 
 
-def test_a_point_that_is_done_tells_for_its_method(file, monkeypatch):
+def test_a_point_that_is_done_gives_the_seconds_of_its_method(file, monkeypatch):
     monkeypatch.setattr(
-        cost, "smoke_runs", lambda studies, _: dict.fromkeys(studies, cost.Smoke(2.0, 5.0, GB))
+        cost, "smoke_runs", lambda asked, _: dict.fromkeys(asked, cost.SmokeRun(2.0, 5.0, GB))
     )
     points = expand(read_plan(file))
     before = cost.estimate("s", points)
-    assert before["seconds"].tolist() == [cost.AROUND + 10 * 2.0 + 5.0] * 2  # ten iterations
+    assert (
+        before["seconds"].tolist() == [cost.OVERHEAD_SECONDS + 10 * 2.0 + 5.0] * 2
+    )  # ten iterations
     folder = runs.runs_folder() / "s" / points[0].name
     (folder / "notebooks").mkdir(parents=True)
     (folder / "notebooks" / "point.ipynb").touch()
@@ -58,7 +60,7 @@ def test_a_point_that_is_done_tells_for_its_method(file, monkeypatch):
     after = cost.estimate("s", points)
     assert after["state"].tolist() == ["done", "missing"]
     assert after["seconds"].tolist() == [70.0, 70.0]
-    assert after["source"].tolist() == ["measured", "measured of its method"]
+    assert after["source"].tolist() == ["measured", "measured for its method"]
 
 
 def test_as_many_points_run_at_once_as_have_a_core_and_memory():

@@ -9,7 +9,7 @@ from gaitlib.config import ConfigError, load_experiment
 from gaitlib.model import network_cost
 from gaitlib.steps import build_network
 from gaitlib.study import METHODS, expand, read_plan
-from gaitlib.study.methods import longer, narrowed
+from gaitlib.study.methods import as_long_as_pruned, narrowed
 from gaitlib.system.files import PARAMS
 
 SPARSITY = "geta_optimizer_cfg.target_group_sparsity"
@@ -19,7 +19,7 @@ BITS = "geta_optimizer_cfg.max_bit_act"
 
 @pytest.fixture
 def plan(tmp_path):
-    """Return the plan that a file with some keys says."""
+    """Return a function that writes a study's file with the given keys and reads its plan."""
 
     def plan(**keys):
         path = tmp_path / "s.yaml"
@@ -136,24 +136,25 @@ def test_every_committed_study_can_run():
 
 
 def test_the_uniform_network_has_the_macs_nearest_to_those_asked_for():
-    study = longer(load_experiment())
-    full = network_cost.macs_per_frame(build_network(study, torch.device("cpu")))
+    dense = as_long_as_pruned(load_experiment())
+    full = network_cost.macs_per_frame(build_network(dense, torch.device("cpu")))
     for share in (0.1, 0.4):
-        small = narrowed(study, round(share * full))
+        small = narrowed(dense, round(share * full))
         found = network_cost.macs_per_frame(build_network(small, torch.device("cpu")))
         assert found == pytest.approx(share * full, rel=0.1)  # 8 channels have few widths
         first, *_, last = small.model_cfg.backbone_cfg.channels
         assert last / first == pytest.approx(8, rel=0.25)
         assert small.model_cfg.SeparateFCs.in_channels == last
-    assert narrowed(study, full) == narrowed(study, 2 * full) == study
+    assert narrowed(dense, full) == narrowed(dense, 2 * full) == dense
 
 
 def test_the_uniform_network_trains_as_long_as_the_pruned_one_with_its_baseline():
     schedule = {"scheduler": "MultiStepLR", "milestones": [4, 8]}
     values = SMALL | {"scheduler_cfg": schedule, "hesso_optimizer_cfg.start_from": "baseline"}
-    study = longer(load_experiment(None, values))
-    assert study.trainer_cfg.total_iter == 20 and study.compression is None
-    assert study.scheduler_cfg.model_extra["milestones"] == [8, 16]
-    plain = longer(load_experiment(None, values | {"hesso_optimizer_cfg.start_from": "scratch"}))
+    long = as_long_as_pruned(load_experiment(None, values))
+    assert long.trainer_cfg.total_iter == 20 and long.compression is None
+    assert long.scheduler_cfg.model_extra["milestones"] == [8, 16]
+    values |= {"hesso_optimizer_cfg.start_from": "scratch"}
+    plain = as_long_as_pruned(load_experiment(None, values))
     assert plain.trainer_cfg.total_iter == 10
     assert narrowed(plain, 0).model_cfg.backbone_cfg.layers_cfg == ("BC-1", "M", "BC-1")
