@@ -20,7 +20,7 @@ from gaitlib.plots.style import CONDITION_WORDS, MODEL_COLOURS, PALE, STYLE, bar
 from gaitlib.report.frontier import (
     BASELINE,
     COSTS,
-    DENSE,
+    DENSE_METHODS,
     HALF,
     LONGER,
     number,
@@ -206,7 +206,7 @@ def _handles(
     words = dict(zip(summary["method"], summary["name"], strict=True))
     handles = []
     for method, (colour, marker) in _styles(in_order(words)).items():
-        line = "none" if method in DENSE else "-"
+        line = "none" if method in DENSE_METHODS else "-"
         style = _marker(colour, marker)
         handles.append(Line2D([], [], linestyle=line, label=words[method], **style))
     if recommendation is not None and recommendation.row is not None:

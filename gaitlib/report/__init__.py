@@ -1,4 +1,4 @@
-"""Tables about finished runs and studies: what was measured, compared and recommended.
+"""Tables of finished runs and studies: measurements, comparisons and a recommendation.
 
-They read result files and tables; they train nothing and draw nothing.
+This room reads result files and tables. It trains nothing and draws nothing.
 """

@@ -1,8 +1,7 @@
-"""What a finished study says: means over seeds, frontiers, gaps at equal cost, and cuts.
+"""Analyse a finished study: means over seeds, frontiers, gaps at equal cost, and cuts.
 
-Reads the frames of `gaitlib.study.tables.read_tables`; trains and draws nothing. Accuracy is rank-1
-in % with the identical view excluded; ``rank1`` without a condition is the mean over the conditions
-that the study tested.
+The functions take the tables of `gaitlib.study.tables.read_tables`. Accuracy is rank-1 in %, with
+the identical view excluded; ``rank1`` without a condition is the mean over the tested conditions.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ import pandas as pd
 from gaitlib.evaluate import CONDITIONS
 from gaitlib.report.method_names import in_order, words_of
 
-BASELINE, LONGER, HALF = DENSE = ("baseline", "dense_longer", "dense_half")
+BASELINE, LONGER, HALF = DENSE_METHODS = ("baseline", "dense_longer", "dense_half")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """How a column of costs is written.
+    """How figures and sentences write a column of costs.
 
     Attributes:
-        axis: what an axis calls it.
-        unit: what follows a value in a sentence.
-        scale: of the column's numbers, to those that are written.
+        axis: label of an axis.
+        unit: follows a value in a sentence.
+        scale: factor from the column's numbers to the written ones.
     """
 
     axis: str
@@ -35,21 +34,21 @@ class Cost:
     scale: float = 1.0
 
     def write(self, value: float) -> str:
-        """Write a value of the column: 7144320 multiply-adds as "7.14 MMAC a frame"."""
+        """Write a value of the column: 7144320 multiply-adds as "7.14 MMAC per frame"."""
         return f"{number(value * self.scale)} {self.unit}"
 
 
-#: By column of the tables, in the order of the panels.
+#: By column of the tables, in the order of a figure's panels.
 COSTS = {
-    "macs_per_frame": Cost("MMAC a frame", "MMAC a frame", 1e-6),
+    "macs_per_frame": Cost("MMAC per frame", "MMAC per frame", 1e-6),
     "params": Cost("parameters", "parameters"),
     "relative_bops": Cost("BOPs, % of dense", "% of the dense network's BOPs"),
     "file_bytes": Cost("file, kB", "kB", 1e-3),
-    "ms_1_clip": Cost("ms to embed a clip", "ms a clip"),
+    "ms_1_clip": Cost("ms per clip", "ms per clip"),
 }
 
-#: Columns of points whose mean over seeds `summarise` takes beside accuracy and costs.
-ALSO_MEANS = ("weight_bits", "activation_bits", "group_sparsity", "total_iterations")
+#: Other columns of points that `summarise` averages over seeds, besides accuracy and costs.
+OTHER_MEANS = ("weight_bits", "activation_bits", "group_sparsity", "total_iterations")
 
 
 def number(value: float) -> str:
@@ -60,32 +59,33 @@ def number(value: float) -> str:
 def grid_keys(points: pd.DataFrame) -> list[str]:
     """Return the grid's keys: the columns of points between ``seed`` and the first rank-1."""
     columns = list(points.columns)
-    first = next(at for at, column in enumerate(columns) if column.startswith("rank1_"))
-    return columns[columns.index("seed") + 1 : first]
+    first_rank1 = next(i for i, column in enumerate(columns) if column.startswith("rank1_"))
+    return columns[columns.index("seed") + 1 : first_rank1]
 
 
 def tested_conditions(table: pd.DataFrame) -> list[str]:
-    """Return the conditions that at least one row of points, or of a summary, was tested in."""
+    """Return the conditions that at least one row of points, or of a summary, has a rank-1 of."""
     return [c for c in CONDITIONS if table.get(f"rank1_{c}", pd.Series(dtype=float)).notna().any()]
 
 
 def summarise(points: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each method and its settings: means over seeds, and their spread.
+    """Return one row per method and setting: means over seeds, and their spread.
 
     Args:
-        points: of `gaitlib.study.tables.read_tables`, a row a network.
+        points: from `gaitlib.study.tables.read_tables`, one row per network.
 
     Returns:
-        method and name (its words); the grid's keys; setting ("target_group_sparsity 0.5") and
-        values ("0.5"); seeds (how many); rank1, drop and rank1_<condition>, each with _min and
+        method and name (as tables show it); the grid's keys; setting ("target_group_sparsity 0.5")
+        and values ("0.5"); seeds (how many); rank1, drop and rank1_<condition>, each with _min and
         _max over seeds; the COSTS; weight_bits, activation_bits, group_sparsity and
-        total_iterations. ``drop`` is in percentage points: the rank1 of the baseline of the same
-        seed (and of the same settings, where a baseline has some) minus this one's; negative where
-        it is better, NaN without a baseline. A network that lacks a condition which others have
-        has no rank1. Rows are in the order of METHOD_WORDS, settings in that of the points.
+        total_iterations. ``drop`` is in percentage points: rank1 of the baseline minus rank1 of
+        this network, negative if this one is better, NaN without a baseline. The baseline has the
+        same seed, and the same settings as far as it has any. A network that lacks one of the
+        tested conditions has no rank1. Methods are in the order of METHOD_WORDS, settings in the
+        order of the points.
 
     Raises:
-        ValueError: there is no point, or two are one method's with the same settings and seed.
+        ValueError: there is no point, or two points share method, settings and seed.
     """
     keys = grid_keys(points)
     table = _with_drop(points, keys)
@@ -95,7 +95,7 @@ def summarise(points: pd.DataFrame) -> pd.DataFrame:
         for column in measured
         for suffix, how in (("", "mean"), ("_min", "min"), ("_max", "max"))
     }
-    means = {column: (column, "mean") for column in (*COSTS, *ALSO_MEANS)}
+    means = {column: (column, "mean") for column in (*COSTS, *OTHER_MEANS)}
     groups = table.groupby(["method", *keys], sort=False, dropna=False)
     summary = groups.agg(seeds=("seed", "nunique"), **spread, **means).reset_index()
     return _named(summary, keys)
@@ -112,38 +112,41 @@ def _with_drop(points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
             "a table holds each network once"
         )
     columns = [f"rank1_{c}" for c in CONDITIONS]
-    absent = [c for c in (*columns, *COSTS, *ALSO_MEANS) if c not in points]
+    absent = [c for c in (*columns, *COSTS, *OTHER_MEANS) if c not in points]
     tested = [f"rank1_{c}" for c in tested_conditions(points)]
     rank1 = points[tested].mean(axis=1, skipna=False)
     table = points.assign(**dict.fromkeys(absent, np.nan), rank1=rank1, drop=np.nan)
-    for _, started in table.groupby(_start(table, keys), sort=False, dropna=False):
-        dense = started.loc[started["method"] == BASELINE, "rank1"]
-        if len(dense):  # one: the columns of _start hold all its settings
-            table.loc[started.index, "drop"] = dense.iloc[0] - started["rank1"]
+    for _, rows in table.groupby(_baseline_keys(table, keys), sort=False, dropna=False):
+        dense = rows.loc[rows["method"] == BASELINE, "rank1"]
+        if len(dense):  # exactly one: _baseline_keys holds all settings of a baseline
+            table.loc[rows.index, "drop"] = dense.iloc[0] - rows["rank1"]
     return table
 
 
-def _start(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """Return the columns that tell apart which baseline a network belongs to."""
+def _baseline_keys(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    """Return the columns that determine which baseline a network is compared with."""
     dense = table[table["method"] == BASELINE]
     return ["seed", *(key for key in keys if dense[key].notna().any())]
 
 
 def _named(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Add name, setting and values to a table with methods and keys; sort it by method."""
-    rank = {method: at for at, method in enumerate(in_order(table["method"]))}
+    rank = {method: i for i, method in enumerate(in_order(table["method"]))}
     table = table.sort_values("method", key=lambda m: m.map(rank), kind="stable", ignore_index=True)
-    rows = table[list(keys)].to_dict("records")
-    at = 1 + table.columns.get_loc("method")
-    table.insert(at, "name", table["method"].map(words_of))
-    at += 1 + len(keys)
-    table.insert(at, "setting", [", ".join(f"{k} {v}" for k, v in _spelled(row)) for row in rows])
-    table.insert(at + 1, "values", [", ".join(v for _, v in _spelled(row)) for row in rows])
+    settings = [_spelled_settings(row) for row in table[list(keys)].to_dict("records")]
+    column = 1 + table.columns.get_loc("method")
+    table.insert(column, "name", table["method"].map(words_of))
+    column += 1 + len(keys)
+    table.insert(column, "setting", [", ".join(f"{k} {v}" for k, v in row) for row in settings])
+    table.insert(column + 1, "values", [", ".join(v for _, v in row) for row in settings])
     return table
 
 
-def _spelled(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the settings that are there: the key's last part, or all of it where two share it."""
+def _spelled_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the settings that are not NaN, as pairs of text.
+
+    A key is its last part, or all of it where two keys end in the same part.
+    """
     leaves = [key.rpartition(".")[2] for key in settings]
     spelled = []
     for (key, value), leaf in zip(settings.items(), leaves, strict=True):
@@ -155,14 +158,14 @@ def _spelled(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def overview(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return a summary as a table to read, the costs in the units of COSTS.
+    """Return a summary as a table for people to read, with costs in the units of COSTS.
 
     Args:
-        summary: of `summarise`.
+        summary: from `summarise`.
 
     Returns:
-        method's words and settings in the index; seeds, NM, BG, CL, rank1, lowest and highest (of
-        the seeds' rank1), drop, and a column a cost.
+        Index: name and setting. Columns: seeds, NM, BG, CL, rank1, lowest and highest (rank1 of a
+        seed), drop, and one column per cost.
     """
     scores = {f"rank1_{c}": c for c in tested_conditions(summary)}
     scores |= {"rank1": "rank1", "rank1_min": "lowest", "rank1_max": "highest", "drop": "drop"}
@@ -177,16 +180,17 @@ def overview(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto(summary: pd.DataFrame, cost: str, accuracy: str = "rank1") -> pd.DataFrame:
-    """Return, of each method, the settings that no cheaper one of it equals or beats.
+    """Return each method's frontier: a cheaper setting never equals or beats one of its rows.
 
     Args:
-        summary: of `summarise`.
+        summary: from `summarise`.
         cost: a column of COSTS.
         accuracy: a column of accuracies, such as rank1_CL.
 
     Returns:
-        Rows of the summary, the methods in its order, each method's from cheap to dear. Of settings
-        that agree in both the first stays; what was not measured is left out.
+        Rows of the summary, methods in its order, each method's settings from cheap to expensive.
+        Of settings equal in cost and accuracy the first is kept. Settings without a measurement
+        are omitted.
     """
     fronts = []
     for _, settings in summary.dropna(subset=[cost, accuracy]).groupby("method", sort=False):
@@ -202,24 +206,25 @@ def gaps(
     reference: str = "hesso",
     tolerance: float = 0.05,
 ) -> pd.DataFrame:
-    """Compare every network with a reference method's of the same seed, at equal cost.
+    """Compare every network with a reference method of the same seed, at equal cost.
 
-    The reference is the line through all networks of that method and the dense one, linear in the
-    logarithm of the cost; not its frontier alone, which of noisy points would be the lucky ones.
-    The dense end is the network that was trained on, as long as the others were, or else the
-    baseline. Beyond its ends nothing is compared: a cost up to ``tolerance`` (a share) below the
-    cheapest or above the dearest counts as that one's, what is farther has NaN and a note.
+    The reference is a line through all networks of that method and the dense network, linear in
+    the logarithm of the cost. It uses all networks, because the frontier of noisy points would
+    select the lucky ones. Its dense end is the dense network with as many steps as the others, or
+    else the baseline. The line is not extrapolated: a cost up to ``tolerance`` (a share) below the
+    cheapest or above the most expensive counts as that one's; farther away the gap is NaN and has
+    a note.
 
     Args:
-        points: of `gaitlib.study.tables.read_tables`.
+        points: from `gaitlib.study.tables.read_tables`.
         cost: a column of COSTS.
         reference: a method.
-        tolerance: methods that aim at the same cost hit it to within some channels.
+        tolerance: share; methods with the same target cost differ by a few channels.
 
     Returns:
-        A row for each network of the other methods: method, name, setting, seed, the cost, rank1,
-        reference (its rank1 at that cost), gap (percentage points; positive is better than the
-        reference) and note (why there is no gap; empty where there is one).
+        One row per network of the other methods: method, name, setting, seed, the cost, rank1,
+        reference (the reference's rank1 at that cost), gap (percentage points; positive is better
+        than the reference) and note (why there is no gap; empty if there is one).
 
     Raises:
         ValueError: as `summarise`, or the study has no such method.
@@ -230,22 +235,23 @@ def gaps(
         )
     keys, rows = grid_keys(points), []
     table = _with_drop(points, keys)
-    for _, started in table.groupby(_start(table, keys), sort=False, dropna=False):
-        line = _line(started, cost, reference)
-        others = started[~started["method"].isin([reference, *DENSE])]
+    for _, comparable in table.groupby(_baseline_keys(table, keys), sort=False, dropna=False):
+        line = _reference_line(comparable, cost, reference)
+        others = comparable[~comparable["method"].isin([reference, *DENSE_METHODS])]
         for point in others.to_dict("records"):
-            at, note = _rank1_at(line, point[cost], words_of(reference), tolerance)
+            rank1, note = _rank1_at(line, point[cost], words_of(reference), tolerance)
             if np.isnan(point["rank1"]):
                 note = note or "rank-1 was not measured"
-            rows.append({**point, "reference": at, "gap": point["rank1"] - at, "note": note})
+            rows.append({**point, "reference": rank1, "gap": point["rank1"] - rank1, "note": note})
     columns = ["method", *keys, "seed", cost, "rank1", "reference", "gap", "note"]
     return _named(pd.DataFrame(rows, columns=columns), keys).drop(columns=[*keys, "values"])
 
 
-def _line(started: pd.DataFrame, cost: str, reference: str) -> pd.Series:
-    """Return the reference's rank1 by cost, ascending, with the dense network's; NaN left out."""
-    ends = [m for m in (LONGER, BASELINE) if (started["method"] == m).any()]
-    chosen = started[started["method"].isin([reference, *ends[:1]])].dropna(subset=[cost, "rank1"])
+def _reference_line(table: pd.DataFrame, cost: str, reference: str) -> pd.Series:
+    """Return rank1 by ascending cost of the reference and the dense network, without NaN."""
+    dense_ends = [m for m in (LONGER, BASELINE) if (table["method"] == m).any()]
+    chosen = table[table["method"].isin([reference, *dense_ends[:1]])]
+    chosen = chosen.dropna(subset=[cost, "rank1"])
     if not (chosen["method"] == reference).any():
         return pd.Series(dtype=float)
     return chosen.groupby(cost)["rank1"].mean()
@@ -257,50 +263,51 @@ def _rank1_at(line: pd.Series, cost: float, name: str, tolerance: float) -> tupl
         return np.nan, f"no {name} of this seed"
     if np.isnan(cost):
         return np.nan, "the cost was not measured"
-    cheapest, dearest = line.index[0], line.index[-1]
+    cheapest, most_expensive = line.index[0], line.index[-1]
     if cost * (1 + tolerance) < cheapest:
         return np.nan, f"{100 * (1 - cost / cheapest):.0f} % cheaper than any {name}"
-    if cost > dearest * (1 + tolerance):
-        return np.nan, f"{100 * (cost / dearest - 1):.0f} % dearer than any {name} or dense"
+    if cost > most_expensive * (1 + tolerance):
+        excess = 100 * (cost / most_expensive - 1)
+        return np.nan, f"{excess:.0f} % more expensive than any {name} or dense"
     return float(np.interp(np.log(cost), np.log(line.index), line)), ""
 
 
 def mean_gaps(table: pd.DataFrame) -> pd.DataFrame:
-    """Summarise `gaps`: a row a method.
+    """Summarise `gaps` in one row per method.
 
     Returns:
-        name in the index; mean, lowest and highest gap of its networks; seed_lowest and
-        seed_highest, the same of the seeds' means; compared (networks), outside (networks without
-        a gap), seeds (among those compared).
+        Index: name. Columns: mean, lowest and highest gap of its networks; seed_lowest and
+        seed_highest, the lowest and highest mean gap of a seed; compared (number of networks),
+        outside (number of networks without a gap), seeds (number of seeds that were compared).
     """
     rows = {}
     for name, networks in table.groupby("name", sort=False):
         compared = networks.dropna(subset=["gap"])
-        of_seeds = compared.groupby("seed")["gap"].mean()
+        seed_means = compared.groupby("seed")["gap"].mean()
         rows[name] = {
             "mean": compared["gap"].mean(),
             "lowest": compared["gap"].min(),
             "highest": compared["gap"].max(),
-            "seed_lowest": of_seeds.min(),
-            "seed_highest": of_seeds.max(),
+            "seed_lowest": seed_means.min(),
+            "seed_highest": seed_means.max(),
             "compared": len(compared),
             "outside": len(networks) - len(compared),
-            "seeds": len(of_seeds),
+            "seeds": len(seed_means),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def cuts(layers: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """Return what each method and setting left of every layer, the mean over seeds.
+    """Return what each method and setting kept of every layer, as the mean over seeds.
 
     Args:
-        layers: of `gaitlib.study.tables.read_tables`, a row for each layer of each network.
-        points: its networks.
+        layers: from `gaitlib.study.tables.read_tables`, one row per layer of a network.
+        points: the networks, from the same call.
 
     Returns:
         method, name, the grid's keys, setting, values, layer, share (% of the channels that were
-        kept), weight_bits, activation_bits. Methods in the order of METHOD_WORDS, settings in that
-        of the points, layers in that of the network.
+        kept), weight_bits, activation_bits. Methods are in the order of METHOD_WORDS, settings in
+        the order of the points, layers in the order of the network.
     """
     keys = grid_keys(points)
     measured = ["layer", "kept", "total", "weight_bits", "activation_bits"]

@@ -1,10 +1,10 @@
-"""What tables, figures and sentences call the methods that a study compares, and their order."""
+"""The names of a study's methods in tables, figures and sentences, and their order."""
 
 from collections.abc import Iterable
 
 from gaitlib.runs import STAGES
 
-#: By the name that a study's file gives, in the order of tables and figures.
+#: By the name in a study's file, in the order of tables and figures.
 METHOD_WORDS = {
     "baseline": STAGES["baseline"].words,
     "dense_longer": "dense, as many steps",
@@ -17,16 +17,16 @@ METHOD_WORDS = {
     "uniform": "uniformly slim",
     "torch_pruning": STAGES["torch_pruning"].words,
 }
-#: Names that methods had before, with their present ones.
+#: The methods' present names, by their names in earlier versions.
 FORMER_METHODS = {"pruned": "hesso"}
 
 
 def words_of(method: str) -> str:
-    """Return what figures and sentences call a method; an unknown one keeps its name."""
+    """Return a method's name in tables and figures; an unknown method keeps its own."""
     return METHOD_WORDS.get(method, method)
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
-    """Sort methods as METHOD_WORDS does, unknown ones last as they come; each once."""
+    """Return each method once: those of METHOD_WORDS in its order, then unknown ones as given."""
     found = list(dict.fromkeys(methods))
     return [m for m in METHOD_WORDS if m in found] + [m for m in found if m not in METHOD_WORDS]

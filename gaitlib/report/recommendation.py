@@ -1,4 +1,4 @@
-"""Which network of a finished study to deploy, under limits, and the sentence that says so."""
+"""Recommend which network of a finished study to deploy, under limits, in one sentence."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Recommendation:
     """Which network to deploy.
 
     Attributes:
-        row: of the summary; None if none meets the limits.
-        limits: those that were set, by the name that `recommend` gives them.
-        sentence: says it, what it costs, and what it was chosen against.
+        row: the recommended row of the summary; None if no setting meets the limits.
+        limits: the limits that were set, by `recommend`'s argument names.
+        sentence: names the setting, its costs, and the next best method.
     """
 
     row: pd.Series | None
@@ -42,17 +42,18 @@ def recommend(
     max_latency_ms: float | None = None,
     max_drop: float | None = None,
 ) -> Recommendation:
-    """Choose one of a study's settings, by its means over seeds.
+    """Choose one of a study's settings by its means over seeds.
 
-    Of those that meet every limit, the most accurate (then fewer BOPs, then fewer bytes). With
-    ``max_drop`` alone, the one with the fewest BOPs (then fewer bytes, then more accurate). The
-    dense networks are candidates too. What was not measured meets no limit. None or 0 sets none.
+    It chooses the most accurate setting that meets every limit (of equals, the one with fewer BOPs,
+    then fewer bytes). If ``max_drop`` is the only limit, it chooses the setting with the fewest
+    BOPs (then fewer bytes, then more accurate). Dense networks are candidates too. A cost that was
+    not measured meets no limit. None or 0 means no limit.
 
     Args:
-        summary: of `summarise`.
-        max_macs: multiply-adds of the backbone a frame.
-        max_bytes: of the file.
-        max_latency_ms: to embed one clip, as the study measured it.
+        summary: from `gaitlib.report.frontier.summarise`.
+        max_macs: multiply-adds of the backbone per frame.
+        max_bytes: size of the file.
+        max_latency_ms: time to embed one clip, as the study measured it.
         max_drop: percentage points of rank1 below the baseline of the same seed.
 
     Raises:
@@ -61,7 +62,7 @@ def recommend(
     given = dict(zip(LIMITS, (max_macs, max_bytes, max_latency_ms, max_drop), strict=True))
     for name, value in given.items():
         if value is not None and not value >= 0:
-            raise ValueError(f"{name} is {value}: write a positive limit, or 0 for none")
+            raise ValueError(f"{name} is {value}: write a positive limit, or 0 for no limit")
     limits = {name: float(value) for name, value in given.items() if value}
     known = summary.dropna(subset=["rank1"])
     if known.empty:
@@ -71,10 +72,10 @@ def recommend(
     if fitting.empty:
         return Recommendation(None, limits, _none_fits(known, limits))
     by_bops = set(limits) == {"max_drop"}
-    order, up = ["relative_bops", "file_bytes", "rank1"], [True, True, False]
+    order, ascending = ["relative_bops", "file_bytes", "rank1"], [True, True, False]
     if not by_bops:
-        order, up = [order[2], *order[:2]], [False, True, True]
-    ordered = fitting.sort_values(order, ascending=up, kind="stable")
+        order, ascending = [order[2], *order[:2]], [False, True, True]
+    ordered = fitting.sort_values(order, ascending=ascending, kind="stable")
     best = ordered.iloc[0]
     others = ordered[ordered["method"] != best["method"]]
     sentence = (
@@ -104,7 +105,7 @@ def _within(limits: Mapping[str, float]) -> str:
 
 
 def _write(limit: str, value: float) -> str:
-    """Write a value that a limit is about."""
+    """Write a limit, or a value that it limits, with its unit."""
     column = LIMITS[limit]
     if column in COSTS:
         return COSTS[column].write(value)
@@ -138,7 +139,7 @@ def _costs(row: pd.Series, limits: Mapping[str, float]) -> str:
 
 def _runner_up(best: pd.Series, others: pd.DataFrame, by_bops: bool) -> str:
     if others.empty:
-        return "no other method has a setting to put beside it"
+        return "no other method has a setting to compare with it"
     second = others.iloc[0]
     text = f"next comes {_label(second)} with "
     if by_bops:
@@ -152,7 +153,7 @@ def _runner_up(best: pd.Series, others: pd.DataFrame, by_bops: bool) -> str:
 
 
 def _none_fits(known: pd.DataFrame, limits: Mapping[str, float]) -> str:
-    """Say what the setting exceeds whose largest share over a limit is the smallest."""
+    """Name the setting that exceeds its worst limit by the smallest share, and what it exceeds."""
     over = pd.DataFrame({name: known[LIMITS[name]] / limit - 1 for name, limit in limits.items()})
     text = f"None of {len(known)} settings is{_within(limits)}"
     worst = over.max(axis=1, skipna=False)

@@ -1,4 +1,4 @@
-"""Tables about one run: what its networks cost, what they recognise, and where the cuts fell."""
+"""Tables of one run: the cost and accuracy of its networks, and which channels were cut."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +11,29 @@ from gaitlib.model import GaitBase, network_cost
 
 
 def short_name(layer: str) -> str:
-    """Return a layer's name as tables show it: the backbone's without its prefix."""
+    """Return a layer's name as tables show it: without the backbone's prefix."""
     return layer.removeprefix("Backbone.forward_block.")
 
 
 def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
-    """Return how many output channels each convolution kept: name, kept, total, in order."""
+    """Return how many output channels each convolution of the backbone kept.
+
+    Args:
+        dense: the network before pruning.
+        small: the network after it, with the same layers.
+
+    Returns:
+        One row per convolution, in execution order: name, kept, total.
+
+    Raises:
+        ValueError: if the two have different layers.
+    """
     before, after = (
         table[table["layer"].str.startswith("Backbone.")]
         for table in (network_cost.layer_table(dense), network_cost.layer_table(small))
     )
     if list(before["layer"]) != list(after["layer"]):
-        raise ValueError(f"not the same layers: {list(before['layer'])}, {list(after['layer'])}")
+        raise ValueError(f"layers differ: {list(before['layer'])} and {list(after['layer'])}")
     return pd.DataFrame(
         {
             "name": before["layer"].map(short_name),
@@ -33,7 +44,7 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
 
 
 def finished(run: str) -> dict[str, dict[str, Any]]:
-    """Return the results of the stages that a run has finished, dense first, compressed last.
+    """Return the results of a run's finished stages, in the order of STAGES (dense first).
 
     Raises:
         MissingRunError: if the baseline, or every compressing stage, has not finished.
@@ -44,29 +55,29 @@ def finished(run: str) -> dict[str, dict[str, Any]]:
 
 
 def compressed_stage(run: str) -> str:
-    """Return the stage whose network a run is about: ``geta``, or ``hesso`` in a run without bits.
+    """Return the stage of a run's compressed network.
 
-    A run that has finished neither is about ``geta``.
+    It is ``hesso`` if that stage has finished and ``geta`` has not; otherwise ``geta``.
     """
     found = runs.finished(run)
     return "hesso" if "hesso" in found and "geta" not in found else "geta"
 
 
 def trade_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Return what was paid and saved, a row a network.
+    """Return accuracy and cost, one row per network.
 
     Columns:
         rank1_NM, rank1_BG, rank1_CL: %.
-        params: numbers. MMAC: of the backbone, a frame. relative_bops: % of the dense network's.
-        file_kb: of the low-bit file, or of the float weights where there are no bits.
+        params: count. MMAC: of the backbone, per frame. relative_bops: % of the dense network's.
+        file_kb: size of the low-bit file, or of the float weights if there is none.
 
     Args:
-        results: of `finished`.
+        results: from `finished`.
     """
     dense_macs = results["baseline"]["macs_per_frame"]
     rows = {}
     for stage, result in results.items():
-        in_float = 100 * result["macs_per_frame"] / dense_macs  # 32 x 32 bits, as the dense one
+        in_float = 100 * result["macs_per_frame"] / dense_macs  # both have 32 x 32 bits
         rows[runs.STAGES[stage].words] = {
             **{f"rank1_{c}": result["rank1"][c] for c in CONDITIONS},
             "params": result["params"],
@@ -78,17 +89,18 @@ def trade_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def final_scores(run: str, stage: str = "geta") -> pd.DataFrame:
-    """Return the score that decided over each group of channels: layer, channel, score, kept.
+    """Return the last saliency score of each channel: layer, channel, score, kept.
 
-    A group that was cut has its score at the choice that cut it; one that was kept, its score at
-    the last choice. ``layer`` is the first of the layers whose channels go together.
+    For a channel that was cut, it is the score of the pruning period that chose it. For one that
+    was kept, it is the score of the last period. ``layer`` is the first layer of the channel's
+    group.
 
     Args:
         run: folder below runs/.
         stage: the compressing stage.
 
     Raises:
-        MissingRunError: if the stage has left no scores.
+        MissingRunError: if the stage wrote no scores.
     """
     table = pd.read_csv(runs.stage_file(run, stage, "saliency.csv"))
     kept = table["state"] == "kept"
@@ -99,6 +111,6 @@ def final_scores(run: str, stage: str = "geta") -> pd.DataFrame:
         layer=decided["group"].map(short_name),
         kept=decided["state"] == "kept",
     )
-    order = {group: place for place, group in enumerate(table["group"].unique())}
+    order = {group: position for position, group in enumerate(table["group"].unique())}
     decided = decided.sort_values("group", key=lambda group: group.map(order), kind="stable")
     return decided[["layer", "channel", "score", "kept"]].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""One table of a finished run: what the compression cost and what it saved."""
+"""One table of a finished run: the accuracy and the costs of its networks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ import pandas as pd
 from gaitlib import runs
 from gaitlib.report.run_tables import compressed_stage
 
+#: What each cell of `compare` says of a stage's results.
 COLUMNS = {
     "NM": lambda r: f"{r['rank1']['NM']:.1f}",
     "BG": lambda r: f"{r['rank1']['BG']:.1f}",
@@ -23,13 +24,17 @@ COLUMNS = {
 
 
 def compare(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the table: a row a network, text cells; what was not measured is a dash."""
+    """Return a table of text, one row per network; a missing measurement is a dash.
+
+    Args:
+        results: the network's name to its results.json.
+    """
     rows = {}
     for name, result in results.items():
         row = {}
-        for column, text in COLUMNS.items():
+        for column, write in COLUMNS.items():
             try:
-                row[column] = text(result)
+                row[column] = write(result)
             except (KeyError, TypeError):
                 row[column] = "-"
         rows[name] = row
@@ -37,7 +42,7 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def summary_table(run: str) -> str:
-    """Return the table of the stages that a run has finished, and where its files lie.
+    """Return the table of a run's finished stages, and the folders of its files.
 
     Raises:
         MissingRunError: if no stage has finished.
@@ -45,7 +50,7 @@ def summary_table(run: str) -> str:
     stages = runs.finished(run) or list(runs.STAGES)
     found = {stage: runs.load_results(run, stage) for stage in stages}
     compressed = found.get(compressed_stage(run))
-    if compressed is not None and "baseline" in found:  # times from one process
+    if compressed is not None and "baseline" in found:  # both timed in the same process
         found["baseline"]["latency_ms"] = compressed["dense"]["latency_ms"]
     lines = [compare({runs.STAGES[s].words: result for s, result in found.items()}).to_string()]
     if compressed is not None:

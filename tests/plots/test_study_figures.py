@@ -25,7 +25,7 @@ KEY = "geta_optimizer_cfg.target_group_sparsity"
 SETTINGS = [
     ("baseline", math.nan, 80, 16),
     ("geta", 0.3, 79, 12),
-    ("geta", 0.5, 82, 8),  # beats the dearer one
+    ("geta", 0.5, 82, 8),  # better and cheaper than the one above
     ("geta", 0.7, 75, 4),
     ("uniform", 0.5, 77, 8),
 ]

@@ -1,4 +1,4 @@
-"""A finished study's table: means over seeds, frontiers, gaps at equal cost, the recommendation."""
+"""The tables of a finished study: means over seeds, frontiers, gaps, and the recommendation."""
 
 import math
 
@@ -48,7 +48,7 @@ def row(frame, method, setting=None):
     return found
 
 
-def test_a_setting_has_the_mean_and_spread_of_its_seeds_and_its_drop_is_of_the_same_seed():
+def test_a_setting_has_the_mean_and_spread_of_its_seeds_and_its_drop_compares_equal_seeds():
     found = row(summarise(table()), "hesso", 0.5)
     assert (found["rank1"], found["rank1_min"], found["rank1_max"]) == (78.5, 78, 79)
     assert (found["rank1_CL"], found["rank1_CL_min"], found["rank1_CL_max"]) == (77, 76, 78)
@@ -61,7 +61,7 @@ def test_the_table_to_read_has_costs_in_its_units_and_leaves_out_what_was_not_me
     found = overview(summarise(table().assign(ms_1_clip=np.nan))).loc[("HESSO", "0.5")]
     assert found.to_dict() == {
         **{"seeds": 2, "NM": 80, "BG": 78.5, "CL": 77, "rank1": 78.5, "lowest": 78, "highest": 79},
-        **{"drop": 2.5, "MMAC a frame": 4, "parameters": 130_000, "BOPs, % of dense": 40},
+        **{"drop": 2.5, "MMAC per frame": 4, "parameters": 130_000, "BOPs, % of dense": 40},
         "file, kB": 130,
     }
 
@@ -110,14 +110,14 @@ def test_a_study_without_a_baseline_has_no_drop():
     assert summarise(table(NETWORKS[4:]))["drop"].isna().all()
 
 
-def test_tables_that_say_nothing_or_a_thing_twice_are_refused():
+def test_empty_tables_and_repeated_points_are_refused():
     with pytest.raises(ValueError, match="no finished point"):
         summarise(table()[:0])
     with pytest.raises(ValueError, match=r"uniform-0.5-0.*holds each network once"):
         summarise(table([*NETWORKS, NETWORKS[0]]))
 
 
-def test_a_frontier_is_what_a_loop_over_all_pairs_leaves():
+def test_a_frontier_is_what_a_loop_over_all_pairs_keeps():
     rng = np.random.default_rng(0)
     summary = pd.DataFrame(
         {
@@ -167,7 +167,7 @@ def test_nothing_is_extrapolated():
     assert near["reference"].tolist() == [74, 73]  # what the cheapest has
     no_dense = gaps(table([n for n in NETWORKS if n[0] != "baseline"]))
     geta = no_dense.query("method == 'geta' and rank1 > 75")
-    assert geta["note"].tolist() == ["100 % dearer than any HESSO or dense"] * 2
+    assert geta["note"].tolist() == ["100 % more expensive than any HESSO or dense"] * 2
 
 
 def test_the_dense_end_is_the_network_with_as_many_steps():
@@ -176,7 +176,7 @@ def test_the_dense_end_is_the_network_with_as_many_steps():
     assert found["reference"].tolist() == pytest.approx([(78 + 86) / 2, (79 + 86) / 2])
 
 
-def test_a_seed_without_the_reference_is_said_so():
+def test_a_seed_without_the_reference_is_noted():
     found = gaps(table([n for n in NETWORKS if n[0] != "hesso" or n[2] == 0]))
     assert set(found.loc[found["seed"] == 1, "note"]) == {"no HESSO of this seed"}
     with pytest.raises(ValueError, match=r"no 'ptq'.*'hesso'"):
@@ -242,8 +242,8 @@ def test_the_sentence_says_what_it_costs_and_against_what_it_was_chosen():
     sentence = recommend(summarise(table()), max_macs=8e6).sentence
     assert sentence == (
         "GETA (target_group_sparsity 0.5) is the most accurate of the 5 settings (of 6) within 8 "
-        "MMAC a frame: rank-1 79.5 % (79.0 to 80.0 over 2 seeds), -1.5 points (-2.0 to -1.0) "
-        "against the dense network, with 8 MMAC a frame, 30,000 parameters, 2 % of the dense "
+        "MMAC per frame: rank-1 79.5 % (79.0 to 80.0 over 2 seeds), -1.5 points (-2.0 to -1.0) "
+        "against the dense network, with 8 MMAC per frame, 30,000 parameters, 2 % of the dense "
         "network's BOPs and 30 kB; next comes HESSO (target_group_sparsity 0.5) with 78.5 %."
     )
     close = recommend(summarise(table()), max_macs=7e6).sentence
@@ -253,13 +253,13 @@ def test_the_sentence_says_what_it_costs_and_against_what_it_was_chosen():
     )
 
 
-def test_a_single_seed_and_a_single_choice_are_said_so():
+def test_the_sentence_mentions_a_single_seed_and_a_single_choice():
     points = table([n for n in NETWORKS if n[2] == 0 and n[0] in ("baseline", "geta")])
     sentence = recommend(summarise(points), max_latency_ms=1.5).sentence
     assert (
-        "is the only one of 3 settings within 1.5 ms a clip: rank-1 71.0 % (one seed)" in sentence
+        "is the only one of 3 settings within 1.5 ms per clip: rank-1 71.0 % (one seed)" in sentence
     )
-    assert "and 1 ms a clip; no other method" in sentence
+    assert "and 1 ms per clip; no other method" in sentence
 
 
 def test_limits_that_nothing_meets_name_what_comes_nearest():
@@ -267,12 +267,12 @@ def test_limits_that_nothing_meets_name_what_comes_nearest():
     found = recommend(summary, max_macs=4e5, max_bytes=30_000)
     assert found.row is None
     assert found.sentence == (
-        "None of 6 settings is within 0.4 MMAC a frame and 30 kB: GETA (target_group_sparsity 0.8) "
-        "comes nearest, with 0.5 MMAC a frame, 25 % over max_macs."
+        "None of 6 settings is within 0.4 MMAC per frame and 30 kB: GETA "
+        "(target_group_sparsity 0.8) comes nearest, with 0.5 MMAC per frame, 25 % over max_macs."
     )
     unmeasured = summarise(table().assign(ms_1_clip=np.nan))
     sentence = recommend(unmeasured, max_latency_ms=5).sentence
-    assert sentence.endswith("within 5 ms a clip: ms_1_clip was not measured.")
+    assert sentence.endswith("within 5 ms per clip: ms_1_clip was not measured.")
 
 
 @pytest.mark.parametrize("limit", [{"max_macs": -1}, {"max_drop": math.nan}])

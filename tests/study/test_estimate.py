@@ -49,9 +49,8 @@ def test_a_point_that_is_done_gives_the_seconds_of_its_method(file, monkeypatch)
     )
     points = expand(read_plan(file))
     before = cost.estimate("s", points)
-    assert (
-        before["seconds"].tolist() == [cost.OVERHEAD_SECONDS + 10 * 2.0 + 5.0] * 2
-    )  # ten iterations
+    ten_steps_and_the_test = 10 * 2.0 + 5.0
+    assert before["seconds"].tolist() == [cost.OVERHEAD_SECONDS + ten_steps_and_the_test] * 2
     folder = runs.runs_folder() / "s" / points[0].name
     (folder / "notebooks").mkdir(parents=True)
     (folder / "notebooks" / "point.ipynb").touch()

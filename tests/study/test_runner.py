@@ -170,7 +170,7 @@ def test_every_method_leaves_a_row_and_a_run_that_the_other_verbs_read(two_worke
     assert table.loc["only_train_once", "macs_per_frame"] > table.loc["hesso", "macs_per_frame"]
     assert table.loc["uniform", "macs_per_frame"] < table.loc["baseline", "macs_per_frame"]
     assert table.loc["ptq", "weight_bits"] == table.loc["geta", "weight_bits"] < 32
-    assert "pruned, then rounded" in summary_table("s/ptq-seed0")
+    assert "HESSO + rounding (PTQ)" in summary_table("s/ptq-seed0")
     assert list((runs.runs_folder() / "s" / "geta-seed0" / "notebooks").iterdir()) == [
         runs.runs_folder() / "s" / "geta-seed0" / "notebooks" / "point.ipynb"
     ]
