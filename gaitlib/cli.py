@@ -1,8 +1,8 @@
-"""The command line: one verb a job. ``gaitlib --help``, or ``python -m gaitlib --help``.
+"""The command line, one verb per job: ``gaitlib --help`` or ``python -m gaitlib --help``.
 
 ``torchrun --nproc_per_node=N -m gaitlib train|test`` does the same in N processes.
 
-Exit status: 0 done, 2 a request that cannot be met (one line says what to change), 1 a crash,
+Exit status: 0 for success, 2 for an error that the user can fix (one line says how), 1 for a crash,
 128 + the signal's number for a run that a signal stopped.
 """
 
@@ -62,8 +62,8 @@ USER_ERRORS = (
     UnsupportedTorchError,
 )
 
-#: The experiment of ``check-resume``.
-CHECKED = PARAMS / "check_resume.yaml"
+#: The default experiment of ``check-resume``.
+CHECK_RESUME_CFGS = PARAMS / "check_resume.yaml"
 
 Cfgs = Annotated[Path, typer.Option("--cfgs", help="The experiment's YAML file.")]
 Overrides = Annotated[
@@ -73,20 +73,21 @@ RunName = Annotated[
     str,
     typer.Option(
         "--run",
-        "--run-name",  # torchrun takes a --run after it for an abbreviation of its --run-path
-        help="Folder below runs/; the file's name if left out. Under torchrun write --run-name.",
+        "--run-name",  # torchrun reads --run as an abbreviation of its own --run-path
+        help="Folder below runs/; by default the file's name. Under torchrun write --run-name.",
     ),
 ]
 Stage = Annotated[
     str,
     typer.Option(
-        help="baseline, geta (channels and bits) or hesso (channels alone); if left out, what the "
-        "file's compression_optimizer makes."
+        help="baseline, geta (channels and bits) or hesso (channels only); by default the stage of "
+        "the file's compression_optimizer."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Seed = Annotated[
-    int | None, typer.Option(help="Of weights, batches and augmentation; the file's, or 0.")
+    int | None,
+    typer.Option(help="For weights, batches and augmentation; by default the file's, or 0."),
 ]
 
 
@@ -109,7 +110,7 @@ def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
             distributed.leave(128 + stop.signal)
             raise typer.Exit(128 + stop.signal) from stop
         except USER_ERRORS as error:
-            if rank:  # if rank 0 meets it too, it says so, and torchrun ends this one
+            if rank:  # if rank 0 has the same error, it reports it and torchrun ends this process
                 time.sleep(3)
             typer.echo(f"{who}error: {error}", err=True)
             distributed.leave(2)
@@ -119,6 +120,7 @@ def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def _load(cfgs: Path, overrides: list[str]) -> Experiment:
+    """Load an experiment's file and apply ``section.key=value`` overrides."""
     values = {}
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -136,10 +138,10 @@ app.command("walkers")(_one_line_errors(walkers_command))
 def pretreat(
     src: Path,
     dst: Path,
-    workers: Annotated[int | None, typer.Option(help="Processes; all cores if left out.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Make finished sequences again.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Make existing sequences again.")] = False,
 ) -> None:
-    """Turn raw CASIA-B frames (a PNG tree or the subjects' .tar.gz) in SRC into pickles in DST."""
+    """Convert raw CASIA-B frames in SRC (a PNG tree or the subjects' .tar.gz) to pickles in DST."""
     report = pretreat_tree(src, dst, workers=workers, overwrite=overwrite, progress=True)
     typer.echo(str(report))
     for name, table in (("skipped", report.skipped), ("short", report.short)):
@@ -153,10 +155,10 @@ def pretreat(
 @_one_line_errors
 def describe(
     cfgs: Cfgs,
-    override: Overrides = [],  # noqa: B006 (typer's way to say none)
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    override: Overrides = [],  # noqa: B006 (typer needs a list)
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show parameters and MACs of an experiment's network, block by block."""
+    """Show the parameters and MACs of an experiment's network, one row per block."""
     experiment = _load(cfgs, override)
     model = steps.build_network(experiment, torch.device("cpu"))
     blocks = network_cost.block_table(model)
@@ -168,9 +170,8 @@ def describe(
         typer.echo(json.dumps({**totals, "blocks": blocks.to_dict("records")}))
         return
     typer.echo(blocks.to_string(index=False))
-    typer.echo(
-        f"{totals['params']:,} parameters, {totals['macs_per_frame'] / 1e9:.3f} GMAC a frame"
-    )
+    gmacs = totals["macs_per_frame"] / 1e9
+    typer.echo(f"{totals['params']:,} parameters, {gmacs:.3f} GMAC per frame")
 
 
 @app.command()
@@ -183,14 +184,14 @@ def train(
     device: Device = "auto",
     seed: Seed = None,
     with_test: Annotated[
-        bool, typer.Option("--test/--no-test", help="Test when trained, and write results.json.")
+        bool, typer.Option("--test/--no-test", help="Test after training and write results.json.")
     ] = True,
     force: Annotated[
         bool,
-        typer.Option(help="Resume although the experiment says otherwise than the checkpoint."),
+        typer.Option(help="Resume even if the experiment differs from the checkpoint's."),
     ] = False,
 ) -> None:
-    """Train a stage, test it, and write runs/<run>/<stage>/: what notebooks 02 and 03 do."""
+    """Train and test a stage and write runs/<run>/<stage>/, as notebooks 02 and 03 do."""
     experiment = _load(cfgs, override)
     seed = read_yaml(cfgs).get("seed", 0) if seed is None else seed
     with distributed.process_group(device) as where:
@@ -209,13 +210,15 @@ def test(
     override: Overrides = [],  # noqa: B006
     run: RunName = "",
     stage: Stage = "",
-    iteration: Annotated[int | None, typer.Option("--iter", help="Which checkpoint.")] = None,
+    iteration: Annotated[
+        int | None, typer.Option("--iter", help="The checkpoint's iteration.")
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Any checkpoint, or a compressed_*.pt or .safetensors.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Test a checkpoint (evaluator_cfg.restore_hint by default); writes test-<name>.json."""
+    """Test a checkpoint (default: evaluator_cfg.restore_hint) and write test-<name>.json."""
     experiment = _load(cfgs, override)
     with distributed.process_group(device) as where:
         this = Run(run or cfgs.stem, experiment, device=where)
@@ -227,7 +230,7 @@ def test(
 
 
 def _show_evaluation(evaluation: Evaluation, path: Path, run: str, stage: str) -> None:
-    """Print the accuracies of a test and draw its view-by-view figure."""
+    """Print the accuracies of a test and save a figure of them view by view."""
     results = to_results(evaluation)
     for metric in ("rank1", "rank5", "mAP"):
         for condition, value in results.get(metric, {}).items():
@@ -236,18 +239,20 @@ def _show_evaluation(evaluation: Evaluation, path: Path, run: str, stage: str) -
     if maps := evaluation.rank1_by_view:
         figure = f"{run}/test-{stage}-{path.stem.removeprefix('test-')}"
         save_figure(view_heatmaps({runs.STAGES[stage].words: maps}), figure)
-        typer.echo(f"view by view: {runs.figures_folder() / figure}.png")
+        typer.echo(f"figure, view by view: {runs.figures_folder() / figure}.png")
 
 
 @app.command("check-resume")
 @_one_line_errors
 def check_resume_(
-    cfgs: Annotated[Path, typer.Option("--cfgs", help="The experiment to kill.")] = CHECKED,
+    cfgs: Annotated[
+        Path, typer.Option("--cfgs", help="The experiment that is run and killed.")
+    ] = CHECK_RESUME_CFGS,
     override: Overrides = [],  # noqa: B006
-    kills: Annotated[int, typer.Option(help="How often.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the runs, and of the moments.")] = 0,
+    kills: Annotated[int, typer.Option(help="Number of kills.")] = 50,
+    seed: Annotated[int, typer.Option(help="For the runs and for the moments of the kills.")] = 0,
 ) -> None:
-    """Kill a run at random moments, resume it, and compare it bit by bit with one never killed."""
+    """Kill a run at random moments, resume it, and compare it bit by bit with an unkilled run."""
     table = steps.check_resume(_load(cfgs, override), kills, seed=seed, on_kill=typer.echo)
     counts = table.groupby(["stage", "phase"], sort=False).agg(
         kills=("writing", "size"), while_writing=("writing", "sum")
@@ -259,68 +264,72 @@ def check_resume_(
 @app.command("study")
 @_one_line_errors
 def study_(
-    file: Annotated[Path, typer.Argument(help="The study's file, params/studies/*.yaml.")],
+    file: Annotated[
+        Path, typer.Argument(help="The study's file, for example params/studies/quickstart.yaml.")
+    ],
     scheduler: Annotated[
-        str | None, typer.Option(help="A Dask scheduler, tcp://host:port; this machine if left out")
+        str | None, typer.Option(help="A Dask scheduler, tcp://host:port; by default this machine.")
     ] = None,
-    scheduler_file: Annotated[Path | None, typer.Option(help="The file with its address.")] = None,
+    scheduler_file: Annotated[
+        Path | None, typer.Option(help="A file with the Dask scheduler's address.")
+    ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Points at once on this machine; as cores and memory allow if left out."),
+        typer.Option(help="Points at once on this machine; by default as cores and memory allow."),
     ] = None,
     device: Device = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the points and what they will cost alone.")
+        bool, typer.Option("--dry-run", help="Only list the points and their estimated cost.")
     ] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="Write and print the table alone.")
+        bool, typer.Option("--table", help="Only write and print the table of finished points.")
     ] = False,
 ) -> None:
-    """Run the points of a study that are missing or changed, and write runs/<study>/table.csv."""
+    """Run a study's points that are not done yet, and write runs/<study>/table.csv."""
     from gaitlib.study import expand, layer_table, point_table, read_plan, write_tables
 
     plan = read_plan(file)
-    name, points = plan.name, expand(plan)
+    run, points = plan.name, expand(plan)
     if dry_run:
-        _show_cost(name, points, workers, device)
+        _show_cost(run, points, workers, device)
         return
     failed = []
     if not table:
-        with _extras("notebooks", "study"):
+        with _needs_extras("notebooks", "study"):
             from gaitlib.study.runner import run_study
 
         cluster = {"scheduler": scheduler, "scheduler_file": scheduler_file, "workers": workers}
-        failed = run_study(name, points, **cluster, device=device).failed
-    rows = point_table(name, points)
+        failed = run_study(run, points, **cluster, device=device).failed
+    rows = point_table(run, points)
     if len(rows):
         typer.echo(rows.to_string(index=False))
-        with _extras("study"):
-            path = write_tables(runs.runs_folder() / name, rows, layer_table(name, points))
+        with _needs_extras("study"):
+            path = write_tables(runs.runs_folder() / run, rows, layer_table(run, points))
         typer.echo(f"{len(rows)} of {len(points)} points: {path}")
     else:
         typer.echo(f"none of {len(points)} points is done")
     if failed:
-        typer.echo(f"failed, see failed.txt in runs/{name}/: {', '.join(failed)}", err=True)
+        typer.echo(f"failed, see failed.txt in runs/{run}/: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
 
 
 @contextlib.contextmanager
-def _extras(*names: str) -> Iterator[None]:
-    """Say which extras bring a package that is not installed."""
+def _needs_extras(*names: str) -> Iterator[None]:
+    """Turn a failed import into an error that names the extras to install."""
     try:
         yield
     except ImportError as error:
         raise ConfigError(
-            f'gaitlib study: {error}; pip install -e ".[{",".join(names)}]" brings it'
+            f'gaitlib study: {error}; install it with pip install -e ".[{",".join(names)}]"'
         ) from error
 
 
-def _show_cost(name: str, points: Sequence["Point"], workers: int | None, device: str) -> None:
-    """Print a study's points and what they take, from a smoke run or from those that are done."""
-    with _extras("study"):
+def _show_cost(run: str, points: Sequence["Point"], workers: int | None, device: str) -> None:
+    """Print a study's points with their measured or estimated time, and the total."""
+    with _needs_extras("study"):
         from gaitlib.study.estimate import estimate, workers_for
 
-    cost = estimate(name, points, device)
+    cost = estimate(run, points, device)
     for row in cost.itertuples():
         typer.echo(f"{row.state:8}{row.seconds / 60:6.1f} min  {row.point} ({row.source})")
     missing = cost[cost["state"] != "done"]
@@ -340,12 +349,14 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help=f"One of {', '.join(steps.FORMATS)}.")
     ] = "pt",
-    out: Annotated[Path | None, typer.Option(help="Folder; the stage's own if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; by default one in the stage's own.")
+    ] = None,
     round_sums: Annotated[
-        bool, typer.Option(help="onnx-int8: faster, rounds residual sums too (needs the data).")
+        bool, typer.Option(help="onnx-int8: also round residual sums; faster, needs the data.")
     ] = False,
 ) -> None:
-    """Write a run's compressed network without its classifier: silhouettes in, embeddings out."""
+    """Export a run's compressed network without its classifier: silhouettes in, embeddings out."""
     stage = compressed_stage(run)
     this = Run(run, load_experiment(runs.stage_file(run, stage, "config.yaml")))
     data = steps.open_data(this.experiment) if round_sums else None
@@ -357,5 +368,5 @@ def export(
 @app.command()
 @_one_line_errors
 def summary(run: str) -> None:
-    """Print one table of a finished run: accuracy and cost, dense and compressed."""
+    """Print the accuracy and the costs of a finished run's networks in one table."""
     typer.echo(summary_table(run))

@@ -1,7 +1,7 @@
-"""Where things lie on disk, what a run is, and the files that one stage leaves for the next.
+"""Folders of the workspace, runs and their stages, and the files that a stage keeps there.
 
-A run is a folder ``runs/<run>/``; a stage is a folder in it, named after what makes its network.
-Everything a later notebook needs is read from there, never from a kernel's memory.
+A run is a folder ``runs/<run>/``. A stage is a folder in it, named after what makes its network.
+Later notebooks read everything from these files, never from a kernel's memory.
 """
 
 import json
@@ -28,15 +28,15 @@ class Stage:
     """A stage of a run.
 
     Attributes:
-        words: what tables and figures call its network.
-        notebook: the notebook that makes it; empty for a stage that studies alone make.
+        words: the name of its network in tables and figures.
+        notebook: the notebook that makes it; empty for a stage that only studies make.
     """
 
     words: str
     notebook: str = ""
 
 
-#: By the name of their folder, in the order of tables and figures.
+#: By folder name, in the order of tables and figures.
 STAGES = {
     "baseline": Stage("dense", "02_baseline_train.ipynb"),
     "hesso": Stage("HESSO", "03_geta_train.ipynb"),
@@ -44,16 +44,16 @@ STAGES = {
     "torch_pruning": Stage("torch-pruning"),
     "geta": Stage("GETA", "03_geta_train.ipynb"),
 }
-#: Names that stages had before, with their present ones.
+#: The stages' present names, by their names in earlier versions.
 FORMER_STAGES = {"pruned": "hesso"}
 
 
 class MissingRunError(FileNotFoundError):
-    """A file of an earlier stage is not there; the message names the notebook to run first."""
+    """A file of an earlier stage is missing; the message names the notebook to run first."""
 
 
 def workspace() -> Path:
-    """Return the folder of runs, figures and made data: GAITLIB_WORKSPACE, or the project's own."""
+    """Return the folder of runs, figures and data: GAITLIB_WORKSPACE, or the project's folder."""
     return Path(os.environ.get("GAITLIB_WORKSPACE") or ROOT).resolve()
 
 
@@ -68,24 +68,24 @@ def figures_folder() -> Path:
 
 
 def data_folder() -> Path:
-    """Return the folder of data sets that the project makes."""
+    """Return the folder of the data sets that the project generates."""
     return workspace() / "data"
 
 
 def locate(path: str | None) -> Path:
-    """Return an absolute path: relative ones start here, or else at the project's folder."""
+    """Return a path; a relative one that does not exist here starts at the project's folder."""
     here = Path(path or "").expanduser()
     return here if here.is_absolute() or here.exists() else ROOT / here
 
 
 def stage_dir(run: str, stage: str) -> Path:
-    """Return ``runs/<run>/<stage>``, or the folder of this stage in a run of an earlier version.
+    """Return the folder of a stage: ``runs/<run>/<stage>``, which may not exist yet.
 
-    Earlier versions wrote HESSO's network into ``pruned`` beside GETA's, and into ``geta`` without
-    one. The caller makes the folder before it writes there.
+    Earlier versions wrote HESSO's network into ``pruned`` if the run also had GETA's, and into
+    ``geta`` if it had not. For such a run the stage ``hesso`` is that folder.
 
     Raises:
-        ValueError: if the stage is unknown, or the run's name would leave the runs folder.
+        ValueError: if the stage is unknown, or the run's name points outside the runs folder.
     """
     if stage not in STAGES:
         hint = f"it is called {FORMER_STAGES[stage]!r} now" if stage in FORMER_STAGES else ""
@@ -103,7 +103,7 @@ def stage_dir(run: str, stage: str) -> Path:
 
 
 def _made_by_hesso(folder: Path) -> bool:
-    """Say whether an earlier version wrote the network of a run without bits into ``geta``."""
+    """Return whether a folder ``geta`` holds HESSO's network, as earlier versions wrote it."""
     config = folder / "config.yaml"
     if not config.exists():
         return False
@@ -112,14 +112,14 @@ def _made_by_hesso(folder: Path) -> bool:
 
 
 def save_results(run: str, stage: str, results: Mapping[str, Any]) -> Path:
-    """Write ``<stage>/results.json``: sorted keys, floats of six digits, the schema's version."""
+    """Write ``<stage>/results.json`` with sorted keys, six-digit floats and a schema version."""
     record = _stable({"schema": SCHEMA, "stage": stage, **results})
     text = json.dumps(record, indent=1, sort_keys=True)
     return write_atomically(stage_dir(run, stage) / "results.json", text + "\n")
 
 
 def _stable(value: Any) -> Any:
-    """Round floats to 6 significant digits, NaN to None, so that equal runs give equal files."""
+    """Round floats to 6 significant digits and turn NaN to None: equal runs give equal files."""
     if isinstance(value, Mapping):
         return {str(key): _stable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -130,26 +130,28 @@ def _stable(value: Any) -> Any:
 
 
 def stage_file(run: str, stage: str, *patterns: str) -> Path:
-    """Return the newest file of a stage that fits a pattern (by name, which holds the time).
+    """Return the newest file of a stage that matches a pattern; file names contain their time.
 
     Args:
         run: folder below runs/.
         stage: a name of STAGES.
-        patterns: tried in this order; the first that any file fits counts.
+        patterns: globs in the stage's folder; the first one with a match decides.
 
     Raises:
-        MissingRunError: if there is none; the message names the notebook that writes it.
+        MissingRunError: if no file matches; the message names the notebook that writes it.
     """
     for pattern in patterns:
         if found := sorted(stage_dir(run, stage).glob(pattern)):
             return found[-1]
-    maker = STAGES[stage].notebook
-    advice = f"run notebooks/{maker} with run={run!r} first" if maker else "finish its study first"
+    notebook = STAGES[stage].notebook
+    advice = "finish its study first"
+    if notebook:
+        advice = f"run notebooks/{notebook} with run={run!r} first"
     raise MissingRunError(f"runs/{run}/{stage}/{patterns[0]} is not there: {advice}")
 
 
 def load_results(run: str, stage: str) -> dict[str, Any]:
-    """Read what `save_results` wrote.
+    """Read a stage's results.json.
 
     Raises:
         MissingRunError: if the stage has not finished.
@@ -163,7 +165,7 @@ def load_results(run: str, stage: str) -> dict[str, Any]:
 
 
 def finished(run: str) -> list[str]:
-    """Return the stages of a run that have results, in the order of STAGES."""
+    """Return the stages of a run that have a results.json, in the order of STAGES."""
     folders = {stage: stage_dir(run, stage) for stage in STAGES}
     if folders["geta"] == folders["hesso"]:
         del folders["geta"]
@@ -171,19 +173,22 @@ def finished(run: str) -> list[str]:
 
 
 def save_config(run: str, stage: str, record: Mapping[str, Any], *, of_run: bool = True) -> Path:
-    """Write what is needed to repeat a stage: ``record`` and the packages' versions.
+    """Write config.yaml, which repeats a stage: ``record`` and the packages' versions.
 
     Args:
         run: folder below runs/.
         stage: a name of STAGES.
-        record: every section resolved, seed, device and so on, as plain values.
-        of_run: also write ``runs/<run>/config.yaml``, which is that of the stage begun last.
+        record: resolved sections, seed, device and so on, as plain values.
+        of_run: also write ``runs/<run>/config.yaml``, which belongs to the stage begun last.
+
+    Returns:
+        The path of the last file written.
     """
     packages = ("torch", "only_train_once", "numpy", "opencv-python-headless", "gaitlib")
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     text = yaml.safe_dump({**record, "versions": versions}, sort_keys=False)
-    own = write_atomically(stage_dir(run, stage) / "config.yaml", text)
-    return write_atomically(runs_folder() / run / "config.yaml", text) if of_run else own
+    path = write_atomically(stage_dir(run, stage) / "config.yaml", text)
+    return write_atomically(runs_folder() / run / "config.yaml", text) if of_run else path
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ class Run:
 
     Attributes:
         name: folder below runs/.
-        experiment: what is run.
+        experiment: the sections that it runs.
         seed: of weights, batches and augmentation.
         device: where this process computes.
     """
@@ -204,11 +209,11 @@ class Run:
 
     @property
     def compressing_stage(self) -> str:
-        """The stage that the experiment's compression makes: ``geta`` if it chooses bits."""
+        """The stage that compresses: ``geta`` if the experiment chooses bits, else ``hesso``."""
         return "geta" if self.experiment.quantizes else "hesso"
 
     def of_stage(self, stage: str) -> "Run":
-        """Return the run whose experiment is the stage's: ``hesso`` chooses no bits."""
+        """Return the run with the stage's experiment: for ``hesso`` it chooses no bits."""
         if stage != "hesso":
             return self
         return replace(self, experiment=self.experiment.pruned_alone())
