@@ -1,4 +1,4 @@
-"""Figures: every function takes tables or arrays, computes no accuracy and returns a Figure."""
+"""Figures: each function takes tables or arrays and returns a Figure; none computes accuracies."""
 
 from gaitlib.plots.bits_figures import bits_by_layer, bits_schedule, size_and_accuracy
 from gaitlib.plots.data_figures import (

@@ -1,4 +1,4 @@
-"""Figures of quantization: how bits came about, where they ended, and what they bought."""
+"""Figures of quantization: bits during training, final bits by layer, and what they save."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from gaitlib.plots.style import (
     CONDITION_COLOURS,
     CONDITION_WORDS,
     KEPT_COLOUR,
-    PALE,
+    PALE_GREY,
     SPARE_COLOURS,
     STYLE,
 )
 
-BACKBONE = "Backbone.forward_block."  # left out of names
+BACKBONE_PREFIX = "Backbone.forward_block."  # removed from names
 KINDS = ("weights", "activations")
 BOPS_COLOUR, BYTES_COLOUR = SPARE_COLOURS[:2]
-MOST_BITS = 16  # where the axis of bits ends at the latest
-LABEL_INCHES = 0.18  # between the names at the ends of lines, written in 9 points
+LONGEST_BIT_AXIS = 16  # in bits
+LABEL_INCHES = 0.18  # distance of the 9-point names at the ends of lines
 
 
 @plt.rc_context(STYLE)
 def bits_schedule(
     bits: pd.DataFrame, plan: pd.DataFrame, phases: Mapping[str, int] | None = None
 ) -> Figure:
-    """Bits of every quantizer over iterations, the allowed interval shaded; a panel per kind.
+    """Draw the bits of every quantizer over iterations, in one panel per kind.
 
-    Lines are coloured by depth, dark to light, and named at their ends with the bits they have
-    there. Each value is that of its row; NaN draws nothing.
+    The allowed interval is shaded. Lines are coloured by depth, dark to light; at its end a line
+    has its layer's name and bits. NaN draws nothing.
 
     Args:
-        bits: a row per logged iteration with columns iteration and, in the order the layers run,
+        bits: one row per logged iteration with columns iteration and, in execution order,
             ``weights:<layer>`` and ``activations:<layer>``: bits, real-valued. A kind without
             columns has no panel.
-        plan: a row per logged iteration with columns iteration and, for each kind drawn,
-            ``<kind>_min`` and ``<kind>_max``: the bits allowed; NaN where nothing is bound.
-        phases: the first iteration of each phase, by its name.
+        plan: one row per logged iteration with columns iteration and, for each kind drawn,
+            ``<kind>_min`` and ``<kind>_max``: the bits allowed; NaN where there is no bound.
+        phases: the first iteration of each phase, by the phase's name.
 
     Raises:
         ValueError: there is no quantizer or no iteration to draw.
@@ -68,8 +68,8 @@ def bits_schedule(
     axes[0, 0].set_xlim(left, right)
     for ax, (kind, names) in zip(axes[:, 0], columns.items(), strict=True):
         lower, upper = plan[f"{kind}_min"], plan[f"{kind}_max"]
-        # the edge keeps an interval visible that has shrunk to one number
-        style = {"step": "post", "facecolor": PALE, "edgecolor": "#BFBFBF", "alpha": 0.6}
+        # the edge shows an interval that has shrunk to one number
+        style = {"step": "post", "facecolor": PALE_GREY, "edgecolor": "#BFBFBF", "alpha": 0.6}
         ax.fill_between(plan["iteration"], lower, upper, linewidth=1, **style)
         for column in names:
             colour = colours[column.partition(":")[2]]
@@ -83,7 +83,9 @@ def bits_schedule(
             ax.axvline(first, color="#595959", linewidth=0.8, linestyle=":")
     _name_phases(axes[0, 0], phases or {}, left, right)
     axes[-1, 0].set_xlabel("iteration")
-    band = plt.Rectangle((0, 0), 1, 1, facecolor=PALE, edgecolor="#BFBFBF", label="allowed bits")
+    band = plt.Rectangle(
+        (0, 0), 1, 1, facecolor=PALE_GREY, edgecolor="#BFBFBF", label="allowed bits"
+    )
     fig.legend(handles=[band], loc="outside upper center")
     plt.close(fig)
     return fig
@@ -92,16 +94,19 @@ def bits_schedule(
 def _name_ends(
     ax: Axes, bits: pd.DataFrame, colours: Mapping[str, Sequence[float]], gap: float
 ) -> None:
-    """Write each line's layer and last bits to the right of the axes, ``gap`` bits apart."""
-    ends = {c: bits[c].dropna() for c in reversed(bits.columns)}  # of equals, the first on top
+    """Write each line's layer and last bits right of the axes, at least ``gap`` bits apart."""
+    ends = {
+        c: bits[c].dropna() for c in reversed(bits.columns)
+    }  # of equal ones, the first is on top
     ends = {c: line for c, line in ends.items() if len(line)}
     order = sorted(ends, key=lambda c: ends[c].iloc[-1])
-    heights = _spread([ends[c].iloc[-1] for c in order], gap, gap / 2, ax.get_ylim()[1] - gap / 2)
+    last_bits = [ends[c].iloc[-1] for c in order]
+    heights = _spread_apart(last_bits, gap, gap / 2, ax.get_ylim()[1] - gap / 2)
     for column, height in zip(order, heights, strict=True):
         layer = column.partition(":")[2]
         x, y = ends[column].index[-1], ends[column].iloc[-1]
         ax.annotate(
-            f"{layer.removeprefix(BACKBONE)}  {y:.3g}",
+            f"{layer.removeprefix(BACKBONE_PREFIX)}  {y:.3g}",
             (x, y),
             (1.04, height),
             textcoords=ax.get_yaxis_transform(),
@@ -121,24 +126,30 @@ def _name_ends(
         )
 
 
-def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
-    """Move ascending heights least (in squares) so that neighbours are ``gap`` apart.
+def _spread_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Return heights that are at least ``gap`` apart and closest to the wanted ones (in squares).
 
-    Less i * gap, the heights only have to ascend: an isotonic regression, here by its formula of
-    largest and smallest means, whose bounded solution is the clipped one.
+    Subtracting i * gap turns this into isotonic regression, solved by the max-min formula of its
+    means. Clipping that solution solves the problem with bounds.
+
+    Args:
+        wanted: heights, ascending.
+        gap: the least distance of neighbours.
+        low: bound of the lowest height.
+        high: bound of the highest height, unless the heights need more room.
     """
-    steps = gap * np.arange(len(wanted))
-    z = np.asarray(wanted, dtype=float) - steps
+    offsets = gap * np.arange(len(wanted))
+    z = np.asarray(wanted, dtype=float) - offsets
     count = range(len(z))
     fitted = [
         max(min(z[i : j + 1].mean() for j in count[k:]) for i in count[: k + 1]) for k in count
     ]
-    return np.clip(fitted, low, max(low, high - gap * (len(z) - 1))) + steps
+    return np.clip(fitted, low, max(low, high - gap * (len(z) - 1))) + offsets
 
 
 def _name_phases(ax: Axes, phases: Mapping[str, int], left: float, right: float) -> None:
-    """Write the phases that have begun above the axes, in as many lines as they need."""
-    ends: list[float] = []  # of the text in each line, as a share of the axes' width
+    """Write the names of phases that have begun above the axes, in as many lines as needed."""
+    ends: list[float] = []  # of each line's text, as a share of the axes' width
     for name, first in sorted(phases.items(), key=lambda phase: phase[1]):
         if first > right:
             continue
@@ -158,22 +169,24 @@ def _name_phases(ax: Axes, phases: Mapping[str, int], left: float, right: float)
 
 @plt.rc_context(STYLE)
 def bits_by_layer(table: pd.DataFrame) -> Figure:
-    """Bits of every layer's weight and input, and its share of the BOPs and of the bytes.
+    """Draw each layer's bits of weights and inputs, and its share of the BOPs and of the bytes.
 
     The axis of bits ends at 16 or earlier; longer bars are cut. Bytes are those of the weights in
-    the file, where 9 to 16 bits take 16 and what is wider 32. Shares are of the layers that have a
+    the file, where 9 to 16 bits take 16, and more take 32. Shares refer to the layers that have a
     value; NaN draws nothing.
 
     Args:
-        table: a row per layer in the order they run with columns layer, weight_bits,
-            activation_bits (whole; 32 is "float"), weights (numbers in the weight), bops, and
-            optionally per (``frame`` or ``clip``; only the BOPs of the former are added up).
+        table: one row per layer, in execution order, with columns layer, weight_bits,
+            activation_bits (integers; 32 is "float"), weights (how many numbers), bops, and
+            optionally per (``frame`` or ``clip``; only BOPs per frame are added up).
     """
     y = np.arange(len(table))
     per_frame = table["per"] == "frame" if "per" in table else pd.Series(True, table.index)
     panels = {"weight_bits": "bits of weights", "activation_bits": "bits of activations"}
     chosen = table[list(panels)].to_numpy(dtype=float)
-    limit = min(MOST_BITS, max(8, np.nanmax(np.where(chosen < FLOAT_BITS, chosen, 0), initial=0)))
+    limit = min(
+        LONGEST_BIT_AXIS, max(8, np.nanmax(np.where(chosen < FLOAT_BITS, chosen, 0), initial=0))
+    )
 
     fig, axes = plt.subplots(
         1, 3, figsize=(11, 1.5 + 0.38 * len(table)), sharey=True, width_ratios=[1, 1, 0.9]
@@ -194,7 +207,7 @@ def bits_by_layer(table: pd.DataFrame) -> Figure:
     for values, shift, colour, _ in shares:
         share = (100 * values / values.sum()).to_numpy(dtype=float)
         widest = np.nanmax([*share, widest])
-        _bars(axes[2], y + shift, share, 0.38, colour, _share, fontsize=8)
+        _bars(axes[2], y + shift, share, 0.38, colour, _write_share, fontsize=8)
     for at in y[~per_frame]:
         axes[2].annotate(
             "BOPs per clip",
@@ -209,7 +222,7 @@ def bits_by_layer(table: pd.DataFrame) -> Figure:
     axes[2].set_xlim(0, 1.25 * max(widest, 1))
     axes[2].grid(axis="y", visible=False)
     axes[2].xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
-    axes[0].set_yticks(y, [name.removeprefix(BACKBONE) for name in table["layer"]])
+    axes[0].set_yticks(y, [name.removeprefix(BACKBONE_PREFIX) for name in table["layer"]])
     axes[0].set_ylim(len(table) - 0.4, -0.6)
     _legend(fig, {label: colour for _, _, colour, label in shares})
     plt.close(fig)
@@ -217,16 +230,16 @@ def bits_by_layer(table: pd.DataFrame) -> Figure:
 
 
 def _bars_of_bits(ax: Axes, y: np.ndarray, bits: np.ndarray, limit: float) -> None:
-    """Draw bars of bits; what is longer than ``limit`` ends behind it in a break."""
+    """Draw bars of bits; bars longer than ``limit`` end behind it in a break."""
     cut = bits > limit
-    for chosen, colour in ((bits < FLOAT_BITS, KEPT_COLOUR), (bits >= FLOAT_BITS, PALE)):
+    for chosen, colour in ((bits < FLOAT_BITS, KEPT_COLOUR), (bits >= FLOAT_BITS, PALE_GREY)):
         shown = np.where(chosen, np.where(cut, 1.12 * limit, bits), np.nan)
         _bars(ax, y, shown, 0.7, colour)
     for at, value, long in zip(y, bits, cut, strict=True):
         if np.isnan(value):
             continue
         text = "float" if value >= FLOAT_BITS else f"{value:g}"
-        _write(ax, text, 1.12 * limit if long else value, at)
+        _write_beside(ax, text, 1.12 * limit if long else value, at)
         if long:
             x = limit * np.array([1.02, 1.05])
             for shift in (0, 0.03 * limit):
@@ -238,10 +251,10 @@ def _bars_of_bits(ax: Axes, y: np.ndarray, bits: np.ndarray, limit: float) -> No
 
 @plt.rc_context(STYLE)
 def size_and_accuracy(table: pd.DataFrame) -> Figure:
-    """File size and BOPs of networks on log axes, and their rank-1 by condition.
+    """Draw file size and BOPs of networks on log axes, and their rank-1 by condition.
 
     Args:
-        table: a row per network, its name in the index, with columns file_kb, relative_bops (% of
+        table: one row per network, its name in the index, with columns file_kb, relative_bops (% of
             the dense network's), rank1_NM, rank1_BG, rank1_CL (%). NaN draws nothing.
     """
     y = np.arange(len(table))
@@ -249,14 +262,19 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
         1, 3, figsize=(11, 1.4 + 0.8 * len(table)), sharey=True, width_ratios=[1, 1, 1.4]
     )
     sizes = (
-        ("file_kb", "file, kB (log axis)", BYTES_COLOUR, _number),
-        ("relative_bops", "BOPs, % of dense (log axis)", BOPS_COLOUR, lambda v: f"{_number(v)}%"),
+        ("file_kb", "file, kB (log axis)", BYTES_COLOUR, _write_number),
+        (
+            "relative_bops",
+            "BOPs, % of dense (log axis)",
+            BOPS_COLOUR,
+            lambda v: f"{_write_number(v)}%",
+        ),
     )
     for ax, (column, title, colour, text) in zip(axes, sizes, strict=False):
         values = table[column].to_numpy(dtype=float)
         _bars(ax, y, values, 0.62, colour, text)
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(lambda value, _: _number(value))
+        ax.xaxis.set_major_formatter(lambda value, _: _write_number(value))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_title(title, loc="left")
         if (known := values[~np.isnan(values)]).size:
@@ -286,32 +304,32 @@ def _bars(
     text: Callable[[float], str] | None = None,
     fontsize: int = 10,
 ) -> None:
-    """Draw horizontal bars, each with its text at the end; nothing where the value is NaN."""
+    """Draw horizontal bars with a text at each end; NaN draws nothing."""
     known = ~np.isnan(values)
     ax.barh(y[known], values[known], height, color=colour)
     if text is not None:
         for at, value in zip(y[known], values[known], strict=True):
-            _write(ax, text(value), value, at, fontsize)
+            _write_beside(ax, text(value), value, at, fontsize)
 
 
-def _write(ax: Axes, text: str, x: float, y: float, fontsize: int = 10) -> None:
-    """Write behind the end of a bar."""
+def _write_beside(ax: Axes, text: str, x: float, y: float, fontsize: int = 10) -> None:
+    """Write a text right of a bar's end."""
     style = {"textcoords": "offset points", "va": "center", "fontsize": fontsize}
     ax.annotate(text, (x, y), (4, 0), **style)
 
 
 def _legend(fig: Figure, colours: Mapping[str, str]) -> None:
-    """Explain the colours above the figure, those without a bar too."""
+    """Draw a legend of all colours above the figure, including those without a bar."""
     patches = [plt.Rectangle((0, 0), 1, 1, color=c, label=label) for label, c in colours.items()]
     fig.legend(handles=patches, loc="outside upper right", ncols=len(patches))
 
 
-def _number(value: float) -> str:
+def _write_number(value: float) -> str:
     """Write 29220.4 as "29,220" and 24.31 as "24.3"."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _share(value: float) -> str:
+def _write_share(value: float) -> str:
     """Write 31.04 as "31%", 1.304 as "1.3%" and 0.02 as "<0.1%"."""
     if 0 < value < 0.05:
         return "<0.1%"

@@ -1,4 +1,4 @@
-"""Figures of the silhouettes: what is there, how long, and what it looks like."""
+"""Figures of a data set: its sequences, their lengths, and their silhouettes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from gaitlib.plots.style import (
     CONDITION_WORDS,
     KEPT_COLOUR,
     STYLE,
-    bare,
     condition_of,
-    in_order,
     label_bars,
     mosaic,
     mosaic_ticks,
+    types_in_order,
+    without_frame,
 )
 
 
 @plt.rc_context(STYLE)
 def sequences_heatmap(table: pd.DataFrame, expected: int = 11) -> Figure:
-    """How many views of each walking type every subject has.
+    """Draw how many views each subject has of each walking type.
 
     Args:
-        table: a row per sequence with columns subject, type, view.
+        table: one row per sequence with columns subject, type, view.
         expected: views per subject and type in a complete set.
     """
-    counts = pd.crosstab(table["type"], table["subject"]).loc[in_order(table["type"])]
+    counts = pd.crosstab(table["type"], table["subject"]).loc[types_in_order(table["type"])]
     fig, ax = plt.subplots(figsize=(10, 3.4))
     sns.heatmap(
         counts,
@@ -46,7 +46,7 @@ def sequences_heatmap(table: pd.DataFrame, expected: int = 11) -> Figure:
         cbar_kws={"ticks": [0, expected // 2, expected], "pad": 0.01, "label": "views on disk"},
     )
     ax.tick_params(axis="y", rotation=0)
-    bare(ax)
+    without_frame(ax)
     missing = int((expected - counts.clip(upper=expected)).to_numpy().sum())
     title = f"{len(table)} sequences, {missing} missing"
     ax.set(xlabel="subject", ylabel="", title=title)
@@ -56,21 +56,21 @@ def sequences_heatmap(table: pd.DataFrame, expected: int = 11) -> Figure:
 
 @plt.rc_context(STYLE)
 def frames_histogram(table: pd.DataFrame, bins: int = 30) -> Figure:
-    """How long sequences are, by condition, on one scale.
+    """Draw histograms of the sequences' lengths, one panel per condition.
 
     Args:
-        table: a row per sequence with columns type, frames.
-        bins: of the histogram; fewer different lengths get a bar each.
+        table: one row per sequence with columns type, frames.
+        bins: of the histogram; if there are fewer lengths, each has a bar of its own.
     """
     condition = table["type"].map(condition_of)
     low, high = table["frames"].min(), table["frames"].max()
-    each = high - low < bins  # few different lengths: a bar for each
+    bar_per_length = high - low < bins
     fig, axes = plt.subplots(len(CONDITION_COLOURS), 1, figsize=(8, 5), sharex=True, squeeze=False)
     for ax, (name, colour) in zip(axes[:, 0], CONDITION_COLOURS.items(), strict=True):
         frames = table.loc[condition == name, "frames"]
         sns.histplot(
-            x=frames, ax=ax, discrete=each, bins="auto" if each else bins,
-            binrange=None if each else (low, high), color=colour, alpha=1, shrink=0.9,
+            x=frames, ax=ax, discrete=bar_per_length, bins="auto" if bar_per_length else bins,
+            binrange=None if bar_per_length else (low, high), color=colour, alpha=1, shrink=0.9,
         )  # fmt: skip
         ax.set_title(CONDITION_WORDS[name], loc="left", fontsize=11)
         ax.set_ylabel("sequences")
@@ -86,11 +86,11 @@ def frames_histogram(table: pd.DataFrame, bins: int = 30) -> Figure:
 
 @plt.rc_context(STYLE)
 def split_bars(table: pd.DataFrame) -> Figure:
-    """The parts of a data set side by side.
+    """Draw counts of a data set's parts as bars, one panel per count.
 
     Args:
-        table: a row per part (train, test), with a column split and one column per count to
-            show, e.g. subjects, sequences, frames.
+        table: one row per part (train, test), with a column split and one column per count,
+            e.g. subjects, sequences, frames.
     """
     counts = [column for column in table if column != "split"]
     height = 1.1 + 0.4 * len(table)
@@ -111,11 +111,11 @@ def split_bars(table: pd.DataFrame) -> Figure:
 
 @plt.rc_context(STYLE)
 def views_strip(clips: Mapping[str, np.ndarray], frames: int = 10, title: str = "") -> Figure:
-    """Clips one under the other, a few evenly spaced frames of each.
+    """Draw one clip per row, as evenly spaced frames.
 
     Args:
-        clips: row label (view or type) to uint8 ``(T, H, W)``, all of one H and W.
-        frames: columns.
+        clips: row label (view or type) to uint8 ``(T, H, W)``; H and W are the same for all.
+        frames: number of columns.
         title: of the figure.
     """
     rows = []
@@ -130,17 +130,17 @@ def views_strip(clips: Mapping[str, np.ndarray], frames: int = 10, title: str = 
     ax.set_xticks([])
     ax.set_xlabel("frames evenly spaced over the clip; its length in brackets")
     ax.set_title(title)
-    bare(ax)
+    without_frame(ax)
     plt.close(fig)
     return fig
 
 
 @plt.rc_context(STYLE)
 def gei_grid(geis: Mapping[tuple[str, str], np.ndarray], title: str = "") -> Figure:
-    """Gait energy images (mean silhouettes), types in rows and views in columns.
+    """Draw gait energy images (mean silhouettes), types in rows and views in columns.
 
     Args:
-        geis: ``(type, view)`` to a grey image ``(H, W)`` of 0-255; absent pairs stay pale.
+        geis: ``(type, view)`` to a grey image ``(H, W)`` of 0-255; missing pairs are pale.
         title: of the figure.
     """
     types, views = (list(dict.fromkeys(names)) for names in zip(*geis, strict=True))
@@ -151,24 +151,24 @@ def gei_grid(geis: Mapping[tuple[str, str], np.ndarray], title: str = "") -> Fig
     ax.set_xticks(mosaic_ticks(len(views), width), views)
     ax.set_yticks(mosaic_ticks(len(types), height), types)
     ax.set(xlabel="view (degrees)", title=title)
-    bare(ax)
+    without_frame(ax)
     plt.close(fig)
     return fig
 
 
 @plt.rc_context(STYLE)
 def foreground_statistics(table: pd.DataFrame) -> Figure:
-    """Boxes per walking type of how much of the frame is filled and how wide the person is.
+    """Draw boxes per walking type of the filled share of the frame and the person's width.
 
     Args:
-        table: a row per sequence with columns type, filled (share of pixels, 0-1) and width
+        table: one row per sequence with columns type, filled (share of pixels, 0-1) and width
             (mean extent in pixels).
     """
-    types = in_order(table["type"])
+    types = types_in_order(table["type"])
     panels = {"filled": "share of the frame filled", "width": "mean width (pixels)"}
     fig, axes = plt.subplots(1, len(panels), figsize=(10, 3.8))
     for ax, (column, label) in zip(axes, panels.items(), strict=True):
-        # matplotlib's own: seaborn 0.13's boxplot warns of an argument that matplotlib 3.11 drops
+        # not seaborn 0.13's boxplot: it passes an argument that matplotlib 3.11 removes, and warns
         boxes = ax.boxplot(
             [table.loc[table["type"] == type_, column] for type_ in types],
             patch_artist=True,

@@ -1,4 +1,4 @@
-"""The dependency graph of a network, drawn as a column of layers with arcs for the skips."""
+"""Draw the dependency graph of a network as a column of layers, with arcs for skips."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path
 
-from gaitlib.plots.style import PALE, STYLE
+from gaitlib.plots.style import PALE_GREY, STYLE
 
-# Without tab10's grey (7) and Dark2's (7): grey means "not pruned".
+#: Without the greys of tab10 and Dark2 (both number 7), because grey means "not pruned".
 GROUP_COLOURS = tuple(
     colour
     for name in ("tab10", "Dark2")
@@ -29,20 +29,20 @@ def dependency_graph(
     hide: Collection[str] = (),
     strip: str = "Backbone.forward_block.",
 ) -> Figure:
-    """Draw layers from input to output, coloured by the group they are pruned with.
+    """Draw layers from input to output, one colour per group of layers that share channels.
 
-    Layers stand in execution order, one a line, so no label can cover another. An edge to the next
-    line is straight; any other is an arc on the left. Grey layers are not pruned.
+    There is one layer per line, in execution order, so that labels do not overlap. An edge to the
+    next line is straight; any other edge is an arc on the left. Grey layers are not pruned.
 
     Args:
         network: directed and acyclic; nodes may carry ``type`` (operator), ``group`` (any
             label), ``prunable`` (bool), ``channels`` (outputs) and ``label`` (default: the
             node's name).
-        hide: operator types to draw edges through instead of a line of their own, e.g. "Relu".
-        strip: left out at the start of names.
+        hide: operator types without a line of their own, e.g. "Relu"; edges pass through them.
+        strip: prefix to remove from names.
 
     Raises:
-        ValueError: the graph has a cycle or nothing to draw.
+        ValueError: the graph has a cycle or no node to draw.
     """
     if not nx.is_directed_acyclic_graph(network):
         raise ValueError(f"graph with a cycle: {nx.find_cycle(network)}")
@@ -59,7 +59,7 @@ def dependency_graph(
 
     names = {name: str(network.nodes[name].get("label", name)) for name in order}
     names = {name: label.removeprefix(strip) for name, label in names.items()}
-    details = 0.3 + 0.085 * max(len(label) for label in names.values())  # inches, as all x here
+    details = 0.3 + 0.085 * max(len(label) for label in names.values())  # inches, like all x here
     right = details + 2.3
 
     fig, ax = plt.subplots(figsize=(right + 3.6, 0.8 + 0.27 * len(order)))
@@ -84,7 +84,7 @@ def dependency_graph(
 
 
 def _bypass(network: nx.DiGraph, hide: Collection[str]) -> nx.DiGraph:
-    """Replace every hidden node by edges from what it reads to what reads it."""
+    """Replace every hidden node by edges from its predecessors to its successors."""
     network = network.copy()
     for name in [n for n, data in network.nodes(data=True) if data.get("type") in set(hide)]:
         before, after = list(network.predecessors(name)), list(network.successors(name))
@@ -94,13 +94,13 @@ def _bypass(network: nx.DiGraph, hide: Collection[str]) -> nx.DiGraph:
 
 
 def _group_colours(network: nx.DiGraph, order: list[Hashable]) -> dict[Hashable, object]:
-    """Colours by group in order of first appearance; grey for what is not pruned."""
+    """Return each node's colour: one per group, in order of appearance; grey if not pruned."""
     groups: dict[Hashable, object] = {}
     colours = {}
     for name in order:
         data = network.nodes[name]
         if not data.get("prunable", False) or data.get("group") is None:
-            colours[name] = PALE
+            colours[name] = PALE_GREY
             continue
         new = GROUP_COLOURS[len(groups) % len(GROUP_COLOURS)]
         colours[name] = groups.setdefault(data["group"], new)
@@ -108,7 +108,7 @@ def _group_colours(network: nx.DiGraph, order: list[Hashable]) -> dict[Hashable,
 
 
 def _edge(ax: plt.Axes, top: float, bottom: float, bend: float) -> None:
-    """Draw a line down, bent to the left by ``bend``."""
+    """Draw an edge from ``top`` to ``bottom``; it bulges to the left by ``bend``."""
     if not bend:
         ax.plot([0, 0], [top, bottom], color="#8C8C8C", linewidth=1.2, zorder=1)
         return
@@ -127,11 +127,11 @@ def _legend(
     colours: dict[Hashable, object],
     strip: str,
 ) -> None:
-    """One entry per group, with how many layers it ties together."""
+    """Draw a legend with one entry per group and its number of layers."""
     members: dict[object, list[Hashable]] = {}
     for name in order:
         data = network.nodes[name]
-        key = "not pruned" if colours[name] == PALE else str(data["group"]).removeprefix(strip)
+        key = "not pruned" if colours[name] == PALE_GREY else str(data["group"]).removeprefix(strip)
         members.setdefault(key, []).append(name)
     handles = [
         Line2D(

@@ -1,4 +1,4 @@
-"""A figure that redraws itself in the notebook while training goes on."""
+"""A figure that redraws itself in a notebook during training."""
 
 import time
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from matplotlib.figure import Figure
 
 
 class LiveFigure:
-    """Redraw ``plot(history)`` at most every ``seconds``; the saved notebook keeps the last one.
+    """Redraw ``plot(history)`` at most every ``seconds``. The saved notebook keeps the last figure.
 
-    Pass it as ``on_history`` of `gaitlib.steps.train_stage`.
+    Pass it as ``on_history`` of `gaitlib.steps.Watch`.
 
     Args:
-        plot: history (a row per logged step) to a Figure.
-        show: takes each Figure, as ``display(display_id=True).update`` does.
-        seconds: between two drawings.
+        plot: makes a Figure of a history (one row per logged step).
+        show: displays a Figure, as ``display(display_id=True).update`` does.
+        seconds: the shortest time between two drawings.
     """
 
     def __init__(
@@ -25,11 +25,11 @@ class LiveFigure:
         seconds: float = 5.0,
     ) -> None:
         self.plot, self.show, self.seconds = plot, show, seconds
-        self.last = time.monotonic()
+        self.last_drawn = time.monotonic()
 
     def __call__(self, history: pd.DataFrame) -> None:
-        """Draw, if it is time."""
-        if len(history) < 2 or time.monotonic() - self.last < self.seconds:
+        """Draw the history if it has two rows and the last drawing is old enough."""
+        if len(history) < 2 or time.monotonic() - self.last_drawn < self.seconds:
             return
         self.show(self.plot(history))
-        self.last = time.monotonic()
+        self.last_drawn = time.monotonic()

@@ -1,4 +1,4 @@
-"""Figures of pruning: its schedule, where the cuts fell, and what they bought."""
+"""Figures of pruning: its schedule, the channels that were cut, and what that saves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gaitlib.plots.style import (
     CUT_COLOUR,
     KEPT_COLOUR,
     MODEL_COLOURS,
-    PALE,
+    PALE_GREY,
     STYLE,
+    addable,
     label_bars,
-    short,
-    total_of,
+    with_prefix,
 )
 
 
@@ -29,19 +29,19 @@ def sparsity_schedule(
     target: float | None = None,
     smooth: int = 10,
 ) -> Figure:
-    """Loss and group sparsity over iterations, pruning periods shaded.
+    """Draw loss and group sparsity over iterations, with shaded pruning periods.
 
     Args:
-        history: a row per logged step with columns iteration, total, group_sparsity (0-1; NaN
+        history: one row per logged step with columns iteration, total, group_sparsity (0-1; NaN
             where it was not counted).
         periods: first and last iteration of each pruning period.
-        target: the group sparsity asked for, 0-1.
+        target: the target group sparsity, 0-1.
         smooth: rows in the running mean of the loss.
     """
     fig, ax = plt.subplots(figsize=(9, 4))
     twin = ax.twinx()
     for i, (start, stop) in enumerate(periods):
-        ax.axvspan(start, stop, color=PALE, alpha=0.75 if i % 2 == 0 else 0.4, linewidth=0)
+        ax.axvspan(start, stop, color=PALE_GREY, alpha=0.75 if i % 2 == 0 else 0.4, linewidth=0)
     running = history["total"].rolling(smooth, min_periods=1, center=True).mean()
     ax.plot(history["iteration"], history["total"], color=KEPT_COLOUR, alpha=0.25, linewidth=1)
     lines = ax.plot(history["iteration"], running, color=KEPT_COLOUR, label="loss")
@@ -57,7 +57,7 @@ def sparsity_schedule(
     if target is not None:
         lines += [twin.axhline(target, color=CUT_COLOUR, linestyle=":", label="target")]
     if periods:
-        lines += [plt.Rectangle((0, 0), 1, 1, color=PALE, label="pruning periods")]
+        lines += [plt.Rectangle((0, 0), 1, 1, color=PALE_GREY, label="pruning periods")]
     ax.set_xlabel("iteration")
     ax.set_ylabel("loss", color=KEPT_COLOUR)
     twin.set_ylabel("group sparsity", color=CUT_COLOUR)
@@ -71,16 +71,16 @@ def sparsity_schedule(
 
 @plt.rc_context(STYLE)
 def channels_kept(layers: pd.DataFrame) -> Figure:
-    """Output channels that every layer kept, of those it had.
+    """Draw how many of its output channels each layer kept.
 
     Args:
-        layers: a row per layer in network order with columns name, kept, total.
+        layers: one row per layer in network order with columns name, kept, total.
     """
     y = np.arange(len(layers))
     kept, total = layers["kept"].to_numpy(), layers["total"].to_numpy()
     fig, ax = plt.subplots(figsize=(9, 1.3 + 0.34 * len(layers)))
     ax.barh(y, kept, color=KEPT_COLOUR, height=0.7, label="kept")
-    ax.barh(y, total - kept, left=kept, color=PALE, height=0.7, label="removed")
+    ax.barh(y, total - kept, left=kept, color=PALE_GREY, height=0.7, label="removed")
     texts = [f"{k} of {t}  ({k / t:.0%})" for k, t in zip(kept, total, strict=True)]
     label_bars(ax, total.tolist(), texts)
     ax.set_yticks(y, layers["name"])
@@ -94,12 +94,12 @@ def channels_kept(layers: pd.DataFrame) -> Figure:
 
 @plt.rc_context(STYLE)
 def block_cost(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
-    """Parameters and multiply-adds per block, dense and compressed.
+    """Draw parameters and multiply-adds per block, dense and compressed.
 
     Args:
-        before: the dense network: a row per block with columns block, params, macs and per
-            (``frame`` or ``clip``; only the former are added up).
-        after: the compressed one, the same blocks.
+        before: the dense network: one row per block with columns block, params, macs and per
+            (``frame`` or ``clip``; only multiply-adds per frame are added up).
+        after: the compressed network, with the same blocks.
 
     Raises:
         ValueError: the blocks differ.
@@ -116,15 +116,15 @@ def block_cost(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
             for at, value, whole in zip(y + shift, values, before[column], strict=True):
                 cut = f"  ({value / whole:.0%})" if name == "compressed" and whole else ""
                 ax.annotate(
-                    short(value) + cut,
+                    with_prefix(value) + cut,
                     (value, at),
                     (4, 0),
                     textcoords="offset points",
                     va="center",
                     fontsize=9,
                 )
-        whole, rest = (total_of(table, column).sum() for table in (before, after))
-        total = f"{short(whole)} to {short(rest)}"
+        whole, rest = (addable(table, column).sum() for table in (before, after))
+        total = f"{with_prefix(whole)} to {with_prefix(rest)}"
         ax.set_title(f"{title}: {total}", loc="left")
         ax.set_xlim(0, 1.3 * max(before[column].max(), 1e-12))
         ax.set_xticks([])
@@ -140,10 +140,10 @@ def block_cost(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
 
 @plt.rc_context(STYLE)
 def saliency_of_groups(scores: pd.DataFrame) -> Figure:
-    """Score of every group of channels, a line of points per layer; what was cut is coloured.
+    """Draw the saliency score of every channel, one line of points per layer.
 
     Args:
-        scores: a row per group with columns layer, score, kept (bool); layers in network order.
+        scores: one row per channel with columns layer, score, kept (bool); layers in network order.
     """
     layers = list(dict.fromkeys(scores["layer"]))
     fig, ax = plt.subplots(figsize=(9, 1.5 + 0.36 * len(layers)))

@@ -1,4 +1,4 @@
-"""Figures of a finished study: accuracy against costs, and where each method cuts."""
+"""Figures of a finished study: accuracy against costs, and the cuts of each method."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from gaitlib.model.network_cost import FLOAT_BITS
-from gaitlib.plots.bits_figures import BACKBONE
-from gaitlib.plots.style import CONDITION_WORDS, MODEL_COLOURS, PALE, STYLE, bare, short
+from gaitlib.plots.bits_figures import BACKBONE_PREFIX
+from gaitlib.plots.style import (
+    CONDITION_WORDS,
+    MODEL_COLOURS,
+    PALE_GREY,
+    STYLE,
+    with_prefix,
+    without_frame,
+)
 from gaitlib.report.frontier import (
     BASELINE,
     COSTS,
@@ -30,9 +37,8 @@ from gaitlib.report.frontier import (
 from gaitlib.report.method_names import in_order
 from gaitlib.report.recommendation import LIMITS, Recommendation
 
-#: A colour and a marker for each method, in every figure. Beside the two that the project's other
-#: figures use, the colours are Paul Tol's "muted", safe for colour-blind readers
-#: (https://personal.sron.nl/~pault/).
+#: A colour and a marker for each method, in every figure. Colours that other figures do not use are
+#: from Paul Tol's "muted" palette for colour-blind readers (https://personal.sron.nl/~pault/).
 METHOD_STYLES = {
     BASELINE: (MODEL_COLOURS["dense"], "o"),
     LONGER: ("#000000", "p"),
@@ -45,17 +51,17 @@ METHOD_STYLES = {
     "uniform": ("#DDCC77", "X"),
     "torch_pruning": ("#44AA99", "*"),
 }
-#: For methods of other names, in their order.
+#: For unknown methods, in the order in which they appear.
 SPARE_STYLES = (("#882255", "<"), ("#999933", ">"), ("#CC6677", "h"), ("#000000", "d"))
-#: Markers that look smaller than others of their size.
-SIZES = {"*": 12, "P": 9, "X": 9, "p": 9, "h": 9}
-BAR_POINTS = 2  # bars of seeds stand up to so far beside their markers, so that none hides one
-FAR_BELOW = 15  # points of rank-1 below the dense network: what is not drawn, but named
-EXCLUDED = {"facecolor": "none", "edgecolor": "#C0C0C0", "hatch": "///", "linewidth": 0}
-LIMIT_LINE = {"color": "#202020", "linewidth": 1, "linestyle": "--"}
-SHARES = {"cmap": "viridis", "vmin": 0, "vmax": 100}  # of the colours of maps
-BITS = {"cmap": "Blues_r", "vmin": -2, "vmax": 9}
-RING = {"marker": "o", "color": "none", "markeredgecolor": "#202020", "markeredgewidth": 1.8}
+#: Sizes of markers that look too small in the usual size.
+MARKER_SIZES = {"*": 12, "P": 9, "X": 9, "p": 9, "h": 9}
+BAR_SHIFT = 2  # largest sideways shift of a seed bar, in points, so that bars do not overlap
+FAR_BELOW = 15  # settings this many rank-1 points below the dense network are named, not drawn
+EXCLUDED_STYLE = {"facecolor": "none", "edgecolor": "#C0C0C0", "hatch": "///", "linewidth": 0}
+LIMIT_STYLE = {"color": "#202020", "linewidth": 1, "linestyle": "--"}
+SHARE_COLOURS = {"cmap": "viridis", "vmin": 0, "vmax": 100}
+BIT_COLOURS = {"cmap": "Blues_r", "vmin": -2, "vmax": 9}
+RING_STYLE = {"marker": "o", "color": "none", "markeredgecolor": "#202020", "markeredgewidth": 1.8}
 
 
 def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -67,15 +73,15 @@ def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 @plt.rc_context(STYLE)
 def frontiers(summary: pd.DataFrame, recommendation: Recommendation | None = None) -> Figure:
-    """Mean rank-1 against each cost, on log axes; a line per method through its frontier.
+    """Draw mean rank-1 against each cost, on log axes, with a line through each method's frontier.
 
     Every setting has a marker, and a bar from its worst to its best seed. The dense network is a
-    band, as wide as its seeds, and a line at their mean. What lies 15 points or more below it is
-    named in the legend, not drawn: it would leave no room for the others.
+    line at the mean of its seeds, and a band over their range. Settings 15 points or more below it
+    are named in the legend and not drawn, because they would squeeze the others.
 
     Args:
-        summary: of `gaitlib.report.frontier.summarise`. A cost that was not measured has no panel.
-        recommendation: rings its setting, and shades what its limits exclude.
+        summary: from `gaitlib.report.frontier.summarise`. A cost without measurements has no panel.
+        recommendation: its setting gets a ring; the area outside its limits is hatched.
     """
     summary, below = _near_dense(summary)
     costs = [cost for cost in COSTS if summary[cost].notna().any()]
@@ -102,10 +108,10 @@ def frontiers(summary: pd.DataFrame, recommendation: Recommendation | None = Non
 
 @plt.rc_context(STYLE)
 def frontier_by_condition(summary: pd.DataFrame, cost: str = "macs_per_frame") -> Figure:
-    """Rank-1 of each condition against one cost; a line per method through its frontier there.
+    """Draw rank-1 of each condition against one cost, with a line through each method's frontier.
 
     Args:
-        summary: of `gaitlib.report.frontier.summarise`.
+        summary: from `gaitlib.report.frontier.summarise`.
         cost: a column of COSTS.
     """
     summary, below = _near_dense(summary)
@@ -122,23 +128,23 @@ def frontier_by_condition(summary: pd.DataFrame, cost: str = "macs_per_frame") -
 
 
 def _near_dense(summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the settings to draw, and those that lie far below the dense network."""
+    """Return the settings to draw, and those far below the dense network."""
     dense = summary.loc[summary["method"] == BASELINE, "rank1"].mean()
-    below = summary["rank1"] <= dense - FAR_BELOW  # nothing without a dense network
+    below = summary["rank1"] <= dense - FAR_BELOW  # none without a dense network
     return summary[~below], summary[below]
 
 
 def _panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> None:
-    """Draw one accuracy against one cost."""
+    """Draw one panel: an accuracy against a cost."""
     dense = summary[summary["method"] == BASELINE]
     if dense[accuracy].notna().any():
         band = dense[f"{accuracy}_min"].min(), dense[f"{accuracy}_max"].max()
-        ax.axhspan(*band, color=PALE, alpha=0.6, linewidth=0)
+        ax.axhspan(*band, color=PALE_GREY, alpha=0.6, linewidth=0)
         ax.axhline(dense[accuracy].mean(), color=MODEL_COLOURS["dense"], linewidth=0.8)
     fronts = pareto(summary, cost, accuracy)
     styles = _styles(in_order(summary["method"]))
-    sideways = np.linspace(-BAR_POINTS, BAR_POINTS, len(styles))
-    for (method, (colour, marker)), points in zip(styles.items(), sideways, strict=True):
+    shifts = np.linspace(-BAR_SHIFT, BAR_SHIFT, len(styles))
+    for (method, (colour, marker)), shift in zip(styles.items(), shifts, strict=True):
         front, settings = (table[table["method"] == method] for table in (fronts, summary))
         ax.plot(front[cost], front[accuracy], color=colour, linewidth=1.6)
         bars = ax.vlines(
@@ -148,8 +154,8 @@ def _panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> None:
             color=colour,
             linewidth=1.3,
         )
-        inch = ScaledTranslation(points / 72, 0, ax.get_figure().dpi_scale_trans)
-        bars.set_transform(ax.transData + inch)
+        sideways = ScaledTranslation(shift / 72, 0, ax.get_figure().dpi_scale_trans)
+        bars.set_transform(ax.transData + sideways)
         ax.plot(settings[cost], settings[accuracy], linestyle="none", **_marker(colour, marker))
     ax.set_xscale("log")
     _ticks(ax, cost)
@@ -157,13 +163,13 @@ def _panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> None:
 
 
 def _marker(colour: str, marker: str) -> dict[str, object]:
-    size = SIZES.get(marker, 7.5)
+    size = MARKER_SIZES.get(marker, 7.5)
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.8}
     return {"marker": marker, "markersize": size, "color": colour, "zorder": 3, **edge}
 
 
 def _ticks(ax: Axes, cost: str) -> None:
-    """Label three round numbers of a log axis or more, the roundest that are enough."""
+    """Label at least three numbers of a log axis, as round as possible."""
     low, high = ax.get_xlim()
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
     for steps in ([1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 6, 8]):
@@ -173,36 +179,36 @@ def _ticks(ax: Axes, cost: str) -> None:
     else:
         ticks = MaxNLocator(4).tick_values(low, high)
     ticks = ticks[(low <= ticks) & (ticks <= high)]
-    write = short if cost == "params" else number
+    write = with_prefix if cost == "params" else number
     ax.set_xticks(ticks, [write(tick * COSTS[cost].scale) for tick in ticks])
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _limits(ax: Axes, summary: pd.DataFrame, cost: str, recommendation: Recommendation) -> None:
-    """Hatch what the limits exclude, and ring the setting that was chosen."""
+    """Hatch the area outside the limits, and ring the recommended setting."""
     limits = recommendation.limits
     low, high = ax.get_xlim()
     for limit in [value for name, value in limits.items() if LIMITS[name] == cost]:
         low, high = min(low, 0.9 * limit), max(high, 1.1 * limit)
-        ax.axvspan(limit, high, **EXCLUDED)
-        ax.axvline(limit, **LIMIT_LINE)
+        ax.axvspan(limit, high, **EXCLUDED_STYLE)
+        ax.axvline(limit, **LIMIT_STYLE)
     dense = summary.loc[summary["method"] == BASELINE, "rank1"].mean()
     if "max_drop" in limits and not np.isnan(dense):
         bottom, top = ax.get_ylim()
         least = dense - limits["max_drop"]
-        ax.axhspan(least - 100, least, **EXCLUDED)
-        ax.axhline(least, **LIMIT_LINE)
+        ax.axhspan(least - 100, least, **EXCLUDED_STYLE)
+        ax.axhline(least, **LIMIT_STYLE)
         ax.set_ylim(min(bottom, least - 0.05 * (top - least)), top)
     ax.set_xlim(low, high)
     _ticks(ax, cost)
     if (row := recommendation.row) is not None:
-        ax.plot(row[cost], row["rank1"], markersize=17, **RING)
+        ax.plot(row[cost], row["rank1"], markersize=17, **RING_STYLE)
 
 
 def _handles(
     summary: pd.DataFrame, below: pd.DataFrame, recommendation: Recommendation | None = None
 ) -> list[Line2D | plt.Rectangle]:
-    """Return what a legend explains, the methods in their order, and what is not drawn."""
+    """Return the legend's entries: methods, recommendation, limits, and settings not drawn."""
     words = dict(zip(summary["method"], summary["name"], strict=True))
     handles = []
     for method, (colour, marker) in _styles(in_order(words)).items():
@@ -210,9 +216,11 @@ def _handles(
         style = _marker(colour, marker)
         handles.append(Line2D([], [], linestyle=line, label=words[method], **style))
     if recommendation is not None and recommendation.row is not None:
-        handles.append(Line2D([], [], linestyle="none", label="recommended", markersize=13, **RING))
+        handles.append(
+            Line2D([], [], linestyle="none", label="recommended", markersize=13, **RING_STYLE)
+        )
     if recommendation is not None and recommendation.limits:
-        handles.append(plt.Rectangle((0, 0), 1, 1, label="outside the limits", **EXCLUDED))
+        handles.append(plt.Rectangle((0, 0), 1, 1, label="outside the limits", **EXCLUDED_STYLE))
     for row in below.to_dict("records"):
         label = f"{row['name']}, {row['values']}:\n{row['rank1']:.0f} %, below the figure"
         handles.append(Line2D([], [], linestyle="none", label=label))
@@ -221,26 +229,26 @@ def _handles(
 
 @plt.rc_context(STYLE)
 def cuts_by_method(table: pd.DataFrame) -> Figure:
-    """Share of channels that each method and setting left in each layer, and the bits there.
+    """Draw the share of channels that each method and setting kept in each layer, and the bits.
 
-    Methods that cut nothing have no row. A second map has the bits of weights and inputs, of the
+    Settings that cut nothing have no row. A second map shows the bits of weights and inputs, for
     settings that have any.
 
     Args:
-        table: of `gaitlib.report.frontier.cuts`.
+        table: from `gaitlib.report.frontier.cuts`.
 
     Raises:
         ValueError: no method cut or rounded anything.
     """
-    table = table.assign(layer=table["layer"].str.removeprefix(BACKBONE))
+    table = table.assign(layer=table["layer"].str.removeprefix(BACKBONE_PREFIX))
     settings = table.groupby(["method", "values"])
     cut = table[settings["share"].transform("min") < 100]
     rounded = table[settings["weight_bits"].transform("min") < FLOAT_BITS]
-    keys = table.columns[2 : table.columns.get_loc("setting")]  # behind method and name
+    keys = table.columns[2 : table.columns.get_loc("setting")]  # after method and name
     by = ", ".join(["method", *(key.rpartition(".")[2] for key in keys)])
     maps = {
-        f"channels kept, %  (by {by})": (cut, "share", "{:.0f}", SHARES),
-        "bits of weights / of inputs": (rounded, "weight_bits", "{:.2g} / {:.2g}", BITS),
+        f"channels kept, %  (by {by})": (cut, "share", "{:.0f}", SHARE_COLOURS),
+        "bits of weights / of inputs": (rounded, "weight_bits", "{:.2g} / {:.2g}", BIT_COLOURS),
     }
     maps = {title: arguments for title, arguments in maps.items() if len(arguments[0])}
     if not maps:
@@ -271,7 +279,7 @@ def _cells(
     write: str,
     scale: Mapping[str, object],
 ) -> None:
-    """Draw one map, a gap between methods; a method's name stands beside its first setting."""
+    """Draw one map, with gaps between methods and a method's name at its first setting only."""
     settings = rows[["method", "name", "values"]].drop_duplicates(ignore_index=True)
     texts = [
         write.format(*values) for values in zip(rows[column], rows["activation_bits"], strict=True)
@@ -293,4 +301,4 @@ def _cells(
     labels = (settings["name"].where(first, "") + "   " + settings["values"]).str.rstrip()
     ax.set_yticks(np.arange(len(settings)) + 0.5, labels, rotation=0)
     ax.set(xlabel="", ylabel="")
-    bare(ax)
+    without_frame(ax)

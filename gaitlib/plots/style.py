@@ -1,4 +1,4 @@
-"""One look for all figures: colours that stay with their meaning, and files without dates."""
+"""The common style of all figures: fixed colours, number formats, and files without dates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from gaitlib.runs import figures_folder
 
-#: Okabe and Ito's palette for colour-blind readers; a colour means the same in every figure.
+#: Okabe and Ito's palette for colour-blind readers. A colour has one meaning in all figures.
 CONDITION_COLOURS = {"NM": "#0072B2", "BG": "#E69F00", "CL": "#009E73"}
 MODEL_COLOURS = {
     "dense": "#595959",
@@ -21,10 +21,10 @@ MODEL_COLOURS = {
     "compressed": "#D55E00",
 }
 CONDITION_WORDS = {"NM": "NM, normal", "BG": "BG, with a bag", "CL": "CL, in a coat"}
-CUT_COLOUR, KEPT_COLOUR, PALE = "#D55E00", "#0072B2", "#D9D9D9"
+CUT_COLOUR, KEPT_COLOUR, PALE_GREY = "#D55E00", "#0072B2", "#D9D9D9"
 SPARE_COLOURS = ("#56B4E9", "#CC79A7", "#F0E442", "#000000")
 
-#: For ``with plt.rc_context(STYLE)``, so that importing this package changes nobody's settings.
+#: For ``plt.rc_context(STYLE)``, so that importing this package changes no global settings.
 STYLE = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
@@ -48,11 +48,11 @@ STYLE = {
 
 
 def save_figure(fig: Figure, name: str) -> Figure:
-    """Write ``figures/<name>.png`` and ``.pdf`` without a date, so equal data give equal files."""
+    """Write ``figures/<name>.png`` and ``.pdf`` without a date: equal data give equal files."""
     path = figures_folder() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        fig.savefig(f"{path}.{suffix}", dpi=120, metadata=metadata)  # a name may hold "0.5"
+        fig.savefig(f"{path}.{suffix}", dpi=120, metadata=metadata)  # a name may contain "0.5"
     return fig
 
 
@@ -61,56 +61,56 @@ def condition_of(type_: str) -> str:
     return type_.split("-")[0].upper()
 
 
-def in_order(types: Iterable[str]) -> list[str]:
-    """Sort walking types as the protocol names them: nm, bg, cl."""
+def types_in_order(types: Iterable[str]) -> list[str]:
+    """Return each walking type once, in the protocol's order: nm, bg, cl."""
     conditions = list(CONDITION_COLOURS)
     return sorted(set(types), key=lambda t: (conditions.index(condition_of(t)), t))
 
 
 def model_colour(name: str, position: int) -> str:
-    """Return the colour of a model: its own if it has one, else a spare one by position."""
+    """Return a model's own colour, or a spare one by its position if it has none."""
     return MODEL_COLOURS.get(name, SPARE_COLOURS[position % len(SPARE_COLOURS)])
 
 
-def short(value: float) -> str:
-    """Write a count with three figures and a unit prefix: 7305408 as "7.31 M"."""
+def with_prefix(value: float) -> str:
+    """Write a count with three digits and a unit prefix: 7305408 as "7.31 M"."""
     for factor, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= factor * 0.9995:
             return f"{value / factor:.3g}{prefix}"
     return f"{value:.3g}"
 
 
-def total_of(table: pd.DataFrame, column: str) -> pd.Series:
-    """Return a block table's column with what does not add up to the total set to 0.
+def addable(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return a block table's column with values set to 0 that must not be added to the others.
 
-    Multiply-adds of a head are per clip; those of the backbone are per frame.
+    These are the heads' multiply-adds: they are per clip, and the backbone's are per frame.
     """
     return table[column].where((table["per"] == "frame") | (column != "macs"), 0)
 
 
-def bare(ax: Axes) -> None:
-    """Leave an image without grid, spines and tick marks; its labels stay."""
+def without_frame(ax: Axes) -> None:
+    """Remove an image's grid, spines and tick marks; keep its labels."""
     ax.grid(False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
 
 def label_bars(ax: Axes, values: Sequence[float], texts: Sequence[str]) -> None:
-    """Write a text at the end of every horizontal bar, and make room for it."""
+    """Write a text at the end of every horizontal bar, and widen the axis to fit it."""
     for y, (value, text) in enumerate(zip(values, texts, strict=True)):
         ax.annotate(text, (value, y), (4, 0), textcoords="offset points", va="center", fontsize=10)
     ax.set_xlim(0, 1.25 * max([*values, 1e-12]))
 
 
 def mosaic(rows: Sequence[Sequence[np.ndarray | None]], gap: int = 3) -> np.ndarray:
-    """Put equal images on one sheet, white gaps between them; None leaves a pale field.
+    """Arrange images of equal size in a grid with gaps between them; None is a pale field.
 
     Args:
-        rows: grey images ``(H, W)``, uint8 or float 0-255; shorter rows are filled up.
+        rows: grey images ``(H, W)``, uint8 or float 0-255; short rows end in gaps.
         gap: pixels between images.
 
     Returns:
-        float ``(rows * (H + gap) - gap, columns * (W + gap) - gap)``; NaN is the gap.
+        float ``(rows * (H + gap) - gap, columns * (W + gap) - gap)``; gaps are NaN.
     """
     height, width = next(image.shape for row in rows for image in row if image is not None)
     columns = max(len(row) for row in rows)
@@ -123,5 +123,5 @@ def mosaic(rows: Sequence[Sequence[np.ndarray | None]], gap: int = 3) -> np.ndar
 
 
 def mosaic_ticks(count: int, size: int, gap: int = 3) -> np.ndarray:
-    """Centres of ``count`` images of ``size`` pixels along one side of a mosaic."""
+    """Return the centres of ``count`` images of ``size`` pixels along one side of a mosaic."""
     return np.arange(count) * (size + gap) + (size - 1) / 2

@@ -1,4 +1,4 @@
-"""Figures of a training run: its curves, the network's cost, and what it recognises."""
+"""Figures of a training run: its curves, the network's cost, and examples of recognition."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gaitlib.plots.style import (
     CUT_COLOUR,
     KEPT_COLOUR,
     STYLE,
-    bare,
+    addable,
     label_bars,
     mosaic,
     mosaic_ticks,
-    short,
-    total_of,
+    with_prefix,
+    without_frame,
 )
 
 CURVE_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -26,11 +26,13 @@ CURVE_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00
 
 @plt.rc_context(STYLE)
 def training_curves(history: pd.DataFrame, smooth: int = 10) -> Figure:
-    """Losses, accuracy and learning rate over iterations; measured pale, running mean strong.
+    """Draw losses, accuracy and learning rate over iterations.
+
+    Measured values are pale, running means strong.
 
     Args:
-        history: a row per logged step: iteration, and any of total, ``*/loss``, ``*/accuracy``,
-            lr. A panel without columns is left out.
+        history: one row per logged step: iteration, and any of total, ``*/loss``,
+            ``*/accuracy``, lr. A panel without columns is not drawn.
         smooth: rows in the running mean.
     """
     losses = [c for c in history if c.endswith("/loss")]
@@ -71,11 +73,11 @@ def training_curves(history: pd.DataFrame, smooth: int = 10) -> Figure:
 
 @plt.rc_context(STYLE)
 def hits_and_misses(rows: Sequence[tuple[np.ndarray, np.ndarray, str, bool]]) -> Figure:
-    """Probes above their nearest gallery sequence, framed blue (hit) or red (miss).
+    """Draw probes above their nearest gallery sequence, framed blue (hit) or red (miss).
 
     Args:
-        rows: per example the probe's and the match's grey image ``(H, W)`` of 0-255, a label of
-            one or two short lines, and whether the subjects agree.
+        rows: for each example the probe's and the match's grey image ``(H, W)`` of 0-255, a label
+            of one or two short lines, and whether both are the same subject.
 
     Raises:
         ValueError: there are no rows.
@@ -107,33 +109,35 @@ def hits_and_misses(rows: Sequence[tuple[np.ndarray, np.ndarray, str, bool]]) ->
     ax.set_xticks(centres, [label for _, _, label, _ in rows])
     ax.set_yticks(mosaic_ticks(2, height, gap=8), ["probe", "nearest in\nthe gallery"])
     ax.set(xlim=(-4, sheet.shape[1] + 3), ylim=(sheet.shape[0] + 3, -18))
-    bare(ax)
+    without_frame(ax)
     plt.close(fig)
     return fig
 
 
 @plt.rc_context(STYLE)
 def model_blocks(table: pd.DataFrame) -> Figure:
-    """Parameters and multiply-adds of every block, with their share of the network.
+    """Draw parameters and multiply-adds of every block, with their share of the network.
 
     Args:
-        table: a row per block with columns block, params, macs and per (``frame`` or ``clip``).
+        table: one row per block with columns block, params, macs and per (``frame`` or ``clip``).
     """
     titles = {"params": "parameters", "macs": "multiply-adds per frame"}
     fig, axes = plt.subplots(1, 2, figsize=(10, 1 + 0.42 * len(table)), sharey=True)
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        counted = total_of(table, column)
+        counted = addable(table, column)
         values, total = table[column].tolist(), counted.sum()
         ax.barh(np.arange(len(table)), values, color=KEPT_COLOUR, height=0.7)
         label_bars(
             ax,
             values,
             [
-                f"{short(v)}  ({v / max(total, 1):.0%})" if c == v else f"{short(v)} a clip"
+                f"{with_prefix(v)}  ({v / max(total, 1):.0%})"
+                if c == v
+                else f"{with_prefix(v)} per clip"
                 for v, c in zip(values, counted, strict=True)
             ],
         )
-        ax.set_title(f"{title}, {short(total)} in all", loc="left")
+        ax.set_title(f"{title}, {with_prefix(total)} in all", loc="left")
         ax.set_xlim(0, 1.4 * max([*values, 1e-12]))
         ax.set_xticks([])
         ax.grid(False)

@@ -1,4 +1,4 @@
-"""Figures of accuracy view by view; the accuracies come from gaitlib.evaluate."""
+"""Figures of accuracy by view; gaitlib.evaluate computes the accuracies."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from seaborn.utils import relative_luminance
 
-from gaitlib.plots.style import CONDITION_COLOURS, CONDITION_WORDS, STYLE, bare, model_colour
+from gaitlib.plots.style import (
+    CONDITION_COLOURS,
+    CONDITION_WORDS,
+    STYLE,
+    model_colour,
+    without_frame,
+)
 
 
 @plt.rc_context(STYLE)
 def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """Rank-1 for every pair of views: a row of maps per model, a column per condition.
+    """Draw rank-1 for every pair of views, one row of maps per model, one column per condition.
 
-    With two models or more a last row shows the last minus the first. All maps of accuracy share
-    one colour scale, all differences another, symmetric one. Pairs of the same view are framed:
-    they are not in the mean.
+    With two or more models a further row shows the last one minus the first. All accuracies share
+    one colour scale; all differences share another, symmetric one. Pairs of the same view are
+    framed, because the mean excludes them.
 
     Args:
-        maps: model name to condition to a frame (probe views x gallery views) of %, NaN where
+        maps: model name to condition to a table (probe views x gallery views) of %, NaN where
             nothing was measured.
     """
     conditions = list(next(iter(maps.values())))
@@ -67,10 +73,10 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
 
 
 def _heatmap(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool) -> QuadMesh:
-    """Draw one map with its numbers; the same view is framed, NaN is grey.
+    """Draw one map with its numbers; same views are framed, NaN is grey.
 
-    (seaborn's heatmap draws the whole figure once for each map, to see whether its ticks overlap:
-    twenty times as long for fifteen maps.)
+    seaborn's heatmap draws the whole figure once per map to see whether ticks overlap, which takes
+    twenty times as long for fifteen maps.
     """
     write = "{:+.0f}" if signed else "{:.0f}"
     values = matrix.to_numpy(dtype=float)
@@ -88,16 +94,16 @@ def _heatmap(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: b
     ax.set(aspect="equal", xlim=(0, values.shape[1]), ylim=(values.shape[0], 0))
     ax.set_xticks(np.arange(len(matrix.columns)) + 0.5, matrix.columns, rotation=90, fontsize=9)
     ax.set_yticks(np.arange(len(matrix.index)) + 0.5, matrix.index, rotation=0, fontsize=9)
-    bare(ax)
+    without_frame(ax)
     return mesh
 
 
 @plt.rc_context(STYLE)
 def view_curves(curves: pd.DataFrame) -> Figure:
-    """Accuracy of each probe view (over other gallery views), a line per model.
+    """Draw the accuracy of each probe view (over other gallery views), one line per model.
 
     Args:
-        curves: tidy, columns model, condition, view, rank1 (%).
+        curves: tidy, with columns model, condition, view, rank1 (%).
     """
     conditions = [c for c in CONDITION_COLOURS if c in set(curves["condition"])]
     models = list(dict.fromkeys(curves["model"]))
@@ -132,12 +138,12 @@ def view_curves(curves: pd.DataFrame) -> Figure:
 
 @plt.rc_context(STYLE)
 def drop_intervals(table: pd.DataFrame, level: float = 95.0) -> Figure:
-    """Change of rank-1 per condition with its interval over test subjects.
+    """Draw the change of rank-1 per condition with its interval over test subjects.
 
     Args:
-        table: as :func:`gaitlib.evaluate.bootstrap_drop` returns it: condition, rank1_a, rank1_b,
+        table: from `gaitlib.evaluate.bootstrap_drop`: condition, rank1_a, rank1_b,
             difference, low, high (points; NaN draws no interval), subjects.
-        level: of the interval, in per cent, for the axis label.
+        level: of the interval in %, for the axis label.
     """
     y = np.arange(len(table))
     fig, ax = plt.subplots(figsize=(8, 1.4 + 0.55 * len(table)))

@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 
 from gaitlib.plots import bits_by_layer, bits_schedule, size_and_accuracy  # noqa: E402
-from gaitlib.plots.bits_figures import BOPS_COLOUR, BYTES_COLOUR, _spread  # noqa: E402
-from gaitlib.plots.style import CONDITION_COLOURS, KEPT_COLOUR, PALE  # noqa: E402
+from gaitlib.plots.bits_figures import BOPS_COLOUR, BYTES_COLOUR, _spread_apart  # noqa: E402
+from gaitlib.plots.style import CONDITION_COLOURS, KEPT_COLOUR, PALE_GREY  # noqa: E402
 
 PREFIX = "Backbone.forward_block."
 NAMES = ["conv1.conv", "layer1.0.conv1", "layer1.0.conv2", "FCs"]
@@ -45,7 +45,7 @@ NETWORKS = pd.DataFrame(
         "rank1_BG": [83.8, 84.4, 80.0],
         "rank1_CL": [74.6, 73.1, 69.0],
     },
-    index=["dense", "GETA", "pruned"],
+    index=["dense", "GETA", "HESSO"],
 )
 
 
@@ -97,13 +97,13 @@ def test_weights_alone_need_no_interval_of_activations():
     assert [ax.get_ylabel() for ax in fig.axes] == ["bits of weights"]
 
 
-def test_stages_are_marked_in_every_panel_and_named_once():
-    stages = {"warm-up": 0, "projection": 15, "joint": 16, "cool-down": 31}
-    fig = bits_schedule(BITS, PLAN, stages)
+def test_phases_are_marked_in_every_panel_and_named_once():
+    phases = {"warm-up": 0, "projection": 15, "joint": 16, "cool-down": 31}
+    fig = bits_schedule(BITS, PLAN, phases)
     for ax in fig.axes:
         marks = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
         assert marks == [0, 15, 16, 31]
-    assert [texts(fig).count(name) for name in stages] == [1, 1, 1, 0]  # the run ends at 30
+    assert [texts(fig).count(name) for name in phases] == [1, 1, 1, 0]  # the run ends at 30
 
 
 @pytest.mark.filterwarnings("error")
@@ -131,15 +131,15 @@ def test_a_schedule_of_nothing_is_refused(bits):
     ],
 )
 def test_labels_move_no_more_than_they_need(wanted, expected):
-    np.testing.assert_allclose(_spread(wanted, gap=1, low=0.5, high=9.5), expected)
+    np.testing.assert_allclose(_spread_apart(wanted, gap=1, low=0.5, high=9.5), expected)
 
 
 def test_bars_have_their_bits_and_float_is_cut():
     weights, activations, _ = bits_by_layer(TABLE).axes
     assert bars(weights, KEPT_COLOUR) == [4, 10, 2]
     assert bars(activations, KEPT_COLOUR) == [8, 8, 8]
-    assert [len(bars(ax, PALE)) for ax in (weights, activations)] == [1, 1]
-    assert 10 < bars(weights, PALE)[0] < weights.get_xlim()[1] < 16
+    assert [len(bars(ax, PALE_GREY)) for ax in (weights, activations)] == [1, 1]
+    assert 10 < bars(weights, PALE_GREY)[0] < weights.get_xlim()[1] < 16
     assert [t.get_text() for t in weights.texts] == ["float", "4", "10", "2"]
     assert [t.get_text() for t in weights.get_yticklabels()] == NAMES
 
@@ -182,9 +182,9 @@ def test_networks_have_their_size_bops_and_rank1():
     assert bars(size, BYTES_COLOUR) == [528, 31.44, 1210.4]
     assert [t.get_text() for t in size.texts] == ["528", "31.4", "1,210"]
     assert [t.get_text() for t in bops.texts] == ["100%", "0.402%", "31%"]
-    assert bars(rank1, CONDITION_COLOURS["NM"]) == [84.9, 87.1]  # pruned has none
+    assert bars(rank1, CONDITION_COLOURS["NM"]) == [84.9, 87.1]  # HESSO has none
     assert bars(rank1, CONDITION_COLOURS["CL"]) == [74.6, 73.1, 69]
-    assert [t.get_text() for t in size.get_yticklabels()] == ["dense", "GETA", "pruned"]
+    assert [t.get_text() for t in size.get_yticklabels()] == ["dense", "GETA", "HESSO"]
     assert "BG, with a bag" in texts(fig)
 
 

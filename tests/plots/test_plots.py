@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from gaitlib import plots  # noqa: E402
-from gaitlib.plots.style import mosaic, short  # noqa: E402
+from gaitlib.plots.style import mosaic, with_prefix  # noqa: E402
 from gaitlib.report.frontier import cuts, summarise  # noqa: E402
 
 VIEWS = ["000", "018", "036"]
@@ -199,4 +199,4 @@ def test_a_mosaic_keeps_the_images_apart():
     [(7305408, "7.31 M"), (999_999, "1 M"), (640, "640"), (1.178e9, "1.18 G"), (0, "0")],
 )
 def test_counts_are_written_short(value, text):
-    assert short(value) == text
+    assert with_prefix(value) == text
