@@ -1,0 +1,108 @@
+"""The table of a finished run, from hand-made result files."""
+
+import pytest
+import yaml
+
+from gaitlib import runs
+from gaitlib.report.summary import COLUMNS, compare, summary_table
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+
+
+def results(nm, milliseconds=2.0, **others):
+    return {
+        "rank1": {"NM": nm, "BG": 80.25, "CL": None},
+        "params": 123_288,
+        "macs_per_frame": 18_590_000,
+        "bits": {"weights": 32, "activations": 32},
+        "file_bytes": 525_400,
+        "latency_ms": {"batch_1": milliseconds, "batch_16": 20.0},
+        **others,
+    }
+
+
+def compressed(nm, **others):
+    """Return results of a compressing stage, which timed the dense network too: 7 ms."""
+    dense = {"latency_ms": {"batch_1": 7.0, "batch_16": 70.0}}
+    extra = {"dense": dense, "group_sparsity": 0.5, "full_equals_compressed": 1.5e-6}
+    return results(nm, **extra, **others)
+
+
+def save(**stages):
+    for stage, values in stages.items():
+        runs.save_results("r", stage, values)
+
+
+def rows_of(text):
+    """Return the table's rows: the network's name to its NM and its time for 1 clip."""
+    found = {}
+    for line in text.splitlines()[1:]:
+        if line.startswith(("group sparsity", "results and", "figures:")):
+            break
+        cells = line.split()
+        name, values = cells[: -len(COLUMNS)], cells[-len(COLUMNS) :]
+        row = dict(zip(COLUMNS, values, strict=True))
+        found[" ".join(name)] = (row["NM"], row["ms, 1 clip"])
+    return found
+
+
+def rename_stage(former, present, **sections):
+    """Make a stage's folder what an earlier version called it, with its sections."""
+    folder = runs.runs_folder() / "r" / present
+    (folder / "config.yaml").write_text(yaml.safe_dump(sections))
+    folder.rename(folder.with_name(former))
+
+
+def test_cells_are_text_with_their_units_and_what_is_missing_is_a_dash():
+    full = results(84.34, relative_bops=1.404, lowbit_bytes=43_200)
+    table = compare({"dense": full, "empty": {}})
+    assert list(table) == list(COLUMNS)
+    assert table.loc["dense"].to_dict() == {
+        **{"NM": "84.3", "BG": "80.2", "CL": "-", "parameters": "123,288"},
+        **{"MMAC/frame": "18.59", "bits w/a": "32.0/32.0", "rel. BOPs %": "1.40", "kB": "43"},
+        **{"ms, 1 clip": "2.0", "ms, 16 clips": "20.0"},
+    }
+    assert set(table.loc["empty"]) == {"-"}
+
+
+def test_a_float_network_has_its_weights_file_and_no_bops():
+    row = compare({"dense": results(84.34)}).loc["dense"]
+    assert (row["kB"], row["rel. BOPs %"]) == ("525", "-")
+
+
+def test_a_runs_networks_have_their_names_and_order(tmp_path):
+    save(geta=compressed(84.7), ptq=results(84.6), hesso=compressed(86.2), baseline=results(84.3))
+    text = summary_table("r")
+    assert list(rows_of(text)) == ["dense", "HESSO", "HESSO + rounding (PTQ)", "GETA"]
+    assert [nm for nm, _ in rows_of(text).values()] == ["84.3", "86.2", "84.6", "84.7"]
+    assert rows_of(text)["dense"][1] == "7.0"  # from the compressing stage's process
+    assert "group sparsity 0.500; " in text and text.count("1.5e-06") == 1
+    assert str(tmp_path / "runs" / "r") in text and str(tmp_path / "figures" / "r") in text
+
+
+def test_a_run_with_its_baseline_alone_keeps_its_own_times():
+    save(baseline=results(84.3))
+    text = summary_table("r")
+    assert rows_of(text) == {"dense": ("84.3", "2.0")} and "group sparsity" not in text
+
+
+def test_a_run_of_an_earlier_version_has_hesso_in_its_folder_pruned():
+    save(baseline=results(84.3), hesso=compressed(86.2), geta=compressed(84.7))
+    rename_stage("pruned", "hesso", geta_optimizer_cfg={"lr": 0.1})
+    assert list(rows_of(summary_table("r"))) == ["dense", "HESSO", "GETA"]
+
+
+def test_a_run_of_an_earlier_version_without_bits_has_hesso_in_its_folder_geta():
+    save(baseline=results(84.3), hesso=compressed(86.2))
+    rename_stage("geta", "hesso", geta_optimizer_cfg={"lr": 0.1})
+    text = summary_table("r")
+    assert rows_of(text) == {"dense": ("84.3", "7.0"), "HESSO": ("86.2", "2.0")}
+    assert "group sparsity 0.500" in text
+
+
+def test_a_run_without_results_names_the_notebook_to_run():
+    with pytest.raises(runs.MissingRunError, match=r"02_baseline_train.ipynb with run='r'"):
+        summary_table("r")
