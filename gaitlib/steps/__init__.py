@@ -1,4 +1,4 @@
-"""What notebooks and the command line do with a run, step by step, and whole stages in one call."""
+"""What notebooks and the command line do with a run: single steps, and whole stages."""
 
 from gaitlib.steps.check_resume import ResumeError, check_resume
 from gaitlib.steps.dataset import make_walkers, open_data, transform_of

@@ -1,4 +1,4 @@
-"""Open the data set of an experiment, and draw it first if it is the embedded one."""
+"""Open the data set of an experiment; generate it first if it is the embedded one."""
 
 import contextlib
 from pathlib import Path
@@ -17,16 +17,20 @@ from walkers.command import walkers_command
 
 __all__ = ["calibration_clips", "make_walkers", "open_data", "transform_of", "walkers_command"]
 
-#: Calibration draws its batches from here on: an iteration that no training reaches.
+#: The first iteration of calibration batches; training never gets this far.
 CALIBRATION_ITERATION = 2**31
 
 
 def open_data(experiment: Experiment, progress: bool = False) -> DataSplit:
-    """Read, check and count the sequences of an experiment, or open the file that maps them.
+    """Read, check and count the sequences of an experiment, or open their memory-mapped file.
+
+    Args:
+        experiment: its data_cfg names the data set.
+        progress: draw a bar while walkers are generated.
 
     Raises:
         ConfigError: if the network's classes or the sampler do not fit the training subjects.
-        OSError: if ``data_cfg.cache: mapped`` has no room.
+        OSError: if the disk is too full for ``data_cfg.cache: mapped``.
     """
     name, root, partition = _dataset_paths(experiment, progress)
     mapped = experiment.data_cfg.cache == "mapped"
@@ -45,17 +49,17 @@ def open_data(experiment: Experiment, progress: bool = False) -> DataSplit:
 
 
 def _dataset_paths(experiment: Experiment, progress: bool) -> tuple[str, Path, Path]:
-    """Return a data set's name, folder and partition file; draw walkers if they are missing.
+    """Return a data set's name, folder and partition file; generate walkers that are missing.
 
-    Relative paths start at the working folder, or else at the project's own.
+    Relative paths start at the working folder, or else at the project's folder.
     """
     cfg, walker = experiment.data_cfg, experiment.data_cfg.walker
     if walker is None:
         return cfg.dataset_name, locate(cfg.dataset_root), locate(cfg.dataset_partition)
     fewest, most = walker.frames
     name = f"walker-{walker.subjects}x{fewest}-{most}-seed{walker.seed}-noise{walker.noise:g}"
-    own = data_folder() / f"{name}-train{walker.train}"
-    root = locate(cfg.dataset_root) if cfg.dataset_root else own
+    default_root = data_folder() / f"{name}-train{walker.train}"
+    root = locate(cfg.dataset_root) if cfg.dataset_root else default_root
     with distributed.one_first():
         make_walkers(root, **walker.model_dump(), progress=progress)
     return name, root, locate(cfg.dataset_partition or str(root / "partition.json"))
@@ -64,9 +68,16 @@ def _dataset_paths(experiment: Experiment, progress: bool) -> tuple[str, Path, P
 def calibration_clips(
     experiment: Experiment, data: DataSplit, *, seed: int, count: int = 8
 ) -> list[Tensor]:
-    """Return batches of training clips as the network takes them, float32 ``(N, T, H, W)``.
+    """Return batches of training clips as the network's input, float32 ``(N, T, H, W)``.
 
-    They are drawn as in training, from iterations that no training reaches, without augmentation.
+    They are sampled as in training but without augmentation, at iterations that training never
+    reaches.
+
+    Args:
+        experiment: its training sampler and its test transform are used.
+        data: its training half is used.
+        seed: of the sampling.
+        count: number of batches.
     """
     sampler = experiment.trainer_cfg.sampler
     settings = sampler.model_dump(include={"batch_size", "frames_num_fixed"})

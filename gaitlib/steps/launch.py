@@ -1,4 +1,4 @@
-"""Train in several processes from one that does not train, such as a notebook's kernel."""
+"""Start training in several processes from a process that does not train, such as a notebook."""
 
 import contextlib
 import logging
@@ -22,11 +22,11 @@ from gaitlib.train.checkpoint import find_checkpoint, load_weights
 
 log = logging.getLogger(__name__)
 
-GRACE = 60  # seconds that processes get to save and leave
+SECONDS_TO_STOP = 60  # after SIGINT, before the processes are killed
 
 
 class ProcessesFailedError(RuntimeError):
-    """torchrun ended with an error; the message holds what it said last."""
+    """torchrun ended with an error; the message contains its last lines."""
 
 
 def train_in_processes(
@@ -40,20 +40,20 @@ def train_in_processes(
     on_history: Callable[[pd.DataFrame], None] | None = None,
     on_line: Callable[[str], None] = log.info,
 ) -> None:
-    """Run ``torchrun ... -m gaitlib train`` on a stage and load what it trained.
+    """Run ``torchrun ... -m gaitlib train`` on a stage and load the trained weights.
 
     Args:
-        run: the processes read its experiment from a file.
+        run: its experiment is written to a file for the processes.
         stage: a name of `gaitlib.runs.STAGES`.
-        model: its device's type is where the processes train; gets the trained weights.
-        optimizer: gets the state at the end.
-        processes: how many, on this machine.
-        force: go on from a checkpoint although the experiment says otherwise now.
-        on_history: called with the history so far as it grows.
+        model: receives the trained weights. The processes train on its type of device.
+        optimizer: receives the state at the end of training.
+        processes: number of processes on this machine.
+        force: resume even if the experiment differs from the checkpoint's.
+        on_history: called with the history so far whenever it has grown.
         on_line: called with each line that the processes print.
 
     Raises:
-        ProcessesFailedError: if torchrun ends with an error. All processes have ended then.
+        ProcessesFailedError: if torchrun ends with an error; all processes have ended by then.
     """
     runs_folder().mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device.type
@@ -63,14 +63,14 @@ def train_in_processes(
         arguments = ["--cfgs", str(cfgs), "--run-name", run.name, "--stage", stage]
         arguments += ["--seed", str(run.seed), "--device", device, "--no-test"]
         arguments += ["--force"] if force else []
-        seen = 0  # bytes of history
+        bytes_seen = 0  # of history.csv
         with contextlib.closing(_torchrun(processes, arguments)) as lines:
             for line in lines:
                 on_line(line)
                 history = run.folder(stage) / "history.csv"
                 if on_history is not None and history.is_file():
-                    if (size := history.stat().st_size) > seen:
-                        seen = size
+                    if (size := history.stat().st_size) > bytes_seen:
+                        bytes_seen = size
                         on_history(pd.read_csv(history))
     cfg = run.experiment.trainer_cfg
     path = find_checkpoint(run.folder(stage) / "checkpoints", cfg.save_name, cfg.total_iter)
@@ -80,7 +80,7 @@ def train_in_processes(
 
 
 def _torchrun(processes: int, arguments: list[str]) -> Iterator[str]:
-    """Start the processes and give the lines they print; leave none behind."""
+    """Start the processes and yield the lines they print; on exit no process is left."""
     environment = os.environ | {"GAITLIB_WORKSPACE": str(workspace())}
     environment.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -88,22 +88,22 @@ def _torchrun(processes: int, arguments: list[str]) -> Iterator[str]:
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
-    last: deque[str] = deque(maxlen=100)
+    last_lines: deque[str] = deque(maxlen=100)
     try:
         for line in child.stdout:
-            last.append(line.rstrip())
-            yield last[-1]
+            last_lines.append(line.rstrip())
+            yield last_lines[-1]
         if status := child.wait():
-            said = [line for line in last if "error: " in line] or list(last)[-20:]
+            errors = [line for line in last_lines if "error: " in line]
             raise ProcessesFailedError(
                 f"training in {processes} processes failed (torchrun's status {status}):\n  "
-                + "\n  ".join(dict.fromkeys(said))
+                + "\n  ".join(dict.fromkeys(errors or list(last_lines)[-20:]))
             )
     finally:
         if child.poll() is None:
             child.send_signal(signal.SIGINT)
             try:
-                child.wait(GRACE)
+                child.wait(SECONDS_TO_STOP)
             except subprocess.TimeoutExpired:
                 child.kill()
         child.stdout.close()

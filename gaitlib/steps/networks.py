@@ -1,4 +1,4 @@
-"""Build what a stage trains: the network, its first weights, the optimizer."""
+"""Build what a stage needs for training: network, first weights, quantizers and optimizer."""
 
 import logging
 
@@ -36,22 +36,22 @@ def require_compression(experiment: Experiment) -> HessoCfg:
 
 
 def build_network(experiment: Experiment, device: torch.device) -> GaitBase:
-    """Build the dense network of an experiment; its weights come from torch's global generator."""
+    """Build the dense network of an experiment, with weights from torch's global generator."""
     return build_model(**experiment.model_cfg.build_arguments()).to(device)
 
 
 def attach_quantizers(
     experiment: Experiment, model: GaitBase, data: DataSplit, *, seed: int
 ) -> Quantization | None:
-    """Give a network the quantizers that an experiment asks for, calibrated on training clips.
+    """Attach an experiment's quantizers to a network and calibrate them on training clips.
 
-    To be called when the network has its first weights and has been traced. In a distributed job
-    rank 0 calibrates for all.
+    Call it when the network has its first weights and has been traced. In a distributed job rank 0
+    calibrates for all processes.
 
     Args:
-        experiment: its compression section says what is quantized.
+        experiment: its compression section says what to quantize.
         model: float; changed in place.
-        data: clips of the training half are looked at, without augmentation.
+        data: clips of the training half calibrate, without augmentation.
         seed: of the clips.
 
     Returns:
@@ -68,7 +68,7 @@ def attach_quantizers(
 
 
 def new_quantizers(experiment: Experiment, model: GaitBase) -> Quantization:
-    """Give a network the quantizers that an experiment asks for, without ranges of inputs yet."""
+    """Attach an experiment's quantizers to a network; the ranges of inputs are not set yet."""
     cfg = experiment.compression
     return quantize_network(
         model,
@@ -80,9 +80,9 @@ def new_quantizers(experiment: Experiment, model: GaitBase) -> Quantization:
 
 
 def trace(experiment: Experiment, model: nn.Module) -> oto.Graph:
-    """Find the channels that leave together, as the experiment's implementation sees them.
+    """Find the groups of tensors that share channels, as the experiment's implementation does.
 
-    only_train_once as it is shipped does not know SeparateFCs, and leaves the last block whole.
+    only_train_once as shipped does not know SeparateFCs, so it does not prune the last block.
     """
     as_shipped = require_compression(experiment).implementation == "only_train_once"
     return oto.trace(model, as_shipped=as_shipped)
@@ -114,23 +114,23 @@ def build_optimizer(
 
 
 def start_weights(run: Run, model: nn.Module, stage: str | None = None) -> str:
-    """Give a compressing stage its first weights as ``start_from`` says; return what was done.
+    """Load a compressing stage's first weights as ``start_from`` says; return their source.
 
-    In a distributed job rank 0 reads them, and training gives its weights to the others.
+    In a distributed job rank 0 loads them, and training broadcasts them to the other processes.
 
     Args:
-        run: of the stage.
+        run: the run of the stage.
         model: changed in place.
-        stage: the compressing stage; the run's own if None.
+        stage: the compressing stage; by default the run's own.
 
     Raises:
-        MissingRunError: if it starts from a baseline that has not been trained.
+        MissingRunError: if the stage starts from a baseline that has not been trained.
     """
     if not distributed.is_main():
         return "the weights of rank 0"
     path, continues = checkpoint_to_restore(run, stage or run.compressing_stage)
     if path is not None:
-        if not continues:  # quantizers look at these weights before training loads them
+        if not continues:  # quantizers read these weights before training loads them
             strict = run.experiment.trainer_cfg.restore_ckpt_strict
             load_weights(path, model, strict, optional=QUANTIZATION)
         return f"restore_hint, {path.name}"
@@ -140,7 +140,7 @@ def start_weights(run: Run, model: nn.Module, stage: str | None = None) -> str:
 
 
 def baseline_weights(run: Run, model: nn.Module) -> str:
-    """Give a network the weights of the run's baseline; return the checkpoint's name.
+    """Load the weights of the run's baseline into a network; return the checkpoint's name.
 
     Raises:
         MissingRunError: if the baseline has not been trained.
@@ -151,5 +151,5 @@ def baseline_weights(run: Run, model: nn.Module) -> str:
         path = run.file("baseline", f"checkpoints/{cfg.save_name}-*.pt")  # raises
     state = load_weights(path, model, cfg.restore_ckpt_strict)
     if (done := state.get("iteration", cfg.total_iter)) < cfg.total_iter:
-        log.warning("%s is not finished: iteration %s", path.name, done)
+        log.warning("%s is not finished: iteration %s of %s", path.name, done, cfg.total_iter)
     return path.name

@@ -1,4 +1,4 @@
-"""A whole stage in one call: what notebooks 02 and 03 do cell by cell."""
+"""Run a whole stage in one call, as notebooks 02 and 03 do cell by cell."""
 
 from gaitlib.config import ConfigError
 from gaitlib.runs import FORMER_STAGES, Run
@@ -24,20 +24,20 @@ from gaitlib.system import distributed
 from gaitlib.system.device import keep_freed_memory
 from gaitlib.system.random_streams import seed_streams
 
-#: The stages that are trained.
-TRAINED = ("baseline", "geta", "hesso")
+#: The stages that can be trained.
+TRAINABLE = ("baseline", "geta", "hesso")
 
 
 def choose_stage(run: Run, stage: str = "") -> str:
-    """Return the stage to train or test: the one that is named, or what the experiment is about.
+    """Return the stage to train or test: the named one, or by default the experiment's own.
 
     Raises:
-        ConfigError: if no stage has this name, or the experiment cannot make it.
+        ConfigError: if there is no such stage, or the experiment lacks a section for it.
     """
     if stage in FORMER_STAGES:
         raise ConfigError(f"--stage {stage!r} is called {FORMER_STAGES[stage]!r} now")
-    if stage and stage not in TRAINED:
-        raise ConfigError(f"--stage {stage!r}: choose from {', '.join(TRAINED)}")
+    if stage and stage not in TRAINABLE:
+        raise ConfigError(f"--stage {stage!r}: choose from {', '.join(TRAINABLE)}")
     if not stage:
         stage = "baseline" if run.experiment.compression is None else run.compressing_stage
     if stage != "baseline":
@@ -51,7 +51,7 @@ def choose_stage(run: Run, stage: str = "") -> str:
 
 
 def prepare_process(run: Run) -> None:
-    """Make this process ready for a run: seed its random streams, let it keep freed memory."""
+    """Prepare this process for a run: seed its random streams and let it keep freed memory."""
     seed_streams(run.seed)
     keep_freed_memory(run.device)
 
@@ -67,15 +67,15 @@ def run_stage(
 ) -> None:
     """Train a stage, compress it, test it, and write ``runs/<run>/<stage>/``.
 
-    Every process of a distributed job calls it; rank 0 writes.
+    In a distributed job every process calls it, and rank 0 writes.
 
     Args:
-        run: for stages that compress its experiment has a compression section.
+        run: its experiment has a compression section, except for ``baseline``.
         stage: ``baseline``; ``geta``, which prunes and quantizes; or ``hesso``, which prunes.
-        watch: who is told how it goes.
+        watch: receives the progress of training.
         test: False stops after training.
-        processes: as `train_stage`, like the following.
-        force: go on from a checkpoint although the experiment says otherwise now.
+        processes: as in `train_stage`.
+        force: as in `train_stage`.
     """
     run = run.of_stage(stage)
     data = open_data(run.experiment, watch.progress)

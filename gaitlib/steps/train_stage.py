@@ -1,4 +1,4 @@
-"""Train one stage and write its folder as it goes."""
+"""Train one stage and write its folder during training."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -47,12 +47,12 @@ OnHistory = Callable[[pd.DataFrame], None]
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told how a training goes.
+    """Receivers of a training's progress.
 
     Attributes:
-        on_history: called with the history so far after each logged step, to draw it.
-        on_line: called with each line that processes of a job print.
-        progress: draw a bar.
+        on_history: called with the history so far after each logged step, for example to draw it.
+        on_line: called with each line that the processes of a distributed job print.
+        progress: draw a progress bar.
     """
 
     on_history: OnHistory | None = None
@@ -71,34 +71,33 @@ def train_stage(
     processes: int = 1,
     force: bool = False,
 ) -> pd.DataFrame:
-    """Train one stage from its start or its checkpoint, writing the stage's folder as it goes.
+    """Train one stage from its start or a checkpoint, and write its folder during training.
 
-    ``trainer_cfg.restore_hint``: 0 starts anew (an earlier stage of that name is moved to
-    ``runs/<run>/previous``), N or ``latest`` continues this stage's checkpoint exactly, a path
+    ``trainer_cfg.restore_hint``: 0 starts anew (an existing stage of this name is moved to
+    ``runs/<run>/previous``); N or ``latest`` continues exactly from this stage's checkpoint; a path
     loads that file and starts at iteration 0, as OpenGait does.
 
-    SIGTERM and SIGINT end the iteration that runs, write a checkpoint, and stop.
+    On SIGTERM or SIGINT it finishes the current iteration, writes a checkpoint, and stops.
 
     Args:
-        run: sections trainer_cfg, scheduler_cfg, loss_cfg and data_cfg of its experiment are used,
-            and its seed.
+        run: gives the seed and the sections trainer_cfg, scheduler_cfg, loss_cfg and data_cfg.
         stage: a name of `gaitlib.runs.STAGES`.
         model: trained in place, on its parameters' device.
-        data: the training half is used; the test half with ``with_test``.
-        optimizer: of `build_optimizer`.
-        watch: who is told how it goes.
-        processes: more than one starts torchrun with so many and loads what they trained; the
-            model's own process then only looks on.
-        force: go on from a checkpoint although the experiment says otherwise now.
+        data: the training half is used; the test half only with ``with_test``.
+        optimizer: from `build_optimizer`.
+        watch: receives the progress of training.
+        processes: if more than one, torchrun starts this many processes, and this process only
+            waits and loads the trained weights.
+        force: resume even if the experiment differs from the checkpoint's.
 
     Returns:
         The history of the whole stage, as `gaitlib.train.loop.fit` describes it.
 
     Raises:
-        CheckpointError: if what ``restore_hint`` names is not there, does not fit, or is of
-            another run.
-        NonFiniteLossError: as `gaitlib.train.loop.fit`.
-        TrainingStopped: by a signal, once the checkpoint is written.
+        CheckpointError: if the checkpoint of ``restore_hint`` is missing, does not fit, or belongs
+            to another run.
+        NonFiniteLossError: as in `gaitlib.train.loop.fit`.
+        TrainingStopped: by a signal, after the checkpoint is written.
         ProcessesFailedError: if one of several processes failed.
     """
     run = run.of_stage(stage)
@@ -121,7 +120,7 @@ def train_stage(
     if start.continues:
         if not keeps_its_state(optimizer):
             raise CheckpointError(
-                "only_train_once's own HESSO does not save which groups it has pruned, so a run "
+                "only_train_once's own HESSO does not save which channels it has pruned, so a run "
                 "with it cannot be resumed: start anew, or write implementation: gaitlib"
             )
         check_same_run(start, record, force)
@@ -131,7 +130,8 @@ def train_stage(
     scaler, window = precision.scaler(), LogWindow()
     restore(experiment, start, model, optimizer, scheduler, scaler, window)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    joined = cfg.sampler.sample_type.startswith("all")  # one clip to the augmentation, in each
+    # whole sequences of a batch are joined to one clip, which each process augments by itself
+    joined = cfg.sampler.sample_type.startswith("all")
     batches = training_batches(
         data.train,
         **cfg.sampler.model_dump(exclude={"type"}),
@@ -149,16 +149,18 @@ def train_stage(
             set_later_aside(run, stage, start.iteration)
         else:
             set_aside(run, stage)
-    distributed.wait()  # until the folder is where this stage writes
+    distributed.wait()  # until rank 0 has moved earlier files aside
     folder = run.folder(stage)
     if distributed.is_main():
-        part_of_another = stage == "hesso" and (folder.parent / "geta").exists()
-        runs.save_config(run.name, stage, record, of_run=not part_of_another)
-    log_to = _Log(folder, stage, optimizer, start.iteration, cfg.total_iter, watch.on_history)
-    with log_to, deferred_signals() as came:
+        belongs_to_geta_run = stage == "hesso" and (folder.parent / "geta").exists()
+        runs.save_config(run.name, stage, record, of_run=not belongs_to_geta_run)
+    stage_log = _StageLog(
+        folder, stage, optimizer, start.iteration, cfg.total_iter, watch.on_history
+    )
+    with stage_log, deferred_signals() as signals:
 
         def should_stop() -> int:
-            return distributed.largest(came[0] if came else 0)
+            return distributed.largest(signals[0] if signals else 0)
 
         def on_save(iteration: int) -> None:
             extra = extra_state(record, scaler, window)
@@ -175,7 +177,7 @@ def train_stage(
                 prune_checkpoints(folder / "checkpoints", cfg.save_name, cfg.keep_checkpoints)
             if cfg.with_test and iteration % cfg.save_iter == 0 and iteration < cfg.total_iter:
                 _, evaluation = evaluate_network(experiment, model, data)
-                log_to.rank1(evaluation.rank1, iteration)
+                stage_log.log_rank1(evaluation.rank1, iteration)
 
         with distributed.shared(model, cfg.sync_BN, cfg.find_unused_parameters) as network:
             fit(
@@ -192,7 +194,7 @@ def train_stage(
                 fix_bn=cfg.fix_BN,
                 log_iter=cfg.log_iter,
                 save_iter=cfg.save_iter,
-                on_log=log_to.row,
+                on_log=stage_log.log_row,
                 on_save=on_save,
                 should_stop=should_stop,
                 total_iter=cfg.total_iter,
@@ -200,11 +202,11 @@ def train_stage(
             )
     if isinstance(optimizer, hesso.HESSO) and distributed.is_main():
         write_atomically(folder / "saliency.csv", optimizer.importance().to_csv(index=False))
-    return log_to.history.table()
+    return stage_log.history.table()
 
 
-class _Log:
-    """A stage's history.csv, bits.csv, TensorBoard file and log lines; rank 0 alone writes them."""
+class _StageLog:
+    """Writes a stage's history.csv, bits.csv, TensorBoard file and log lines, on rank 0 only."""
 
     def __init__(
         self,
@@ -226,15 +228,15 @@ class _Log:
         if self.writes:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
-    def __enter__(self) -> "_Log":
+    def __enter__(self) -> "_StageLog":
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self.board is not None:
             self.board.close()
 
-    def row(self, row: dict[str, float]) -> None:
-        """Keep and show a row of history."""
+    def log_row(self, row: dict[str, float]) -> None:
+        """Write a row of history, and pass the history on to ``on_history``."""
         self.history.append(row)
         if not self.writes:
             return
@@ -247,8 +249,8 @@ class _Log:
         if self.on_history is not None:
             self.on_history(self.history.table())
 
-    def rank1(self, rank1: Mapping[str, float], iteration: int) -> None:
-        """Show what a test in mid-training found."""
+    def log_rank1(self, rank1: Mapping[str, float], iteration: int) -> None:
+        """Write the accuracies of a test during training."""
         if self.writes:
             for condition, value in rank1.items():
                 self.board.add_scalar(f"rank1/{condition}", value, iteration)
@@ -256,7 +258,7 @@ class _Log:
 
 
 class _History:
-    """A CSV with a row per logged step; a resumed run keeps the rows up to its start."""
+    """A CSV file with one row per logged step. A resumed run keeps the rows up to its start."""
 
     def __init__(self, path: Path, start: int | None = None, writes: bool = False) -> None:
         self.path, self.writes = path, writes
