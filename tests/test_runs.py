@@ -1,10 +1,13 @@
-"""What a stage leaves on disk."""
+"""Runs and stages on disk: results, folders, and the names of earlier versions."""
 
 import json
 
 import pytest
+import yaml
 
 from gaitlib import runs
+from gaitlib.config import ConfigError, load_experiment
+from gaitlib.steps import choose_stage
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +37,58 @@ def test_a_missing_stage_names_the_notebook_to_run_first():
 def test_a_run_stays_below_the_runs_folder(run):
     with pytest.raises(ValueError, match="folder name"):
         runs.stage_dir(run, "geta")
+
+
+def write_config(folder, **sections):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(sections))
+
+
+BITS = {"lr": 0.1, "quantize": "weights_and_activations"}
+
+
+def test_a_folder_pruned_of_an_earlier_version_is_the_hesso_stage(tmp_path):
+    pruned, geta = tmp_path / "runs/r/pruned", tmp_path / "runs/r/geta"
+    write_config(pruned, geta_optimizer_cfg={"lr": 0.1})
+    write_config(geta, geta_optimizer_cfg=BITS)
+    assert runs.stage_dir("r", "hesso") == pruned and runs.stage_dir("r", "geta") == geta
+    for folder in (pruned, geta):
+        (folder / "results.json").write_text('{"schema": 1}')
+    assert runs.finished("r") == ["hesso", "geta"]
+    (tmp_path / "runs/r/hesso").mkdir()  # a new stage comes first
+    assert runs.stage_dir("r", "hesso") == tmp_path / "runs/r/hesso"
+
+
+@pytest.mark.parametrize("section", [{"lr": 0.1}, None])
+def test_a_folder_geta_without_quantizers_is_the_hesso_stage(tmp_path, section):
+    geta = tmp_path / "runs/r/geta"
+    write_config(geta, geta_optimizer_cfg=section)
+    (geta / "results.json").write_text('{"schema": 1}')
+    assert runs.stage_dir("r", "hesso") == geta
+    assert runs.finished("r") == ["hesso"]  # and not geta too
+
+
+def test_a_folder_geta_with_quantizers_is_not_the_hesso_stage(tmp_path):
+    write_config(tmp_path / "runs/r/geta", geta_optimizer_cfg=BITS)
+    runs.save_results("r", "geta", {})
+    assert runs.stage_dir("r", "hesso") == tmp_path / "runs/r/hesso"
+    assert runs.finished("r") == ["geta"]
+
+
+def test_a_folder_geta_without_a_config_is_not_the_hesso_stage(tmp_path):
+    (tmp_path / "runs/r/geta").mkdir(parents=True)
+    assert runs.stage_dir("r", "hesso") == tmp_path / "runs/r/hesso"
+
+
+@pytest.mark.parametrize(("former", "present"), runs.FORMER_STAGES.items())
+def test_a_former_stage_name_is_refused_with_the_new_one(former, present):
+    with pytest.raises(ValueError, match=f"{former!r}; it is called {present!r} now"):
+        runs.stage_dir("r", former)
+    run = runs.Run("r", load_experiment())
+    with pytest.raises(ConfigError, match=f"--stage {former!r} is called {present!r} now"):
+        choose_stage(run, former)
+
+
+def test_an_unknown_stage_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"unknown stage 'gta'; choose from .*'geta'"):
+        runs.stage_dir("r", "gta")
