@@ -246,7 +246,7 @@ class _Graph:
         x = self.add("Relu", self.convolution(x, module.conv1.conv, module.bn1))
         if module.maxpool is not None:
             x = self.pool(x, module.maxpool)
-        for i in range(module.stages):
+        for i in range(module.num_blocks):
             for block in module.get_submodule(f"layer{i + 1}"):
                 x = self.block(x, block)
         return x

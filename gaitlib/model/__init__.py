@@ -31,11 +31,11 @@ def build_model(
         backbone_cfg: ``type`` (``ResNet9`` or ``Plain``) and that class's arguments.
         SeparateFCs: ``in_channels``, ``out_channels``, ``parts_num`` and optionally ``norm``.
         SeparateBNNecks: ``class_num``, ``in_channels``, ``parts_num`` and optionally ``norm`` and
-            ``parallel_BN1d``; None builds a network that embeds without classifying.
+            ``parallel_BN1d``; None builds a network that embeds but does not classify.
         bin_num: strips at each level of the pyramid.
 
     Raises:
-        ValueError: for an unknown backbone, or entries that do not fit one another.
+        ValueError: for an unknown backbone, or entries that do not fit each other.
         TypeError: for an argument the named class does not take.
     """
     arguments = dict(backbone_cfg)

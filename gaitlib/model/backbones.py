@@ -2,7 +2,7 @@
 
 Attribute names are the checkpoint keys of OpenGait (https://github.com/ShiqiYu/OpenGait), so its
 weights load here and ours load there. ResNet9 is the backbone of GaitBase (Fan et al., CVPR 2023,
-https://arxiv.org/abs/2211.06597); the focal convolution is GaitPart's (Fan et al., CVPR 2020).
+https://arxiv.org/abs/2211.06597). The focal convolution is from GaitPart (Fan et al., CVPR 2020).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class BasicConv2d(nn.Module):
-    """A convolution without bias, held as ``conv`` because the checkpoint key says so.
+    """A convolution without bias, named ``conv`` because that is its checkpoint key.
 
     Shape:
         x: ``(N, in_channels, H, W)``
@@ -31,9 +31,9 @@ class BasicConv2d(nn.Module):
 
 
 class FocalConv2d(nn.Module):
-    """One 3x3 convolution run on each of ``2**halving`` horizontal strips by itself (GaitPart).
+    """One 3x3 convolution that runs on each of ``2**halving`` horizontal strips alone (GaitPart).
 
-    A strip never sees its neighbour: each is zero-padded at its own edges.
+    Each strip is zero-padded at its edges, so it never sees its neighbour.
 
     Shape:
         x: ``(N, in_channels, H, W)``, with H divisible by ``2**halving``
@@ -48,7 +48,7 @@ class FocalConv2d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve strip by strip; raise ``ValueError`` where the height does not split evenly."""
+        """Convolve strip by strip; raise ``ValueError`` if the height does not split evenly."""
         height = x.size(2)
         if height % self.strips:
             raise ValueError(
@@ -67,7 +67,7 @@ def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Return the projection of a residual block, or None where the identity already fits."""
+    """Return the projection of a residual block, or None if the identity already fits."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
@@ -132,13 +132,15 @@ BLOCKS = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
 
 
 class ResNet9(nn.Module):
-    """A small residual network for silhouettes; one residual block a stage is GaitBase's.
+    """A small residual network for silhouettes. GaitBase has one residual unit per block.
+
+    A block is one of ``layer1``, ``layer2``, ...; there may be any number of blocks.
 
     Args:
-        block: ``BasicBlock`` or ``Bottleneck``.
-        channels: width of each stage, which are ``layer1``, ``layer2``, ... Any number of stages.
-        layers: blocks in each stage; a stage of 0 blocks passes its input on, as OpenGait's does.
-        strides: stride of each stage's first block.
+        block: the class of the residual units, ``BasicBlock`` or ``Bottleneck``.
+        channels: width of each block.
+        layers: residual units in each block; a block of 0 units returns its input, as in OpenGait.
+        strides: stride of each block's first unit.
         maxpool: halve the map after the first convolution (3x3, stride 2).
         in_channel: channels of the input; 1 for silhouettes.
 
@@ -164,21 +166,21 @@ class ResNet9(nn.Module):
             raise ValueError(f"unknown block {block!r}; choose from {sorted(BLOCKS)}")
         if not len(channels) == len(layers) == len(strides) or not channels:
             raise ValueError(
-                "channels, layers and strides need one entry a stage, not "
+                "channels, layers and strides need one entry per block, not "
                 f"{list(channels)}, {list(layers)} and {list(strides)}"
             )
-        self.stages = len(channels)
+        self.num_blocks = len(channels)
         self.conv1 = BasicConv2d(in_channel, channels[0], 3, 1, 1)
         self.bn1 = nn.BatchNorm2d(channels[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if maxpool else None
         width = channels[0]
-        for i in range(self.stages):
-            stage = nn.Sequential()
+        for i in range(self.num_blocks):
+            units = nn.Sequential()
             for j in range(layers[i]):
-                stage.append(BLOCKS[block](width, channels[i], strides[i] if j == 0 else 1))
+                units.append(BLOCKS[block](width, channels[i], strides[i] if j == 0 else 1))
                 width = channels[i] * BLOCKS[block].expansion
-            self.add_module(f"layer{i + 1}", stage)
+            self.add_module(f"layer{i + 1}", units)
         self.out_channels = width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,7 +188,7 @@ class ResNet9(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         if self.maxpool is not None:
             x = self.maxpool(x)
-        for i in range(self.stages):
+        for i in range(self.num_blocks):
             x = self.get_submodule(f"layer{i + 1}")(x)
         return x
 
@@ -195,24 +197,24 @@ class Plain(nn.Module):
     """A chain of convolutions with LeakyReLU, the backbone of OpenGait's Baseline.
 
     Args:
-        layers_cfg: one word a layer: ``BC-<c>`` is a convolution to c channels, ``FC-<c>-<h>`` a
+        layers_cfg: one word per layer: ``BC-<c>`` is a convolution to c channels, ``FC-<c>-<h>`` a
             focal convolution on ``2**h`` strips, ``M`` a 2x2 max pooling. The first convolution is
-            5x5, the others 3x3; none has a bias.
+            5x5, the others are 3x3; none has a bias.
         in_channels: channels of the input; 1 for silhouettes.
 
     Shape:
         x: ``(N, in_channels, H, W)``
-        returns: ``(N, out_channels, H', W')``, each M having halved H and W (rounded down)
+        returns: ``(N, out_channels, H', W')``; each M halves H and W (rounded down)
 
     Raises:
-        ValueError: for a word outside this grammar, or a chain that does not open with one.
+        ValueError: for any other word, or a chain that does not start with a convolution.
     """
 
     def __init__(self, layers_cfg: Sequence[str], in_channels: int = 1) -> None:
         super().__init__()
         if not layers_cfg or layers_cfg[0] == "M":
             raise ValueError(f"layers_cfg has to start with a convolution, not {layers_cfg!r}")
-        self.feature = nn.Sequential()  # indices count every layer: they are checkpoint keys
+        self.feature = nn.Sequential()  # its indices count every layer and are checkpoint keys
         width = in_channels
         for i, word in enumerate(layers_cfg):
             if word == "M":

@@ -1,4 +1,4 @@
-"""A network in evaluation mode for a while."""
+"""Put a network into evaluation mode for one block of code."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from torch import nn
 
 @contextlib.contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode for the block, and each back into its own after it.
+    """Put every module into evaluation mode in the block; then restore the mode of each.
 
-    A batch norm that is frozen in a training network stays frozen.
+    So a batch norm that is frozen in a training network stays frozen.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()

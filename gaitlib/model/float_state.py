@@ -1,15 +1,15 @@
-"""Which entries of a network's ``state_dict`` are the float network's, and which its quantizers'.
+"""Separate the ``state_dict`` entries of the float network from those of its quantizers.
 
-Quantizers hang on a network as its submodule ``quantization``; every other entry is OpenGait's.
+The quantizers are the network's submodule ``quantization``; every other entry is OpenGait's.
 """
 
 from torch import Tensor, nn
 
-QUANTIZATION = "quantization"  # the submodule; the scalars' checkpoint keys begin with it
+QUANTIZATION = "quantization"  # the submodule's name, which starts its checkpoint keys
 
 
 def of_quantizer(name: str) -> bool:
-    """Say whether a parameter or ``state_dict`` entry of a network belongs to its quantizers."""
+    """Return whether a parameter or ``state_dict`` entry of a network belongs to its quantizers."""
     return name.startswith(f"{QUANTIZATION}.")
 
 

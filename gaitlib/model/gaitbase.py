@@ -1,7 +1,7 @@
-"""GaitBase: silhouettes to part embeddings, and in training to subject logits.
+"""GaitBase: maps silhouettes to part embeddings, and in training also to subject logits.
 
 The network of OpenGait (Fan et al., CVPR 2023, https://arxiv.org/abs/2211.06597): a backbone on
-every frame, the maximum over frames, horizontal strips, one linear map and one BNNeck a strip.
+every frame, the maximum over frames, horizontal strips, one linear map and one BNNeck per strip.
 With a Plain backbone and the bins 16, 8, 4, 2, 1 the same class is OpenGait's Baseline.
 """
 
@@ -20,10 +20,10 @@ from gaitlib.model.heads import (
 
 
 class GaitOutput(NamedTuple):
-    """What the network says about N clips.
+    """The network's output for N clips.
 
     Fields:
-        embeddings: ``(N, C, P)``, what clips are compared by (OpenGait's ``embed_1``).
+        embeddings: ``(N, C, P)``, which distances are computed from (OpenGait's ``embed_1``).
         logits: ``(N, K, P)`` cosines to the training subjects; None without BNNecks.
     """
 
@@ -36,15 +36,15 @@ class GaitBase(nn.Module):
 
     Args:
         backbone: maps frames ``(N, 1, H, W)`` to feature maps ``(N, C', H', W')``.
-        fcs: one linear map a part, from C' to C.
-        bnnecks: one classifier a part; None leaves embeddings alone, for export.
+        fcs: one linear map per part, from C' to C.
+        bnnecks: one classifier per part; None gives embeddings without logits, for export.
         bins: strips at each level of the pyramid; P = ``sum(bins)``.
 
-    Every layer is initialised from torch's global generator as OpenGait does it: xavier uniform
+    Every layer is initialised from torch's global generator as in OpenGait: xavier uniform
     convolutions, batch-norm weights from N(1, 0.02) and biases 0.
 
     Raises:
-        ValueError: if the heads have another number of parts than the bins, or do not fit.
+        ValueError: if the numbers of parts or channels of heads and bins do not fit.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class GaitBase(nn.Module):
         self.apply(_initialise)
 
     def embed(self, sils: Tensor, seqL: Tensor | Sequence[int] | None = None) -> Tensor:  # noqa: N803
-        """Return the embeddings alone, ``(N, C, P)``; shapes as in `forward`."""
+        """Return only the embeddings, ``(N, C, P)``; inputs as in `forward`."""
         maps = self.Backbone(_channel_first(sils))  # (N, C', T, H', W')
         return self.FCs(self.HPP(self.TP(maps, seqL)))
 
@@ -84,7 +84,7 @@ class GaitBase(nn.Module):
         Args:
             sils: float silhouettes in 0..1, ``(N, T, H, W)``, ``(N, 1, T, H, W)`` or
                 ``(N, T, 1, H, W)``; with ``seqL``, N is 1 and clips are joined along T.
-            seqL: frames of each of the joined clips; the output then has one row for each.
+            seqL: number of frames of each joined clip; the output then has one row per clip.
 
         Raises:
             ValueError: for other shapes, or a height that does not split into the bins.
@@ -95,7 +95,7 @@ class GaitBase(nn.Module):
 
 
 def _channel_first(sils: Tensor) -> Tensor:
-    """Bring silhouettes to ``(N, 1, T, H, W)``."""
+    """Reshape silhouettes to ``(N, 1, T, H, W)``."""
     if sils.dim() == 4:
         return sils.unsqueeze(1)
     if sils.dim() == 5 and sils.size(1) == 1:

@@ -1,10 +1,10 @@
-"""From the feature maps of frames to embeddings and logits of horizontal parts.
+"""Layers that map the feature maps of frames to embeddings and logits of horizontal parts.
 
 Attribute names are the checkpoint keys of OpenGait. The order is SetBlockWrapper (a backbone over
 frames), TemporalPooling, HorizontalPoolingPyramid, SeparateFCs, SeparateBNNecks.
 
 No local variable may alias a parameter here: a trace names the parameter after the variable, and
-only_train_once, which reads the trace, then loses track of it.
+only_train_once reads the trace and then no longer finds the parameter.
 """
 
 from collections.abc import Sequence
@@ -30,18 +30,18 @@ class SetBlockWrapper(nn.Module):
         self.forward_block = forward_block
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fold frames into the batch, run the block, unfold."""
+        """Move frames into the batch axis, run the network, and move them back."""
         n, c, t, h, w = x.shape
         y = self.forward_block(x.transpose(1, 2).reshape(n * t, c, h, w))  # (N * T, C', H', W')
         return y.reshape(n, t, *y.shape[1:]).transpose(1, 2)  # (N, C', T, H', W')
 
 
 class TemporalPooling(nn.Module):
-    """Keep the largest value of each feature over the frames of a clip.
+    """Take the largest value of each feature over the frames of a clip.
 
     Shape:
         x: ``(N, C, T, H, W)``; with ``seqL``, ``(1, C, sum of seqL, H, W)``
-        seqL: ``(N,)`` integers, the frames of each clip in a row of clips joined along T
+        seqL: ``(N,)`` integers, the number of frames of each clip, for clips joined along T
         returns: ``(N, C, H, W)``
 
     Raises:
@@ -51,7 +51,7 @@ class TemporalPooling(nn.Module):
     def forward(self, x: Tensor, seqL: Tensor | Sequence[int] | None = None) -> Tensor:  # noqa: N803
         """Pool whole clips, or the pieces that ``seqL`` describes."""
         if seqL is None:
-            return x.max(2).values  # one frame takes the gradient; amax would share it, slowly
+            return x.max(2).values  # one frame gets the gradient; amax would share it, and slower
         lengths = torch.as_tensor(seqL).tolist()
         if len(x) != 1 or sum(lengths) != x.size(2) or min(lengths, default=0) < 1:
             raise ValueError(
@@ -62,7 +62,7 @@ class TemporalPooling(nn.Module):
 
 
 class HorizontalPoolingPyramid(nn.Module):
-    """Summarise a feature map as horizontal strips, one vector (mean + max) a strip.
+    """Summarise a feature map as horizontal strips, one vector (mean + max) per strip.
 
     Args:
         bins: strips at each pyramid level; ``(16, 8)`` gives 24 parts.
@@ -85,7 +85,7 @@ class HorizontalPoolingPyramid(nn.Module):
         if any(h % b for b in self.bins):
             raise ValueError(
                 f"a feature map of height {int(h)} does not split into {self.bins} strips;"
-                " choose bin_num that divide it, or change the backbone's strides"
+                " choose numbers in bin_num that divide it, or change the backbone's strides"
             )
         strips = [x.reshape(n, c, b, -1) for b in self.bins]  # (N, C, b, H/b * W)
         return torch.cat([s.mean(-1) + s.amax(-1) for s in strips], dim=-1)  # (N, C, P)
@@ -96,11 +96,11 @@ def _xavier(parts: int, rows: int, columns: int) -> nn.Parameter:
 
 
 class SeparateFCs(nn.Module):
-    """One linear map a part, without bias.
+    """One linear map per part, without bias.
 
     Args:
         parts_num: P. in_channels: C. out_channels: C'.
-        norm: scale each output column of the map to length 1 first.
+        norm: first scale each output column of the map to length 1.
 
     Shape:
         x: ``(N, C, P)``
@@ -115,20 +115,20 @@ class SeparateFCs(nn.Module):
         self.fc_bin = _xavier(parts_num, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map every part by its own matrix."""
+        """Multiply every part by its matrix."""
         x = x.permute(2, 0, 1)  # (P, N, C)
         y = x.matmul(F.normalize(self.fc_bin, dim=1) if self.norm else self.fc_bin)
         return y.permute(1, 2, 0)  # (N, C', P)
 
 
 class SeparateBNNecks(nn.Module):
-    """A batch norm and a classifier a part (BNNeck, https://arxiv.org/abs/1903.07071).
+    """A batch norm and a classifier per part (BNNeck, https://arxiv.org/abs/1903.07071).
 
     Args:
-        parts_num: P. in_channels: C. class_num: K, the training subjects.
+        parts_num: P. in_channels: C. class_num: K, the number of training subjects.
         norm: classify by cosine: features and class vectors are scaled to length 1.
-        parallel_BN1d: one batch norm over C * P, or a list of P of them. The maths is the same, the
-            checkpoint keys are not: ``bn1d.weight``, or ``bn1d.<part>.weight``.
+        parallel_BN1d: True is one batch norm over C * P, False a list of P of them. The results are
+            the same, but the checkpoint keys are ``bn1d.weight`` or ``bn1d.<part>.weight``.
 
     Shape:
         x: ``(N, C, P)``

@@ -1,7 +1,7 @@
 """Losses on embeddings and logits: batch-all triplets, cross-entropy, and their weighted sum.
 
-They follow OpenGait's: every part is a classifier and a metric of its own, and parts are averaged.
-Values are computed in float32 whatever precision the network ran in.
+As in OpenGait, every part has a separate loss, and the losses of the parts are averaged. Values are
+computed in float32, for any precision of the network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from gaitlib.model.gaitbase import GaitOutput
 
 
 def pairwise_distances(x: Tensor) -> Tensor:
-    """Return Euclidean distances between all rows, with gradient 0 where two rows coincide.
+    """Return Euclidean distances between all rows, with gradient 0 where two rows are equal.
 
     Args:
         x: float32 ``(P, N, C)``.
@@ -25,27 +25,27 @@ def pairwise_distances(x: Tensor) -> Tensor:
     """
     squares = x.square().sum(-1)  # (P, N)
     squared = squares[:, :, None] + squares[:, None, :] - 2 * x @ x.mT  # (P, N, N)
-    apart = squared > 0  # sqrt has no slope at 0, and rounding leaves values just below it
+    apart = squared > 0  # sqrt has no slope at 0, and rounding makes some values negative
     return torch.where(apart, squared, 1).sqrt() * apart
 
 
 class TripletLoss(nn.Module):
     """Batch-all triplet loss: a positive has to be nearer than a negative by ``margin``.
 
-    For each part, the mean of ``max(0, margin + d(a, p) - d(a, n))`` over the triplets where it is
-    not zero (0 where there is none); then the mean over parts. Anchor, positive and negative run
-    over all clips of a batch; as in OpenGait the anchor counts among its own positives, which asks
-    of every negative to be at least ``margin`` away. After Hermans et al., 2017,
+    For each part, take the mean of ``max(0, margin + d(a, p) - d(a, n))`` over the triplets where
+    it is not zero (0 if there is none); then take the mean over parts. Anchor, positive and
+    negative run over all clips of a batch. As in OpenGait the anchor is also one of its positives,
+    so every negative has to be at least ``margin`` away. After Hermans et al., 2017,
     https://arxiv.org/abs/1703.07737.
 
-    Subjects may have different numbers of clips. Memory is P * N * K * (N - k) floats, with K and k
-    the most and the fewest clips of one subject in the batch, rather than P * N**3.
+    Subjects may have different numbers of clips. Memory is P * N * K * (N - k) floats instead of
+    P * N**3, where K and k are the most and the fewest clips of one subject in the batch.
 
     Shape:
         embeddings: ``(N, C, P)``
         labels: ``(N,)`` integers
         returns: the loss, and detached scalars averaged over parts: ``loss``, ``hard_loss`` (the
-            largest triplet), ``loss_num`` (triplets that are not zero), ``mean_dist``
+            largest triplet), ``loss_num`` (number of triplets that are not zero), ``mean_dist``
     """
 
     def __init__(self, margin: float = 0.2) -> None:
@@ -53,7 +53,7 @@ class TripletLoss(nn.Module):
         self.margin = margin
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and what to log."""
+        """Return the loss and the scalars to log."""
         with torch.autocast(embeddings.device.type, enabled=False):
             distances = pairwise_distances(embeddings.float().permute(2, 0, 1))  # (P, N, N)
             hinges = F.relu(self.margin + self._differences(distances, labels))
@@ -73,17 +73,16 @@ class TripletLoss(nn.Module):
         """Return d(a, p) - d(a, n) of all triplets ``(P, triplets)``; -inf where there is none."""
         parts, n, _ = distances.shape
         same = labels[:, None] == labels[None, :]  # (N, N)
-        own = same.sum(1)  # clips of each anchor's subject
-        most, fewest = int(own.max()), int(own.min())
-        # Each row lists the anchor's positives first, so that slices hold positives and negatives.
+        num_positives = same.sum(1)  # (N,) clips of each anchor's subject
+        most, fewest = int(num_positives.max()), int(num_positives.min())
+        # Each row lists the anchor's positives first, then its negatives.
         order = same.byte().argsort(dim=1, descending=True, stable=True)
         ordered = distances.gather(2, order.expand(parts, n, n))
         differences = ordered[:, :, :most, None] - ordered[:, :, None, fewest:]
-        if (
-            most != fewest
-        ):  # rows of smaller subjects hold negatives among the first, and vice versa
+        if most != fewest:
+            # For some anchors, the slices then hold negatives among positives, or the reverse.
             rank = torch.arange(n, device=labels.device)
-            is_positive = rank < own[:, None]  # (N, N)
+            is_positive = rank < num_positives[:, None]  # (N, N)
             valid = is_positive[:, :most, None] & ~is_positive[:, None, fewest:]
             differences = differences.masked_fill(~valid, -torch.inf)
         return differences.flatten(1)
@@ -94,9 +93,9 @@ class CrossEntropyLoss(nn.Module):
 
     Args:
         scale: factor on the logits, which lie in -1..1.
-        label_smooth: give ``eps`` of the target to all classes alike.
-        eps: how much.
-        log_accuracy: report the share (0..1) of clips and parts whose largest logit is right.
+        label_smooth: spread ``eps`` of the target equally over all classes.
+        eps: the share of the target to spread.
+        log_accuracy: report the share (0..1) of clips and parts whose largest logit is correct.
 
     Shape:
         logits: ``(N, K, P)``
@@ -117,7 +116,7 @@ class CrossEntropyLoss(nn.Module):
         self.log_accuracy = log_accuracy
 
     def forward(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and what to log."""
+        """Return the loss and the scalars to log."""
         targets = labels[:, None].expand(-1, logits.size(2))  # (N, P)
         with torch.autocast(logits.device.type, enabled=False):
             scaled = logits.float() * self.scale
@@ -129,17 +128,17 @@ class CrossEntropyLoss(nn.Module):
 
 
 class GaitLoss(nn.Module):
-    """The weighted sum of losses, each on the output it is meant for.
+    """The weighted sum of losses: triplets on embeddings, cross-entropy on logits.
 
     Args:
-        terms: for each name (OpenGait's ``log_prefix``) the weight and the loss.
+        terms: the weight and the loss, by name (OpenGait's ``log_prefix``).
     """
 
     def __init__(self, terms: Mapping[str, tuple[float, TripletLoss | CrossEntropyLoss]]) -> None:
         super().__init__()
         if not terms:
             raise ValueError("loss_cfg is empty; give at least one loss")
-        self.terms = dict(terms)  # no ModuleDict: losses hold no tensors, and names may hold a dot
+        self.terms = dict(terms)  # no ModuleDict: losses hold no tensors; names may contain a dot
 
     def forward(self, output: GaitOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total, and each term's detached, unweighted scalars as ``<name>/<scalar>``.

@@ -1,9 +1,9 @@
 """What a gait network costs: parameters, multiply-accumulates (MACs), latency and bytes.
 
-The counting rule, for every figure here: one MAC for each multiply-add of a convolution or a matrix
-product (torch's FLOP counter, halved), nothing for batch norm, activations or pooling. The backbone
-runs once a frame, so its MACs are per frame; FCs and BNNecks run once a clip, so theirs are per
-clip and stand apart from `macs_per_frame`.
+Every number here counts one MAC per multiply-add of a convolution or a matrix product (torch's FLOP
+counter, halved). Batch norm, activations and pooling count nothing. The backbone runs once per
+frame, so its MACs are per frame. FCs and BNNecks run once per clip, so their MACs are per clip and
+not part of `macs_per_frame`.
 """
 
 import copy
@@ -25,62 +25,60 @@ from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 
 FRAME = (64, 44)  # height and width of a pretreated silhouette after the 10-column cut
-#: Bits of a number that is not quantized; of those that are packed; of those stored as int16.
+#: Bits of a float number, of packed integers, and of integers stored as int16.
 FLOAT_BITS, PACKED_BITS, INT16_BITS = 32, range(2, 9), range(9, 17)
-_BACKBONE = "Backbone.forward_block."
+_BACKBONE_PREFIX = "Backbone.forward_block."
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, each shared tensor once.
+    """Return the number of parameters; a shared tensor counts once.
 
-    Buffers do not count, nor do the three scalars of each quantizer.
+    Buffers and the three scalars of each quantizer do not count.
     """
-    return sum(p.numel() for _, p in _own_parameters(model))
+    return sum(p.numel() for _, p in _float_parameters(model))
 
 
-def _own_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def _float_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(n, p) for n, p in model.named_parameters() if not of_quantizer(n)]
 
 
 def macs_per_frame(model: GaitBase) -> int:
-    """Return the MACs of the backbone on one frame: the model's published cost (1.178 GMAC)."""
-    rows = _count(model, FRAME)
-    return sum(row["macs"] for name, row in rows.items() if name.startswith(_BACKBONE))
+    """Return the MACs of the backbone on one frame: GaitBase's published cost is 1.178 GMAC."""
+    rows = _count_macs(model, FRAME)
+    return sum(row["macs"] for name, row in rows.items() if name.startswith(_BACKBONE_PREFIX))
 
 
 def layer_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame:
-    """Return one row for each convolution and each head, in the order they run.
+    """Return one row per convolution and head, in the order they run.
 
     Columns:
-        layer: the module's name, which prefixes its checkpoint keys.
+        layer: the module's name, which starts its checkpoint keys.
         block: the block of `block_table` it belongs to.
         in_channels, out_channels: of the convolution, or of each part's matrix.
         height, width: of the output map; 1 x 1 for a head, which has no map.
-        params: of this layer alone; batch norms stand in `block_table` only.
+        params: of this layer; only `block_table` includes batch norms.
         macs: per frame for a convolution, per clip for a head.
     """
-    rows = [
-        {"layer": name, "block": _block(name)} | row for name, row in _count(model, frame).items()
-    ]
-    return pd.DataFrame(rows)
+    rows = _count_macs(model, frame)
+    return pd.DataFrame([{"layer": name, "block": _block_of(name)} | r for name, r in rows.items()])
 
 
 def block_table(model: GaitBase) -> pd.DataFrame:
-    """Return parameters and MACs of each block; every parameter is in exactly one.
+    """Return parameters and MACs of each block; every parameter is in exactly one block.
 
     Columns:
         block: ``conv1`` (with its batch norm), ``layer1``, ... of a ResNet9, ``feature.0``, ... of
             a Plain, then ``FCs`` and ``BNNecks``.
-        params: all parameters, batch norms included; they add up to `count_parameters`.
+        params: all parameters, with batch norms; they add up to `count_parameters`.
         macs: per frame in the backbone, per clip in the heads.
         per: ``frame`` or ``clip``.
     """
     params: dict[str, int] = {}
-    for name, parameter in _own_parameters(model):
-        params[_block(name)] = params.get(_block(name), 0) + parameter.numel()
+    for name, parameter in _float_parameters(model):
+        params[_block_of(name)] = params.get(_block_of(name), 0) + parameter.numel()
     macs = dict.fromkeys(params, 0)
-    for name, row in _count(model, FRAME).items():
-        macs[_block(name)] += row["macs"]
+    for name, row in _count_macs(model, FRAME).items():
+        macs[_block_of(name)] += row["macs"]
     heads = {name for name, _ in model.named_children()}
     return pd.DataFrame(
         {
@@ -103,9 +101,9 @@ def measure_latency(
 ) -> float:
     """Return the median time, in milliseconds, to embed ``batch`` clips of ``frames`` frames.
 
-    The clips are random, on the device beforehand, and ``model.embed`` runs, not the classifier. On
-    CUDA each repeat waits for the device. The model keeps its mode and its place: a copy moves to
-    another device if one is asked for.
+    It times ``model.embed``, without the classifier, on random clips already on the device.
+    On CUDA each repeat waits for the device. The model keeps its mode and its device: if ``device``
+    is another one, a copy is moved there and timed.
     """
     if min(batch, frames, repeats) < 1:
         raise ValueError(
@@ -137,35 +135,35 @@ def file_bytes(path: str | Path) -> int:
     """Return the size of a file, or of all files below a folder, in bytes."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there to be weighed")
+        raise FileNotFoundError(f"{path} does not exist, so it has no size")
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     return sum(file.stat().st_size for file in files)
 
 
 def stored_bits(bits: int) -> int:
-    """Return how many bits a number of a grid of ``bits`` takes in a file."""
+    """Return how many bits one number takes in a file, if its grid has ``bits`` bits."""
     if bits in PACKED_BITS:
         return bits
     return 16 if bits in INT16_BITS else FLOAT_BITS
 
 
 def stored_bytes(numel: int, bits: int) -> int:
-    """Return the bytes of a tensor of ``numel`` numbers of ``bits`` bits, the last one padded."""
+    """Return the bytes of a tensor of ``numel`` numbers of ``bits`` bits, padded to whole bytes."""
     return math.ceil(numel * stored_bits(bits) / 8)
 
 
-def _block(name: str) -> str:
-    """Return the block of a module or parameter name."""
-    if not name.startswith(_BACKBONE):
+def _block_of(name: str) -> str:
+    """Return the block that a module or parameter belongs to."""
+    if not name.startswith(_BACKBONE_PREFIX):
         return name.split(".")[0]
-    first, *rest = name.removeprefix(_BACKBONE).split(".")
+    first, *rest = name.removeprefix(_BACKBONE_PREFIX).split(".")
     if first == "feature":
         return f"feature.{rest[0]}"
     return "conv1" if first == "bn1" else first
 
 
-def _count(model: GaitBase, frame: tuple[int, int]) -> dict[str, dict[str, int]]:
-    """Run one clip of one frame and return each layer's channels, output size, params and MACs."""
+def _count_macs(model: GaitBase, frame: tuple[int, int]) -> dict[str, dict[str, int]]:
+    """Run one clip of one frame; return channels, output size, params and MACs of each layer."""
     counter = FlopCounterMode(display=False)
     rows: dict[str, dict[str, int]] = {}
     starts: dict[str, int] = {}
@@ -180,8 +178,9 @@ def _count(model: GaitBase, frame: tuple[int, int]) -> dict[str, dict[str, int]]
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
             macs = (counter.get_total_flops() - starts[name]) // 2
             if name not in rows:
-                rows[name] = _shape(layer, output) | {"params": count_parameters(layer), "macs": 0}
-            elif isinstance(layer, nn.Conv2d):  # a focal convolution runs once for each strip
+                params = count_parameters(layer)
+                rows[name] = _layer_shape(layer, output) | {"params": params, "macs": 0}
+            elif isinstance(layer, nn.Conv2d):  # a focal convolution runs once per strip
                 rows[name]["height"] += output.size(2)
             rows[name]["macs"] += macs
 
@@ -205,7 +204,7 @@ def _count(model: GaitBase, frame: tuple[int, int]) -> dict[str, dict[str, int]]
     return rows
 
 
-def _shape(layer: nn.Module, output: Tensor | tuple[Tensor, ...]) -> dict[str, int]:
+def _layer_shape(layer: nn.Module, output: Tensor | tuple[Tensor, ...]) -> dict[str, int]:
     if isinstance(layer, nn.Conv2d):
         c_out, c_in = layer.weight.shape[:2]
         height, width = output.shape[2:]

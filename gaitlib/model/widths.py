@@ -1,7 +1,7 @@
-"""How wide each layer of a network is: read it, write it as plain numbers, apply it.
+"""The width of each layer of a network: read the widths as plain numbers, and apply them.
 
-A compressed network is its blueprint with narrower layers. The widths are what its
-``architecture.json`` adds to the arguments of ``build_model``.
+A compressed network is the network of its ``build_model`` arguments with narrower layers. Its file
+stores those arguments and the widths.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,11 @@ _MAPS = SeparateFCs | SeparateBNNecks  # fc_bin is (P, in, out)
 def layer_widths(model: nn.Module) -> Widths:
     """Return ``in`` and ``out`` channels of every layer, by module name.
 
-    A batch norm has only ``out``, a quantizer none. Other modules that own tensors are not of a
-    gait network and raise ``TypeError``.
+    A batch norm has only ``out``, a quantizer has no width. Any other module with parameters is not
+    part of a gait network.
+
+    Raises:
+        TypeError: for such a module.
     """
     widths = {}
     for name, layer in model.named_modules():
@@ -37,10 +40,10 @@ def layer_widths(model: nn.Module) -> Widths:
 
 
 def resize_layers(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> None:
-    """Give every layer of ``model`` these widths, in place; new values are zeros.
+    """Give every layer of ``model`` these widths, in place; all resized tensors become zeros.
 
     Raises:
-        ValueError: if the names are not the model's, or a width is not in 1..its present width.
+        ValueError: if the names are not the model's, or a width is not in 1..the present width.
     """
     present = layer_widths(model)
     if present.keys() != widths.keys():
@@ -74,7 +77,7 @@ def _resize(layer: nn.Module, out_: int, in_: int | None = None) -> None:
 
 
 def replace_tensor(layer: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put ``tensor`` in place of the parameter or buffer ``name`` of one layer."""
+    """Replace the parameter or buffer ``name`` of one layer by ``tensor``."""
     old = getattr(layer, name)
     if isinstance(old, nn.Parameter):
         tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
@@ -82,7 +85,7 @@ def replace_tensor(layer: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def sync_widths(layer: nn.Module) -> None:
-    """Set the channel counts that a layer keeps beside its tensors to what the tensors say."""
+    """Set a layer's channel counts (``in_channels`` and so on) to those of its tensors."""
     if isinstance(layer, nn.Conv2d):
         layer.out_channels, layer.in_channels = layer.weight.shape[:2]
     elif isinstance(layer, nn.Linear):
