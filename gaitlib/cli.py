@@ -103,17 +103,17 @@ def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             with exit_on_sigterm():
                 verb(*args, **kwargs)
-            distributed.leave(0)
+            distributed.end_process(0)
         except TrainingStopped as stop:
             if not rank:
                 typer.echo(str(stop), err=True)
-            distributed.leave(128 + stop.signal)
+            distributed.end_process(128 + stop.signal)
             raise typer.Exit(128 + stop.signal) from stop
         except USER_ERRORS as error:
             if rank:  # if rank 0 has the same error, it reports it and torchrun ends this process
                 time.sleep(3)
             typer.echo(f"{who}error: {error}", err=True)
-            distributed.leave(2)
+            distributed.end_process(2)
             raise typer.Exit(2) from error
 
     return wrapped

@@ -154,7 +154,7 @@ def test_damaged_and_hostile_files_are_named_left_out_and_not_run(root, gaitlib,
     assert done.exit_code == 0, done.output
     assert "4 of 24 sequences are left out" in caplog.text
     assert [caplog.text.count(name) for name in bad] == [1, 1, 1, 1]
-    assert "asks for posix.remove, which no array needs; nothing of it was run" in caplog.text
+    assert "asks for posix.remove, which no array needs; none of it was run" in caplog.text
     assert victim.exists()
 
 

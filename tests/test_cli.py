@@ -36,7 +36,7 @@ def test_describe_prints_the_parameters_and_macs_of_every_block():
         (("train", "--cfgs", str(PARAMS / "casia_b/gaitbase.yaml")), "path/to/CASIA-B-pkl"),
         (("test", "--cfgs", QUICKSTART, "--checkpoint", "none.pt"), "none.pt"),
         (("train", "--cfgs", QUICKSTART, "--stage", "baselin"), "'baselin': choose from"),
-        (("train", "--cfgs", QUICKSTART, "--device", "gpu"), "none of auto, cpu"),
+        (("train", "--cfgs", QUICKSTART, "--device", "gpu"), "not one of auto, cpu"),
         (
             ("train", "--stage", "geta", "--cfgs", str(PARAMS / "casia_b/gaitbase.yaml")),
             "add `compression_optimizer: hesso`",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2
 
-from gaitlib.system.processes import WorkerError, ending
+from gaitlib.system.processes import WorkerError, describe_exit
 from walkers.walk_files import write_walk
 
 
@@ -52,7 +52,7 @@ def draw_in_processes(
         if child.wait() == 0:
             return ""
         killed = child.returncode < 0 or not lines[-1]
-        return f"died {ending(child.returncode)}" if killed else f"failed: {lines[-1]}"
+        return f"died {describe_exit(child.returncode)}" if killed else f"failed: {lines[-1]}"
 
     with ThreadPoolExecutor(workers) as threads:
         try:

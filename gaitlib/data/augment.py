@@ -1,13 +1,14 @@
 """Random changes to whole clips, with OpenGait's names, arguments and ranges.
 
 Each clip is changed with probability ``prob``, in the same way in all of its frames. Every class
-says what it draws, for clips of a shape and from a CPU generator, and what it does with that to
-``(N, T, H, W)`` clips on any device, uint8 0-255 or float of any range. So the draws are the same
-on every device, whatever the clips hold, and a process may draw for more clips than it has.
+has two methods. ``draw`` takes the shape of the clips and a CPU generator, and returns random
+numbers. ``apply`` uses them to change ``(N, T, H, W)`` clips on any device, uint8 0-255 or float of
+any range. So the draws are the same on every device and for any content, and a process can draw for
+more clips than it has.
 
-Only the clips that are drawn are warped. Warping is bilinear, with zeros outside; it turns uint8
-into float32. The matrices are computed here and not by kornia: its last digits, and with them the
-clips of a seed, change from one version to the next. cv2 warps only on a CPU.
+Only the drawn clips are warped. Warping is bilinear, with zeros outside; it turns uint8 into
+float32. The matrices are computed here and not by kornia: kornia's last digits change from one
+version to the next, and the clips of a seed would change with them. cv2 warps on a CPU only.
 """
 
 import math
@@ -19,34 +20,34 @@ from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
 Shape = tuple[int, int, int, int]  # of clips: N, T, H, W
-AT_ONCE = 4  # clips that a CPU warps at a time: so many stay in its caches
+CLIPS_PER_WARP = 4  # on a CPU: this many clips fit in its caches
 
 
 class Augmentation(Protocol):
     """A random change."""
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, ...]:
-        """Draw for clips of this shape: CPU tensors, each with N rows, a row for each clip."""
+        """Draw for clips of this shape: CPU tensors, each with N rows, one row per clip."""
 
     def apply(self, clips: Tensor, *draws: Tensor) -> Tensor:
-        """Change the clips in the way that was drawn for each; they may be written to."""
+        """Change each clip as drawn for it. May write to ``clips``."""
 
 
 def draw_and_overwrite(
     step: Augmentation, clips: Tensor, generator: Generator | None, rank: int, world_size: int
 ) -> Tensor:
-    """Change clips by chance; those passed in may be written to.
+    """Apply one augmentation. May write to the clips passed in.
 
-    Several processes share a batch as `gaitlib.data.samplers.TripletSampler` deals it out. Each draws
-    for the whole batch and keeps the rows of its own clips, so that a clip is changed as it would
-    be if one process had them all.
+    Several processes share a batch as `gaitlib.data.samplers.TripletSampler` splits it. Each one
+    draws for the whole batch and keeps the rows of its clips. So every clip changes as it would in
+    one process that has the whole batch.
 
     Args:
         step: the augmentation.
         clips: ``(N, T, H, W)``: clips rank, rank + world_size, ... of N * world_size.
         generator: in the same state in all processes.
-        rank: which process this is.
-        world_size: how many there are.
+        rank: the number of this process.
+        world_size: the number of processes.
 
     Raises:
         ValueError: no generator, or frames too small for ``step``.
@@ -67,19 +68,19 @@ class RandomHorizontalFlip:
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor]:
         """Draw which clips are changed, ``(N,)`` bool."""
-        return (_chosen(self, shape[0], generator),)
+        return (_draw_which(self, shape[0], generator),)
 
     def apply(self, clips: Tensor, drawn: Tensor) -> Tensor:
-        """Mirror the clips that are drawn."""
+        """Mirror the drawn clips."""
         drawn = drawn.to(clips.device).view(-1, 1, 1, 1)
         return torch.where(drawn, clips.flip(-1), clips)
 
 
 @dataclass(frozen=True)
 class RandomRotate:
-    """Turn about the middle of the image, by an angle from -``degree`` to ``degree``.
+    """Rotate about the middle of the image, by an angle from -``degree`` to ``degree``.
 
-    (OpenGait turns a 64 x 44 clip about its point (32, 22), having swapped the axes.)
+    (OpenGait swaps the axes: it rotates a 64 x 44 clip about its point (32, 22).)
     """
 
     prob: float = 0.5
@@ -91,32 +92,32 @@ class RandomRotate:
             raise ValueError(f"degree is {self.degree}: give the largest angle, 0 or more")
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw which clips are changed, ``(N,)`` bool, and how they turn, ``(N, 2, 3)``."""
+        """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 2, 3)``."""
         n, _, h, w = shape
-        drawn = _chosen(self, n, generator)
+        drawn = _draw_which(self, n, generator)
         angles = _uniform((n,), -self.degree, self.degree, generator)
         return drawn, rotation(angles, h, w)
 
     def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
-        """Turn the clips that are drawn."""
+        """Rotate the drawn clips."""
         return warp(clips, drawn, matrices)
 
 
 def rotation(angles: Tensor, h: int, w: int) -> Tensor:
-    """Return the matrices that turn h x w images counter-clockwise by ``(N,)`` degrees."""
+    """Return the matrices that rotate h x w images counter-clockwise by ``(N,)`` degrees."""
     radians = angles * (math.pi / 180)
     cos, sin = radians.cos(), radians.sin()
     turn = torch.stack([cos, sin, -sin, cos], dim=-1).view(-1, 2, 2)
     middle = torch.tensor([w - 1, h - 1]) / 2
-    shift = middle - (turn * middle).sum(-1)  # the middle stays where it is
+    shift = middle - (turn * middle).sum(-1)  # keeps the middle in place
     return torch.cat([turn, shift[..., None]], dim=-1)  # (N, 2, 3)
 
 
 @dataclass(frozen=True)
 class RandomPerspective:
-    """Lean the image: its upper and its lower edge are each stretched to the full width.
+    """Stretch the upper and the lower edge of the image, each to the full width.
 
-    Up to 10 columns at each end of an edge are lost (10 for every 44 columns of width).
+    Each edge loses up to 10 columns at each end (10 for every 44 columns of width).
     """
 
     prob: float = 0.5
@@ -125,18 +126,18 @@ class RandomPerspective:
         _check_prob(self)
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw which clips are changed, ``(N,)`` bool, and how they lean, ``(N, 3, 3)``."""
+        """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 3, 3)``."""
         n, _, h, w = shape
-        drawn = _chosen(self, n, generator)
+        drawn = _draw_which(self, n, generator)
         return drawn, perspective(*self.corners(n, h, w, generator))
 
     def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
-        """Lean the clips that are drawn."""
+        """Stretch the drawn clips."""
         return warp(clips, drawn, matrices)
 
     @staticmethod
     def corners(n: int, h: int, w: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw four points (x, y) for each clip, and say where they go, ``(N, 4, 2)`` each."""
+        """Draw four points (x, y) per clip; return them and their targets, ``(N, 4, 2)`` each."""
         most = w // 44 * 10
         if not most:
             raise ValueError(f"RandomPerspective needs 44 columns or more, the clips have {w}")
@@ -150,16 +151,16 @@ class RandomPerspective:
 
 
 def perspective(source: Tensor, target: Tensor) -> Tensor:
-    """Return the matrices that take four points each, ``(N, 4, 2)``, to four others.
+    """Return the matrices that map four points each, ``(N, 4, 2)``, to four others.
 
-    Both sets go round their quadrilateral in the same order.
+    Both sets list their corners in the same order around the quadrilateral.
     """
     matrices = _from_unit_square(target) @ _inverse(_from_unit_square(source))
     return matrices / matrices[:, 2:, 2:]  # (N, 3, 3)
 
 
 def _from_unit_square(points: Tensor) -> Tensor:
-    """Return the matrices that take (0, 0), (1, 0), (1, 1) and (0, 1) to ``(N, 4, 2)`` points.
+    """Return the matrices that map (0, 0), (1, 0), (1, 1) and (0, 1) to ``(N, 4, 2)`` points.
 
     Heckbert, "Fundamentals of Texture Mapping and Image Warping", 1989.
     """
@@ -180,7 +181,7 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 def _inverse(matrices: Tensor) -> Tensor:
     """Invert ``(N, 3, 3)`` matrices by cross products of their columns.
 
-    `torch.linalg.inv` rounds differently, and equal seeds have to give equal clips.
+    `torch.linalg.inv` rounds differently, and equal seeds must give equal clips.
     """
     a, b, c = matrices.unbind(-1)
     crosses = [torch.linalg.cross(*pair) for pair in ((b, c), (c, a), (a, b))]
@@ -192,7 +193,7 @@ def _inverse(matrices: Tensor) -> Tensor:
 class RandomAffine:
     """Move three corners, each up to 10 pixels for every 64 rows of height.
 
-    ``degree`` is there because YAML files may give it; OpenGait reads it no more than this does.
+    ``degree`` is accepted because YAML files may give it. It has no effect, as in OpenGait.
     """
 
     prob: float = 0.5
@@ -202,20 +203,20 @@ class RandomAffine:
         _check_prob(self)
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw which clips are changed, ``(N,)`` bool, and how they move, ``(N, 2, 3)``."""
+        """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 2, 3)``."""
         n, _, h, w = shape
-        drawn = _chosen(self, n, generator)
+        drawn = _draw_which(self, n, generator)
         source, target = self.corners(n, h, w, generator)
         source = torch.cat([source, torch.ones(n, 3, 1)], dim=-1)  # (N, 3, 3)
         return drawn, torch.linalg.solve(source, target).mT
 
     def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
-        """Move the corners of the clips that are drawn."""
+        """Move the corners of the drawn clips."""
         return warp(clips, drawn, matrices)
 
     @staticmethod
     def corners(n: int, h: int, w: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw three points (x, y) for each clip, and where they go, ``(N, 3, 2)`` each."""
+        """Draw three points (x, y) per clip; return them and their targets, ``(N, 3, 2)`` each."""
         most = h // 64 * 10
         if not most:
             raise ValueError(f"RandomAffine needs 64 rows or more, the clips have {h}")
@@ -231,11 +232,11 @@ class RandomErasing:
     """Blank a box of the image (Zhong et al., "Random Erasing Data Augmentation", 2020).
 
     Args:
-        prob: how often.
-        sl: smallest part of the image's area.
-        sh: largest part of the image's area.
+        prob: probability that a clip (or a frame) is changed.
+        sl: smallest area of the box, as a share of the image's.
+        sh: largest area of the box, as a share of the image's.
         r1: smallest height / width; ``1 / r1`` is the largest.
-        per_frame: draw again for every frame, instead of once for all frames of a clip.
+        per_frame: draw for every frame, instead of once for all frames of a clip.
     """
 
     prob: float = 0.5
@@ -252,17 +253,17 @@ class RandomErasing:
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Draw which clips are changed, ``(N, 1)`` bool, and their boxes, ``(N, 1, 4)``.
 
-        With ``per_frame``, which frames: ``(N, T)`` and ``(N, T, 4)``. A box is its top, bottom,
-        left and right, in pixels; bottom and right are one past the last.
+        With ``per_frame``, draw which frames: ``(N, T)`` and ``(N, T, 4)``. A box is its top,
+        bottom, left and right, in pixels; bottom and right are one past the last.
         """
         n, t, h, w = shape
         each = t if self.per_frame else 1
-        drawn = _chosen(self, n * each, generator)
-        boxes = self._boxes(n * each, h, w, generator)
+        drawn = _draw_which(self, n * each, generator)
+        boxes = self._draw_boxes(n * each, h, w, generator)
         return drawn.view(n, each), boxes.T.view(n, each, 4)
 
     def apply(self, clips: Tensor, drawn: Tensor, boxes: Tensor) -> Tensor:
-        """Blank a box in the clips (or frames) that are drawn."""
+        """Blank a box in the drawn clips (or frames)."""
         edges = boxes.int().tolist()
         for n, t in drawn.nonzero().tolist():
             top, bottom, left, right = edges[n][t]
@@ -270,7 +271,7 @@ class RandomErasing:
             clips[n, frames, top:bottom, left:right] = 0
         return clips
 
-    def _boxes(self, n: int, h: int, w: int, generator: Generator | None) -> Tensor:
+    def _draw_boxes(self, n: int, h: int, w: int, generator: Generator | None) -> Tensor:
         """Draw n boxes inside h x w: top, bottom, left, right, ``(4, n)``."""
         height, width = torch.zeros(2, n)
         for _ in range(100):
@@ -281,7 +282,7 @@ class RandomErasing:
             height = torch.where(new, (area * ratio).sqrt().round(), height)
             width = torch.where(new, (area / ratio).sqrt().round(), width)
             if height.all():
-                break  # a box that fits nowhere after 100 tries stays empty
+                break  # a box that does not fit after 100 tries stays empty
         top = (torch.rand(n, generator=generator) * (h - height + 1)).floor()
         left = (torch.rand(n, generator=generator) * (w - width + 1)).floor()
         return torch.stack([top, top + height, left, left + width])
@@ -292,10 +293,10 @@ def _check_prob(step: object) -> None:
         raise ValueError(f"{step}: prob is a probability, from 0 to 1")
 
 
-def _chosen(step: object, n: int, generator: Generator | None) -> Tensor:
+def _draw_which(step: object, n: int, generator: Generator | None) -> Tensor:
     """Draw which of n clips are changed, ``(n,)`` bool on the CPU."""
     if generator is None:
-        raise ValueError(f"{step} needs chance: pass a torch.Generator with the clips")
+        raise ValueError(f"{step} is random: pass a torch.Generator with the clips")
     return torch.rand(n, generator=generator) < step.prob
 
 
@@ -306,25 +307,26 @@ def _uniform(
 
 
 def warp(clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
-    """Warp the ``drawn`` clips, ``(N,)`` bool, by matrices of pixels, ``(N, 2 or 3, 3)``.
+    """Warp the ``drawn`` clips, ``(N,)`` bool, by matrices in pixels, ``(N, 2 or 3, 3)``.
 
     Returns:
-        float32: the clips themselves, written to, if they are that. What came, if none is drawn.
+        float32. Writes to ``clips`` and returns them if they are float32; else returns a copy.
+        If none is drawn, returns ``clips`` unchanged.
     """
     if not drawn.any():
         return clips
     where = drawn.nonzero()[:, 0]
-    grids = _where_from(matrices[where], *clips.shape[-2:]).to(clips.device)
+    grids = _sampling_grids(matrices[where], *clips.shape[-2:]).to(clips.device)
     clips, where = clips.to(torch.float32), where.to(clips.device)
-    at_once = AT_ONCE if clips.device.type == "cpu" else len(where)
-    for few, grid in zip(where.split(at_once), grids.split(at_once), strict=True):
-        chosen = clips.index_select(0, few)  # a clip's frames are an image's channels
-        clips.index_copy_(0, few, grid_sample(chosen, grid, align_corners=True))
+    count = CLIPS_PER_WARP if clips.device.type == "cpu" else len(where)
+    for indices, grid in zip(where.split(count), grids.split(count), strict=True):
+        images = clips.index_select(0, indices)  # a clip's frames are an image's channels
+        clips.index_copy_(0, indices, grid_sample(images, grid, align_corners=True))
     return clips
 
 
-def _where_from(matrices: Tensor, h: int, w: int) -> Tensor:
-    """Return where each pixel comes from, as `grid_sample` wants it: ``(n, h, w, 2)``, in -1..1."""
+def _sampling_grids(matrices: Tensor, h: int, w: int) -> Tensor:
+    """Return where each pixel comes from, for `grid_sample`: ``(n, h, w, 2)``, in -1..1."""
     affine = matrices.shape[1] == 2
     if affine:
         lower = torch.tensor([0.0, 0.0, 1.0]).expand(len(matrices), 1, 3)

@@ -1,7 +1,7 @@
 """Batches of clips: sequences drawn by ``order``, frames by ``frames``, loaded by a DataLoader.
 
-Iteration i of a run follows from (seed, i) alone: resuming needs no saved random state, and the
-number of loading workers changes nothing.
+Iteration i of a run depends on (seed, i) alone: resuming needs no saved random state, and the
+number of loading workers has no effect.
 """
 
 import logging
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from gaitlib.data.frames import choose_frames
 from gaitlib.data.samplers import ClipSeed, InferenceSampler, TripletSampler
 from gaitlib.data.sequence_file import SequenceError
-from gaitlib.system.processes import LoaderError, ending
+from gaitlib.system.processes import LoaderError, describe_exit
 
 __all__ = [
     "Batch",
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sequences(Protocol):
-    """What a batch is drawn from; :class:`~gaitlib.data.casia_b.SilhouetteDataset` is one."""
+    """Sequences to draw batches from, such as :class:`~gaitlib.data.casia_b.SilhouetteDataset`."""
 
     labels: np.ndarray
 
@@ -51,10 +51,10 @@ class Batch(NamedTuple):
     """Clips of one iteration.
 
     Attributes:
-        clips: uint8, ``(N, T, H, W)``; or ``(1, sum of T, H, W)``, one clip after another, and
-            ``seqL`` tells where each ends.
+        clips: uint8, ``(N, T, H, W)``; or ``(1, sum of T, H, W)``, one clip after another, with
+            their lengths in ``seqL``.
         labels: ``(N,)`` int64.
-        seqL: ``(N,)`` int64, the frames of each clip; None where all have T.
+        seqL: ``(N,)`` int64, the number of frames of each clip; None where all have T.
         indices: ``(N,)`` int64, positions in the data set.
         iteration: its number; 0 at inference.
     """
@@ -86,15 +86,15 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> "DataLoader[Batch]":
-    """Give the batches of iterations ``start`` to ``stop - 1``.
+    """Return a loader of the batches of iterations ``start`` to ``stop - 1``.
 
-    ``unfixed_*`` clips have one length for the whole batch (OpenGait draws one for each clip), so
-    that they stack. ``all_*`` clips are concatenated along frames. Subjects with fewer than K
-    sequences are drawn with replacement, which is logged once.
+    ``unfixed_*`` clips have one length for the whole batch, so that they stack (OpenGait draws one
+    length per clip). ``all_*`` clips are concatenated along frames. If a subject has fewer than K
+    sequences, they are drawn with replacement, which is logged once.
 
     Args:
         dataset: the sequences.
-        labels: the subject of each, whole numbers; those of ``dataset`` by default.
+        labels: the subject of each, integers; those of ``dataset`` by default.
         seed: see :class:`TripletSampler`, like the following.
         start: first iteration.
         stop: one past the last.
@@ -106,20 +106,20 @@ def training_batches(
         frames_num_max: most frames of a clip.
         frames_skip_num: frames dropped from an ordered window.
         frames_all_limit: most frames of an ``all_*`` clip, or -1.
-        num_workers: loading processes; 0 loads in this one. They change no batch.
-        pin_memory: put batches where a GPU can fetch them.
-        rank: which process this is.
-        world_size: how many there are.
+        num_workers: loading processes; 0 loads in this one. The batches do not depend on it.
+        pin_memory: put batches in memory that a GPU can read.
+        rank: the number of this process.
+        world_size: the number of processes.
 
     Raises:
-        ValueError: the settings fit neither each other nor the data, see :class:`TripletSampler`.
-        SequenceError: while iterating, a sequence cannot be read any more.
+        ValueError: the settings do not fit each other or the data, see :class:`TripletSampler`.
+        SequenceError: while iterating, a sequence can no longer be read.
         LoaderError: while iterating, a loading process died.
     """
     labels = dataset.labels if labels is None else labels
     sampler = TripletSampler(labels, batch_size, seed, start, stop, batch_shuffle, rank, world_size)
     if rank == 0:
-        _tell_of_few_sequences(sampler)
+        _warn_about_repeated_sequences(sampler)
     clips = _Clips(
         dataset,
         labels,
@@ -147,27 +147,27 @@ def inference_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> "DataLoader[Batch]":
-    """Give every sequence once, in order; ``all_*`` clips are concatenated along frames.
+    """Return a loader of every sequence once, in order; ``all_*`` clips are concatenated.
 
-    With ``world_size`` processes each gives its share of the batches, see
-    :class:`InferenceSampler`; it may be empty.
+    With ``world_size`` processes each one loads its share of the batches, see
+    :class:`InferenceSampler`; the share may be empty.
 
     Args:
         dataset: the sequences.
-        batch_size: sequences a batch; the last may hold fewer.
+        batch_size: sequences per batch; the last batch may hold fewer.
         sample_type: ``all_*`` or ``fixed_*``, see :func:`choose_frames`, like the following.
         frames_num_fixed: frames of a ``fixed_*`` clip.
         frames_skip_num: frames dropped from a ``fixed_ordered`` window.
         frames_all_limit: most frames of an ``all_*`` clip, or -1.
         seed: for ``fixed_*``.
         num_workers: loading processes; 0 loads in this one.
-        pin_memory: put batches where a GPU can fetch them.
-        rank: which process this is.
-        world_size: how many there are.
+        pin_memory: put batches in memory that a GPU can read.
+        rank: the number of this process.
+        world_size: the number of processes.
 
     Raises:
         ValueError: the settings do not fit each other.
-        SequenceError: while iterating, a sequence cannot be read any more.
+        SequenceError: while iterating, a sequence can no longer be read.
         LoaderError: while iterating, a loading process died.
     """
     if sample_type.startswith("unfixed"):
@@ -184,21 +184,21 @@ def inference_batches(
     return _loader(clips, sampler, num_workers, pin_memory)
 
 
-def _tell_of_few_sequences(sampler: TripletSampler) -> None:
-    counts = [len(owned) for owned in sampler.by_subject]
+def _warn_about_repeated_sequences(sampler: TripletSampler) -> None:
+    counts = [len(sequences) for sequences in sampler.by_subject]
     k = sampler.num_clips
-    few = sum(count < k for count in counts)
-    if few:
+    num_subjects = sum(count < k for count in counts)
+    if num_subjects:
         logger.warning(
             "%d of %d training subjects have fewer than K = %d sequences (the fewest: %d): their "
             "clips are drawn with replacement, so a batch may hold a sequence twice; lower K, "
             "trainer_cfg.sampler.batch_size[1], to avoid it",
-            few, len(counts), k, min(counts),
+            num_subjects, len(counts), k, min(counts),
         )  # fmt: skip
 
 
 class _Clips(Dataset[Batch]):
-    """Cut the clips of a batch: the items are the samplers' lists of (index, clip seed)."""
+    """Cut the clips of a batch, which is a sampler's list of (index, clip seed)."""
 
     def __init__(
         self,
@@ -220,17 +220,17 @@ class _Clips(Dataset[Batch]):
         clips, lengths = [], []
         for n, (index, (_, _, position)) in enumerate(batch):
             sequence = self.sequences.sequence(index)
-            # position + 1, because numpy takes [seed, iteration, 0] and [seed, iteration] for one
+            # position + 1: to numpy, [seed, iteration, 0] and [seed, iteration] are the same seed
             rng = np.random.default_rng([seed, iteration, position + 1])
-            of_batch = np.random.default_rng([seed, iteration, 0, 1]) if self.one_length else None
-            frames = self.choose(len(sequence), rng, length_rng=of_batch)
+            batch_rng = np.random.default_rng([seed, iteration, 0, 1]) if self.one_length else None
+            frames = self.choose(len(sequence), rng, length_rng=batch_rng)
             lengths.append(len(frames))
             if self.concatenated:
                 clips.append(sequence[frames])
                 continue
             if not n:
                 clips = np.empty((len(batch), len(frames), *sequence.shape[1:]), np.uint8)
-            # frames are in range; the mode that checks it would copy by way of a buffer
+            # frames are in range; the mode that checks this would copy through a buffer
             np.take(sequence, frames, axis=0, out=clips[n], mode="clip")
         if self.concatenated:
             clips = np.concatenate(clips)[None]
@@ -245,14 +245,14 @@ class _Clips(Dataset[Batch]):
 
 
 class _Loader(DataLoader):
-    """A DataLoader that tells in one line what befell its processes."""
+    """A DataLoader that reports a dead worker in one line."""
 
     def __iter__(self) -> Iterator[Batch]:
         before = signal.getsignal(signal.SIGCHLD)
         batches = super().__iter__()
         if before is not None and threading.current_thread() is threading.main_thread():
-            # torch's handler would raise wherever this process happens to be, while it writes a
-            # checkpoint, say. Without it, next() finds a dead process within five seconds.
+            # torch's handler could raise at any moment, for example while this process writes a
+            # checkpoint. Without it, next() finds a dead worker within five seconds.
             signal.signal(signal.SIGCHLD, before)
         while True:
             try:
@@ -260,18 +260,18 @@ class _Loader(DataLoader):
             except StopIteration:
                 return
             except Exception as error:
-                workers = getattr(batches, "_workers", [])  # none where this process loads
-                told = self._in_one_line(error, workers)
+                workers = getattr(batches, "_workers", [])  # none if this process loads
+                clearer = self._one_line_error(error, workers)
                 if workers:
-                    batches._shutdown_workers()  # now: the traceback would keep them for long
-                if told is error:
+                    batches._shutdown_workers()  # now: the traceback would keep them alive
+                if clearer is error:
                     raise
-                raise told from None
+                raise clearer from None
             yield batch
 
-    def _in_one_line(self, error: Exception, workers: list) -> Exception:
-        """Return what to raise for an error: itself, if there is nothing to make clearer."""
-        if isinstance(error, SequenceError):  # a process sends its whole traceback as the message
+    def _one_line_error(self, error: Exception, workers: list) -> Exception:
+        """Return a one-line error for one raised while loading; other errors unchanged."""
+        if isinstance(error, SequenceError):  # a worker sends its whole traceback as the message
             return SequenceError(str(error).rpartition("SequenceError: ")[2].strip())
         if not workers or not isinstance(error, RuntimeError | OSError | EOFError):
             return error
@@ -279,11 +279,11 @@ class _Loader(DataLoader):
         if not ended:
             return error
         dead = next(worker for worker in workers if worker.sentinel in ended)
-        dead.join()  # a process closes its files shortly before it has ended
+        dead.join()  # a process closes its files shortly before it ends
         return LoaderError(
-            f"a process that loads batches died {ending(dead.exitcode)}. data_cfg.num_workers is "
-            f"{self.num_workers}: lower it (0 loads in the main process); training goes on from "
-            "its last checkpoint with trainer_cfg.restore_hint: latest"
+            f"a process that loads batches died {describe_exit(dead.exitcode)}. "
+            f"data_cfg.num_workers is {self.num_workers}: lower it (0 loads in the main process). "
+            "trainer_cfg.restore_hint: latest continues training from the last checkpoint"
         )
 
 
@@ -299,17 +299,17 @@ def _loader(
         sampler=sampler,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        collate_fn=_as_it_is,
-        generator=torch.Generator().manual_seed(0),  # else it would draw from the global one
-        worker_init_fn=_leave_signals_to_the_main_process,
+        collate_fn=_return_unchanged,
+        generator=torch.Generator().manual_seed(0),  # otherwise it draws from the global one
+        worker_init_fn=_ignore_stop_signals,
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _return_unchanged(batch: Batch) -> Batch:
     return batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ignore what stops a run: whole groups of processes get it, and the main one still saves."""
+def _ignore_stop_signals(worker: int) -> None:
+    """Ignore SIGTERM and SIGINT, which reach the whole process group; the main process saves."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

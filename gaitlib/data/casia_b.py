@@ -2,7 +2,7 @@
 
 The layout is OpenGait's: ``<root>/<subject>/<type>/<view>/<view>.pkl``, and a partition JSON with
 the subjects of ``TRAIN_SET`` and ``TEST_SET``. In the real set some sequences are missing and some
-are very short; both are listed here, and neither stops a run.
+are very short. Both are listed here, and a run continues without them.
 """
 
 import logging
@@ -25,8 +25,8 @@ __all__ = [
     "DataSplit",
     "SequenceError",
     "SilhouetteDataset",
-    "few",
     "index_tree",
+    "join_some",
     "load_split",
     "missing_sequences",
     "read_partition",
@@ -45,11 +45,11 @@ def index_tree(root: str | Path, subjects: Sequence[str] | None = None) -> pd.Da
     """List the sequences under ``root``, without opening them.
 
     Args:
-        root: the folder that holds one folder a subject.
+        root: the folder that holds one folder per subject.
         subjects: only these; all by default.
 
     Returns:
-        One row a sequence, sorted, with the text columns subject, type, view and path.
+        One row per sequence, sorted, with the text columns subject, type, view and path.
 
     Raises:
         FileNotFoundError: ``root`` is absent, or holds no sequence of these subjects.
@@ -60,8 +60,8 @@ def index_tree(root: str | Path, subjects: Sequence[str] | None = None) -> pd.Da
         names = [name for name in names if name in set(subjects)]
         if not names:
             raise FileNotFoundError(
-                f"none of the {len(subjects)} subjects asked for ({few(sorted(subjects))}) is "
-                f"under {root}, which holds {few(on_disk) or 'no folder'}: set "
+                f"none of the {len(subjects)} subjects asked for ({join_some(sorted(subjects))}) "
+                f"is under {root}, which holds {join_some(on_disk) or 'no folder'}: set "
                 "data_cfg.dataset_root to the folder of the subjects, or data_cfg."
                 "dataset_partition to a file that lists them"
             )
@@ -74,13 +74,13 @@ def index_tree(root: str | Path, subjects: Sequence[str] | None = None) -> pd.Da
                 if not path.is_file():
                     others = sorted(folder.glob("*.pkl"))
                     if not others:
-                        continue  # missing_sequences tells of it
+                        continue  # missing_sequences lists it
                     path = others[0]
                 rows.append((subject, kind, view, str(path)))
     if not rows:
         raise FileNotFoundError(
             f"no sequence <subject>/<type>/<view>/<view>.pkl under {root}"
-            + ("" if subjects is None else f" for the subjects {few(names)}")
+            + ("" if subjects is None else f" for the subjects {join_some(names)}")
             + "; make it with `gaitlib pretreat` from raw frames, or with `gaitlib walkers`"
         )
     return pd.DataFrame(rows, columns=["subject", "type", "view", "path"], dtype=str)
@@ -97,7 +97,7 @@ def missing_sequences(
         views: the views a complete type has.
 
     Returns:
-        The absent ones: subject, type and view, sorted.
+        The missing ones: subject, type and view, sorted.
     """
     present = set(table[["subject", "type", "view"]].itertuples(index=False, name=None))
     rows = [
@@ -111,26 +111,26 @@ def missing_sequences(
 
 
 class SilhouetteDataset:
-    """The good sequences of some subjects; the others stand in ``problems``.
+    """The usable sequences of some subjects; ``problems`` lists the others.
 
-    Every file is read once here, in threads, to check it and to count its frames; those of a mapped
-    file were when that was made.
+    Every file is read once here, in threads, to check it and to count its frames. A mapped file was
+    checked when it was made.
 
     Args:
         table: rows with subject, type, view and path, as from :func:`index_tree`.
-        cache: keep the frames in memory (4 kB a frame); or a folder, whose file of the frames is
-            memory-mapped, and made if need be: see `gaitlib.data.mapped_file`.
-        min_frames: leave out sequences shorter than this.
+        cache: True keeps the frames in memory (4 kB per frame). A folder memory-maps one file of
+            all frames there, and makes that file if needed: see `gaitlib.data.mapped_file`.
+        min_frames: omit sequences shorter than this.
         workers: reading threads.
 
     Attributes:
-        table: subject, type, view, path and frames (a count) of the good ones, index 0 to n-1.
-        problems: subject, type, view, path and problem of what was left out.
+        table: subject, type, view, path and frames (a count) of the usable ones, index 0 to n-1.
+        problems: subject, type, view, path and problem of the omitted ones.
         subjects: the subjects of ``table``, sorted; a label is a position in it.
         labels: ``(len,)`` int64.
 
     Raises:
-        ValueError: no sequence is good, or ``cache`` is text.
+        ValueError: no sequence is usable, or ``cache`` is text.
         OSError: a mapped file cannot be written.
     """
 
@@ -146,10 +146,10 @@ class SilhouetteDataset:
             raise ValueError(f"cache is {cache!r}: give True, False, or a Path to a folder")
         table = table.reset_index(drop=True)
         if isinstance(cache, Path):
-            kept = map_sequences(cache, table["path"], workers)
-            shapes, faults = kept.shapes, list(kept.faults)
+            cached = map_sequences(cache, table["path"], workers)
+            shapes, faults = cached.shapes, list(cached.faults)
         else:
-            kept, shapes, faults = _read(table["path"], cache, workers)
+            cached, shapes, faults = _read(table["path"], cache, workers)
         for i, shape in enumerate(shapes):
             if not faults[i] and shape[0] < min_frames:
                 faults[i] = f"{shape[0]} frames, fewer than {min_frames}"
@@ -171,9 +171,12 @@ class SilhouetteDataset:
             )
         if bad:
             paths = table["path"]
-            told = [f if paths[i] in (f := faults[i]) else f"{paths[i]}: {f}" for i in bad]
+            reasons = [f if paths[i] in (f := faults[i]) else f"{paths[i]}: {f}" for i in bad]
             logger.warning(
-                "%d of %d sequences are left out: %s", len(bad), len(table), few(told, joint="; ")
+                "%d of %d sequences are left out: %s",
+                len(bad),
+                len(table),
+                join_some(reasons, separator="; "),
             )
         self.table = table.loc[good, ["subject", "type", "view", "path"]].reset_index(drop=True)
         self.table["frames"] = [shapes[i][0] for i in good]
@@ -182,19 +185,19 @@ class SilhouetteDataset:
             np.int64
         )
         self._shapes = [shapes[i] for i in good]
-        self._kept, self._positions = kept, good
+        self._cached, self._positions = cached, good
 
     def __len__(self) -> int:
         return len(self.table)
 
     def sequence(self, index: int) -> np.ndarray:
-        """Return the frames of one sequence, ``(T, H, W)`` uint8; not to be written to.
+        """Return the frames of one sequence, ``(T, H, W)`` uint8. Do not write to them.
 
         Raises:
-            SequenceError: the file is no longer what was checked.
+            SequenceError: the file has changed since it was checked.
         """
-        if self._kept is not None:
-            return self._kept[self._positions[index]]
+        if self._cached is not None:
+            return self._cached[self._positions[index]]
         path = self.table["path"].iat[index]
         frames = read_sequence(path)
         if frames.shape != self._shapes[index]:
@@ -210,7 +213,7 @@ class DataSplit:
     """The two halves of a data set.
 
     Attributes:
-        name: what results.json calls it.
+        name: its name in results.json.
         train, test: sequences of disjoint subjects; ``train.labels`` are the classes.
     """
 
@@ -222,7 +225,7 @@ class DataSplit:
 def _read(
     paths: pd.Series, cache: bool, workers: int
 ) -> tuple[list[np.ndarray | None] | None, list[tuple[int, ...]], list[str]]:
-    """Return the sequences, None unless they are to be kept; their shapes; and their faults."""
+    """Return the sequences (None without ``cache``), their shapes, and their faults."""
 
     def read(path: str) -> tuple[np.ndarray | None, tuple[int, ...], str]:
         frames, fault = try_to_read(path)
@@ -246,20 +249,20 @@ def load_split(
     """Load the sequences of one side of a partition.
 
     Subjects of the partition that are not on disk, and subjects on disk that are in neither set,
-    are logged and stand in ``problems`` with an empty type and view.
+    are logged and listed in ``problems`` with an empty type and view.
 
     Args:
-        root: the folder that holds one folder a subject.
+        root: the folder that holds one folder per subject.
         partition: a partition JSON, or what :func:`read_partition` returns.
         split: ``"TRAIN_SET"`` or ``"TEST_SET"``.
         cache: see :class:`SilhouetteDataset`, like the following.
-        min_frames: shortest sequence taken.
+        min_frames: the shortest sequence to use.
         workers: reading threads.
 
     Raises:
         FileNotFoundError: ``root`` is absent, or holds no sequence of the split.
-        ValueError: the split is unknown, the partition is wrong or names nobody for it, or no
-            sequence is good.
+        ValueError: the split is unknown, the partition is invalid or names no subject for it, or no
+            sequence is usable.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {list(SPLITS)}")
@@ -278,7 +281,7 @@ def load_split(
     notes |= {s: "on disk, but in neither set" for s in on_disk if s not in listed}
     if notes:
         logger.warning(
-            "subjects under %s: %s", root, few([f"{s} {note}" for s, note in notes.items()])
+            "subjects under %s: %s", root, join_some([f"{s} {note}" for s, note in notes.items()])
         )
         rows = [(s, "", "", str(Path(root) / s), note) for s, note in sorted(notes.items())]
         notes_table = pd.DataFrame(rows, columns=PROBLEM_COLUMNS, dtype=str)
@@ -298,7 +301,7 @@ def _subjects_on_disk(root: Path) -> list[str]:
     return _folders(root)
 
 
-def few(items: Sequence[str], limit: int = 5, joint: str = ", ") -> str:
+def join_some(items: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
     """Join the first ``limit`` items for a message, and count the others."""
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return joint.join(items[:limit]) + rest
+    return separator.join(items[:limit]) + rest

@@ -1,6 +1,6 @@
-"""Which frames of a sequence make a clip.
+"""Choose which frames of a sequence make a clip.
 
-The names and the choices are OpenGait's (``data/collate_fn.py``).
+The names and the rules are OpenGait's (``data/collate_fn.py``).
 """
 
 import numpy as np
@@ -30,24 +30,24 @@ def choose_frames(
     """Choose the frames of a clip from a sequence of ``num_frames``.
 
     - ``all_*``: every frame in order, cut after ``frames_all_limit`` unless that is -1.
-    - ``fixed_unordered``: ``frames_num_fixed`` frames at random, each at most once unless the
-      sequence is shorter than that; then drawn with replacement.
+    - ``fixed_unordered``: ``frames_num_fixed`` frames at random, each at most once. From a shorter
+      sequence they are drawn with replacement.
     - ``fixed_ordered``: a window of ``frames_num_fixed + frames_skip_num`` consecutive frames at a
-      random place, of which ``frames_skip_num`` at random are dropped. A shorter sequence is
-      repeated first.
+      random place; ``frames_skip_num`` of them are dropped at random. A sequence shorter than the
+      window is repeated first.
     - ``unfixed_*``: the same, with a length drawn from ``frames_num_min`` to ``frames_num_max``.
 
     Args:
         num_frames: the length of the sequence, at least 1.
-        rng: where the chances come from.
+        rng: draws the frames.
         sample_type: one of ``SAMPLE_TYPES``.
         frames_num_fixed: frames of a clip.
         frames_num_min: fewest frames of a clip.
         frames_num_max: most frames of a clip.
         frames_skip_num: frames dropped from an ordered window.
         frames_all_limit: most frames of an ``all_*`` clip, or -1.
-        length_rng: where the length of an ``unfixed_*`` clip comes from, if not from ``rng``; so
-            that all clips of a batch can share it.
+        length_rng: draws the length of an ``unfixed_*`` clip, so that all clips of a batch can
+            share one; ``rng`` by default.
 
     Returns:
         Indices into the sequence, int64.
@@ -70,7 +70,10 @@ def choose_frames(
     if how_many == "unfixed":
         if not 1 <= frames_num_min <= frames_num_max:
             lengths = f"{frames_num_min} to {frames_num_max}"
-            raise ValueError(f"frames_num_min to frames_num_max, {lengths}, is no range of lengths")
+            raise ValueError(
+                f"frames_num_min to frames_num_max is {lengths}: write two lengths of 1 or more, "
+                "the smaller first"
+            )
         count = int((length_rng or rng).integers(frames_num_min, frames_num_max + 1))
     if count < 1 or frames_skip_num < 0:
         raise ValueError(f"a clip of {count} frames with {frames_skip_num} skipped cannot be drawn")

@@ -1,8 +1,8 @@
-"""All sequences of a data set in one memory-mapped file: a clip costs the pages that it shows.
+"""All sequences of a data set in one memory-mapped file: a clip reads only its own pages.
 
-Each sequence is read and checked once, when the file is made. Processes share what of it the
-system keeps in memory, and opening it again reads its index alone. A file that is there is never
-written to, replaced or removed: a run may have it open.
+Each sequence is read and checked once, when the file is made. Processes share the pages that the
+system keeps in memory. Opening the file again reads only its index. An existing file is never
+written to, replaced or removed, because a run may have it open.
 """
 
 import glob
@@ -24,20 +24,20 @@ from gaitlib.system.files import replacing
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the index; a file of another one is made anew
-BLOCK = 64  # sequences in memory at a time while the file is made
+FORMAT = 1  # of the index; files of another format are made again
+SEQUENCES_PER_BLOCK = 64  # in memory at a time while the file is made
 
 
 class MappedSequences:
-    """Sequences of one file, by position. Pickled, it is the file's name; processes share the file.
+    """Sequences of one file, by position. A pickle of this holds the file's name, not its content.
 
     Args:
-        path: of the file, in which those that can be read stand one after another.
-        shapes: (T, H, W) of each; () of one that cannot be read.
-        faults: why a sequence cannot be read; "" of one that can.
+        path: of the file, which holds the readable sequences one after another.
+        shapes: (T, H, W) of each; () if it cannot be read.
+        faults: why a sequence cannot be read; "" if it can.
 
     Raises:
-        ValueError: if the file has not the size of these sequences.
+        ValueError: if the size of the file does not match the shapes.
     """
 
     def __init__(self, path: Path, shapes: list[tuple[int, ...]], faults: list[str]) -> None:
@@ -49,7 +49,7 @@ class MappedSequences:
         self._content = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
 
     def __getitem__(self, position: int) -> np.ndarray:
-        """Return one that can be read, ``(T, H, W)`` uint8, read-only."""
+        """Return one readable sequence, ``(T, H, W)`` uint8, read-only."""
         shape, end = self.shapes[position], self._ends[position]
         return self._content[end - math.prod(shape) : end].reshape(shape).view(np.ndarray)
 
@@ -58,35 +58,35 @@ class MappedSequences:
 
 
 def map_sequences(folder: Path, paths: Sequence[str], workers: int = 2) -> MappedSequences:
-    """Open the file of some sequences; make it first if it is not there, or older than one of them.
+    """Open the file of some sequences; make it first if it is missing, or if one of them changed.
 
-    It is found by the paths, and by the size and the time of change of each file. Its index is
-    written last, so one that was begun and not finished is begun again. Processes that make it at
-    the same time do not disturb each other. A file that is out of date is named in the log.
+    Its name follows from the paths, and from the size and the modification time of each sequence
+    file. Its index is written last, so an unfinished file is made again. Several processes may make
+    it at the same time. The log names files that are out of date.
 
     Args:
-        folder: where it is, or will be.
+        folder: of the file; made if needed.
         paths: of the sequences.
         workers: reading threads.
 
     Raises:
-        OSError: if the file cannot be written, with its size.
+        OSError: if the file cannot be written; the message gives the size it needs.
     """
     names = [os.path.abspath(path) for path in paths]
     name = f"{Path(os.path.commonpath(names)).name if names else ''}-{_digest(names)}"
-    index = folder / f"{name}-{_digest([FORMAT, *map(_state, names)])}.json"
-    if (found := _opened(index, names)) is not None:
+    index = folder / f"{name}-{_digest([FORMAT, *map(_size_and_time, names)])}.json"
+    if (found := _open_if_complete(index, names)) is not None:
         return found
-    log.info("%d sequences are gathered in %s, once", len(names), folder)
+    log.info("writing %d sequences into one file in %s, once", len(names), folder)
     if old := sorted(path.name for path in folder.glob(f"{glob.escape(name)}-*.json")):
         log.warning(
-            "%s: out of date, and no longer used; remove what is called so in %s when no run has "
-            "it open", ", ".join(Path(one).stem for one in old), folder,
+            "%s: out of date and no longer used; delete the files of that name in %s when no run "
+            "has them open", ", ".join(Path(one).stem for one in old), folder,
         )  # fmt: skip
-    content = index.with_name(f"{index.stem}-{uuid.uuid4().hex[:8]}.bin")  # each maker's own
+    content = index.with_name(f"{index.stem}-{uuid.uuid4().hex[:8]}.bin")  # one per process
     try:
         shapes, faults = _write(content, names, workers)
-        if (found := _opened(index, names)) is not None:  # another process was quicker
+        if (found := _open_if_complete(index, names)) is not None:  # another process was faster
             content.unlink()
             return found
         with replacing(index, durable=True) as part:
@@ -102,8 +102,11 @@ def map_sequences(folder: Path, paths: Sequence[str], workers: int = 2) -> Mappe
     return MappedSequences(content, shapes, faults)
 
 
-def _opened(index: Path, names: Sequence[str]) -> MappedSequences | None:
-    """Return what the index describes: if it is whole, and what could not be read still cannot."""
+def _open_if_complete(index: Path, names: Sequence[str]) -> MappedSequences | None:
+    """Return the sequences of an index.
+
+    None if the file is incomplete, or if a sequence that could not be read now can.
+    """
     try:
         content, shapes, faults = json.loads(index.read_text())
         found = MappedSequences(index.with_name(content), list(map(tuple, shapes)), faults)
@@ -116,15 +119,16 @@ def _opened(index: Path, names: Sequence[str]) -> MappedSequences | None:
 def _write(
     path: Path, names: Sequence[str], workers: int
 ) -> tuple[list[tuple[int, ...]], list[str]]:
-    """Write all sequences that can be read, one after another; return shapes and faults."""
+    """Write all readable sequences, one after another; return shapes and faults."""
     shapes, faults = [], []
     with (
         replacing(path, durable=True) as part,
         part.open("wb") as file,
         ThreadPoolExecutor(max(1, workers)) as pool,
     ):
-        for first in range(0, len(names), BLOCK):
-            for frames, fault in pool.map(try_to_read, names[first : first + BLOCK]):
+        for first in range(0, len(names), SEQUENCES_PER_BLOCK):
+            block = names[first : first + SEQUENCES_PER_BLOCK]
+            for frames, fault in pool.map(try_to_read, block):
                 shapes.append(() if frames is None else frames.shape)
                 faults.append(fault)
                 if frames is not None:
@@ -132,8 +136,8 @@ def _write(
     return shapes, faults
 
 
-def _state(path: str) -> str:
-    """Return what changes when a file does."""
+def _size_and_time(path: str) -> str:
+    """Return the size and the modification time of a file, as text."""
     try:
         stat = os.stat(path)
     except OSError:

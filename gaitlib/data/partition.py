@@ -1,4 +1,4 @@
-"""The partition JSON: which subjects are trained on, and which the network never sees."""
+"""The partition JSON: the subjects to train on, and the subjects to test on."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ def read_partition(path: str | Path) -> dict[str, list[str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, lacks a set, or lists a subject twice; the message says which.
+        ValueError: it is not JSON, lacks a set, or lists a subject twice; the message names it.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,7 +1,7 @@
 """Turn raw silhouette frames into the CASIA-B-pkl tree that OpenGait reads.
 
-``align_frame`` is the whole geometry: the person fills the height, and stands in the middle of the
-width. It follows OpenGait's ``datasets/pretreatment.py``; ``pretreat_tree`` does a whole data set.
+``align_frame`` holds all of the geometry: it scales the person to the full height and centres them.
+It follows OpenGait's ``datasets/pretreatment.py``. ``pretreat_tree`` pretreats a whole data set.
 """
 
 import logging
@@ -24,23 +24,24 @@ import pandas as pd
 from tqdm import tqdm
 
 from gaitlib.data.sequence_file import SequenceError, read_sequence, write_sequence
-from gaitlib.system.processes import WorkerError, ending
+from gaitlib.system.processes import WorkerError, describe_exit
 
 logger = logging.getLogger(__name__)
 
 NO_DATA_SUM = 10_000  # OpenGait: a frame whose pixels sum to no more than this holds no person
-LARGEST_FILE = 1 << 24  # bytes of one PNG in an archive; CASIA-B's have about 1,500
+MAX_PNG_BYTES = 1 << 24  # of one frame in an archive; CASIA-B's have about 1,500
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 Key = tuple[str, str, str]  # subject, type, view
-Files = dict[Key, list[tuple[int, str, Path | bytes]]]  # frame number, name, where or what it is
+Files = dict[Key, list[tuple[int, str, Path | bytes]]]  # frame number, name, path or content
 
 
 def align_frame(frame: np.ndarray, height: int = 64) -> np.ndarray | None:
     """Crop, scale and centre one raw mask.
 
-    Rows above the head and below the feet go, the rest is scaled (cubic) to ``height``, and a
-    square window is cut around the column where half of the silhouette's mass is reached. Where
-    that window leaves the image it is filled with zeros, so it is always square.
+    1. Remove the rows above the head and below the feet.
+    2. Scale the rest (cubic) to ``height``.
+    3. Cut a square window around the column that splits the silhouette's mass in half. Zeros fill
+       the part of the window outside the image.
 
     Args:
         frame: ``(h0, w0)`` uint8, 0 background to 255 person.
@@ -64,7 +65,7 @@ def align_frame(frame: np.ndarray, height: int = 64) -> np.ndarray | None:
     body = cv2.resize(body, (width, height), interpolation=cv2.INTER_CUBIC)
     mass = body.sum(axis=0).cumsum()
     if not mass[-1]:
-        return None  # specks so thin that scaling lost them
+        return None  # scaling lost all of the silhouette: it was too thin
     left = int(np.argmax(mass > mass[-1] / 2)) - height // 2
     aligned = np.zeros((height, height), np.uint8)
     first, last = max(left, 0), min(left + height, width)
@@ -77,11 +78,11 @@ class PretreatReport:
     """What :func:`pretreat_tree` did.
 
     Attributes:
-        written: sequences written now.
-        kept: sequences found finished, and left as they were.
-        skipped: frames (and damaged archives) left out now, columns path and reason.
+        written: sequences written by this call.
+        kept: sequences that were already finished, and were not changed.
+        skipped: frames (and damaged archives) that this call skipped, columns path and reason.
         short: sequences with fewer valid frames than ``min_frames``, columns subject, type, view
-            and frames. Those with 0 have no file, the others have.
+            and frames. A sequence with 0 frames has no file; the others have one.
     """
 
     written: int
@@ -110,15 +111,15 @@ def pretreat_tree(
     Args:
         src: a folder of ``<subject>/<type>/<view>/*.png``, of ``<subject>.tar.gz`` archives that
             hold the same (with or without the subject's folder), or of both.
-        dst: where ``<subject>/<type>/<view>/<view>.pkl`` go.
-        workers: processes; the number of cores by default. 1 stays in this process.
-        progress: show a bar, one step a subject.
+        dst: the folder for ``<subject>/<type>/<view>/<view>.pkl``.
+        workers: processes; one per core by default. 1 works in this process.
+        progress: show a bar, one step per subject.
         min_frames: a sequence with fewer valid frames is reported as short.
         overwrite: make finished sequences again.
 
     Raises:
         FileNotFoundError: ``src`` is absent, or holds neither subject folders nor archives.
-        WorkerError: a process was killed; what was written stays, and a second call goes on.
+        WorkerError: a process was killed. Written files are kept, and a second call continues.
     """
     src, dst = Path(src), Path(dst)
     if not src.is_dir():
@@ -144,9 +145,9 @@ def pretreat_tree(
                 lengths |= result.lengths
         except BrokenProcessPool as error:
             raise WorkerError(
-                f"one of {workers} processes that pretreat {src} died {ending(None)}. What was "
-                f"written to {dst} is kept: run again to go on, with fewer workers (a subject's "
-                "archive is held in memory while it is read)"
+                f"one of {workers} processes that pretreat {src} died {describe_exit(None)}. What "
+                f"was written to {dst} is kept: run again to continue, with fewer workers (each "
+                "holds one subject's archive in memory)"
             ) from error
     short = [(*key, frames) for key, frames in sorted(lengths.items()) if frames < min_frames]
     report = PretreatReport(
@@ -163,7 +164,7 @@ def pretreat_tree(
 
 @dataclass
 class _Outcome:
-    """What came of one subject; small, because it crosses to the parent process."""
+    """The result of one subject; small, because it is sent to the parent process."""
 
     written: int = 0
     kept: int = 0
@@ -200,16 +201,16 @@ def _pretreat_subject(source: Path, dst: Path, overwrite: bool) -> _Outcome:
 
 
 def _list_folder(folder: Path, skipped: list[tuple[str, str]]) -> Files:
-    """Find the frames of one subject's folder; they are read later, one sequence at a time."""
+    """List the frames of one subject's folder; they are read later, one sequence at a time."""
     files: Files = {}
     for path in folder.glob("*/*/*.png"):
         name = path.relative_to(folder.parent).as_posix()
-        _sort_in(files, skipped, name, folder.name, str(path), path)
+        _add_frame(files, skipped, name, folder.name, str(path), path)
     return files
 
 
 def _read_archive(archive: Path, skipped: list[tuple[str, str]]) -> Files:
-    """Read the frames of one subject's archive into memory; no member is ever written to disk."""
+    """Read the frames of one subject's archive into memory, without writing members to disk."""
     files: Files = {}
     subject = archive.name.removesuffix(".tar.gz")
     try:
@@ -218,18 +219,18 @@ def _read_archive(archive: Path, skipped: list[tuple[str, str]]) -> Files:
                 label = f"{archive}:{member.name}"
                 if not member.isfile() or not member.name.endswith(".png"):
                     continue
-                if member.size > LARGEST_FILE:
+                if member.size > MAX_PNG_BYTES:
                     skipped.append((label, f"{member.size} bytes, too large for a frame"))
                     continue
                 data = tar.extractfile(member).read()
-                _sort_in(files, skipped, member.name, subject, label, data)
+                _add_frame(files, skipped, member.name, subject, label, data)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        skipped.append((str(archive), f"damaged archive, nothing of it was taken: {error}"))
-        return {}  # half a sequence would look finished the next time
+        skipped.append((str(archive), f"damaged archive, none of it was used: {error}"))
+        return {}  # the next call would take half a sequence for a finished one
     return files
 
 
-def _sort_in(
+def _add_frame(
     files: Files,
     skipped: list[tuple[str, str]],
     name: str,
@@ -237,13 +238,13 @@ def _sort_in(
     label: str,
     data: Path | bytes,
 ) -> None:
-    """Put one frame under its (subject, type, view), or say why it has none."""
+    """Add one frame to the files of its sequence, or to ``skipped`` with the reason."""
     parts = PurePosixPath(name).parts
     folders = parts[-4:-1] if len(parts) > 3 else (subject, *parts[:-1])
     stem = PurePosixPath(name).stem
     number = re.search(r"[0-9]+$", stem)
     if stem.startswith("."):
-        return  # a file manager's shadow
+        return  # a hidden file, as file managers make them
     if len(folders) != 3 or name.startswith("/") or ".." in parts:
         skipped.append((label, "not in <subject>/<type>/<view>/"))
     elif not all(FOLDER_NAME.fullmatch(folder) for folder in folders):
@@ -255,7 +256,7 @@ def _sort_in(
 
 
 def _decode(data: Path | bytes) -> np.ndarray | None:
-    """Decode a PNG as grey, ``(h, w)`` uint8; None if it is none."""
+    """Decode a PNG as grey, ``(h, w)`` uint8; None if it is not a PNG."""
     data = data.read_bytes() if isinstance(data, Path) else data
     if not data:
         return None
@@ -264,10 +265,10 @@ def _decode(data: Path | bytes) -> np.ndarray | None:
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Callable[..., Iterable[_Outcome]]]:
-    """Give a ``map``: the plain one, or one that runs in processes."""
+    """Yield a ``map`` function: the built-in one, or one that runs in processes."""
     if workers == 1:
         yield map
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks held by cv2 and torch
+    context = multiprocessing.get_context("spawn")  # a fork copies locks that cv2 and torch hold
     with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
         yield pool.map

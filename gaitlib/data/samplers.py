@@ -1,8 +1,8 @@
-"""Which sequences make a batch, and in which order.
+"""Choose which sequences make a batch, and in which order.
 
-The names and the choices are OpenGait's (``data/sampler.py``), the randomness is not: everything
-about iteration i follows from (seed, i) alone. So a resumed run continues exactly, and several
-processes share one batch without talking to each other.
+The names and the rules are OpenGait's (``data/sampler.py``). The randomness is not: the batch of
+iteration i depends on (seed, i) alone. So a resumed run continues exactly, and several processes
+share one batch without communicating.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -16,11 +16,11 @@ ClipSeed = tuple[int, int, int]  # seed, iteration, position in the batch
 class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
     """Draw P subjects, and K sequences of each, for every iteration from ``start`` to ``stop``.
 
-    The subjects of a batch are distinct. So are the K sequences of a subject, unless it has fewer
-    than K: then all K are drawn with replacement, as OpenGait's ``random_sample_list`` does.
+    The subjects of a batch are distinct. The K sequences of a subject are distinct too, unless it
+    has fewer than K: then all K are drawn with replacement (OpenGait's ``random_sample_list``).
 
     With ``world_size`` processes, each takes every ``world_size``-th clip of the batch that one
-    process would have, with the same frames.
+    process would draw, with the same frames.
 
     Args:
         labels: the subject of each sequence.
@@ -28,9 +28,9 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
         seed: of the whole run.
         start: first iteration.
         stop: one past the last.
-        batch_shuffle: mix the order of the clips; otherwise a subject's clips stand together.
-        rank: which process this is.
-        world_size: how many there are.
+        batch_shuffle: shuffle the clips; otherwise the clips of a subject are adjacent.
+        rank: the number of this process.
+        world_size: the number of processes.
 
     Yields:
         The batch of one iteration: pairs (sequence index, clip seed).
@@ -63,7 +63,7 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
         if len(subjects) < self.num_subjects:
             raise ValueError(
                 f"trainer_cfg.sampler.batch_size {list(batch_size)} asks for {self.num_subjects} "
-                f"subjects a batch, and the training set has {len(subjects)}: write "
+                f"subjects per batch, and the training set has {len(subjects)}: write "
                 f"[{len(subjects)}, {self.num_clips}], or add subjects"
             )
         _check_rank(rank, world_size)
@@ -97,25 +97,28 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
         """Draw the sequence indices of the whole batch, ``(P * K,)``."""
         rng = np.random.default_rng([self.seed, iteration])
         subjects = rng.choice(len(self.by_subject), self.num_subjects, replace=False)
-        owned = [self.by_subject[subject] for subject in subjects]
         k = self.num_clips
-        batch = np.concatenate([rng.choice(own, k, replace=len(own) < k) for own in owned])
+        clips = []
+        for subject in subjects:
+            sequences = self.by_subject[subject]
+            clips.append(rng.choice(sequences, k, replace=len(sequences) < k))
+        batch = np.concatenate(clips)
         return rng.permutation(batch) if self.batch_shuffle else batch
 
 
 class InferenceSampler(Sampler[list[tuple[int, ClipSeed]]]):
-    """Give every sequence exactly once, in order; the last batch may be smaller.
+    """Yield every sequence exactly once, in order; the last batch may be smaller.
 
-    With ``world_size`` processes, each takes every ``world_size``-th of the very batches that one
-    process would have; together they give every sequence once. One of them may have no batch.
+    With ``world_size`` processes, each takes every ``world_size``-th of the batches that a single
+    process would have; together they yield every sequence once. A process may have no batch.
 
     Args:
-        num_sequences: how many there are.
-        batch_size: sequences a batch.
-        seed: for sample types that choose frames at random; a sequence's clip depends on it and
-            on the sequence's index alone.
-        rank: which process this is.
-        world_size: how many there are.
+        num_sequences: the length of the data set.
+        batch_size: sequences per batch.
+        seed: for sample types that choose frames at random. A clip depends only on the seed and on
+            the index of its sequence.
+        rank: the number of this process.
+        world_size: the number of processes.
     """
 
     def __init__(

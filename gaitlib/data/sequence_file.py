@@ -1,10 +1,10 @@
 """One silhouette sequence on disk: a pickled numpy array, read without trusting the pickle.
 
 The files are those of OpenGait's CASIA-B-pkl: ``pickle.dump`` of a ``(T, H, W)`` uint8 array. A
-pickle is a small program, and a downloaded data set is somebody else's program; so the reader gives
-it inert stand-ins instead of numpy's own functions, and refuses every other name. Nothing in a file
-can run, whatever its author intended: even ``numpy.ndarray`` is kept from it, because that can make
-Python objects of raw bytes.
+pickle is a small program, and a downloaded data set is a program from a stranger. So the reader
+replaces numpy's functions by stand-ins that only store their arguments, and refuses every other
+name. Nothing in a file can run. Even ``numpy.ndarray`` is replaced, because it can make Python
+objects from raw bytes.
 """
 
 import io
@@ -23,17 +23,17 @@ class SequenceError(ValueError):
 
 
 class _Dtype:
-    """Stands in for ``numpy.dtype``: remembers the name."""
+    """Replaces ``numpy.dtype``: stores the name."""
 
     def __init__(self, name: str, align: bool = False, copy: bool = True) -> None:
         self.name = name
 
     def __setstate__(self, state: Any) -> None:
-        """Drop byte order and alignment: a uint8 has neither."""
+        """Ignore byte order and alignment: a uint8 has neither."""
 
 
 class _Array:
-    """Stands in for ``numpy.ndarray``: remembers shape, dtype, order and bytes."""
+    """Replaces ``numpy.ndarray``: stores shape, dtype, order and bytes."""
 
     content: tuple[Any, Any, Any, Any] | None = None
 
@@ -56,7 +56,7 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")  # how protocols 0-2 write bytes
 
 
-ADMITTED = {
+STAND_INS = {
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # numpy 1
@@ -69,11 +69,11 @@ ADMITTED = {
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ADMITTED:
+        if (module, name) not in STAND_INS:
             raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which no array needs; nothing of it was run"
+                f"it asks for {module}.{name}, which no array needs; none of it was run"
             )
-        return ADMITTED[module, name]
+        return STAND_INS[module, name]
 
 
 def read_sequence(path: str | Path) -> np.ndarray:
@@ -86,7 +86,7 @@ def read_sequence(path: str | Path) -> np.ndarray:
         ``(T, H, W)`` uint8, writable and C-contiguous.
 
     Raises:
-        SequenceError: the file is missing, damaged, empty, or holds anything but such an array.
+        SequenceError: the file is missing, damaged or empty, or does not hold such an array.
     """
     try:
         content = Path(path).read_bytes()
@@ -95,7 +95,7 @@ def read_sequence(path: str | Path) -> np.ndarray:
         loaded = _ArrayUnpickler(io.BytesIO(content)).load()
     except SequenceError:
         raise
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         reason = f"{type(error).__name__}: {error}"
         raise SequenceError(f"cannot read the sequence {path}: {reason}") from error
     if not isinstance(loaded, _Array) or loaded.content is None:
@@ -116,7 +116,7 @@ def read_sequence(path: str | Path) -> np.ndarray:
 
 
 def try_to_read(path: str | Path) -> tuple[np.ndarray | None, str]:
-    """Return a sequence, or None and why it cannot be read."""
+    """Return a sequence and "", or None and the reason why it cannot be read."""
     try:
         return read_sequence(path), ""
     except SequenceError as error:
@@ -124,11 +124,15 @@ def try_to_read(path: str | Path) -> tuple[np.ndarray | None, str]:
 
 
 def write_sequence(path: str | Path, frames: np.ndarray) -> None:
-    """Write one sequence so that this project and OpenGait read it; never half a file.
+    """Write one sequence in the format that this project and OpenGait read.
 
     Args:
-        path: where to; its folder is made. The file is written beside it and renamed.
+        path: of the file; its folder is made. A temporary file is written beside it and renamed, so
+            that no reader sees half a file.
         frames: ``(T, H, W)`` uint8.
+
+    Raises:
+        SequenceError: ``frames`` are something else.
     """
     if frames.ndim != 3 or frames.dtype != np.uint8 or not frames.size:
         raise SequenceError(

@@ -1,4 +1,4 @@
-"""What a set of silhouettes looks like in numbers: energy images, filled area, width, inventory."""
+"""Statistics of a set of silhouettes: energy images, filled area, width, inventory."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ def energy_image(clip: np.ndarray) -> np.ndarray:
 
 
 def energy_images(dataset: SilhouetteDataset, subject: str) -> dict[tuple[str, str], np.ndarray]:
-    """Return one subject's energy images, mean over sequences: ``(condition, view)`` to image."""
+    """Return one subject's energy image per ``(condition, view)``, the mean over sequences."""
     table = dataset.table[dataset.table["subject"] == subject]
     condition = table["type"].str[:2].str.upper()
     order = ["NM", "BG", "CL"]
@@ -36,11 +36,11 @@ def energy_images(dataset: SilhouetteDataset, subject: str) -> dict[tuple[str, s
 
 
 def foreground(dataset: SilhouetteDataset) -> pd.DataFrame:
-    """Measure how much of the frame a person fills, one row a sequence.
+    """Measure how much of the frame a person fills, one row per sequence.
 
     Returns:
         Columns type, view, ``filled`` (share of the pixels, grey counted by its level, 0-1) and
-        ``width`` (pixels between the first and last non-empty column, mean over frames).
+        ``width`` (pixels from the first to the last non-empty column, mean over frames).
     """
     rows = []
     for i, kind, view in dataset.table[["type", "view"]].itertuples():
@@ -52,11 +52,11 @@ def foreground(dataset: SilhouetteDataset) -> pd.DataFrame:
 
 
 def report(parts: Mapping[str, SilhouetteDataset], short: int = 5) -> pd.DataFrame:
-    """List all that is not as it should be, in all parts, a row a sequence or subject.
+    """List the problems of all parts, one row per sequence or subject.
 
     Args:
         parts: name to data set, as ``{"train": ..., "test": ...}``.
-        short: sequences with fewer frames are listed; they are used all the same.
+        short: list sequences with fewer frames than this; they are used nevertheless.
 
     Returns:
         Columns split, kind (``missing``, ``short``, ``unreadable`` or ``partition``), subject,
@@ -65,18 +65,18 @@ def report(parts: Mapping[str, SilhouetteDataset], short: int = 5) -> pd.DataFra
     frames = []
     for name, part in parts.items():
         missing = missing_sequences(part.table).assign(kind="missing", problem="not on disk")
-        few = part.table[part.table["frames"] < short]
-        few = few.assign(kind="short", problem=few["frames"].astype(str) + " frames")
+        short_ones = part.table[part.table["frames"] < short]
+        counts = short_ones["frames"].astype(str) + " frames"
+        short_ones = short_ones.assign(kind="short", problem=counts)
         kinds = np.where(part.problems["type"] == "", "partition", "unreadable")
-        frames += [
-            table.assign(split=name) for table in (missing, few, part.problems.assign(kind=kinds))
-        ]
+        others = part.problems.assign(kind=kinds)
+        frames += [table.assign(split=name) for table in (missing, short_ones, others)]
     columns = ["split", "kind", "subject", "type", "view", "problem"]
     return pd.concat(frames, ignore_index=True)[columns]
 
 
 def inventory(parts: Mapping[str, SilhouetteDataset]) -> pd.DataFrame:
-    """Count a data set's parts: a row each, how much is there, missing, unreadable."""
+    """Count what each part of a data set holds, lacks and cannot read, one row per part."""
     problems = report(parts)
     return pd.DataFrame(
         [

@@ -1,8 +1,7 @@
 """Turn stored clips into network input: augment, crop and scale to 0-1, on the clips' own device.
 
 The names and arguments are those of the ``transform`` sections of OpenGait's YAML files.
-Augmentations may stand before or after the transform that crops and divides; there is exactly one
-of that.
+Exactly one transform crops and divides; augmentations may come before or after it.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ Spec = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class BaseSilTransform:
-    """Divide by ``divsor`` (OpenGait's spelling); give frames the shape ``img_shape``, if any."""
+    """Divide by ``divsor`` (OpenGait's spelling); reshape frames to ``img_shape``, if given."""
 
     divsor: float = 255.0
     img_shape: tuple[int, ...] | None = None
@@ -40,14 +39,14 @@ class BaseSilTransform:
         """Divide."""
         if self.img_shape is not None:
             clips = clips.reshape(*clips.shape[:2], *self.img_shape)  # (N, T, *img_shape)
-        return _divided(clips, self.divsor)
+        return _divide(clips, self.divsor)
 
 
 @dataclass(frozen=True)
 class BaseSilCuttingTransform:
     """Cut ``cutting`` columns off both sides, and divide by ``divsor`` (OpenGait's spelling).
 
-    Without ``cutting``: 10 columns for every 64 of the width, so 64 x 64 frames become 64 x 44.
+    By default, cut 10 columns for every 64 of the width: 64 x 64 frames become 64 x 44.
     """
 
     divsor: float = 255.0
@@ -61,8 +60,8 @@ class BaseSilCuttingTransform:
         width = clips.shape[-1]
         cutting = width // 64 * 10 if self.cutting is None else self.cutting
         if not 0 <= 2 * cutting < width:
-            raise ValueError(f"cutting {cutting} columns off both sides of {width} leaves nothing")
-        return _divided(clips[..., cutting : width - cutting], self.divsor)
+            raise ValueError(f"cutting {cutting} columns off both sides of {width} keeps no column")
+        return _divide(clips[..., cutting : width - cutting], self.divsor)
 
 
 BASES = {
@@ -84,14 +83,15 @@ Step = BaseSilTransform | BaseSilCuttingTransform | Augmentation
 class Transform:
     """Steps from stored clips to network input.
 
-    With ``world_size`` processes, ``clips`` are every ``world_size``-th of one batch, from ``rank``
-    on, and the generators are in the same state: then a clip is changed as it would be if one
-    process had the whole batch. (Clips concatenated along frames are one clip to this and change
-    alike; for those leave both out, and they change alike in all processes too.)
+    With ``world_size`` processes, ``clips`` are every ``world_size``-th clip of one batch, starting
+    at ``rank``. If the generators of all processes are in the same state, every clip changes as it
+    would in one process that has the whole batch. (Clips that are concatenated along frames count
+    as one clip and change in the same way. Omit ``rank`` and ``world_size`` for them; then they
+    change in the same way in all processes too.)
 
     Shape:
         clips: ``(N, T, H, W)`` uint8, on any device
-        returns: ``(N, T, H, W')`` float32, there too
+        returns: ``(N, T, H, W')`` float32, on the same device
 
     Raises:
         ValueError: the clips are something else, a random step has no generator, or ``rank`` is
@@ -117,7 +117,7 @@ class Transform:
                 f"rank {rank} of world_size {world_size}: ranks are 0 to world_size - 1"
             )
         if _is_random(self.steps[0]):
-            clips = clips.clone()  # the steps are free to write to what they get
+            clips = clips.clone()  # the steps may write to their input
         for step in self.steps:
             if _is_random(step):
                 clips = draw_and_overwrite(step, clips, generator, rank, world_size)
@@ -132,21 +132,21 @@ class Transform:
 
 
 def build_transform(spec: Spec) -> Transform:
-    """Make the transform that a YAML section asks for.
+    """Build the transform that a YAML section describes.
 
     Args:
         spec: ``{type: BaseSilCuttingTransform}``, or a list with one such entry (OpenGait has one
-            for each input). ``{type: Compose, trf_cfg: [...]}`` puts several in a row. Other keys
+            per input). ``{type: Compose, trf_cfg: [...]}`` applies several in order. Other keys
             are the step's arguments.
 
     Raises:
         ValueError: an unknown type or argument, a value out of range, or not exactly one
-            ``BaseSil*`` transform, which makes the values 0-1.
+            ``BaseSil*`` transform, which scales the values to 0-1.
     """
     if not isinstance(spec, Mapping):
         if len(spec) != 1:
             raise ValueError(
-                f"transform lists {len(spec)} entries, one an input, and there is one input; "
+                f"transform lists {len(spec)} entries, one per input, but there is one input; "
                 "for several steps write {type: Compose, trf_cfg: [...]}"
             )
         spec = spec[0]
@@ -183,8 +183,8 @@ def _is_random(step: Step) -> bool:
     return isinstance(step, tuple(AUGMENTATIONS.values()))
 
 
-def _divided(clips: Tensor, divsor: float) -> Tensor:
-    """Return clips of any dtype divided, in new memory."""
+def _divide(clips: Tensor, divsor: float) -> Tensor:
+    """Divide clips of any dtype, into new memory."""
     if clips.dtype == torch.float32:
         return clips / divsor
     return clips.to(torch.float32).div_(divsor)

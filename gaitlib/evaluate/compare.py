@@ -1,4 +1,4 @@
-"""Compare two models probe by probe, and look at single probes."""
+"""Compare two models probe by probe, and list single probes and pairs of views."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gaitlib.evaluate.features import distance
-from gaitlib.evaluate.protocol import CONDITIONS, GALLERY, KEYS, PROBES
+from gaitlib.evaluate.protocol import CONDITIONS, GALLERY, PROBE_KEYS, PROBES
 
 
 def bootstrap_drop(
@@ -21,14 +21,14 @@ def bootstrap_drop(
     seed: int = 0,
     level: float = 95.0,
 ) -> pd.DataFrame:
-    """Change of rank-1 from model a to model b, with an interval over test subjects.
+    """Estimate the change of rank-1 from model a to model b, with an interval over test subjects.
 
-    Probes of one person are alike, so whole subjects are drawn: each of the ``n`` draws takes as
+    Probes of one person are alike, so whole subjects are drawn. Each of the ``n`` draws takes as
     many subjects as there are, with replacement, and recomputes both models' rank-1 (identical
-    view excluded) on the probes of those subjects. Both models see the same draw (paired), which
-    takes out how hard the subjects are. The interval holds the middle ``level`` per cent of the
-    differences. The gallery stays as it is: a smaller one would be an easier task. Not covered is
-    the spread between training seeds.
+    view excluded) on the probes of those subjects. Both models get the same draw (paired), so it
+    cancels how hard the subjects are. The interval holds the middle ``level`` per cent of the
+    differences. The gallery does not change, because a smaller one would be an easier task. The
+    interval does not cover the spread between training seeds.
 
     Args:
         hits_a: ``Evaluation.hits`` of the reference (the dense model).
@@ -38,14 +38,14 @@ def bootstrap_drop(
         level: of the interval, in per cent.
 
     Returns:
-        a row per condition: condition, rank1_a, rank1_b (%), difference (b - a in percentage
+        one row per condition: condition, rank1_a, rank1_b (%), difference (b - a in percentage
         points, negative: b is worse), low, high, subjects. With fewer than two subjects low and
         high are NaN.
 
     Raises:
         ValueError: the two tables hold different probes or columns.
     """
-    hits_a, hits_b = _paired(hits_a, hits_b)
+    hits_a, hits_b = _in_same_order(hits_a, hits_b)
     rng = np.random.default_rng(seed)
     rows = []
     for condition in [c for c in CONDITIONS if (hits_a["condition"] == c).any()]:
@@ -66,9 +66,9 @@ def bootstrap_drop(
     return pd.DataFrame(rows)
 
 
-def _paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Bring both tables into one order, or say why they cannot be compared."""
-    keys = list(KEYS)
+def _in_same_order(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Sort both tables in the same order; raise ValueError if they hold different probes."""
+    keys = list(PROBE_KEYS)
     if set(a.columns) != set(b.columns):
         raise ValueError(f"columns differ: {sorted(set(a.columns) ^ set(b.columns))}")
     a, b = (t.sort_values(keys).reset_index(drop=True) for t in (a, b[list(a.columns)]))
@@ -82,8 +82,8 @@ def _paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def _weighted_rank1(hits: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    """Rank-1 (%) without identical view for every row of subject weights ``(draws, subjects)``."""
-    scores = ["rank1"] if "rank1" in hits else [c for c in hits.columns if c not in KEYS]
+    """Return rank-1 (%) without identical view per row of subject weights ``(draws, subjects)``."""
+    scores = ["rank1"] if "rank1" in hits else [c for c in hits.columns if c not in PROBE_KEYS]
     values = hits[scores].mask(hits[["view"]].to_numpy() == np.array(scores)[None])
     groups = values.groupby([hits["subject"], hits["view"]])
     sums, counts = groups.sum().unstack(), groups.count().unstack()  # (subjects, gallery * probe)
@@ -95,7 +95,7 @@ def _weighted_rank1(hits: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean over axis 1 of what is there; NaN, without a warning, where nothing is."""
+    """Return the mean over axis 1 without NaN; NaN, and no warning, if all are NaN."""
     there = ~np.isnan(values)
     count = there.sum(1)
     return np.divide(
@@ -107,12 +107,12 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
 
 
 def worst_pairs(difference: Mapping[str, pd.DataFrame], k: int = 10) -> pd.DataFrame:
-    """The ``k`` pairs of different views that lose most.
+    """Return the ``k`` pairs of different views that lose the most accuracy.
 
     Args:
         difference: condition -> probe views x gallery views, in percentage points, negative where
             accuracy was lost (compressed - dense).
-        k: rows.
+        k: number of rows.
 
     Returns:
         condition, probe, gallery, difference; the largest loss first.
@@ -130,7 +130,7 @@ def worst_pairs(difference: Mapping[str, pd.DataFrame], k: int = 10) -> pd.DataF
 def nearest(
     features: Tensor, table: pd.DataFrame, condition: str, metric: str = "euc"
 ) -> pd.DataFrame:
-    """Each probe's nearest gallery sequence, at any view but its own.
+    """Find each probe's nearest gallery sequence, at any view except the probe's.
 
     Args:
         features: ``(n, C, P)``.
@@ -139,7 +139,7 @@ def nearest(
         metric: "euc" or "cos".
 
     Returns:
-        a row per probe: probe and gallery (row positions in ``table``), probe_subject,
+        one row per probe: probe and gallery (row positions in ``table``), probe_subject,
         gallery_subject, probe_view, gallery_view, distance, hit (bool).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pass an evaluation on: plain values for results.json, one CSV row per probe."""
+"""Write and read an evaluation: plain values for results.json, and a CSV file of probes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from gaitlib.evaluate.protocol import CONDITIONS, KEYS, Evaluation
+from gaitlib.evaluate.protocol import CONDITIONS, PROBE_KEYS, Evaluation
 
 
 def to_results(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the keys of results.json that an evaluation fills.
+    """Return the entries of results.json that an evaluation provides.
 
-    ``rank1``, ``rank1_by_view`` (11 x 11, probe rows) and ``views``, with the ``metric`` and
-    ``cross_view_gallery`` they were measured with; ``rank5`` and ``mAP`` where that protocol gives
-    them. Percentages have two decimals; what could not be measured is None.
+    They are ``rank1``, ``rank1_by_view`` (11 x 11, probe views in rows), ``views``, ``metric`` and
+    ``cross_view_gallery``. With the cross-view gallery ``rank5`` and ``mAP`` replace
+    ``rank1_by_view``. Percentages have two decimals; None means not measurable.
     """
     results: dict[str, Any] = {
         "rank1": _rounded(evaluation.rank1),
@@ -66,9 +66,9 @@ def write_hits(hits: pd.DataFrame, path: str | Path) -> None:
 
 
 def read_hits(path: str | Path) -> pd.DataFrame:
-    """Read what :func:`write_hits` wrote; subjects and views stay text ("001" is not 1)."""
-    hits = pd.read_csv(path, dtype=dict.fromkeys(KEYS, str))
-    scores = [column for column in hits if column not in KEYS]
+    """Read the file of :func:`write_hits`; subjects and views are text ("001" is not 1)."""
+    hits = pd.read_csv(path, dtype=dict.fromkeys(PROBE_KEYS, str))
+    scores = [column for column in hits if column not in PROBE_KEYS]
     return hits.astype(dict.fromkeys(scores, "float64"))
 
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 METRICS = ("euc", "cos")
 
-#: Squared distances below this share of the squared lengths, about the mean of the gallery, are
-#: summed from differences: products have lost two of float32's seven digits there.
-NEAR = 1e-2
-PAIRS = 2**13  # summed from differences at a time
+#: Squared distances below this share of the features' squared lengths (minus the gallery's mean)
+#: are summed from differences: products lose two of float32's seven digits there.
+NEAR_SHARE = 1e-2
+PAIRS_PER_PIECE = 2**13  # summed from differences at a time
 
 
 def embed_batches(
@@ -28,24 +28,24 @@ def embed_batches(
     transform: Callable[[Tensor], Tensor],
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Run ``model`` over some batches once, in evaluation mode: one process's share of a set.
+    """Run ``model`` once over one process's share of a set, in evaluation mode.
 
-    The mode of every submodule is put back afterwards (a frozen batch norm stays frozen). Half
-    precision is the caller's: wrap the call in ``torch.autocast``; the result is float32 anyway.
+    The mode of every submodule is restored afterwards (a frozen batch norm stays frozen). For half
+    precision, wrap the call in ``torch.autocast``; the result is always float32.
 
     Args:
         model: on ``device``; called as ``model(sils, seqL)`` and read at ``.embeddings``.
         batches: concatenated clips, uint8 ``(1, sum of T, H, W)`` with lengths ``seqL``, or clips
-            of one length, ``(N, T, H, W)`` with ``seqL`` None. There may be none.
+            of one length, ``(N, T, H, W)`` with ``seqL`` None. May be empty.
         transform: uint8 ``(N, T, H, W)`` to float ``(N, T, H, W')``, on ``device``.
-        device: where the clips go.
+        device: to move the clips to.
 
     Returns:
         The sequences' indices, int64 ``(m,)``, and their features, float32 ``(m, C, P)``, in the
         order of the batches and on the CPU; without batches ``(0,)`` and ``(0, 0, 0)``.
 
     Raises:
-        ValueError: a batch gives another number of embeddings than it has sequences.
+        ValueError: the number of embeddings of a batch is not its number of sequences.
     """
     found = [torch.empty(0, dtype=torch.int64)]
     pieces = []
@@ -65,7 +65,7 @@ def embed_batches(
 
 
 def collect(indices: Tensor, features: Tensor) -> Tensor:
-    """Put the features of a whole set in the order of its sequences.
+    """Sort the features of a whole set in the order of its sequences.
 
     Args:
         indices: int64 ``(n,)``, 0..n-1 once each, in any order.
@@ -96,13 +96,13 @@ def embed(
     transform: Callable[[Tensor], Tensor],
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Run ``model`` over every sequence of a set once: :func:`embed_batches`, :func:`collect`.
+    """Run ``model`` once over every sequence of a set: :func:`embed_batches`, then :func:`collect`.
 
     Args:
         model: see :func:`embed_batches`, like the following.
         batches: all of the set; together their ``indices`` hold 0..n-1 once each, in any order.
         transform: uint8 ``(N, T, H, W)`` to float ``(N, T, H, W')``, on ``device``.
-        device: where the clips go.
+        device: to move the clips to.
 
     Returns:
         float32 ``(n, C, P)`` on the CPU; row i is the sequence with index i.
@@ -114,19 +114,19 @@ def embed(
 
 
 def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 256) -> Tensor:
-    """Distance from every probe to every gallery item, as OpenGait measures it.
+    """Return the distance from every probe to every gallery item, as OpenGait measures it.
 
     ``euc`` is the mean over parts of the Euclidean distance, ``cos`` is one minus the mean over
-    parts of the cosine. Euclidean distances are expanded into products of float32, as OpenGait's
-    are, but about the mean of the gallery, which features of one network have in common and which
-    would drown their differences. Where two features nearly coincide, distances are summed from
-    differences; so equal features are at distance 0.
+    parts of the cosine. Euclidean distances are expanded into float32 products, as in OpenGait, but
+    after subtracting the mean of the gallery. Features of one network share a large mean, next to
+    which their differences would be lost in rounding. For nearly equal features, distances are
+    summed from differences, so equal features are at distance 0.
 
     Args:
         probe: ``(n, C, P)`` on any device, finite.
         gallery: ``(m, C, P)`` on the same device, finite.
         metric: "euc" or "cos".
-        chunk: probes at a time; the memory needed beside the result is ``4 * chunk * m`` numbers
+        chunk: probes at a time. Besides the result, this needs memory for ``4 * chunk * m`` numbers
             and twice the gallery.
 
     Returns:
@@ -148,29 +148,35 @@ def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 2
     gallery = gallery.permute(2, 0, 1).contiguous()  # (P, m, C)
     if metric == "euc":
         mean = gallery.mean(1, keepdim=True)  # (P, 1, C)
-        about = gallery - mean
+        centred = gallery - mean
     rows = []
     for piece in probe.split(chunk):
         piece = piece.permute(2, 0, 1).contiguous()  # (P, chunk, C)
         if metric == "euc":
-            rows.append(_euclidean(piece, piece - mean, gallery, about))  # (chunk, m)
+            rows.append(_euclidean(piece, piece - mean, gallery, centred))  # (chunk, m)
         else:
             rows.append(1 - torch.bmm(piece, gallery.transpose(1, 2)).mean(0))  # (chunk, m)
     return torch.cat(rows)
 
 
-def _euclidean(probe: Tensor, about: Tensor, gallery: Tensor, gallery_about: Tensor) -> Tensor:
+def _euclidean(
+    probe: Tensor, centred_probe: Tensor, gallery: Tensor, centred_gallery: Tensor
+) -> Tensor:
     """Return the mean over parts of the distances between ``(P, n, C)`` and ``(P, m, C)``.
 
-    Each comes as it is and about a mean.
+    Args:
+        probe: ``(P, n, C)``.
+        centred_probe: the same minus a mean.
+        gallery: ``(P, m, C)``.
+        centred_gallery: the same minus that mean.
     """
     total = torch.zeros(probe.shape[1], gallery.shape[1], device=probe.device)
-    for part, (x, y) in enumerate(zip(about, gallery_about, strict=True)):
+    for part, (x, y) in enumerate(zip(centred_probe, centred_gallery, strict=True)):
         lengths, others = x.square().sum(1), y.square().sum(1)
         squared = torch.addmm(others, x, y.T, alpha=-2).add_(lengths[:, None])  # (n, m)
-        if squared.min() < NEAR * (lengths.max() + others.max()):
-            near = (squared < NEAR * (lengths[:, None] + others)).nonzero()  # (pairs, 2)
-            for rows, columns in (pairs.unbind(1) for pairs in near.split(PAIRS)):
+        if squared.min() < NEAR_SHARE * (lengths.max() + others.max()):
+            near = (squared < NEAR_SHARE * (lengths[:, None] + others)).nonzero()  # (pairs, 2)
+            for rows, columns in (pairs.unbind(1) for pairs in near.split(PAIRS_PER_PIECE)):
                 apart = probe[part, rows] - gallery[part, columns]
                 squared[rows, columns] = apart.square_().sum(1)
         total += squared.sqrt_()

@@ -1,7 +1,7 @@
 """CASIA-B's two protocols: rank-1 for every pair of views, and the cross-view gallery.
 
 Both are defined by OpenGait's ``evaluate_indoor_dataset`` (``evaluator_cfg.cross_view_gallery``).
-The second is that of Hou et al., "A Comprehensive Experiment on the Evaluation of Silhouette-based
+The second is from Hou et al., "A Comprehensive Experiment on the Evaluation of Silhouette-based
 Gait Recognition" (2022).
 """
 
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.data.casia_b import VIEWS, few
+from gaitlib.data.casia_b import VIEWS, join_some
 from gaitlib.evaluate.features import distance
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ PROBES = {"NM": ("nm-05", "nm-06"), "BG": ("bg-01", "bg-02"), "CL": ("cl-01", "c
 GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
 CROSS_VIEW_PROBES = {"NM": ("nm-01",), "BG": ("bg-01",), "CL": ("cl-01",)}
 CROSS_VIEW_GALLERY = ("nm-02", "bg-02", "cl-02")
-MOST_DISTANCES = 2**26  # held at a time: 256 MiB
-PIECE = 2048  # features looked at, or compared, at a time
-KEYS = ("condition", "subject", "type", "view")
+MAX_DISTANCES = 2**26  # in memory at a time: 256 MiB
+FEATURES_PER_PIECE = 2048  # checked, or compared with the probes, at a time
+PROBE_KEYS = ("condition", "subject", "type", "view")  # the columns that identify a probe
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Evaluation:
 
     Attributes:
         metric: "euc" or "cos".
-        cross_view_gallery: which of the two protocols.
+        cross_view_gallery: whether the gallery is the cross-view one.
         views: the V views, in the order of every matrix.
         rank1: condition -> rank-1 without identical view.
         rank1_by_view: condition -> ``(V, V)`` frame, probe views in rows, gallery views in
             columns, diagonal included; empty for the cross-view gallery.
         hits: one row per probe: condition, subject, type, view, then one 0/1 column per gallery
-            view (NaN: no gallery to be found in); with the cross-view gallery the columns are
-            rank1, rank5 and ap.
+            view (NaN if there is no gallery); with the cross-view gallery the columns are rank1,
+            rank5 and ap.
         rank5, mean_average_precision: condition -> %; cross-view gallery only.
-        problems: what was missing, in words.
+        problems: what was missing, one sentence each.
     """
 
     metric: str
@@ -61,7 +61,7 @@ class Evaluation:
 
 
 def rank1_by_view(hits: pd.DataFrame, views: Sequence[str] = VIEWS) -> pd.DataFrame:
-    """Rank-1 accuracy (%) for every probe view (rows) and gallery view (columns).
+    """Return rank-1 accuracy (%) for every probe view (rows) and gallery view (columns).
 
     Args:
         hits: probes of one condition: a column ``view`` and a 0/1/NaN column per gallery view.
@@ -75,12 +75,12 @@ def rank1_by_view(hits: pd.DataFrame, views: Sequence[str] = VIEWS) -> pd.DataFr
 
 
 def mean_without_identical_view(by_view: pd.DataFrame) -> float:
-    """Mean over gallery views for each probe view, then over probe views; no diagonal, no NaN."""
-    return float(_probe_means(by_view).mean())  # pandas' mean leaves NaN out
+    """Return the mean over gallery views, then over probe views, without the diagonal and NaN."""
+    return float(_probe_means(by_view).mean())  # pandas' mean skips NaN
 
 
 def probe_view_means(by_view: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Rank-1 (%) of each probe view over the other gallery views.
+    """Return rank-1 (%) of each probe view, the mean over the other gallery views.
 
     Returns:
         tidy: condition, view, rank1.
@@ -94,7 +94,7 @@ def probe_view_means(by_view: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _probe_means(by_view: pd.DataFrame) -> pd.Series:
-    """Mean of every row without its diagonal entry."""
+    """Return the mean of every row without its diagonal entry."""
     return by_view.mask(np.eye(len(by_view), dtype=bool)).mean(axis=1)
 
 
@@ -108,35 +108,34 @@ def evaluate_indoor(
     views: Sequence[str] = VIEWS,
     chunk: int = 256,
 ) -> Evaluation:
-    """Rank-1 of the probes NM, BG and CL by one of CASIA-B's protocols.
+    """Measure rank-1 of the probes NM, BG and CL by one of CASIA-B's protocols.
 
     By default: gallery nm-01..04, probes nm-05/06, bg-01/02, cl-01/02. A probe is a hit at a
-    gallery view if the nearest gallery sequence of that view shows its subject. The mean leaves
-    identical views out, and also the pairs of views that the data do not hold.
+    gallery view if the nearest gallery sequence of that view shows its subject. The mean excludes
+    identical views, and pairs of views without data.
 
     With ``cross_view_gallery``: gallery nm-02, bg-02 and cl-02 of all views together, probes nm-01,
-    bg-01 and cl-01; sequences of the probe's subject at the probe's view are taken out of the
-    gallery for that probe. Each figure is the mean over probe views. A probe whose subject is then
-    not in the gallery is left out, as in OpenGait.
+    bg-01 and cl-01. For each probe, sequences of its subject at its view are removed from the
+    gallery. Each number is the mean over probe views. A probe whose subject is then not in the
+    gallery is excluded, as in OpenGait.
 
     Args:
         features: ``(n, C, P)``; distances are computed on its device.
         table: n rows in the order of ``features``, with columns subject, type, view.
         metric: "euc" or "cos".
-        cross_view_gallery: which protocol.
-        remove_no_gallery: leave out probes whose subject has no gallery sequence at a view,
-            instead of counting a miss (default protocol only).
+        cross_view_gallery: use the cross-view gallery.
+        remove_no_gallery: exclude probes whose subject has no gallery sequence at a view, instead
+            of counting a miss (default protocol only).
         views: the views of the matrices, in order.
-        chunk: probes at a time. The memory needed does not grow with the number of probes, except
-            for ``hits``.
+        chunk: probes at a time. Except for ``hits``, memory does not grow with their number.
 
     Raises:
         ValueError: features and table differ in length, a feature is not finite, or the table
             cannot be measured at all, see :func:`check_test_set`.
     """
     check_test_set(table, cross_view_gallery, views)
-    table = _checked(features, table)
-    gallery_types, probe_types = _types(cross_view_gallery)
+    table = _check_features(features, table)
+    gallery_types, probe_types = _types_of_protocol(cross_view_gallery)
     gallery_rows = np.flatnonzero(table["type"].isin(gallery_types))
     gallery = table.iloc[gallery_rows]
 
@@ -147,7 +146,7 @@ def evaluate_indoor(
         if not len(probe_rows):
             continue
         found = []
-        for rows in np.array_split(probe_rows, -(-len(probe) * len(gallery) // MOST_DISTANCES)):
+        for rows in np.array_split(probe_rows, -(-len(probe) * len(gallery) // MAX_DISTANCES)):
             between = _distances(features, rows, gallery_rows, metric, chunk)  # (n, m)
             if cross_view_gallery:
                 ranked = _rank_in_whole_gallery(between, gallery, table.iloc[rows])
@@ -162,8 +161,8 @@ def evaluate_indoor(
         parts.append(pd.concat([keys, found], axis=1))
     hits = pd.concat(parts, ignore_index=True)
     problems = [
-        *_unseen_views(gallery, hits, views),
-        *_without_gallery(gallery, hits, cross_view_gallery, remove_no_gallery),
+        *_list_missing_views(gallery, hits, views),
+        *_list_missing_gallery(gallery, hits, cross_view_gallery, remove_no_gallery),
     ]
     for problem in problems:
         logger.warning("%s", problem)
@@ -179,7 +178,8 @@ def _distances(
     gallery = torch.as_tensor(gallery, device=features.device)
     between = torch.empty(len(probe), len(gallery), device=features.device)
     probe_features = features[probe]
-    for rows, columns in zip(gallery.split(PIECE), between.split(PIECE, dim=1), strict=True):
+    pieces = gallery.split(FEATURES_PER_PIECE), between.split(FEATURES_PER_PIECE, dim=1)
+    for rows, columns in zip(*pieces, strict=True):
         columns.copy_(distance(probe_features, features[rows], metric, chunk))
     return between
 
@@ -187,11 +187,11 @@ def _distances(
 def check_test_set(
     table: pd.DataFrame, cross_view_gallery: bool = False, views: Sequence[str] = VIEWS
 ) -> None:
-    """Refuse a test set of which nothing could be measured; worth asking before training.
+    """Refuse a test set that cannot be measured. Call it before training.
 
     Args:
-        table: a row a sequence, with columns subject, type, view.
-        cross_view_gallery: which protocol.
+        table: one row per sequence, with columns subject, type, view.
+        cross_view_gallery: use the cross-view gallery.
         views: the views of the matrices.
 
     Raises:
@@ -203,7 +203,7 @@ def check_test_set(
             f"the test set has views {unknown}, which are not among {list(views)}: rename the "
             "folders, or leave them out"
         )
-    gallery, probes = _types(cross_view_gallery)
+    gallery, probes = _types_of_protocol(cross_view_gallery)
     for name, types in (("gallery", gallery), ("probe", sum(probes.values(), ()))):
         if not table["type"].isin(types).any():
             found = ", ".join(sorted(table["type"].unique()))
@@ -213,7 +213,9 @@ def check_test_set(
             )
 
 
-def _types(cross_view_gallery: bool) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _types_of_protocol(
+    cross_view_gallery: bool,
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Return the types of a protocol's gallery, and of each condition's probes."""
     return (CROSS_VIEW_GALLERY, CROSS_VIEW_PROBES) if cross_view_gallery else (GALLERY, PROBES)
 
@@ -244,7 +246,11 @@ def _hits_per_view(
     views: Sequence[str],
     remove_no_gallery: bool,
 ) -> pd.DataFrame:
-    """Is the nearest gallery item of each view the probe's subject? 1, 0, or NaN; ``(n, V)``."""
+    """Return 1 where a view's nearest gallery item shows the probe's subject, else 0 or NaN.
+
+    Returns:
+        ``(n, V)``.
+    """
     subjects = probe["subject"].to_numpy()
     found = {}
     for view in views:
@@ -252,11 +258,11 @@ def _hits_per_view(
         if not len(columns):
             found[view] = np.full(len(probe), np.nan, dtype=np.float32)
             continue
-        there = gallery["subject"].to_numpy()[columns]
+        gallery_subjects = gallery["subject"].to_numpy()[columns]
         nearest = between[:, torch.as_tensor(columns, device=between.device)].argmin(1)
-        hit = (there[nearest.cpu().numpy()] == subjects).astype(np.float32)
+        hit = (gallery_subjects[nearest.cpu().numpy()] == subjects).astype(np.float32)
         if remove_no_gallery:
-            hit[~np.isin(subjects, there)] = np.nan
+            hit[~np.isin(subjects, gallery_subjects)] = np.nan
         found[view] = hit
     return pd.DataFrame(found)
 
@@ -264,11 +270,11 @@ def _hits_per_view(
 def _rank_in_whole_gallery(
     between: Tensor, gallery: pd.DataFrame, probe: pd.DataFrame
 ) -> pd.DataFrame:
-    """Rank-1, rank-5 (0 or 1) and average precision (0-1) of each probe; NaN without a match."""
+    """Return rank-1, rank-5 (0 or 1), average precision (0-1) of each probe; NaN if no match."""
     match = _equal(probe, gallery, "subject", between.device)  # (n, m)
-    shadowed = match & _equal(probe, gallery, "view", between.device)
-    order = between.masked_fill(shadowed, torch.inf).argsort(dim=1, stable=True)
-    ranked = (match & ~shadowed).gather(1, order).double()  # (n, m); the shadowed come last
+    excluded = match & _equal(probe, gallery, "view", between.device)
+    order = between.masked_fill(excluded, torch.inf).argsort(dim=1, stable=True)
+    ranked = (match & ~excluded).gather(1, order).double()  # (n, m); the excluded come last
     seen = ranked.cumsum(1)
     ranks = torch.arange(1, ranked.shape[1] + 1, device=between.device)
     total = seen[:, -1]
@@ -288,41 +294,45 @@ def _equal(probe: pd.DataFrame, gallery: pd.DataFrame, column: str, device: torc
     return torch.as_tensor(same, device=device)
 
 
-def _checked(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
-    """Refuse what would give a wrong number silently; return the three columns, index 0..n-1."""
+def _check_features(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
+    """Refuse features that give wrong results; return the table's three columns, index 0..n-1."""
     if len(features) != len(table):
         raise ValueError(f"{len(features)} features for a table of {len(table)} sequences")
-    finite = [piece.isfinite().flatten(1).all(1) for piece in features.split(PIECE)]
+    finite = [piece.isfinite().flatten(1).all(1) for piece in features.split(FEATURES_PER_PIECE)]
     bad = int((~torch.cat(finite)).sum())
     if bad:
         raise ValueError(f"{bad} of {len(features)} features are not finite: training diverged?")
     return table[["subject", "type", "view"]].reset_index(drop=True)
 
 
-def _unseen_views(gallery: pd.DataFrame, hits: pd.DataFrame, views: Sequence[str]) -> list[str]:
-    """Name the views, and the whole conditions, of which there is nothing to measure."""
+def _list_missing_views(
+    gallery: pd.DataFrame, hits: pd.DataFrame, views: Sequence[str]
+) -> list[str]:
+    """List the views, and the conditions, that have no data to measure."""
     in_gallery, in_probes = set(gallery["view"]), set(hits["view"])
     nowhere = [v for v in views if v not in in_gallery | in_probes]
-    problems = [f"{p}: not measured" for p in _told("no gallery and no probe sequence", nowhere)]
-    problems += _told("no gallery sequence", [v for v in views if v in in_probes - in_gallery])
+    nothing = _at_views("no gallery and no probe sequence", nowhere)
+    problems = [f"{problem}: not measured" for problem in nothing]
+    problems += _at_views("no gallery sequence", [v for v in views if v in in_probes - in_gallery])
     for condition in CONDITIONS:
         seen = set(hits.loc[hits["condition"] == condition, "view"])
         if not seen:
             problems.append(f"{condition}: no probe sequence, so nothing to measure")
         else:
             missing = [v for v in views if v not in seen and v not in nowhere]
-            problems += _told(f"{condition}: no probe sequence", missing)
+            problems += _at_views(f"{condition}: no probe sequence", missing)
     return problems
 
 
-def _told(what: str, views: Sequence[str]) -> list[str]:
-    return [f"{what} at view {', '.join(views)}"] if views else []
+def _at_views(problem: str, views: Sequence[str]) -> list[str]:
+    """Return the problem with the views it concerns; nothing if there are none."""
+    return [f"{problem} at view {', '.join(views)}"] if views else []
 
 
-def _without_gallery(
+def _list_missing_gallery(
     gallery: pd.DataFrame, hits: pd.DataFrame, cross_view_gallery: bool, remove_no_gallery: bool
 ) -> list[str]:
-    """Name the subjects whose probes have no right answer, and say what is done with those."""
+    """List the subjects without a gallery sequence, and how their probes are counted."""
     at = {subject: set(rows) for subject, rows in gallery.groupby("subject")["view"]}
     done = "each counts as a miss; data_cfg.remove_no_gallery: true leaves them out"
     if cross_view_gallery:
@@ -336,11 +346,12 @@ def _without_gallery(
             done = "they are left out (data_cfg.remove_no_gallery)"
     problems = []
     if len(strangers):
-        names = few(sorted(strangers.unique()))
+        names = join_some(sorted(strangers.unique()))
         problems.append(f"{len(strangers)} probes of {names} have {lack}: {done}")
     seen = set(gallery["view"])
     absent = {s: seen - at[s] for s in sorted(set(hits["subject"]) & at.keys())}
     gaps = [f"{s} at {', '.join(sorted(views))}" for s, views in absent.items() if views]
     if gaps and not cross_view_gallery:
-        problems.append(f"no gallery sequence of {few(gaps, joint='; ')}; of the probes, {done}")
+        missing = f"no gallery sequence of {join_some(gaps, separator='; ')}"
+        problems.append(f"{missing}; their probes against these views: {done}")
     return problems

@@ -179,7 +179,7 @@ def train_stage(
                 _, evaluation = evaluate_network(experiment, model, data)
                 stage_log.log_rank1(evaluation.rank1, iteration)
 
-        with distributed.shared(model, cfg.sync_BN, cfg.find_unused_parameters) as network:
+        with distributed.data_parallel(model, cfg.sync_BN, cfg.find_unused_parameters) as network:
             fit(
                 network,
                 batches,

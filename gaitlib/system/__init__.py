@@ -1,4 +1,4 @@
-"""What the machine offers: files, devices, processes, signals and random streams.
+"""What the machine provides: files, devices, processes, signals and random streams.
 
-Nothing here knows about gait; every other room may use it.
+Nothing here depends on gait; every other room may use it.
 """

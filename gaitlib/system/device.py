@@ -1,4 +1,4 @@
-"""Where a network runs, and in which number format."""
+"""The device and the number format that a network runs in."""
 
 import ctypes
 import logging
@@ -13,15 +13,15 @@ log = logging.getLogger(__name__)
 def choose_device(
     device: str = "auto", local_rank: int = 0, local_processes: int = 1
 ) -> torch.device:
-    """Return the device: ``auto`` is the GPU, or the CPU where there is none.
+    """Return the device: ``auto`` is the GPU, or the CPU if there is none.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        local_rank: which of this machine's processes asks; it gets the GPU of that number.
-        local_processes: how many there are.
+        local_rank: the number of this process on its machine; it gets the GPU of that number.
+        local_processes: the number of processes on this machine.
 
     Raises:
-        ValueError: if CUDA is asked for and absent, or processes would have to share a GPU.
+        ValueError: if CUDA is requested and absent, or processes would have to share a GPU.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
@@ -29,11 +29,13 @@ def choose_device(
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r} is none of auto, cpu, cuda, cuda:N") from error
+        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
     if chosen.type != "cuda":
         return chosen
     if (chosen.index or 0) >= count:
-        raise ValueError(f"device {device!r} is not here ({count} GPUs): write 'auto' or 'cpu'")
+        raise ValueError(
+            f"device {device!r} is not available ({count} GPUs): write 'auto' or 'cpu'"
+        )
     if local_processes > 1 and chosen.index is not None:
         raise ValueError(
             f"device {device!r} names one GPU for {local_processes} processes: write 'cuda'"
@@ -51,15 +53,15 @@ class Precision:
     """The number format that a network runs in; weights, losses and statistics stay float32.
 
     Attributes:
-        device: where.
-        dtype: of `torch.autocast`; None is float32 throughout.
+        device: of the network.
+        dtype: of `torch.autocast`; None means float32 throughout.
     """
 
     device: torch.device
     dtype: torch.dtype | None = None
 
     def autocast(self) -> torch.autocast:
-        """Return the context that the network's forward runs in."""
+        """Return the context to run the network's forward in."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def scaler(self) -> torch.amp.GradScaler:
@@ -70,9 +72,9 @@ class Precision:
 def choose_precision(
     enable_float16: bool, amp_dtype: str = "float16", device: torch.device | str = "cpu"
 ) -> Precision:
-    """Return the format that ``enable_float16`` and ``amp_dtype`` ask for on a device.
+    """Return the format that ``enable_float16`` and ``amp_dtype`` request on a device.
 
-    float16 needs a GPU: on a CPU the network runs in float32, and a warning says so.
+    float16 needs a GPU: on a CPU the network runs in float32, and a warning reports it.
 
     Raises:
         ValueError: if a GPU is too old for bfloat16.
@@ -94,18 +96,18 @@ def choose_precision(
 
 
 def keep_freed_memory(device: torch.device | str = "cpu") -> None:
-    """Let glibc keep freed memory for the next step instead of giving it back to the system.
+    """Let glibc keep freed memory for the next step instead of returning it to the system.
 
-    A step on a CPU frees and takes the same large blocks again and again, and the system clears
-    every page anew: a sixth of a step of the quickstart, half of the time of a full-size batch.
-    Whatever a process has reserved once it holds to its end. Elsewhere, and for a GPU, this does
-    nothing.
+    A training step on a CPU frees and allocates the same large blocks repeatedly, and the system
+    clears every page each time. That takes a sixth of a step of the quickstart, and half of the
+    time of a full-size batch. The process then keeps all its memory until it ends. Without glibc,
+    or for a GPU, this does nothing.
     """
     if torch.device(device).type != "cpu" or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
-        return  # another C library
-    trim_threshold, mmap_max = -1, -4  # of <malloc.h>
+        return  # not glibc
+    trim_threshold, mmap_max = -1, -4  # from <malloc.h>
     mallopt(trim_threshold, -1)
     mallopt(mmap_max, 0)

@@ -1,8 +1,8 @@
-"""Several processes train one network: the only door to torch.distributed.
+"""Train one network with several processes: the only file that uses torch.distributed.
 
-``torchrun`` starts the processes and tells each its rank; the collectives run over NCCL between
-GPUs and over gloo between CPUs. One process needs no process group: every function here then
-returns at once, with what one process has.
+``torchrun`` starts the processes and gives each its rank. The collectives run over NCCL between
+GPUs and over gloo between CPUs. A single process needs no process group: every function here then
+returns at once, with the value of that process.
 """
 
 import contextlib
@@ -25,37 +25,37 @@ from gaitlib.system.device import choose_device
 
 T = TypeVar("T")
 
-#: How long a process waits for the others: rank 0 may measure or write while they do.
+#: How long a process waits for the others. Rank 0 may test or write files while they wait.
 TIMEOUT = timedelta(hours=2)
 
 
 class RendezvousError(OSError):
-    """The processes could not find each other; the message holds the address and the fix."""
+    """The processes could not connect; the message gives the address and the fix."""
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the job ended, and this one could not go on."""
+    """Another process of the job ended, and this one could not continue."""
 
 
 @contextlib.contextmanager
 def process_group(device: str = "auto") -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, and give this one's device.
+    """Join the processes that torchrun started, if any, and yield this one's device.
 
     Raises:
         ValueError: as `choose_device`.
-        RendezvousError: if the port is taken, or the others cannot be reached.
-        LostProcessError: if a collective of the block found another process gone.
+        RendezvousError: if the port is in use, or the others cannot be reached.
+        LostProcessError: if a collective in the block finds that another process has ended.
     """
-    here = _from_torchrun("LOCAL_RANK", 0), _from_torchrun("LOCAL_WORLD_SIZE", 1)
-    where = choose_device(device, *here)
+    local = _from_torchrun("LOCAL_RANK", 0), _from_torchrun("LOCAL_WORLD_SIZE", 1)
+    chosen = choose_device(device, *local)
     if _from_torchrun("WORLD_SIZE", 1) == 1:
-        yield where
+        yield chosen
         return
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     threading.Thread(target=_stop_without_launcher, args=(os.getppid(),), daemon=True).start()
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    nccl = where.type == "cuda" and dist.is_nccl_available()  # not on Windows
+    nccl = chosen.type == "cuda" and dist.is_nccl_available()  # not on Windows
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
@@ -63,17 +63,17 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" in reason:
             raise RendezvousError(
-                f"the port of {address} is in use: give torchrun another, --master_port=N, or "
-                "none, and it takes a free one"
+                f"the port of {address} is in use: give torchrun another with --master_port=N, or "
+                "no port, and it chooses a free one"
             ) from error
-        raise RendezvousError(f"cannot meet the other processes at {address}: {reason}") from error
+        raise RendezvousError(f"cannot reach the other processes at {address}: {reason}") from error
     try:
-        yield where
+        yield chosen
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise LostProcessError(
-                f"rank {rank()} cannot go on: another process of this job has ended, and its own "
-                "message says why. trainer_cfg.restore_hint: latest goes on from the last "
+                f"rank {rank()} cannot continue: another process of this job has ended, and its "
+                "message says why. trainer_cfg.restore_hint: latest continues from the last "
                 "checkpoint"
             ) from error
         raise
@@ -81,11 +81,11 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def leave(status: int) -> None:
-    """End a process of a distributed job at once; do nothing in one that is alone.
+def end_process(status: int) -> None:
+    """End this process at once if it is one of several; otherwise do nothing.
 
-    What it did is on the disk by then. Threads of gloo have been seen to abort a process at its
-    ordinary end, which torchrun takes for a failed job.
+    Call it when all results are on the disk. On a normal exit, threads of gloo have sometimes
+    aborted the process, which torchrun reports as a failed job.
     """
     if _from_torchrun("WORLD_SIZE", 1) > 1:
         logging.shutdown()
@@ -95,14 +95,14 @@ def leave(status: int) -> None:
 
 
 def _stop_without_launcher(launcher: int) -> None:
-    """End this process, as SIGTERM does, once torchrun is gone."""
+    """Send this process SIGTERM when torchrun has ended."""
     while os.getppid() == launcher:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def launched_rank() -> int:
-    """Return the rank that torchrun gave this process, 0 without it; needs no group."""
+    """Return the rank that torchrun gave this process, 0 without torchrun; needs no group."""
     return _from_torchrun("RANK", 0)
 
 
@@ -111,7 +111,7 @@ def _from_torchrun(name: str, default: int) -> int:
 
 
 def rank() -> int:
-    """Return this process's number, 0 up."""
+    """Return this process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -126,13 +126,13 @@ def is_main() -> bool:
 
 
 def wait() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     largest(0)
 
 
 @contextlib.contextmanager
 def one_first() -> Iterator[None]:
-    """Let one process of each machine do the block first: it makes what the others then find."""
+    """Run the block in one process per machine first, so that the others find what it made."""
     first = _from_torchrun("LOCAL_RANK", 0) == 0 or world_size() == 1
     if not first:
         wait()
@@ -160,20 +160,20 @@ def gather(value: T) -> list[T]:
 
 
 def largest(value: int) -> int:
-    """Return the largest of the processes' whole numbers. No GPU is waited for."""
+    """Return the largest of the processes' integers, without waiting for a GPU."""
     if world_size() == 1:
         return value
-    found = torch.tensor(value)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    maximum = torch.tensor(value)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 def gather_rows(local: Tensor) -> Tensor:
-    """Put the processes' rows back in the order of the batch that they share.
+    """Gather the rows of all processes, in the order of the batch that they share.
 
-    Rank r of W holds rows r, r + W, r + 2 W, ... (`gaitlib.data.samplers.TripletSampler`). The
-    gradient reaches the local rows alone, W times as large: DistributedDataParallel divides the
-    sum of the processes' gradients by W.
+    Rank r of W holds rows r, r + W, r + 2 W, ... (`gaitlib.data.samplers.TripletSampler`). Only the
+    local rows receive a gradient. It is multiplied by W, because DistributedDataParallel divides
+    the sum of the processes' gradients by W.
 
     Shape:
         local: ``(N / W, ...)``
@@ -191,7 +191,7 @@ def gather_rows(local: Tensor) -> Tensor:
 
 
 def from_rank_0(tensor: Tensor) -> Tensor:
-    """Return rank 0's values in every process, written into ``tensor``."""
+    """Copy rank 0's values into ``tensor`` in every process; return it."""
     if world_size() > 1:
         dist.broadcast(tensor, src=0)
     return tensor
@@ -199,27 +199,27 @@ def from_rank_0(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def share_buffers(model: nn.Module) -> None:
-    """Give every process rank 0's buffers: batch-norm statistics, which each updates by itself."""
+    """Copy rank 0's buffers to every process: each updates its batch-norm statistics separately."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 @contextlib.contextmanager
-def shared(
+def data_parallel(
     model: nn.Module, sync_bn: bool = False, find_unused_parameters: bool = False
 ) -> Iterator[nn.Module]:
-    """Give the network to train with: the model itself, or its DistributedDataParallel.
+    """Yield the network to train with: the model itself, or its DistributedDataParallel.
 
-    In the block, gradients are averaged over processes, and rank 0's weights are everybody's, as
-    are its batch-norm statistics before each step (`share_buffers` for after the last). The model's
-    parameters stay the tensors they were, so that optimizers and channel groups made before go on.
-    Its batch norms are those it came with again afterwards, with the statistics of the training.
+    In the block, gradients are averaged over processes. Every process starts with rank 0's weights,
+    and gets rank 0's batch-norm statistics before each step (call `share_buffers` after the last).
+    The model's parameters remain the same tensors, so existing optimizers and channel groups stay
+    valid. On exit its original batch-norm modules are restored, with the trained statistics.
 
     Args:
         model: on its process's device.
-        sync_bn: batch statistics over all processes (SyncBatchNorm, on GPUs); otherwise each
-            process has those of its own part of the batch.
+        sync_bn: compute batch statistics over all processes (SyncBatchNorm, on GPUs); otherwise
+            each process computes them over its part of the batch.
         find_unused_parameters: DistributedDataParallel's.
 
     Raises:
@@ -232,9 +232,10 @@ def shared(
     if sync_bn and device.type != "cuda":
         raise ValueError(
             f"trainer_cfg.sync_BN with {world_size()} processes on {device}: torch has "
-            "SyncBatchNorm on GPUs alone. Write sync_BN: false, or train in one process"
+            "SyncBatchNorm on GPUs only. Write sync_BN: false, or train in one process"
         )
-    own = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    originals = {n: m for n, m in model.named_modules() if isinstance(m, batch_norm)}
     if sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, on the same tensors
     ids = [device.index] if device.type == "cuda" else None
@@ -243,5 +244,5 @@ def shared(
             model, device_ids=ids, find_unused_parameters=find_unused_parameters
         )
     finally:
-        for name, layer in own.items():
+        for name, layer in originals.items():
             model.set_submodule(name, layer.train(model.training))

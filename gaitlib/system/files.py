@@ -1,4 +1,4 @@
-"""The project's folder, and files that a reader never sees half of."""
+"""The project's folder, and functions that write a file as a whole or not at all."""
 
 import contextlib
 import os
@@ -6,18 +6,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-#: The project's folder, and its experiments.
+#: The project's folder, and the folder of its experiments.
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params"
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
-    """Give a path to write to, and put what was written there in ``path``'s place at the end.
+    """Yield a temporary path to write to, and rename it to ``path`` at the end.
 
-    The folder is made if need be. If the block raises, ``path`` stays as it was and nothing is
-    left beside it; a killed process may leave a hidden ``.part`` file, which no reader looks at.
-    With ``durable`` the content is on the disk before the name is, in case the power fails.
+    The folder is made if needed. If the block raises, ``path`` does not change and the temporary
+    file is deleted. A killed process may leave behind a hidden ``.part`` file, which nothing reads.
+    With ``durable`` the content reaches the disk before the rename, in case the power fails.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write a text file such that no reader sees half of it; return its path."""
+    """Write a text file so that no reader sees half of it; return its path."""
     with replacing(path) as part:
         part.write_text(text)
     return path

@@ -1,16 +1,16 @@
-"""Processes that load or make data: how many there may be, and how one's death is told."""
+"""Processes that load or make data: how many may run, and how to report that one died."""
 
 import os
 import signal
 
 HINTS = {
-    "SIGKILL": "by SIGKILL, most often by the system for want of memory",
+    "SIGKILL": "by SIGKILL, most often because memory ran out",
     "SIGBUS": "by SIGBUS, most often because shared memory (/dev/shm) is full",
 }
 
 
 class WorkerError(RuntimeError):
-    """A process that loads or makes data died; the message says how, and what to do."""
+    """A process that loads or makes data died; the message says how it died and what to do."""
 
 
 class LoaderError(WorkerError):
@@ -24,14 +24,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def ending(exitcode: int | None) -> str:
-    """Say how a process ended.
+def describe_exit(exitcode: int | None) -> str:
+    """Return how a process ended, to follow "died" in a message.
 
     Args:
-        exitcode: its exit status, minus the signal's number if one killed it, None if unknown.
+        exitcode: its exit status; the signal's number, negated, if one killed it; None if unknown.
     """
     if exitcode is None:
-        return "for a reason that the system does not tell; most often it has no memory left"
+        return "for a reason that the system does not report; most often memory ran out"
     if exitcode >= 0:
         return f"with exit status {exitcode}"
     try:

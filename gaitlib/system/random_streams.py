@@ -1,6 +1,6 @@
 """The global random streams of Python, numpy and torch, as plain values for a checkpoint.
 
-Training itself draws from (seed, iteration) alone; the streams are kept for code that does not.
+Training itself draws from (seed, iteration) alone. The streams are saved for code that does not.
 """
 
 import random
@@ -12,14 +12,14 @@ import torch
 
 
 def seed_streams(seed: int) -> None:
-    """Start every stream anew from one seed."""
+    """Restart every stream from one seed."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of every stream, CUDA's included; ``torch.load`` reads it weights-only."""
+    """Return the state of every stream, with CUDA's; ``torch.load`` reads it with weights_only."""
     version, words, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
     return {
@@ -36,7 +36,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Continue every stream; CUDA's only where there are as many GPUs as there were."""
+    """Restore every stream; CUDA's only if the number of GPUs is the same."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     numpy = dict(state["numpy"])

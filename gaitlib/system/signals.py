@@ -1,4 +1,4 @@
-"""Signals that ask a training run to stop, at a moment when it can save itself."""
+"""Signals that stop a training run after a whole iteration, when it can save a checkpoint."""
 
 import contextlib
 import signal
@@ -9,8 +9,8 @@ from types import FrameType
 Handler = Callable[[int, FrameType | None], None]
 
 
-class TrainingStopped(Exception):  # noqa: N818 (asked for, not an error)
-    """A signal stopped the run after a whole iteration, and what it had done was saved.
+class TrainingStopped(Exception):  # noqa: N818 (requested, not an error)
+    """A signal stopped the run after a whole iteration, and a checkpoint was saved.
 
     Attributes:
         signal: its number.
@@ -20,19 +20,19 @@ class TrainingStopped(Exception):  # noqa: N818 (asked for, not an error)
     def __init__(self, signal: int, iteration: int) -> None:
         super().__init__(
             f"stopped after iteration {iteration} and saved; "
-            "trainer_cfg.restore_hint: latest goes on from there"
+            "trainer_cfg.restore_hint: latest continues from there"
         )
         self.signal, self.iteration = signal, iteration
 
 
 @contextlib.contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit in the block, so that what is open is closed."""
+    """Let SIGTERM raise SystemExit in the block, so that open files and processes are closed."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def raise_exit(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with _handled_by(leave, (signal.SIGTERM,)):
+    with _handled_by(raise_exit, (signal.SIGTERM,)):
         yield
 
 
@@ -40,21 +40,21 @@ def exit_on_sigterm() -> Iterator[None]:
 def deferred_signals() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT (Ctrl-C, a notebook's stop button) instead of obeying them.
 
-    A second SIGINT is obeyed. Outside the main thread, which alone may handle signals, nothing is
-    collected.
+    A SIGINT after another signal raises KeyboardInterrupt. Only the main thread may handle signals;
+    in other threads nothing is collected.
 
     Yields:
-        The list of signals that came.
+        The list of signals received so far.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and came:
+        if number == signal.SIGINT and received:
             raise KeyboardInterrupt
-        came.append(number)
+        received.append(number)
 
     with _handled_by(remember, (signal.SIGTERM, signal.SIGINT)):
-        yield came
+        yield received
 
 
 @contextlib.contextmanager

@@ -348,7 +348,7 @@ def test_a_loading_process_that_is_killed_is_one_clear_error(quick_look):
     batches = inference_batches(dataset, num_workers=1)
     with pytest.raises(LoaderError) as error:
         list(batches)
-    assert "died by SIGKILL, most often by the system for want of memory" in str(error.value)
+    assert "died by SIGKILL, most often because memory ran out" in str(error.value)
     assert "data_cfg.num_workers is 1: lower it" in str(error.value)
     assert "restore_hint: latest" in str(error.value)
     assert signal.getsignal(signal.SIGCHLD) == handler  # nothing is raised outside of next()

@@ -188,7 +188,7 @@ def test_a_killed_process_is_one_clear_error_and_a_second_call_goes_on(tmp_path)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    with pytest.raises(WorkerError, match="one of 2 processes .* is kept: run again to go on"):
+    with pytest.raises(WorkerError, match="one of 2 processes .* is kept: run again to continue"):
         pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=2)
     killer.join()
     stuck.unlink()

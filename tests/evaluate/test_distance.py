@@ -29,7 +29,7 @@ def test_ranking_few_distances_at_a_time_changes_nothing(monkeypatch, cross_view
     table = pd.DataFrame(rows, columns=["subject", "type", "view"])
     features = torch.randn(len(table), 4, 2)
     whole = evaluate_indoor(features, table, cross_view_gallery=cross_view_gallery)
-    monkeypatch.setattr(protocol, "MOST_DISTANCES", 30)
-    monkeypatch.setattr(protocol, "PIECE", 5)
+    monkeypatch.setattr(protocol, "MAX_DISTANCES", 30)
+    monkeypatch.setattr(protocol, "FEATURES_PER_PIECE", 5)
     parts = evaluate_indoor(features, table, cross_view_gallery=cross_view_gallery)
     assert parts.hits.equals(whole.hits) and parts.rank1 == whole.rank1

@@ -47,7 +47,7 @@ def _gradients(experiment, data):
     (batch,) = training_batches(data.train, seed=1, start=0, stop=1, batch_size=(2, 2), **share)
     losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
     clips = transform_of(experiment.evaluator_cfg)(batch.clips)
-    with distributed.shared(model) as network:
+    with distributed.data_parallel(model) as network:
         total, scalars = distributed.GatheredLoss(losses)(network(clips), batch.labels)
         total.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
