@@ -33,7 +33,7 @@ from gaitlib.train.resume import (
     check_same_run,
     extra_state,
     find_start,
-    keeps_its_state,
+    has_complete_state_dict,
     restore,
     run_record,
     set_aside,
@@ -118,7 +118,7 @@ def train_stage(
     start = find_start(run, stage)
     record = run_record(run, data)
     if start.continues:
-        if not keeps_its_state(optimizer):
+        if not has_complete_state_dict(optimizer):
             raise CheckpointError(
                 "only_train_once's own HESSO does not save which channels it has pruned, so a run "
                 "with it cannot be resumed: start anew, or write implementation: gaitlib"
@@ -170,7 +170,7 @@ def train_stage(
                     cfg.save_name,
                     iteration,
                     model,
-                    optimizer if keeps_its_state(optimizer) else None,
+                    optimizer if has_complete_state_dict(optimizer) else None,
                     scheduler,
                     extra=extra,
                 )

@@ -1,7 +1,7 @@
 """Checkpoints in OpenGait's form: ``{'model', 'optimizer', 'scheduler', 'iteration'}``.
 
-Written beside their place and renamed, so that a kill leaves the last good file; read with
-``weights_only``, so that a file cannot run code.
+A checkpoint is written to a temporary file and renamed, so that a killed process never damages one.
+It is read with ``weights_only``, so that a file cannot run code.
 """
 
 import io
@@ -24,13 +24,13 @@ class CheckpointError(ValueError):
 
 
 def save_atomically(value: Any, path: Path) -> Path:
-    """torch.save, such that readers never see half a file.
+    """Save with torch.save, so that readers never see half a file.
 
-    By way of memory: a full disk is then an error of our own write, and torch.save, which writes a
-    file's name into it, knows none, so that equal states give equal files.
+    torch.save writes to memory first. So a full disk raises an ordinary OSError. And equal states
+    give equal files, because torch.save has no file name to store in the file.
 
     Raises:
-        CheckpointError: if the file cannot be written; what stood there stays as it was.
+        CheckpointError: if the file cannot be written; an existing file does not change.
     """
     buffer = io.BytesIO()
     torch.save(value, buffer)
@@ -41,8 +41,8 @@ def save_atomically(value: Any, path: Path) -> Path:
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error.strerror or error} ({size:,} bytes are needed there). "
-            "Earlier checkpoints are untouched: mend that (free space, say), and go on with "
-            "trainer_cfg.restore_hint: latest"
+            "Earlier checkpoints are untouched: fix that (free space, for example), then continue "
+            "with trainer_cfg.restore_hint: latest"
         ) from error
     return path
 
@@ -56,16 +56,16 @@ def save_checkpoint(
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``<folder>/<save_name>-<iteration>.pt``, iteration zero-padded to five digits.
+    """Write ``<folder>/<save_name>-<iteration>.pt``, with the iteration zero-padded to five digits.
 
     Args:
-        folder: made if need be.
+        folder: made if needed.
         save_name: OpenGait's ``trainer_cfg.save_name``.
         iteration: optimizer steps done.
         model: its state_dict is stored; so are the optimizer's and the scheduler's.
         optimizer: any whose state_dict holds tensors and plain values; None stores None.
         scheduler: None stores None.
-        extra: further entries, plain values and tensors only (``weights_only`` must read them).
+        extra: more entries, plain values and tensors only (``weights_only`` must read them).
 
     Raises:
         CheckpointError: if the file cannot be written.
@@ -81,25 +81,25 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running anything in it.
+    """Read a checkpoint without running code from it.
 
-    A bare state_dict is taken as ``{'model': ...}``.
+    A bare state_dict is read as ``{'model': ...}``.
 
     Raises:
-        CheckpointError: if the file is missing or damaged, holds more than plain values, or holds
-            no weights.
+        CheckpointError: if the file is missing or damaged, holds more than tensors and plain
+            values, or holds no weights.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # whatever a damaged file makes the unpickler stumble over
+    except Exception as error:  # a damaged file can raise almost any exception
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             raise CheckpointError(
-                f"{path} is refused: it asks for {asked[1]}, which no weights need; nothing of it "
-                "was run. If you trust where it comes from, save its state_dict alone"
+                f"{path} is refused: it asks for {asked[1]}, which no weights need; none of it "
+                "was run. If you trust its source, save its state_dict alone"
             ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
@@ -111,17 +111,18 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     state = state if "model" in state else {"model": state}
     weights = state["model"]
     if not isinstance(weights, dict) or not weights:
-        raise CheckpointError(f"{path} holds no weights: 'model' is {_short(weights)}")
+        raise CheckpointError(f"{path} holds no weights: 'model' is {_type_and_start(weights)}")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path} holds no state_dict: {name!r} is {_short(value)}, not a tensor; "
+                f"{path} holds no state_dict: {name!r} is {_type_and_start(value)}, not a tensor; "
                 "save {'model': network.state_dict()}"
             )
     return state
 
 
-def _short(value: Any) -> str:
+def _type_and_start(value: Any) -> str:
+    """Return a value's type and the first 40 characters of its text."""
     return f"{type(value).__name__} {str(value):.40}"
 
 
@@ -136,17 +137,17 @@ def checkpoints(folder: Path, save_name: str) -> dict[int, Path]:
 
 
 def prune_checkpoints(folder: Path, save_name: str, keep: int | None) -> list[Path]:
-    """Delete all but the newest checkpoints, and what a killed process left half-written.
+    """Delete all but the newest checkpoints, and the unfinished files of killed processes.
 
-    No other process may be writing checkpoints of this name there.
+    No other process may write checkpoints of this name there at the same time.
 
     Args:
         folder: of the checkpoints.
-        save_name: the others' are left alone.
-        keep: how many stay, the highest iterations; None keeps all.
+        save_name: checkpoints of other names are kept.
+        keep: how many to keep, those of the highest iterations; None keeps all.
 
     Returns:
-        What was deleted.
+        The deleted files.
 
     Raises:
         ValueError: if ``keep`` is less than 1.
@@ -154,19 +155,24 @@ def prune_checkpoints(folder: Path, save_name: str, keep: int | None) -> list[Pa
     if keep is not None and keep < 1:
         raise ValueError(f"keep is {keep}: keep at least 1 checkpoint, or None for all")
     part = re.compile(r"\." + re.escape(save_name) + r"-\d+\.pt\..+\.part")
-    doomed = [path for path in folder.glob(".*.part") if part.fullmatch(path.name)]
+    deleted = [path for path in folder.glob(".*.part") if part.fullmatch(path.name)]
     if keep is not None:
-        doomed += list(checkpoints(folder, save_name).values())[:-keep]
-    for path in doomed:
+        deleted += list(checkpoints(folder, save_name).values())[:-keep]
+    for path in deleted:
         path.unlink(missing_ok=True)
-    return doomed
+    return deleted
 
 
 def find_checkpoint(folder: Path, save_name: str, hint: int | str) -> Path | None:
-    """Resolve OpenGait's ``restore_hint``: 0 is none, N an iteration, ``latest``, or a path.
+    """Return the checkpoint that OpenGait's ``restore_hint`` names.
+
+    Args:
+        folder: of the checkpoints.
+        save_name: OpenGait's ``trainer_cfg.save_name``.
+        hint: 0 or "" for none, an iteration, ``latest`` (None if there is no file), or a path.
 
     Raises:
-        CheckpointError: if what the hint names is not there; lists what is.
+        CheckpointError: if that checkpoint does not exist; the message lists those that do.
     """
     if hint in (0, ""):
         return None
@@ -175,7 +181,7 @@ def find_checkpoint(folder: Path, save_name: str, hint: int | str) -> Path | Non
         return found[max(found)] if found else None
     if isinstance(hint, str):
         if not Path(hint).is_file():
-            raise CheckpointError(f"restore_hint {hint!r} is no file")
+            raise CheckpointError(f"restore_hint {hint!r} is not a file")
         return Path(hint)
     if hint not in found:
         raise CheckpointError(
@@ -186,24 +192,24 @@ def find_checkpoint(folder: Path, save_name: str, hint: int | str) -> Path | Non
 
 
 def match_keys(names_in_file: Iterable[str], names_here: Iterable[str]) -> dict[str, str]:
-    """Say which weight of a file is which of a network.
+    """Match the weight names of a file to those of a network.
 
-    Names are equal if they are so without what wraps a network: ``module.`` (DDP) and
-    ``_orig_mod.`` (torch.compile), and without ``Backbone.`` and ``forward_block.`` (OpenGait's
-    SetBlockWrapper), which a file may leave out.
+    Names match if they are equal without the prefixes of wrappers. These are ``module.`` (DDP),
+    ``_orig_mod.`` (torch.compile), and ``Backbone.`` and ``forward_block.`` (OpenGait's
+    SetBlockWrapper), which a file may omit.
 
     Returns:
         The network's name for each name of the file that has one.
 
     Raises:
-        CheckpointError: if a name could be several of the network's, or several are the same.
+        CheckpointError: if a name of the file matches several of the network's, or the reverse.
     """
     here: dict[str, list[str]] = {}
     for name in names_here:
-        here.setdefault(_bare(name), []).append(name)
+        here.setdefault(_without_wrappers(name), []).append(name)
     matched, taken = {}, {}
     for name in names_in_file:
-        candidates = here.get(_bare(name), [])
+        candidates = here.get(_without_wrappers(name), [])
         if len(candidates) > 1:
             raise CheckpointError(f"{name} in the checkpoint could be any of {candidates} here")
         for candidate in candidates:
@@ -215,8 +221,8 @@ def match_keys(names_in_file: Iterable[str], names_here: Iterable[str]) -> dict[
     return matched
 
 
-def _bare(name: str) -> str:
-    """Return a weight's name without what wraps the network or its backbone."""
+def _without_wrappers(name: str) -> str:
+    """Return a weight's name without the prefixes that wrappers of network and backbone add."""
     steps = [step for step in name.split(".") if step != "_orig_mod"]
     for wrapper in ("module", "Backbone", "forward_block"):
         while steps[:1] == [wrapper]:
@@ -225,7 +231,7 @@ def _bare(name: str) -> str:
 
 
 class _Mismatch(NamedTuple):
-    """A weight that a checkpoint and a network do not share; an absent one has no shape."""
+    """A weight that differs between a checkpoint and a network; the shape is None where absent."""
 
     name: str
     there: tuple[int, ...] | None
@@ -245,29 +251,29 @@ def restore_model(
     """Load weights by OpenGait's key names, as `match_keys` compares them.
 
     Args:
-        model: what takes the weights.
+        model: the network to load into.
         state: names and tensors.
-        strict: refuse a state that does not fit in whole.
+        strict: refuse a state unless all of it fits.
         optional: a submodule that may be missing, here or in the file.
 
     Returns:
-        The lines that describe what did not fit; empty when all did.
+        One line for each weight that did not fit; empty if all did.
 
     Raises:
-        CheckpointError: if anything does not fit and ``strict``, or nothing does; the message is
-            the table.
+        CheckpointError: if a weight does not fit and ``strict``, or if none fits; the message holds
+            a table of them.
     """
-    own = model.state_dict()
+    here = model.state_dict()
     if optional:
-        given_up = f"{optional}."
-        state = {n: v for n, v in state.items() if n in own or not n.startswith(given_up)}
-        own = {n: v for n, v in own.items() if n in state or not n.startswith(given_up)}
-    names = match_keys(state, own)
-    given = {names[name]: value for name, value in state.items() if name in names}
-    fitting = {name: v for name, v in given.items() if v.shape == own[name].shape}
+        prefix = f"{optional}."
+        state = {n: v for n, v in state.items() if n in here or not n.startswith(prefix)}
+        here = {n: v for n, v in here.items() if n in state or not n.startswith(prefix)}
+    names = match_keys(state, here)
+    matched = {names[name]: value for name, value in state.items() if name in names}
+    fitting = {name: v for name, v in matched.items() if v.shape == here[name].shape}
     mismatches = [
-        _Mismatch(name, tuple(given[name].shape) if name in given else None, tuple(value.shape))
-        for name, value in own.items()
+        _Mismatch(name, tuple(matched[name].shape) if name in matched else None, tuple(value.shape))
+        for name, value in here.items()
         if name not in fitting
     ]
     mismatches += [
@@ -289,20 +295,20 @@ def restore_model(
 def load_weights(
     path: str | Path, model: nn.Module, strict: bool = True, *, optional: str = ""
 ) -> dict[str, Any]:
-    """Read a checkpoint and give its weights to a network; return the checkpoint.
+    """Load the weights of a checkpoint file into a network; return the checkpoint.
 
     Args:
         path: of the checkpoint.
-        model: as `restore_model`, like the following.
-        strict: refuse a checkpoint that does not fit in whole.
-        optional: a submodule that may be missing.
+        model: the network to load into.
+        strict: refuse a checkpoint unless all of it fits.
+        optional: a submodule that may be missing, here or in the file.
 
     Raises:
         CheckpointError: as `load_checkpoint` and `restore_model`.
     """
     state = load_checkpoint(path)
     for line in restore_model(model, state["model"], strict, optional=optional):
-        log.warning("%s: restored in part: %s", Path(path).name, line)
+        log.warning("%s: not restored: %s", Path(path).name, line)
     return state
 
 
@@ -317,14 +323,14 @@ def _table(mismatches: list[_Mismatch]) -> str:
 
 
 def _other_subjects(mismatches: list[_Mismatch]) -> str:
-    """Explain a classifier ``(P, C, K)`` of another K."""
+    """Explain, for the message, a classifier ``(P, C, K)`` that differs only in K."""
     for name, there, here in mismatches:
         known = name.endswith("BNNecks.fc_bin") and there is not None and here is not None
         if known and len(there) == len(here) == 3 and there[:2] == here[:2]:
             return (
-                f"\nthe checkpoint was trained on {there[2]} subjects, this experiment has {here[2]}: "
-                "restore_ckpt_strict: false takes all but the classifier, which tests do not use; "
-                f"to go on with it, train on those {there[2]} (data_cfg.dataset_partition) with "
-                f"model_cfg.SeparateBNNecks.class_num: {there[2]}"
+                f"\nthe checkpoint was trained on {there[2]} subjects, this experiment has "
+                f"{here[2]}: restore_ckpt_strict: false loads all but the classifier, which tests "
+                f"do not use; to keep it, train on those {there[2]} (data_cfg.dataset_partition) "
+                f"with model_cfg.SeparateBNNecks.class_num: {there[2]}"
             )
     return ""

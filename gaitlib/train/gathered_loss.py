@@ -7,13 +7,13 @@ from gaitlib.system.distributed import gather_rows, world_size
 
 
 class GatheredLoss(nn.Module):
-    """A loss on the whole batch, of which each process has a part.
+    """A loss on the whole batch, when each of W processes holds a part of it.
 
-    Every process computes the loss of all N clips and differentiates it by its own N / W, so that
-    the gradient is that of one process with the whole batch.
+    Every process computes the loss of all N clips and differentiates it with respect to its N / W
+    clips. So the gradient is that of one process with the whole batch.
 
     Args:
-        losses: output and labels to (total, scalars), as `gaitlib.model.GaitLoss`.
+        losses: maps output and labels to (total, scalars), as `gaitlib.model.GaitLoss`.
     """
 
     def __init__(self, losses: nn.Module) -> None:

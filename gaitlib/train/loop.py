@@ -1,5 +1,6 @@
-"""One training loop. The optimizer decides what training means: SGD is dense, HESSO prunes."""
+"""One training loop for all: with SGD it trains a dense network, with HESSO it also prunes."""
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from gaitlib.system.signals import TrainingStopped
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite; the message holds the iteration and every term."""
+    """The loss became NaN or infinite; the message gives the iteration and every term."""
 
 
 def fit(
@@ -43,27 +44,29 @@ def fit(
 ) -> pd.DataFrame:
     """Train over ``batches`` once; return the history.
 
-    Every random choice of iteration i follows from (seed, i): the batch by its sampler, the
-    augmentation here. So a run that continues at iteration i sees what it would have seen.
+    All random choices of iteration i depend on (seed, i) alone: the sampler draws the batch, this
+    function the augmentation. So a run that continues at iteration i gets the same input as one
+    that never stopped.
 
     Args:
-        model: its parameters' device is where training happens.
+        model: trained on the device of its parameters.
         batches: clips uint8 ``(N, T, H, W)`` and labels int64 ``(N,)``, each with its iteration.
-        transform: uint8 clips and a CPU generator to float32 clips ``(N, T, H, W')``.
-        losses: output and labels to (total loss, scalars to log).
-        optimizer: stepped once a batch; if it has ``group_sparsity()``, that is logged, and if it
-            has ``skip_step()``, that is called when the scaler skips a step.
-        scheduler: stepped once a batch, skipped or not.
+        transform: maps uint8 clips and a CPU generator to float32 clips ``(N, T, H, W')``.
+        losses: maps output and labels to (total loss, scalars to log).
+        optimizer: stepped once per batch. If it has ``group_sparsity()``, that is logged. If it has
+            ``skip_step()``, that is called when the scaler skips a step.
+        scheduler: stepped once per batch, also when the scaler skips a step.
         seed: of the augmentation.
-        precision: the format the network's forward runs in; float32 if None.
-        scaler: of ``precision``; a new one if None.
+        precision: the number format of the network's forward; float32 if None.
+        scaler: for ``precision``; a new one if None.
         window: the scalars since the last row of history; an empty one if None.
-        fix_bn: keep BatchNorm's statistics as they are.
-        log_iter: a row of history every so many iterations, means since the last row.
-        save_iter: call ``on_save`` every so many iterations and at the end; 0 means the end alone.
+        fix_bn: do not update the statistics of batch norms.
+        log_iter: iterations per row of history, which holds means since the last row.
+        save_iter: iterations between calls of ``on_save``, which is also called at the end; 0 calls
+            it only at the end.
         on_log: called with each row.
         on_save: called with the number of iterations done.
-        should_stop: asked after every iteration for the signal that wants the run to stop, or 0.
+        should_stop: called after every iteration; returns the signal that asks to stop, or 0.
         total_iter: the last iteration, for the progress bar and the last save.
         progress: draw a bar.
 
@@ -72,9 +75,8 @@ def fit(
         ``group_sparsity`` (when pruning), ``step_ms``.
 
     Raises:
-        NonFiniteLossError: at once on a CPU; on a GPU at the next logged iteration, before
-            anything is saved.
-        TrainingStopped: if a signal came; ``on_save`` has been called.
+        NonFiniteLossError: at once on a CPU; on a GPU at the next row or save, before saving.
+        TrainingStopped: if a signal asked to stop, after a call of ``on_save``.
     """
     device = next(model.parameters()).device
     precision = Precision(device) if precision is None else precision
@@ -88,8 +90,7 @@ def fit(
         if fix_bn:
             _freeze_batchnorm(model)
 
-    # a scaler may skip the first step; the schedule counts it all the same
-    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+    first_step = True
     train_mode()
     window.restart_clock()
     for batch in _with_bar(batches, total_iter, progress):
@@ -103,13 +104,15 @@ def fit(
         done = batch.iteration + 1
         window.add(done, {"total": total.detach(), **scalars})
         if device.type == "cpu" and not total.isfinite():
-            window.check()  # a GPU would have to be waited for: there it is seen once a row
+            window.check()  # on a GPU this would wait for the device: it is checked once per row
         lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(total).backward()
         _step(optimizer, scaler)
         if scheduler is not None:
-            scheduler.step()
+            with _no_warning_if_scaler_skipped() if first_step else contextlib.nullcontext():
+                scheduler.step()
+        first_step = False
 
         stopping = 0 if should_stop is None else should_stop()
         saves = done == total_iter or (save_iter > 0 and done % save_iter == 0)
@@ -131,16 +134,27 @@ def fit(
 
 
 def _step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """Step, unless a gradient overflowed; keep a pruning schedule beside the learning rate's."""
-    taken = getattr(optimizer, "num_steps", None)
+    """Step, unless a gradient overflowed; then let a pruning schedule count the skipped step."""
+    before = getattr(optimizer, "num_steps", None)
     scaler.step(optimizer)
     scaler.update()
-    if hasattr(optimizer, "skip_step") and optimizer.num_steps == taken:
+    if hasattr(optimizer, "skip_step") and optimizer.num_steps == before:
         optimizer.skip_step()
 
 
+@contextlib.contextmanager
+def _no_warning_if_scaler_skipped() -> Iterator[None]:
+    """Hide torch's warning that the scheduler steps first.
+
+    The scaler may skip the optimizer's first step, and the schedule counts that step nevertheless.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        yield
+
+
 class LogWindow:
-    """The scalars since the last logged row: kept on the device, read back once a row."""
+    """The scalars since the last logged row: kept on the device, read back once per row."""
 
     def __init__(self) -> None:
         self.iterations: list[int] = []
@@ -149,16 +163,20 @@ class LogWindow:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave what happened since the last row, saving and testing say, out of ``step_ms``."""
+        """Restart the clock of ``step_ms``, to exclude the time of saving and testing."""
         self.started = time.perf_counter()
 
     def add(self, iteration: int, scalars: dict[str, Tensor]) -> None:
-        """Keep an iteration's scalars; the first of them is the total loss."""
+        """Add the scalars of one iteration; the first is the total loss."""
         self.iterations.append(iteration)
         self.values.append(scalars)
 
     def check(self) -> dict[str, float]:
-        """Return the means so far; raise at the first loss that is not finite."""
+        """Return the means so far.
+
+        Raises:
+            NonFiniteLossError: if a loss is not finite; the message is about the first.
+        """
         if not self.values:
             return {}
         names, table = self._table()
@@ -188,7 +206,7 @@ class LogWindow:
         return {"iterations": list(self.iterations), "names": names, "table": table}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a window that was saved."""
+        """Continue a saved window."""
         self.iterations = list(state["iterations"])
         names = state["names"]
         self.values = [dict(zip(names, row, strict=True)) for row in state["table"]]

@@ -1,4 +1,7 @@
-"""Where a stage starts: its own checkpoint, another file, or anew with nothing lost."""
+"""Where a stage starts: from its checkpoint, from another file, or from the beginning.
+
+A new start moves the files of the earlier one aside, so that nothing is lost.
+"""
 
 import hashlib
 import logging
@@ -36,9 +39,9 @@ class Start:
     """What a stage starts from.
 
     Attributes:
-        name: of the checkpoint's file; empty without one.
-        state: what the file holds, on the CPU; None without one.
-        continues: whether the stage goes on at the file's iteration, rather than at 0.
+        name: of the checkpoint's file; empty if there is none.
+        state: the content of the file, on the CPU; None if there is none.
+        continues: True continues at the file's iteration, False starts at 0.
     """
 
     name: str = ""
@@ -47,7 +50,7 @@ class Start:
 
     @property
     def iteration(self) -> int:
-        """Iterations done."""
+        """The number of iterations done."""
         return int(self.state["iteration"]) if self.continues else 0
 
 
@@ -55,7 +58,7 @@ def find_start(run: Run, stage: str) -> Start:
     """Read the checkpoint that ``trainer_cfg.restore_hint`` names; rank 0 reads for all.
 
     Raises:
-        CheckpointError: if it is not there, or past the end of the run.
+        CheckpointError: if it does not exist, or is past the end of the run.
     """
     return distributed.broadcast(_read(run, stage) if distributed.is_main() else Start())
 
@@ -69,7 +72,7 @@ def _read(run: Run, stage: str) -> Start:
     if start.iteration > total:
         raise CheckpointError(
             f"{path.name} has {start.iteration} iterations done, more than trainer_cfg.total_iter "
-            f"{total}: raise that, or name an earlier one in restore_hint"
+            f"{total}: raise total_iter, or name an earlier checkpoint in restore_hint"
         )
     return start
 
@@ -85,7 +88,7 @@ def checkpoint_to_restore(run: Run, stage: str) -> tuple[Path | None, bool]:
 
 
 def run_record(run: Run, data: DataSplit) -> dict[str, Any]:
-    """Return what makes a run what it is: its sections, seed, sequences, and where it runs."""
+    """Return the settings that determine a run: its sections, seed, data, device and processes."""
     table = data.train.table[["subject", "type", "view"]].to_csv(index=False)
     return {
         **run.experiment.sections(),
@@ -101,24 +104,24 @@ def run_record(run: Run, data: DataSplit) -> dict[str, Any]:
 
 
 def check_same_run(start: Start, record: Mapping[str, Any], force: bool = False) -> None:
-    """Name what a resumed run would do otherwise than before; refuse what makes it another run.
+    """Log the settings that changed since the checkpoint; refuse those that change the run.
 
     Raises:
-        CheckpointError: for such a difference, unless ``force``.
+        CheckpointError: for a change that makes it another run, unless ``force``.
     """
     saved = start.state.get("config")
     if not saved:  # not written by this program
         return
-    found = compare_records(saved, record)
-    for change in found:
-        if distributed.is_main() and change.key != "trainer_cfg.restore_hint":  # how one resumes
+    changes = compare_records(saved, record)
+    for change in changes:
+        if distributed.is_main() and change.key != "trainer_cfg.restore_hint":  # set to resume
             log.warning("resumed with %s", change)
-    serious = [str(change) for change in found if not change.harmless]
+    serious = [str(change) for change in changes if not change.harmless]
     if serious and not force:
         raise CheckpointError(
             f"resuming {start.name} with these changes would make it another run:\n  "
             + "\n  ".join(serious)
-            + "\nPut them back, or train under another --run, or go on anyway with --force"
+            + "\nUndo the changes, or train under another --run, or continue anyway with --force"
         )
 
 
@@ -131,18 +134,22 @@ def restore(
     scaler: torch.amp.GradScaler,
     window: LogWindow,
 ) -> None:
-    """Load what `find_start` read, as far as the experiment wants it."""
+    """Load the state that `find_start` read; the ``*_reset`` settings skip a part of it.
+
+    Raises:
+        CheckpointError: if a part does not fit the experiment.
+    """
     cfg, state = experiment.trainer_cfg, start.state
     if state is None:
         return
     if start.continues and cfg.optimizer_reset and isinstance(optimizer, hesso.HESSO):
         raise CheckpointError(
-            "optimizer_reset would forget in mid-run which channels are pruned: leave it out, or "
+            "optimizer_reset would forget in mid-run which channels are pruned: remove it, or "
             "start a new run from these weights with restore_hint: <path>"
         )
     optional = "" if start.continues else QUANTIZATION  # a dense file has no quantizers
     for line in restore_model(model, state["model"], cfg.restore_ckpt_strict, optional=optional):
-        log.warning("restored in part: %s", line)
+        log.warning("not restored: %s", line)
     for name, target, reset in (
         ("optimizer", optimizer, cfg.optimizer_reset),
         ("scheduler", scheduler, cfg.scheduler_reset),
@@ -154,7 +161,7 @@ def restore(
         except (ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint's {name} state does not fit this experiment ({error}); "
-                f"trainer_cfg.{name}_reset: true starts it anew"
+                f"trainer_cfg.{name}_reset: true starts it afresh"
             ) from error
     if start.continues:
         if state.get("scaler"):
@@ -169,7 +176,7 @@ def restore(
 def extra_state(
     record: Mapping[str, Any], scaler: torch.amp.GradScaler, window: LogWindow
 ) -> dict[str, Any]:
-    """Return what a checkpoint holds beside OpenGait's entries; every process has to call it."""
+    """Return a checkpoint's entries that OpenGait's do not have; every process must call this."""
     return {
         "scaler": scaler.state_dict(),
         "window": window.state_dict(),
@@ -179,22 +186,22 @@ def extra_state(
     }
 
 
-def keeps_its_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Say whether a state_dict holds all that the optimizer needs to go on."""
+def has_complete_state_dict(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the state_dict holds all that the optimizer needs to continue."""
     return isinstance(optimizer, hesso.HESSO) or type(optimizer).__module__.startswith("torch.")
 
 
 def set_aside(run: Run, stage: str) -> None:
-    """Move a stage that is about to start anew to ``runs/<run>/previous``, so nothing is lost."""
+    """Move an earlier run of a stage to ``runs/<run>/previous`` before the stage starts again."""
     folder = run.folder(stage)
     if folder.exists():
         target = _previous(folder, stage)
         folder.rename(target)
-        log.info("%s starts anew; the earlier one is now %s", stage, target)
+        log.info("%s starts from the beginning; the earlier one is now %s", stage, target)
 
 
 def set_later_aside(run: Run, stage: str, iteration: int) -> None:
-    """Move checkpoints beyond the iteration that a stage goes on from, for the same reason."""
+    """Move checkpoints after the iteration that a stage continues from to ``previous``."""
     folder = run.folder(stage)
     found = checkpoints(folder / "checkpoints", run.experiment.trainer_cfg.save_name)
     later = [path for number, path in found.items() if number > iteration]
@@ -204,7 +211,7 @@ def set_later_aside(run: Run, stage: str, iteration: int) -> None:
         for path in later:
             path.rename(target / path.name)
         log.info(
-            "%s goes on from iteration %d; later checkpoints are now in %s",
+            "%s continues from iteration %d; later checkpoints are now in %s",
             stage,
             iteration,
             target,
@@ -212,7 +219,7 @@ def set_later_aside(run: Run, stage: str, iteration: int) -> None:
 
 
 def _previous(folder: Path, stage: str) -> Path:
-    """Return a new name in ``runs/<run>/previous`` for a stage that has this folder."""
+    """Return an unused path in ``runs/<run>/previous`` for the folder of a stage."""
     target = folder.parent / "previous" / f"{stage}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     while target.exists():
         target = target.with_name(target.name + "+")

@@ -138,7 +138,7 @@ def test_an_opengait_checkpoint_starts_the_compression(train, data, tmp_path):
     path = tmp_path / "Baseline-60000.pt"
     parts = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
     torch.save({"model": state, "iteration": 60000, **parts}, path)
-    with pytest.raises(CheckpointError, match="optimizer_reset: true starts it anew"):
+    with pytest.raises(CheckpointError, match="optimizer_reset: true starts it afresh"):
         train("geta", restore_hint=str(path))
     resets = {"optimizer_reset": True, "scheduler_reset": True}
     _, model, _, history = train("geta", restore_hint=str(path), **resets)

@@ -1,5 +1,7 @@
 """The training loop: it learns, stops at NaN, and goes on after a stop as if never stopped."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -115,10 +117,23 @@ def test_saves_come_every_save_iter_and_at_the_end():
     assert saved == [2, 4, 5]
 
 
+def test_a_skipped_first_step_gives_no_warning_and_the_warnings_filters_do_not_change():
+    model, optimizer, scheduler = _build()
+    model.FCs.fc_bin.register_hook(lambda gradient: gradient * torch.inf)
+    scaler = torch.amp.GradScaler("cpu")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        _fit(model, optimizer, scheduler, 0, 2, scaler=scaler)
+        assert warnings.filters == before
+    assert scheduler.last_epoch == 2
+    assert not [warning for warning in caught if "lr_scheduler" in str(warning.message)]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_cuda_asked_for_and_absent_is_one_clear_error():
     assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="'cuda:1' is not here .*write 'auto' or 'cpu'"):
+    with pytest.raises(ValueError, match="'cuda:1' is not available .*write 'auto' or 'cpu'"):
         choose_device("cuda:1")
 
 
