@@ -142,7 +142,9 @@ def _line_of(loc: Place, message: str, lines: Mapping[Place, int | None]) -> int
 
 
 def notebook_experiment(namespace: Mapping[str, Any]) -> Experiment:
-    """Build the experiment from a notebook's parameters cell; call it as ``notebook_experiment(globals())``.
+    """Build the experiment from a notebook's parameters cell.
+
+    Call it as ``notebook_experiment(globals())``.
 
     papermill sets a parameter that no notebook knows with only a warning; here it is refused.
 

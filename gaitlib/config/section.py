@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 class ConfigError(ValueError):
-    """An experiment that cannot run: the message lists each section, the value and what is right."""
+    """An experiment that cannot run; the message lists each section, its value and the fix."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

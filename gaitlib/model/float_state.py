@@ -3,9 +3,16 @@
 The quantizers are the network's submodule ``quantization``; every other entry is OpenGait's.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 QUANTIZATION = "quantization"  # the submodule's name, which starts its checkpoint keys
+
+
+def quantization_of(model: nn.Module) -> Any | None:
+    """Return the `gaitlib.quantize.quantization.Quantization` of a network, or None if it has none."""
+    return getattr(model, QUANTIZATION, None)
 
 
 def of_quantizer(name: str) -> bool:

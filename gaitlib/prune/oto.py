@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from gaitlib.config.compression_cfg import HessoCfg
+from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.oto_compat import UnsupportedTorchError, as_the_package_wants, own_modules, quiet
 from gaitlib.prune.oto_graph import read_graph
-from gaitlib.quantize.quantization import quantization_of
 
 __all__ = ["UnsupportedTorchError", "dummy_batch", "package_hesso", "trace"]
 

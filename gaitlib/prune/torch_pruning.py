@@ -18,9 +18,9 @@ from torch import Tensor
 
 from gaitlib.model import GaitBase
 from gaitlib.model.backbones import FocalConv2d
+from gaitlib.model.float_state import quantization_of
 from gaitlib.model.heads import SeparateFCs
 from gaitlib.model.network_cost import FRAME, macs_per_frame
-from gaitlib.quantize.quantization import quantization_of
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from gaitlib.config.compression_cfg import GetaCfg
+from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import HESSO
 from gaitlib.quantize.bit_control import BitControl
 from gaitlib.quantize.qasso import forget
-from gaitlib.quantize.quantization import Quantization, quantization_of
+from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gaitlib.model.float_state import QUANTIZATION
+from gaitlib.model.float_state import QUANTIZATION, quantization_of
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.quantize.grid import Grid, bit_width
 from gaitlib.quantize.quantizer import ActivationQuantizer, Quantizer, WeightQuantizer
@@ -160,11 +160,6 @@ class Quantization(nn.Module):
             quantizer.fix(Grid(grid.d, last, 1.0, grid.bits, True))
         for quantizer in self.activations.values():
             quantizer.fix(quantizer.grid())
-
-
-def quantization_of(model: nn.Module) -> Quantization | None:
-    """Return the quantizers attached to ``model``, or None for a float network."""
-    return getattr(model, QUANTIZATION, None)
 
 
 def quantize_network(

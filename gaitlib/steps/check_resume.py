@@ -1,9 +1,9 @@
 """Prove that a killed run resumes exactly: kill one many times, compare it with one never killed.
 
-Both runs train the baseline and the compressed network of an experiment, in a process of their own. One
-is left alone. The other meets SIGKILL again and again: between iterations, while a checkpoint is
-being written, before the first iteration and after the last; each time it is started again with
-``restore_hint: latest``. At the end everything that the two left has to be the same, bit for bit.
+Both runs train the baseline and the compressed network of an experiment, each in its own process.
+One runs undisturbed. The other gets SIGKILL many times: between iterations, while a checkpoint is
+written, before the first iteration and after the last. Each time it starts again with
+``restore_hint: latest``. At the end all files of the two must be the same, bit for bit.
 """
 
 import io

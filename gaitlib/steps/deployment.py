@@ -10,8 +10,8 @@ from torch import nn
 
 from gaitlib.deploy.cut_network import load_compressed, load_dense
 from gaitlib.model import GaitBase
+from gaitlib.model.float_state import quantization_of
 from gaitlib.model.network_cost import measure_latency
-from gaitlib.quantize.quantization import quantization_of
 from gaitlib.runs import STAGES, Run
 from gaitlib.steps.dataset import open_data
 from gaitlib.steps.export import export_network

@@ -8,7 +8,7 @@ from gaitlib.config import ConfigError
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.deploy import cut_network, network_file
 from gaitlib.model import GaitBase
-from gaitlib.quantize.quantization import quantization_of
+from gaitlib.model.float_state import quantization_of
 from gaitlib.runs import Run
 from gaitlib.steps.dataset import calibration_clips
 from gaitlib.steps.results import float_arithmetic

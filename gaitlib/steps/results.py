@@ -1,7 +1,6 @@
 """Test a trained network, measure what it costs, and write results.json."""
 
 import contextlib
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from gaitlib.data.batches import inference_batches
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.deploy import cut_network, network_file
 from gaitlib.model import GaitBase, network_cost
-from gaitlib.model.float_state import float_state
+from gaitlib.model.float_state import float_state, quantization_of
 from gaitlib.prune.graph import Graph
 from gaitlib.quantize import bit_operations
-from gaitlib.quantize.quantization import quantization_of
 from gaitlib.runs import Run
 from gaitlib.steps.dataset import transform_of
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
+from gaitlib.system.files import tensor_bytes
 
 LOWBIT = ".safetensors"
 
@@ -91,9 +90,7 @@ def measure(model: GaitBase, file: Path | None = None) -> dict[str, Any]:
     the float arithmetic: rounding in float, as torch does it, is no deployment.
     """
     if file is None:
-        buffer = io.BytesIO()
-        torch.save(float_state(model), buffer)
-        size = buffer.getbuffer().nbytes
+        size = len(tensor_bytes(float_state(model)))
     else:
         size = network_cost.file_bytes(file)
     with float_arithmetic(model):

@@ -6,8 +6,8 @@ import torch
 
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.deploy.cut_network import load_compressed
+from gaitlib.model.float_state import quantization_of
 from gaitlib.quantize.ptq import round_after_training
-from gaitlib.quantize.quantization import quantization_of
 from gaitlib.runs import Run
 from gaitlib.steps.dataset import calibration_clips
 from gaitlib.steps.networks import build_network

@@ -1,10 +1,14 @@
 """The project's folder, and functions that write a file as a whole or not at all."""
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
 
 #: The project's folder, and the folder of its experiments.
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,3 +44,14 @@ def write_atomically(path: Path, text: str) -> Path:
     with replacing(path) as part:
         part.write_text(text)
     return path
+
+
+def tensor_bytes(value: Any) -> bytes:
+    """Return the content of the file that torch.save writes.
+
+    torch.save writes to memory. So a full disk raises an ordinary OSError when the content is
+    written, and equal values give equal files: torch.save has no file name to store in them.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()

@@ -4,7 +4,6 @@ A checkpoint is written to a temporary file and renamed, so that a killed proces
 It is read with ``weights_only``, so that a file cannot run code.
 """
 
-import io
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gaitlib.system.files import replacing
+from gaitlib.system.files import replacing, tensor_bytes
 
 log = logging.getLogger(__name__)
 
@@ -24,23 +23,19 @@ class CheckpointError(ValueError):
 
 
 def save_atomically(value: Any, path: Path) -> Path:
-    """Save with torch.save, so that readers never see half a file.
-
-    torch.save writes to memory first. So a full disk raises an ordinary OSError. And equal states
-    give equal files, because torch.save has no file name to store in the file.
+    """Save a checkpoint, so that readers never see half a file.
 
     Raises:
         CheckpointError: if the file cannot be written; an existing file does not change.
     """
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    size = buffer.getbuffer().nbytes
+    content = tensor_bytes(value)
     try:
         with replacing(path, durable=True) as part:
-            part.write_bytes(buffer.getbuffer())
+            part.write_bytes(content)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error} ({size:,} bytes are needed there). "
+            f"cannot write {path}: {error.strerror or error} ({len(content):,} bytes are needed "
+            "there). "
             "Earlier checkpoints are untouched: fix that (free space, for example), then continue "
             "with trainer_cfg.restore_hint: latest"
         ) from error

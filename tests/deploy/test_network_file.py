@@ -12,12 +12,13 @@ from gaitlib.config import read_yaml
 from gaitlib.deploy.cut_network import NetworkFileError, drop_bnnecks
 from gaitlib.deploy.network_file import load_lowbit, write_lowbit
 from gaitlib.model import build_model
+from gaitlib.model.float_state import quantization_of
 from gaitlib.model.network_cost import stored_bytes
 from gaitlib.model.widths import layer_widths, resize_layers
 from gaitlib.quantize.bit_operations import disk_bits
 from gaitlib.quantize.grid import Grid, step_size
 from gaitlib.quantize.packing import pack, unpack
-from gaitlib.quantize.quantization import calibrate, quantization_of, quantize_network
+from gaitlib.quantize.quantization import calibrate, quantize_network
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "params" / "quickstart.yaml"
 HEADS = ("FCs", "BNNecks")

@@ -16,11 +16,12 @@ from gaitlib.deploy.cut_network import (
     export_embedding,
     load_compressed,
 )
+from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.base_optimizer import coming_move
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.quantize.geta import build_geta
 from gaitlib.quantize.grid import bit_width
-from gaitlib.quantize.quantization import calibrate, quantization_of, quantize_network
+from gaitlib.quantize.quantization import calibrate, quantize_network
 
 ARCHITECTURE = nets.resnet(4, 8, 8, embedding=6)
 VARIANTS = ["sgd", "adam", "adamw"]

@@ -5,9 +5,10 @@ import torch
 from nets import build, plain, resnet
 from torch import nn
 
+from gaitlib.model.float_state import quantization_of
 from gaitlib.prune import oto
 from gaitlib.quantize.grid import bend, step_size
-from gaitlib.quantize.quantization import attach_grids, calibrate, quantization_of, quantize_network
+from gaitlib.quantize.quantization import attach_grids, calibrate, quantize_network
 from gaitlib.quantize.quantizer import Quantizer
 from gaitlib.train.checkpoint import restore_model
 
