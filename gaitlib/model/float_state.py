@@ -11,7 +11,7 @@ QUANTIZATION = "quantization"  # the submodule's name, which starts its checkpoi
 
 
 def quantization_of(model: nn.Module) -> Any | None:
-    """Return the `gaitlib.quantize.quantization.Quantization` of a network, or None if it has none."""
+    """Return a network's `gaitlib.quantize.quantization.Quantization`; None if it has none."""
     return getattr(model, QUANTIZATION, None)
 
 

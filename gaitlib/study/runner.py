@@ -283,8 +283,8 @@ def _run_on_worker(run: str, point: Point, *, device: str, folder: str) -> str:
 def _check_worker(folder: str) -> None:
     if str(runs.runs_folder()) != folder:
         raise ConfigError(
-            f"this worker's runs are in {runs.runs_folder()}, the study's in {folder}: start workers "
-            f"with GAITLIB_WORKSPACE={Path(folder).parent}"
+            f"this worker's runs are in {runs.runs_folder()}, the study's in {folder}: start "
+            f"workers with GAITLIB_WORKSPACE={Path(folder).parent}"
         )
     if (threads := get_worker().state.nthreads) != 1:
         raise ConfigError(
