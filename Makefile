@@ -19,17 +19,17 @@ export JUPYTERLAB_WORKSPACES_DIR ?= $(CURDIR)/build/lab
 .PHONY: help workbook study test test-code test-notebooks browser-test bench lint lab notebooks clean
 
 help:
-	@echo "make workbook   run the five notebooks with $(CFGS) and print what came out"
+	@echo "make workbook   run the five notebooks with $(CFGS) and print a table of the results"
 	@echo "                (CFGS=params/casia_b/gaitbase_resnet_geta.yaml RUN=my-run for another experiment)"
-	@echo "make study      run the networks of $(STUDY) that are missing, and notebook 6 on their table"
+	@echo "make study      train the missing networks of $(STUDY), then run notebook 6 on their table"
 	@echo "                (STUDY=params/studies/mine.yaml NAME=mine for another; about half an hour on 2 cores)"
 	@echo "make test       unit tests, every notebook at smoke size (papermill), the committed notebooks (nbval)"
 	@echo "make lab        JupyterLab on the notebooks and the page that leads through them (LAB=--no-browser for a server)"
 	@echo "make browser-test  notebooks 1 and 5 in that lab, in chromium; screenshots in build/browser"
-	@echo "make bench      how fast it is against what people use: one table, and benchmarks/results (a quarter of an hour)"
+	@echo "make bench      measure the speed against what people use; writes benchmarks/results (a quarter of an hour)"
 	@echo "make notebooks  run the notebooks again and keep their outputs and figures/quickstart"
 	@echo "make lint       ruff over code and notebooks, and the notebooks' saved form"
-	@echo "make clean      remove .venv and build/ (runs/, data/ and figures/ stay)"
+	@echo "make clean      remove .venv and build/ (keeps runs/, data/ and figures/)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
