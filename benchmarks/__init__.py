@@ -1,1 +1,1 @@
-"""How fast the project is, against what a competent user would write: ``python -m benchmarks``."""
+"""Speed of the project and of what a competent user would write: ``python -m benchmarks``."""

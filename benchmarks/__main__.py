@@ -34,7 +34,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Measure the rows that the command line names."""
     arguments = _parser().parse_args()
     device = arguments.device
     if device == "auto":
@@ -67,9 +67,9 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows whose names start so")
-    parser.add_argument("--quick", action="store_true", help="two turns a row: does it work?")
-    parser.add_argument("--csv", help="where to write; results/<device>.csv of a whole run")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows whose names start with this")
+    parser.add_argument("--quick", action="store_true", help="two turns per row: does it work?")
+    parser.add_argument("--csv", help="where to write; all rows: results/<device>.csv")
     parser.add_argument("--list", action="store_true", help="name the rows")
     return parser
 

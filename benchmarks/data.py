@@ -18,7 +18,7 @@ from walkers import TYPES, VIEWS, make_walkers
 
 
 def raw(setting: Setting, subjects: int) -> tuple[Path, int]:
-    """Return a folder of raw frames and how many it holds; one subject is drawn, others link it."""
+    """Return a folder of raw frames and their number; one subject is drawn, others link to it."""
     root = setting.folder / f"raw-{subjects}"
     drawn = make_walkers(
         setting.folder / "raw-one", subjects=2, train=1, frames=(50, 50), raw=True,
@@ -26,7 +26,7 @@ def raw(setting: Setting, subjects: int) -> tuple[Path, int]:
     )  # fmt: skip
     root.mkdir(exist_ok=True)
     for i in range(2 if setting.quick else subjects):
-        with contextlib.suppress(FileExistsError):  # the other side's
+        with contextlib.suppress(FileExistsError):  # the other side made it
             os.symlink(drawn / "001", root / f"{i + 1:03d}")
     return root, sum(1 for _ in root.glob("*/*/*/*.png"))
 
@@ -41,7 +41,7 @@ def _into_a_new_folder(setting: Setting, make: Callable[[Path], object]) -> Call
 
 
 def pretreat(setting: Setting, workers: int, subjects: int) -> Work:
-    """Pretreat a tree, counted in frames a process."""
+    """Pretreat a tree, counted in frames per process."""
     src, frames = raw(setting, subjects)
     run = _into_a_new_folder(setting, lambda dst: pretreat_tree(src, dst, workers=workers))
     return Work(run, frames / workers)
@@ -77,7 +77,7 @@ def plain_loop(setting: Setting, subjects: int) -> Work:
 
 
 def walker_files(setting: Setting) -> Work:
-    """Draw a data set with as many processes as there are cores, counted in frames a core."""
+    """Draw a data set with as many processes as there are cores, counted in frames per core."""
     subjects, count = 4, 60
 
     def make(dst: Path) -> None:
@@ -91,7 +91,7 @@ def walker_files(setting: Setting) -> Work:
 
 ROWS = {
     "pretreat-scales": Row(
-        "pretreatment, frames a second of each process, a process a core",
+        "pretreatment, frames per second of each process, one process per core",
         "one process",
         (pretreat, {"workers": cores(), "subjects": 100}),
         (pretreat, {"workers": 1, "subjects": 100}),
@@ -108,7 +108,7 @@ ROWS = {
         target=1,
     ),
     "walkers": Row(
-        "walkers drawn into files, frames a second of each core",
+        "walkers drawn into files, frames per second of each core",
         "",
         (walker_files, {}),
         unit="frames/s",

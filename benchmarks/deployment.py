@@ -1,8 +1,8 @@
-"""What pruning buys at inference: latency against the ideal, which is the share of MACs left.
+"""What pruning gains at inference: latency compared with the ideal, the share of MACs left.
 
-Both sides are counted in MACs, so the ratio of their rates is latency over the MAC ratio: 1 where
-half of the MACs take half of the time. What is judged is the ``group_divisible`` of the studies of
-full size; others stand beside it.
+Both sides are counted in MACs, so the ratio of their rates is 1 if half of the MACs take half of
+the time. The target applies to the ``group_divisible`` of the full-size experiment; other values
+are measured for comparison.
 """
 
 from pathlib import Path
@@ -22,14 +22,14 @@ FRAMES = 10
 def network(
     setting: Setting, clips: int, runtime: str, dense: bool = False, divisible: int = 1
 ) -> Work:
-    """Embed clips with the full GaitBase, whole or without half of its channels.
+    """Embed clips with the full GaitBase, with all or with half of its channels.
 
     Args:
-        setting: of the benchmark.
-        clips: the batch.
+        setting: the benchmark's.
+        clips: how many in a batch.
         runtime: ``torch`` or ``onnx``.
         dense: keep all channels.
-        divisible: what the channels left in a layer are a multiple of.
+        divisible: the number of channels left in a layer is a multiple of this.
     """
     keep_freed_memory(setting.device)
     model = network_of("full", setting).eval()

@@ -1,4 +1,4 @@
-"""Embedding a test set of sequences of many lengths."""
+"""Embedding a test set whose sequences have many lengths."""
 
 import torch
 
@@ -58,7 +58,7 @@ def _row(what: str, size: str, frames: tuple[int, int], seconds: float) -> Row:
     arguments = {"size": size, "frames": frames}
     return Row(
         f"embedding a test set, {what}",
-        "a sequence at a time",
+        "one sequence at a time",
         (ours, arguments),
         (one_by_one, arguments),
         "sequences/s",

@@ -1,4 +1,4 @@
-"""Ranking embeddings that are there: CASIA-B's size by both protocols, and OU-MVLP's."""
+"""Ranking given embeddings: of CASIA-B's size by both protocols, and of OU-MVLP's size."""
 
 import itertools
 
@@ -18,7 +18,7 @@ OU_SUBJECTS, OU_VIEWS = 10_307, tuple(f"{angle:03d}" for angle in range(0, 196, 
 
 
 def test_set(setting: Setting) -> tuple[Tensor, pd.DataFrame]:
-    """Return embeddings ``(5500, C, P)`` that hold the subject, weakly, and their table."""
+    """Return embeddings ``(5500, C, P)`` that weakly depend on the subject, and their table."""
     subjects = [f"{s:03d}" for s in range(75, 85 if setting.quick else 125)]
     rows = itertools.product(subjects, TYPES, VIEWS)
     table = pd.DataFrame(rows, columns=["subject", "type", "view"])
@@ -47,7 +47,7 @@ def euclidean(probe: Tensor, gallery: Tensor) -> Tensor:
 
 
 def double_loop(setting: Setting, cross_view: bool) -> Work:
-    """A loop over probe views and, in CASIA-B's own protocol, over gallery views."""
+    """Loop over probe views and, in CASIA-B's own protocol, over gallery views."""
     features, table = test_set(setting)
     subject, kind, view = (table[c].to_numpy() for c in ("subject", "type", "view"))
 
@@ -87,8 +87,8 @@ def double_loop(setting: Setting, cross_view: bool) -> Work:
 def ou_mvlp(setting: Setting, probes: int) -> Work:
     """Rank some probes of OU-MVLP's size against all of its gallery, from float16 embeddings.
 
-    The embeddings of all 288,596 sequences are there. Counted in probes: the time for each says
-    whether time is linear in them, and memory does not depend on how many there are.
+    The embeddings of all 288,596 sequences are in memory. Counted in probes: an equal time per
+    probe shows that time is linear in them; memory does not depend on their number.
     """
     keep_freed_memory(setting.device)
     subjects = [f"{s:05d}" for s in range(1000 if setting.quick else OU_SUBJECTS)]
@@ -98,7 +98,7 @@ def ou_mvlp(setting: Setting, probes: int) -> Work:
     table.loc[gallery + probes :, "type"] = "left out"
     features = torch.empty(len(table), CHANNELS, PARTS, dtype=torch.float16)
     generator = torch.Generator().manual_seed(0)
-    for piece in features.split(4096):  # whole at once it would need three times the memory
+    for piece in features.split(4096):  # all at once would need three times the memory
         piece.copy_(torch.rand(piece.shape, generator=generator))
     features = features.to(setting.device)
     return Work(lambda: evaluate_indoor(features, table, views=OU_VIEWS), probes)

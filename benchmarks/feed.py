@@ -1,4 +1,4 @@
-"""Batches of 8 x 16 clips of 30 frames, rotated and erased by chance, ready on the device."""
+"""Batches of 8 x 16 clips of 30 frames, randomly rotated and erased, ready on the device."""
 
 from itertools import islice
 
@@ -14,7 +14,7 @@ from gaitlib.steps.dataset import transform_of
 from gaitlib.system.device import keep_freed_memory
 
 P, K, FRAMES = 8, 16, 30
-BATCHES = 4  # a run
+BATCHES = 4  # per run
 
 
 def ours(setting: Setting, cache: bool | str) -> Work:
@@ -62,7 +62,7 @@ def ours_frames(setting: Setting) -> Work:
 ROWS = {
     "memory": Row(
         "clips of 8 x 16 x 30 frames, rotated and erased, data_cfg.cache: true",
-        "numpy and cv2 a clip, DataLoader, from memory",
+        "numpy and cv2 per clip, DataLoader, from memory",
         (ours, {"cache": True}),
         (per_clip, {"cache": True}),
         "clips/s",

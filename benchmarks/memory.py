@@ -1,4 +1,4 @@
-"""Peak memory of a process that trains, its interpreter and libraries (about 450 MiB) included."""
+"""Peak memory of a training process, with interpreter and libraries (about 450 MiB)."""
 
 import torch
 
@@ -9,7 +9,7 @@ from gaitlib.model import build_losses
 
 
 def full_step(setting: Setting, frames: int) -> Work:
-    """Train the full GaitBase on 4 clips of some frames."""
+    """Run the full GaitBase forward and backward on 4 clips of ``frames`` frames."""
     model = network_of("full", setting)
     clips = torch.rand(4, frames, 64, 44, device=setting.device)
     labels = labels_of(4, setting)

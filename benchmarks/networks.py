@@ -1,4 +1,4 @@
-"""The networks, optimizers and data that several themes measure with."""
+"""The networks and data that several benchmarks use."""
 
 from pathlib import Path
 
@@ -14,16 +14,16 @@ from gaitlib.prune.graph import Graph
 from gaitlib.prune.importance import choose
 from walkers import make_walkers
 
-STUDIES = {
+EXPERIMENTS = {
     "full": ROOT / "params/casia_b/gaitbase_resnet_geta.yaml",  # GaitBase, 7.3 M parameters
     "slim": ROOT / "params/quickstart.yaml",  # the quickstart's, 0.12 M
 }
-FEW_FRAMES = (1, 2, 1, 64, 44)  # a trace looks at shapes alone
+TRACED_SHAPE = (1, 2, 1, 64, 44)  # N, T, C, H, W; a trace only needs shapes
 
 
 def experiment_of(size: str) -> Experiment:
     """Return the experiment whose network is ``full`` or ``slim``."""
-    return load_experiment(STUDIES[size])
+    return load_experiment(EXPERIMENTS[size])
 
 
 def network_of(size: str, setting: Setting) -> GaitBase:
@@ -34,11 +34,11 @@ def network_of(size: str, setting: Setting) -> GaitBase:
 
 def graph_of(model: GaitBase) -> Graph:
     """Find the channel groups of a network."""
-    return oto.trace(model, oto.dummy_batch(shape=FEW_FRAMES))
+    return oto.trace(model, oto.dummy_batch(shape=TRACED_SHAPE))
 
 
 def compressed(model: GaitBase, divisible: int = 1, share: float = 0.5) -> nn.Module:
-    """Return the network without ``share`` of its channels, those of random scores."""
+    """Return the network without ``share`` of its channels, chosen by random scores."""
     graph = graph_of(model)
     groups = graph.prunable()
     torch.manual_seed(1)
@@ -58,12 +58,12 @@ def walkers(setting: Setting, frames: tuple[int, int] = (60, 100)) -> Path:
 
 
 def sequences(setting: Setting, *, cache: bool | str) -> SilhouetteDataset:
-    """Open those to train on, with a ``data_cfg.cache``."""
+    """Open the training walkers, with a value of ``data_cfg.cache``."""
     root = walkers(setting)
     kept = setting.folder / "mapped" if cache == "mapped" else cache
     return load_split(root, root / "partition.json", "TRAIN_SET", cache=kept)
 
 
 def labels_of(clips: int, setting: Setting) -> Tensor:
-    """Return labels of ``clips`` clips, two or more of each subject."""
+    """Return labels of ``clips`` clips, at least two per subject."""
     return (torch.arange(clips) // max(2, clips // 8)).to(setting.device)

@@ -1,4 +1,4 @@
-"""One step of the optimizers that prune, while channels shrink and others are held at zero."""
+"""One step of the pruning optimizers, while some channels shrink and others are kept at zero."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from gaitlib.quantize import geta
 from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
 from gaitlib.system.device import keep_freed_memory
 
-STEPS = 20  # a run
+STEPS = 20  # per run
 SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 PRUNING = {
     "variant": "sgd",
@@ -20,7 +20,7 @@ PRUNING = {
     "weight_decay": 5e-4,
     "target_group_sparsity": 0.5,
     "start_pruning_step": 4,
-    "pruning_steps": 40_000,  # a period outlasts the measurement: channels go on shrinking
+    "pruning_steps": 40_000,  # a period outlasts the measurement: channels shrink all the time
     "pruning_periods": 2,
 }
 BITS = {
@@ -51,26 +51,26 @@ def _stepping(model: nn.Module, optimizer: torch.optim.Optimizer) -> Work:
 
 
 def sgd(setting: Setting, size: str) -> Work:
-    """torch.optim.SGD as a user calls it."""
+    """Step torch.optim.SGD as a user calls it."""
     model = network_of(size, setting)
     return _stepping(model, torch.optim.SGD(model.parameters(), **SGD))
 
 
 def ours(setting: Setting, size: str) -> Work:
-    """HESSO of gaitlib."""
+    """Step gaitlib's HESSO."""
     keep_freed_memory(setting.device)
     model = network_of(size, setting)
     return _stepping(model, hesso.build_hesso(graph_of(model), HessoCfg(**PRUNING)))
 
 
 def package(setting: Setting, size: str) -> Work:
-    """HESSO of only_train_once."""
+    """Step only_train_once's own HESSO."""
     model = network_of(size, setting)
     return _stepping(model, oto.package_hesso(graph_of(model), HessoCfg(**PRUNING)))
 
 
 def ours_geta(setting: Setting, size: str) -> Work:
-    """GETA of gaitlib, on weights and activations."""
+    """Step gaitlib's GETA, on weights and activations."""
     keep_freed_memory(setting.device)
     model = network_of(size, setting)
     graph, cfg = graph_of(model), GetaCfg(**PRUNING, **BITS)

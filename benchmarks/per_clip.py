@@ -16,7 +16,7 @@ PROB = 0.3  # of rotating a clip, and of erasing
 
 
 class PerClip(Dataset):
-    """Clips of ``frames`` frames, float32 in 0..1, rotated and erased by chance."""
+    """Clips of ``frames`` frames, float32 in 0..1, randomly rotated and erased."""
 
     def __init__(self, paths: list[str], labels: np.ndarray, frames: int, cache: bool) -> None:
         self.paths, self.labels, self.frames = paths, labels, frames
@@ -44,14 +44,14 @@ class PerClip(Dataset):
 
 
 def rotate(clip: np.ndarray, degrees: float) -> np.ndarray:
-    """Turn every frame."""
+    """Rotate every frame."""
     h, w = clip.shape[1:]
     matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), degrees, 1)
     return np.stack([cv2.warpAffine(frame, matrix, (w, h)) for frame in clip])
 
 
 def erase(clip: np.ndarray, rng: np.random.Generator) -> None:
-    """Blank a box."""
+    """Set a random box to zero."""
     h, w = clip.shape[1:]
     while True:
         area, ratio = rng.uniform(0.05, 0.2) * h * w, rng.uniform(0.3, 1 / 0.3)
@@ -63,7 +63,7 @@ def erase(clip: np.ndarray, rng: np.random.Generator) -> None:
 
 
 class PKBatches:
-    """P subjects, K clips of each, for ever."""
+    """Endless batches of P subjects with K clips each."""
 
     def __init__(self, labels: np.ndarray, p: int, k: int) -> None:
         self.by_subject = [np.flatnonzero(labels == s) for s in np.unique(labels)]
@@ -77,7 +77,7 @@ class PKBatches:
 
 
 def loader(setting: Setting, cache: bool, p: int, k: int, frames: int) -> DataLoader:
-    """Give batches of P x K clips for ever."""
+    """Return an endless loader of batches of P x K clips."""
     dataset = sequences(setting, cache=False)
     clips = PerClip(list(dataset.table["path"]), dataset.labels, frames, cache)
     return DataLoader(clips, batch_sampler=PKBatches(dataset.labels, p, k))

@@ -1,4 +1,4 @@
-"""One training step of the same network on the same number of clips, its data included."""
+"""One training step of the same network on the same number of clips, with its data."""
 
 from itertools import islice
 
@@ -17,7 +17,7 @@ from gaitlib.train.loop import fit
 
 BATCH = {"full": (4, 2, 4), "slim": (8, 8, 3)}  # P, K, T on a CPU
 ON_CUDA = (8, 16, 30)
-STEPS = {"cpu": 1, "cuda": 10}  # a run
+STEPS = {"cpu": 1, "cuda": 10}  # per run
 
 
 def _batch(size: str, setting: Setting) -> tuple[int, int, int]:
@@ -83,7 +83,7 @@ def eager(setting: Setting, size: str, amp: bool = False) -> Work:
 
 
 def network_alone(setting: Setting, size: str, quantized: bool = False) -> Work:
-    """Forward, losses, backward and SGD on clips that are there; counted in frames."""
+    """Run forward, losses, backward and SGD on clips in memory; counted in frames."""
     keep_freed_memory(setting.device)
     experiment, model = experiment_of(size), network_of(size, setting)
     p, k, t = _batch(size, setting)
@@ -132,7 +132,7 @@ ROWS = {
         seconds=15,
     ),
     "quantized": Row(
-        "training step under GETA's quantizers, quickstart, clips at hand",
+        "training step under GETA's quantizers, quickstart, clips in memory",
         "the same network in float",
         (network_alone, {"size": "slim", "quantized": True}),
         (network_alone, {"size": "slim"}),

@@ -1,8 +1,8 @@
 """Two ways of doing one thing, timed in turns.
 
-Each side lives in a process of its own, as it would at a user's: neither has the other's memory,
-threads or caches. The two take turns, A B A B, so that a busy machine slows both; what is reported
-is a ratio of medians.
+Each side runs in its own process, as it does for a user, so neither has the other's memory, threads
+or caches. The two take turns, A B A B, so that a busy machine slows both; the result is the ratio
+of their medians.
 """
 
 import importlib
@@ -25,17 +25,17 @@ import torch
 from gaitlib.system.processes import cores
 
 ROOT = Path(__file__).resolve().parents[1]
-PAUSE = 0.1  # s, before each turn: the threads of the other side spin on for a while
+PAUSE = 0.1  # s, before each turn: the other side's threads keep spinning for a while
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every side is told.
+    """The arguments that every side gets.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        folder: where data may be left for other sides.
-        quick: measure little, to see that all works.
+        folder: for data that other sides use too.
+        quick: measure only a little, to see whether everything works.
     """
 
     device: str
@@ -45,7 +45,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Work:
-    """What a side does over and over.
+    """What a side does repeatedly.
 
     Attributes:
         run: does it once.
@@ -64,15 +64,14 @@ class Row:
     """One line of the table.
 
     Attributes:
-        what, against: in words.
-        ours, theirs: how each is done: a `Side` and its arguments. Without ``theirs``, the rate
-            itself is the result.
-        unit: of a rate, things a second.
+        what, against: both sides, in words.
+        ours, theirs: a `Side` and its arguments. Without ``theirs``, the rate itself is the result.
+        unit: of a rate, things per second.
         target: of the ratio, theirs over ours in time per thing; or of the rate.
-        at_most: the target bounds ours over theirs from above instead.
-        cuda: only where there is a GPU.
-        seconds: how long to go on at least.
-        turns: and how often.
+        at_most: the ratio is ours over theirs instead, and the target is its upper bound.
+        cuda: needs a GPU.
+        seconds: measure at least this long.
+        turns: measure at least this often.
         memory: the peak memory of our process, in MiB, is the result.
     """
 
@@ -91,7 +90,7 @@ class Row:
 
 @dataclass
 class Result:
-    """What came of a row: things a second of both sides, the ratio, and whether it is enough."""
+    """The result of a row: things per second of both sides, and their ratio."""
 
     row: Row
     ours: float = float("nan")
@@ -104,7 +103,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """Return ``met``, ``missed``, ``stated`` (there is no target), or why there is nothing."""
+        """Return ``met``, ``missed``, ``stated`` (no target), or why there is no result."""
         if self.note:
             return self.note
         if self.row.target is None:
@@ -125,7 +124,7 @@ def measure(row: Row, setting: Setting) -> Result:
     chosen = [side for side in (row.ours, row.theirs) if side is not None]
     children, amounts = [], []
     try:
-        for side, arguments in chosen:  # one by one: the second finds the data that the first made
+        for side, arguments in chosen:  # one by one: the second uses the data that the first made
             children.append(_Child(side, arguments, setting))
             amounts.append(children[-1].receive())  # it has run once, to warm up
         least, seconds = (2, 0.0) if setting.quick else (row.turns, row.seconds)
@@ -151,7 +150,7 @@ def measure(row: Row, setting: Setting) -> Result:
 
 
 def machine(setting: Setting) -> dict[str, str]:
-    """Name what the figures were measured on."""
+    """Describe the machine and the versions that the figures were measured with."""
     model = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
