@@ -99,7 +99,7 @@ def training_batches(
         start: first iteration.
         stop: one past the last.
         batch_size: (P subjects, K clips of each).
-        batch_shuffle: mix the clips of a batch.
+        batch_shuffle: shuffle the clips of a batch.
         sample_type: see :func:`choose_frames`, like the following.
         frames_num_fixed: frames of a clip.
         frames_num_min: fewest frames of a clip.

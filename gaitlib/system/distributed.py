@@ -121,7 +121,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Say whether this process is rank 0, which writes the run's files."""
+    """Return whether this process is rank 0, which writes the run's files."""
     return rank() == 0
 
 

@@ -1,4 +1,4 @@
-"""One training loop for all: with SGD it trains a dense network, with HESSO it also prunes."""
+"""The training loop. With SGD it trains a dense network, with HESSO it also prunes."""
 
 import contextlib
 import time

@@ -354,7 +354,7 @@ def test_a_loading_process_that_is_killed_is_one_clear_error(quick_look):
     assert signal.getsignal(signal.SIGCHLD) == handler  # nothing is raised outside of next()
 
 
-def test_a_loading_process_killed_from_outside_with_batches_on_the_way_is_told_too(quick_look):
+def test_a_loading_process_killed_from_outside_with_batches_on_the_way_is_reported_too(quick_look):
     before = set(active_children())
     batches = iter(inference_batches(Numbered(), batch_size=2, num_workers=1))
     next(batches)

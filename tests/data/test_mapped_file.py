@@ -60,7 +60,9 @@ def test_a_pickled_one_is_its_name(tmp_path, paths):
     holds(pickle.loads(content), 1, 2, 3, 4, 5)
 
 
-def test_a_changed_file_makes_it_anew_and_leaves_the_old_one_to_who_has_it(tmp_path, paths, caplog):
+def test_a_changed_file_is_made_again_and_the_old_one_is_kept_for_its_users(
+    tmp_path, paths, caplog
+):
     folder = tmp_path / "mapped"
     old = map_sequences(folder, paths)
     write_sequence(paths[1], frames(7))

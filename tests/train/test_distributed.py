@@ -20,6 +20,7 @@ from gaitlib.runs import Run
 from gaitlib.steps.dataset import transform_of
 from gaitlib.system import distributed
 from gaitlib.train.checkpoint import load_checkpoint, restore_model
+from gaitlib.train.gathered_loss import GatheredLoss
 
 AUGMENTED = {
     "fix_BN": True,
@@ -48,7 +49,7 @@ def _gradients(experiment, data):
     losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
     clips = transform_of(experiment.evaluator_cfg)(batch.clips)
     with distributed.data_parallel(model) as network:
-        total, scalars = distributed.GatheredLoss(losses)(network(clips), batch.labels)
+        total, scalars = GatheredLoss(losses)(network(clips), batch.labels)
         total.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     return gradients, total.detach(), scalars
@@ -179,5 +180,5 @@ def test_rows_come_back_in_the_order_of_the_shared_batch(found):
 
 def test_what_two_processes_cannot_do_is_refused_with_the_reason(found):
     for rank in found[1]:
-        assert "SyncBatchNorm on GPUs alone. Write sync_BN: false" in rank["sync_BN"]
+        assert "SyncBatchNorm on GPUs only. Write sync_BN: false" in rank["sync_BN"]
         assert "batch_size [3, 3] makes 9 clips" in rank["indivisible"]

@@ -1,4 +1,4 @@
-"""The training loop: it learns, stops at NaN, and goes on after a stop as if never stopped."""
+"""The training loop: it learns, stops at NaN, and continues after a stop as if never stopped."""
 
 import warnings
 
@@ -78,7 +78,7 @@ def test_the_loss_falls_and_the_history_has_a_row_every_log_iter():
     assert {"triplet/loss", "softmax/accuracy", "step_ms"} <= set(history)
 
 
-def test_a_run_that_goes_on_at_iteration_7_equals_one_that_never_stopped():
+def test_a_run_that_continues_at_iteration_7_equals_one_that_never_stopped():
     whole, *rest = _build()
     _fit(whole, *rest, 0, 12)
 
