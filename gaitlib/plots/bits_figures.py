@@ -192,7 +192,7 @@ def bits_by_layer(table: pd.DataFrame) -> Figure:
         1, 3, figsize=(11, 1.5 + 0.38 * len(table)), sharey=True, width_ratios=[1, 1, 0.9]
     )
     for ax, (column, title) in zip(axes, panels.items(), strict=False):
-        _bars_of_bits(ax, y, table[column].to_numpy(dtype=float), limit)
+        _draw_bars_of_bits(ax, y, table[column].to_numpy(dtype=float), limit)
         ax.set_title(title, loc="left")
     bops = table["bops"].where(per_frame)
     stored = pd.Series(
@@ -207,7 +207,7 @@ def bits_by_layer(table: pd.DataFrame) -> Figure:
     for values, shift, colour, _ in shares:
         share = (100 * values / values.sum()).to_numpy(dtype=float)
         widest = np.nanmax([*share, widest])
-        _bars(axes[2], y + shift, share, 0.38, colour, _write_share, fontsize=8)
+        _draw_bars(axes[2], y + shift, share, 0.38, colour, _write_share, fontsize=8)
     for at in y[~per_frame]:
         axes[2].annotate(
             "BOPs per clip",
@@ -224,17 +224,17 @@ def bits_by_layer(table: pd.DataFrame) -> Figure:
     axes[2].xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
     axes[0].set_yticks(y, [name.removeprefix(BACKBONE_PREFIX) for name in table["layer"]])
     axes[0].set_ylim(len(table) - 0.4, -0.6)
-    _legend(fig, {label: colour for _, _, colour, label in shares})
+    _draw_legend(fig, {label: colour for _, _, colour, label in shares})
     plt.close(fig)
     return fig
 
 
-def _bars_of_bits(ax: Axes, y: np.ndarray, bits: np.ndarray, limit: float) -> None:
+def _draw_bars_of_bits(ax: Axes, y: np.ndarray, bits: np.ndarray, limit: float) -> None:
     """Draw bars of bits; bars longer than ``limit`` end behind it in a break."""
     cut = bits > limit
     for chosen, colour in ((bits < FLOAT_BITS, KEPT_COLOUR), (bits >= FLOAT_BITS, PALE_GREY)):
         shown = np.where(chosen, np.where(cut, 1.12 * limit, bits), np.nan)
-        _bars(ax, y, shown, 0.7, colour)
+        _draw_bars(ax, y, shown, 0.7, colour)
     for at, value, long in zip(y, bits, cut, strict=True):
         if np.isnan(value):
             continue
@@ -272,7 +272,7 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
     )
     for ax, (column, title, colour, text) in zip(axes, sizes, strict=False):
         values = table[column].to_numpy(dtype=float)
-        _bars(ax, y, values, 0.62, colour, text)
+        _draw_bars(ax, y, values, 0.62, colour, text)
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda value, _: _write_number(value))
         ax.xaxis.set_minor_formatter(NullFormatter())
@@ -282,7 +282,7 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
             ax.set_xlim(floor, known.max() * (known.max() / floor) ** 0.3)
     for (condition, colour), shift in zip(CONDITION_COLOURS.items(), (-0.26, 0, 0.26), strict=True):
         rank1 = table[f"rank1_{condition}"].to_numpy(dtype=float)
-        _bars(axes[2], y + shift, rank1, 0.24, colour, "{:.1f}".format, fontsize=9)
+        _draw_bars(axes[2], y + shift, rank1, 0.24, colour, "{:.1f}".format, fontsize=9)
     axes[2].set_title("rank-1 (%)", loc="left")
     axes[2].set_xlim(0, 115)
     axes[2].set_xticks(np.arange(0, 101, 25))
@@ -290,12 +290,12 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", visible=False)
     axes[0].set_yticks(y, table.index)
     axes[0].set_ylim(len(table) - 0.5, -0.5)
-    _legend(fig, {CONDITION_WORDS[c]: colour for c, colour in CONDITION_COLOURS.items()})
+    _draw_legend(fig, {CONDITION_WORDS[c]: colour for c, colour in CONDITION_COLOURS.items()})
     plt.close(fig)
     return fig
 
 
-def _bars(
+def _draw_bars(
     ax: Axes,
     y: np.ndarray,
     values: np.ndarray,
@@ -318,7 +318,7 @@ def _write_beside(ax: Axes, text: str, x: float, y: float, fontsize: int = 10) -
     ax.annotate(text, (x, y), (4, 0), **style)
 
 
-def _legend(fig: Figure, colours: Mapping[str, str]) -> None:
+def _draw_legend(fig: Figure, colours: Mapping[str, str]) -> None:
     """Draw a legend of all colours above the figure, including those without a bar."""
     patches = [plt.Rectangle((0, 0), 1, 1, color=c, label=label) for label, c in colours.items()]
     fig.legend(handles=patches, loc="outside upper right", ncols=len(patches))

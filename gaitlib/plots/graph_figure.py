@@ -46,7 +46,7 @@ def dependency_graph(
     """
     if not nx.is_directed_acyclic_graph(network):
         raise ValueError(f"graph with a cycle: {nx.find_cycle(network)}")
-    network = _bypass(network, hide)
+    network = _without_hidden(network, hide)
     if not len(network):
         raise ValueError(f"no node is left to draw after hiding {sorted(hide)}")
     position = {
@@ -66,7 +66,7 @@ def dependency_graph(
     for a, b in network.edges:
         span = line[a] - line[b]
         bend = 0.0 if span == 1 else 0.25 + 0.75 * (span / longest) ** 0.5
-        _edge(ax, line[a], line[b], bend)
+        _draw_edge(ax, line[a], line[b], bend)
     for name, y in line.items():
         data = network.nodes[name]
         ax.plot(0, y, "o", markersize=10, color=colours[name], markeredgecolor="white", zorder=3)
@@ -78,12 +78,12 @@ def dependency_graph(
     ax.set(xlim=(-1.1, right), ylim=(-len(order) + 0.4, 0.6))
     ax.set_axis_off()
     ax.set_title("Layers of one colour lose their channels together", loc="left")
-    _legend(ax, network, order, colours, strip)
+    _draw_legend(ax, network, order, colours, strip)
     plt.close(fig)
     return fig
 
 
-def _bypass(network: nx.DiGraph, hide: Collection[str]) -> nx.DiGraph:
+def _without_hidden(network: nx.DiGraph, hide: Collection[str]) -> nx.DiGraph:
     """Replace every hidden node by edges from its predecessors to its successors."""
     network = network.copy()
     for name in [n for n, data in network.nodes(data=True) if data.get("type") in set(hide)]:
@@ -107,7 +107,7 @@ def _group_colours(network: nx.DiGraph, order: list[Hashable]) -> dict[Hashable,
     return colours
 
 
-def _edge(ax: plt.Axes, top: float, bottom: float, bend: float) -> None:
+def _draw_edge(ax: plt.Axes, top: float, bottom: float, bend: float) -> None:
     """Draw an edge from ``top`` to ``bottom``; it bulges to the left by ``bend``."""
     if not bend:
         ax.plot([0, 0], [top, bottom], color="#8C8C8C", linewidth=1.2, zorder=1)
@@ -120,7 +120,7 @@ def _edge(ax: plt.Axes, top: float, bottom: float, bend: float) -> None:
     )
 
 
-def _legend(
+def _draw_legend(
     ax: plt.Axes,
     network: nx.DiGraph,
     order: list[Hashable],

@@ -64,7 +64,7 @@ BIT_COLOURS = {"cmap": "Blues_r", "vmin": -2, "vmax": 9}
 RING_STYLE = {"marker": "o", "color": "none", "markeredgecolor": "#202020", "markeredgewidth": 1.8}
 
 
-def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+def _styles_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return each method's colour and marker."""
     unknown = [method for method in methods if method not in METHOD_STYLES]
     spare = {m: SPARE_STYLES[i % len(SPARE_STYLES)] for i, m in enumerate(unknown)}
@@ -92,15 +92,15 @@ def frontiers(summary: pd.DataFrame, recommendation: Recommendation | None = Non
     )
     panels = axes.ravel()
     for ax, cost in zip(panels, costs, strict=False):
-        _panel(ax, summary, cost, "rank1")
+        _draw_panel(ax, summary, cost, "rank1")
         if recommendation is not None:
-            _limits(ax, summary, cost, recommendation)
+            _draw_limits(ax, summary, cost, recommendation)
     for ax in panels[len(costs) :]:
         ax.axis("off")
     conditions = ", ".join(tested_conditions(summary))
     for ax in axes[:, 0]:
         ax.set_ylabel(f"rank-1 (%), mean of {conditions}")
-    handles = _handles(summary, below, recommendation)
+    handles = _legend_entries(summary, below, recommendation)
     panels[len(costs)].legend(handles=handles, loc="center", labelspacing=0.8)
     plt.close(fig)
     return fig
@@ -118,11 +118,11 @@ def frontier_by_condition(summary: pd.DataFrame, cost: str = "macs_per_frame") -
     conditions = tested_conditions(summary)
     fig, axes = plt.subplots(1, len(conditions), figsize=(4 * len(conditions), 4.6), squeeze=False)
     for ax, condition in zip(axes[0], conditions, strict=True):
-        _panel(ax, summary, cost, f"rank1_{condition}")
+        _draw_panel(ax, summary, cost, f"rank1_{condition}")
         ax.set_title(CONDITION_WORDS[condition])
     axes[0, 0].set_ylabel("rank-1 (%)\nidentical view excluded")
     columns = max(1, 5 * len(conditions) // 3)
-    fig.legend(handles=_handles(summary, below), loc="outside upper center", ncols=columns)
+    fig.legend(handles=_legend_entries(summary, below), loc="outside upper center", ncols=columns)
     plt.close(fig)
     return fig
 
@@ -134,7 +134,7 @@ def _near_dense(summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return summary[~below], summary[below]
 
 
-def _panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> None:
+def _draw_panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> None:
     """Draw one panel: an accuracy against a cost."""
     dense = summary[summary["method"] == BASELINE]
     if dense[accuracy].notna().any():
@@ -142,7 +142,7 @@ def _panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> None:
         ax.axhspan(*band, color=PALE_GREY, alpha=0.6, linewidth=0)
         ax.axhline(dense[accuracy].mean(), color=MODEL_COLOURS["dense"], linewidth=0.8)
     fronts = pareto(summary, cost, accuracy)
-    styles = _styles(in_order(summary["method"]))
+    styles = _styles_of(in_order(summary["method"]))
     shifts = np.linspace(-BAR_SHIFT, BAR_SHIFT, len(styles))
     for (method, (colour, marker)), shift in zip(styles.items(), shifts, strict=True):
         front, settings = (table[table["method"] == method] for table in (fronts, summary))
@@ -156,19 +156,21 @@ def _panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> None:
         )
         sideways = ScaledTranslation(shift / 72, 0, ax.get_figure().dpi_scale_trans)
         bars.set_transform(ax.transData + sideways)
-        ax.plot(settings[cost], settings[accuracy], linestyle="none", **_marker(colour, marker))
+        ax.plot(
+            settings[cost], settings[accuracy], linestyle="none", **_marker_style(colour, marker)
+        )
     ax.set_xscale("log")
-    _ticks(ax, cost)
+    _label_ticks(ax, cost)
     ax.set_xlabel(COSTS[cost].axis)
 
 
-def _marker(colour: str, marker: str) -> dict[str, object]:
+def _marker_style(colour: str, marker: str) -> dict[str, object]:
     size = MARKER_SIZES.get(marker, 7.5)
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.8}
     return {"marker": marker, "markersize": size, "color": colour, "zorder": 3, **edge}
 
 
-def _ticks(ax: Axes, cost: str) -> None:
+def _label_ticks(ax: Axes, cost: str) -> None:
     """Label at least three numbers of a log axis, as round as possible."""
     low, high = ax.get_xlim()
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
@@ -184,7 +186,9 @@ def _ticks(ax: Axes, cost: str) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _limits(ax: Axes, summary: pd.DataFrame, cost: str, recommendation: Recommendation) -> None:
+def _draw_limits(
+    ax: Axes, summary: pd.DataFrame, cost: str, recommendation: Recommendation
+) -> None:
     """Hatch the area outside the limits, and ring the recommended setting."""
     limits = recommendation.limits
     low, high = ax.get_xlim()
@@ -200,20 +204,20 @@ def _limits(ax: Axes, summary: pd.DataFrame, cost: str, recommendation: Recommen
         ax.axhline(least, **LIMIT_STYLE)
         ax.set_ylim(min(bottom, least - 0.05 * (top - least)), top)
     ax.set_xlim(low, high)
-    _ticks(ax, cost)
+    _label_ticks(ax, cost)
     if (row := recommendation.row) is not None:
         ax.plot(row[cost], row["rank1"], markersize=17, **RING_STYLE)
 
 
-def _handles(
+def _legend_entries(
     summary: pd.DataFrame, below: pd.DataFrame, recommendation: Recommendation | None = None
 ) -> list[Line2D | plt.Rectangle]:
     """Return the legend's entries: methods, recommendation, limits, and settings not drawn."""
     words = dict(zip(summary["method"], summary["name"], strict=True))
     handles = []
-    for method, (colour, marker) in _styles(in_order(words)).items():
+    for method, (colour, marker) in _styles_of(in_order(words)).items():
         line = "none" if method in DENSE_METHODS else "-"
-        style = _marker(colour, marker)
+        style = _marker_style(colour, marker)
         handles.append(Line2D([], [], linestyle=line, label=words[method], **style))
     if recommendation is not None and recommendation.row is not None:
         handles.append(
@@ -264,14 +268,14 @@ def cuts_by_method(table: pd.DataFrame) -> Figure:
         sharex=True,
     )
     for ax, (title, arguments) in zip(axes[:, 0], maps.items(), strict=True):
-        _cells(ax, layers, *arguments)
+        _draw_map(ax, layers, *arguments)
         ax.set_title(title, loc="left")
     axes[-1, 0].set_xticks(np.arange(len(layers)) + 0.5, layers, rotation=90)
     plt.close(fig)
     return fig
 
 
-def _cells(
+def _draw_map(
     ax: Axes,
     layers: Sequence[str],
     rows: pd.DataFrame,

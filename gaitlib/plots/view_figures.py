@@ -58,7 +58,7 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     for line, (name, matrices) in zip(axes, rows.items(), strict=True):
         scale = scales.get(name, {"cmap": "viridis", "vmin": floor, "vmax": 100})
         for ax, condition in zip(line, conditions, strict=True):
-            image = _heatmap(ax, matrices[condition], scale, signed=name == "difference")
+            image = _draw_map(ax, matrices[condition], scale, signed=name == "difference")
             words = f"{last} minus {first}" if name == "difference" else name
             ax.set_title(f"{words}, {condition}")
         line[0].set_ylabel("probe view (degrees)")
@@ -72,7 +72,7 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     return fig
 
 
-def _heatmap(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool) -> QuadMesh:
+def _draw_map(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool) -> QuadMesh:
     """Draw one map with its numbers; same views are framed, NaN is grey.
 
     seaborn's heatmap draws the whole figure once per map to see whether ticks overlap, which takes

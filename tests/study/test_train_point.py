@@ -29,9 +29,9 @@ def points(tmp_path, monkeypatch):
     return expand(read_plan(tmp_path / "s.yaml"))
 
 
-def _run(study, point, on_history=None):
-    prepare(study, point)
-    return run_point(study, point, CPU, on_history)
+def _run(run, point, on_history=None):
+    prepare(run, point)
+    return run_point(run, point, CPU, on_history)
 
 
 def _lasting(results):
@@ -48,8 +48,8 @@ def test_a_point_that_was_stopped_goes_on_and_ends_as_one_that_was_not(points):
         if history["iteration"].iloc[-1] == 8:  # the last checkpoint is of iteration 6
             raise StopError
 
-    for study in ("stopped", "whole"):
-        _run(study, baseline)
+    for run in ("stopped", "whole"):
+        _run(run, baseline)
     with pytest.raises(StopError):
         _run("stopped", pruned, stop)
     assert state_of("stopped", pruned) == "missing"
