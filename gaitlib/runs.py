@@ -44,6 +44,8 @@ STAGES = {
     "torch_pruning": Stage("torch-pruning"),
     "geta": Stage("GETA", "03_geta_train.ipynb"),
 }
+#: A stage's compressed network, below its folder; the second in runs of earlier versions.
+NETWORK_FILES = ("compressed/compressed_*.safetensors", "compressed/compressed_*.pt")
 #: The stages' present names, by their names in earlier versions.
 FORMER_STAGES = {"pruned": "hesso"}
 
@@ -225,3 +227,7 @@ class Run:
     def file(self, stage: str, *patterns: str) -> Path:
         """Return the newest file of a stage; see `stage_file`."""
         return stage_file(self.name, stage, *patterns)
+
+    def network_file(self, stage: str) -> Path:
+        """Return the newest compressed network of a stage; see `stage_file`."""
+        return self.file(stage, *NETWORK_FILES)

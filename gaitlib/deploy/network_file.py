@@ -1,9 +1,10 @@
-"""A network's weights as integers of a few bits, in one safetensors file.
+"""A compressed network in one safetensors file: its numbers, and which network they are of.
 
 A quantized weight is ``sgn(k) d |k|`` with whole k (`gaitlib.quantize.grid`). The file holds k,
 each tensor at its own width: densely packed for 2 to 8 bits, as int16 for 9 to 16. Wider grids and
-everything else (batch norms, biases) are float32. A safetensors file is a JSON header and raw bytes
-(https://github.com/huggingface/safetensors): reading one executes nothing.
+everything else (batch norms, biases, a float network's weights) are float32. A safetensors file is
+a JSON header and raw bytes (https://github.com/huggingface/safetensors): reading one executes
+nothing.
 
 Four things stand in the file. So few, because an entry of the header costs about 100 bytes, and a
 compressed network may have 10 kB:
@@ -12,11 +13,12 @@ compressed network may have 10 kB:
     uint8. The packed weights, one tensor after the other in the order of ``state_dict``. k is
     stored in two's complement, lowest bit first, bits filling each byte from its lowest upwards;
     only the last byte of a tensor is padded, with zeros. An int16 is two bytes, the lower first.
+    Empty for a float network.
 ``floats``
     float32. All other floating-point entries of ``state_dict``, in its order. Step counters of
     batch norms are not kept; they load as 0.
 ``grids``
-    float32, one row ``(d, q_m, t)`` a grid: of the weights, then of the layers' inputs.
+    float32, one row ``(d, q_m, t)`` per grid: of the weights, then of the layers' inputs.
 metadata ``network``
     JSON: ``format``; ``build_model``, its arguments; ``widths``, ``[in, out]`` of each layer or
     ``[out]`` of a batch norm; ``weight_bits``, ``input_bits`` and ``input_signed`` of each
@@ -24,10 +26,16 @@ metadata ``network``
 
 With quickstart's network the header takes 1.0 kB and the grids 0.3 kB. At 4 bits that is 1.8 % on
 top of the numbers, 4.4 % with 4 of 10 channels left.
+
+`load_network` also reads weights that torch saved (`gaitlib.deploy.state_dict_export`), where a
+file beside them says which network they are of.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,61 +44,79 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gaitlib.deploy.cut_network import NetworkFileError
+from gaitlib.deploy.network_description import NetworkDescription, dense_outline
+from gaitlib.deploy.state_dict_export import (
+    ARCHITECTURE,
+    read_architecture_json,
+    read_state_dict,
+)
 from gaitlib.model import GaitBase, build_model
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bits, stored_bytes
 from gaitlib.model.widths import layer_widths, resize_layers
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.packing import pack, stored_tensors, unpack
-from gaitlib.quantize.quantization import attach_grids
+from gaitlib.quantize.quantization import quantization_of
 from gaitlib.system.files import replacing
 
+SUFFIX = ".safetensors"
 FORMAT = 1
 INPUT_BITS = 24  # whole numbers up to 2^24 are exact in float32
 _METADATA = "network"
 _DTYPES = {"integers": "U8", "floats": "F32", "grids": "F32"}
 _DAMAGE = (
     *(SafetensorError, ValueError, TypeError, LookupError, AttributeError),
-    *(RuntimeError, ArithmeticError),
-)  # what the JSON of a stranger may make of build_model
+    *(RuntimeError, ArithmeticError, EOFError, pickle.UnpicklingError),
+)  # what reading any bytes, and build_model with any JSON, may raise
 
 
-def write_lowbit(
-    model: GaitBase,
-    architecture: Mapping[str, Any],
-    weight_grids: Mapping[str, Grid],
-    activation_grids: Mapping[str, Grid],
-    path: Path | str,
-) -> Path:
-    """Write a quantized network to one file.
+class NetworkFileError(ValueError):
+    """A network on disk is not one that this version can load."""
+
+
+def network_path(folder: Path | str, stage: str, timestamp: str | None = None) -> Path:
+    """Return ``<folder>/compressed_gaitbase_<stage>_<timestamp>.safetensors``.
 
     Args:
-        model: a network that ``build_model`` made, whole or with narrower layers, with or without
-            quantizers attached. Its weights are rounded here; where the grid has a t other than 1,
-            they have to be those before rounding, which is not the same done twice.
+        folder: of the stage's compressed networks.
+        stage: what made the network.
+        timestamp: ``YYYY-MM-DD_HH-MM-SS``; now if None.
+    """
+    timestamp = timestamp or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return Path(folder, f"compressed_gaitbase_{stage}_{timestamp}{SUFFIX}")
+
+
+def write_network(model: GaitBase, architecture: Mapping[str, Any], path: Path | str) -> Path:
+    """Write a network, float or quantized, to one file.
+
+    The weights that have quantizers are written on their grids at whole bits.
+
+    Args:
+        model: a network that ``build_model`` made, whole or with narrower layers; not changed.
+            Quantizers, if it has any, are those of ``quantize_network`` or ``attach_grids``,
+            settled or not.
         architecture: the arguments of that call.
-        weight_grids: grid of each quantized weight, by parameter name (``FCs.fc_bin``).
-        activation_grids: grid of each quantized input, by layer name (``FCs``). Both as
-            ``Quantization.grids`` gives them.
         path: the file, by custom ``*.safetensors``; its folder is made if missing.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if ``architecture`` builds another network, a grid is of nothing in the model, a
-            weight's has no sign, an input's more than 24 bits, or a weight is not finite.
+        ValueError: if ``architecture`` builds another network; if a quantizer is not of the weight
+            or the input of a convolution or head; if a weight's grid has no sign, or an input's
+            more than 24 bits; if a quantized weight is not finite.
     """
     path, widths = Path(path), layer_widths(model)
-    outline = _outline(architecture)
+    outline = dense_outline(architecture)
     resize_layers(outline, widths)
     if _shapes(outline) != _shapes(model):
         raise ValueError(f"architecture {dict(architecture)} builds another network than this")
-    names = _weight_names(model)
+    quantization = quantization_of(model)
+    weight_grids, input_grids = ({}, {}) if quantization is None else quantization.grids()
+    names = weight_names(model)
     _check_known(weight_grids, names.values(), "weight")
-    _check_known(activation_grids, names, "layer")
-    _check_inputs(activation_grids)
+    _check_known(input_grids, names, "layer")
+    _check_inputs(input_grids)
     if unsigned := [name for name, grid in weight_grids.items() if not grid.signed]:
         raise ValueError(f"the grids of {unsigned} have no sign, weights have one")
     integers, floats = [], []
@@ -104,8 +130,8 @@ def write_lowbit(
             floats.append((tensor if grid is None else grid.fake(tensor)).cpu().float().ravel())
     weights = [weight_grids.get(name) for name in names.values()]
     weights = [g if g is not None and stored_bits(g.bits) != FLOAT_BITS else None for g in weights]
-    inputs = [activation_grids.get(layer) for layer in names]
-    description = {
+    inputs = [input_grids.get(layer) for layer in names]
+    header = {
         "format": FORMAT,
         "build_model": dict(architecture),
         "widths": [list(width.values()) for width in widths.values()],
@@ -119,41 +145,121 @@ def write_lowbit(
         "floats": torch.cat([torch.empty(0), *floats]),  # there may be none
         "grids": torch.tensor(rows, dtype=torch.float32).reshape(-1, 3),
     }
-    text = json.dumps(description, separators=(",", ":"))
+    text = json.dumps(header, separators=(",", ":"))
     with replacing(path, durable=True) as part:
         part.write_bytes(save(tensors, {_METADATA: text}))
     return path
 
 
-def load_lowbit(path: Path | str, device: torch.device | str = "cpu") -> GaitBase:
-    """Rebuild a quantized network from its file.
+def load_network(path: Path | str, device: torch.device | str = "cpu") -> GaitBase:
+    """Rebuild a network from its file.
 
-    Its weights are ``sgn(k) d |k|`` in float32. Its quantizers are attached and no longer learn:
-    those of activations round, those of weights only say on which grid a weight is. Nothing of the
-    size that a file claims is allocated before the file is seen to hold it.
+    If it was quantized, quantizers that no longer learn are attached (`quantization_of` gives
+    them), and it computes what the written one did. Nothing of the size that a file claims is
+    allocated before the file is seen to hold it.
 
     Args:
-        path: what `write_lowbit` wrote.
+        path: what `write_network` wrote, or a ``.pt`` of weights. Which network a ``.pt`` is of is
+            read from the network file of the same name beside it, or else from the
+            ``architecture.json`` of earlier versions.
         device: where the network goes; it is returned in eval mode.
 
     Raises:
-        FileNotFoundError: if the file is missing.
+        FileNotFoundError: if a file is missing.
         NetworkFileError: if it is of an unknown format, damaged, or contradicts itself.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; write_lowbit makes it")
+        raise FileNotFoundError(f"{path} is no file; write_network makes it")
+    if path.suffix == SUFFIX:
+        with _refusing(f"{path} is no network that can be loaded"):
+            description, tensors = _read(path)
+            model = description.rebuild(_state(description, tensors))
+    else:
+        description = describe_network(path)
+        with _refusing(f"{path} and {_describing(path)}, which describes it, do not fit"):
+            model = description.rebuild(read_state_dict(path))
+    return model.to(device)
+
+
+def load_dense(path: Path | str) -> GaitBase:
+    """Build, with new weights, the network that a compressed one was cut from.
+
+    Args:
+        path: of the compressed network, as `load_network` takes it.
+    """
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay what they are
+        return build_model(**describe_network(path).architecture)
+
+
+def describe_network(path: Path | str) -> NetworkDescription:
+    """Read which network a file holds.
+
+    Args:
+        path: as `load_network` takes it.
+
+    Raises:
+        FileNotFoundError: if the file that says it is missing.
+        NetworkFileError: as `load_network`.
+    """
+    source = _describing(Path(path))
+    if source.name == ARCHITECTURE:
+        if not source.is_file():
+            raise FileNotFoundError(
+                f"{source} is missing; it says which network the weights are of. Put it, or the "
+                f"{Path(path).stem}{SUFFIX} that was written with {path}, beside them"
+            )
+        with _refusing(f"{source} does not describe a network"):
+            return read_architecture_json(source)[0]
+    with _refusing(f"{source} is no network that can be loaded"):
+        return _read(source)[0]
+
+
+def is_network_file(path: Path | str) -> bool:
+    """Say whether ``path`` is a compressed network's file, rather than a training checkpoint.
+
+    Raises:
+        NetworkFileError: if an ``architecture.json`` beside it is damaged.
+    """
+    path = Path(path)
+    source = _describing(path)
+    if source.name != ARCHITECTURE:
+        return True
+    if not source.exists():
+        return False
+    with _refusing(f"{source} does not describe a network"):
+        return read_architecture_json(source)[1] == path.name
+
+
+def weight_names(model: nn.Module) -> dict[str, str]:
+    """Return the parameter that multiplies the input, by layer: of convolutions and heads."""
+    names = {}
+    for layer, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            names[layer] = f"{layer}.weight"
+        elif isinstance(module, SeparateFCs | SeparateBNNecks):
+            names[layer] = f"{layer}.fc_bin"
+    return names
+
+
+def _describing(path: Path) -> Path:
+    """Return the file that says which network ``path`` holds."""
+    beside = path.with_suffix(SUFFIX)
+    return beside if path.suffix == SUFFIX or beside.is_file() else path.with_name(ARCHITECTURE)
+
+
+@contextlib.contextmanager
+def _refusing(message: str) -> Iterator[None]:
+    """Turn what a damaged file raises in the block into one error, in one line."""
     try:
-        tensors, description = _read(path)
-        model = _rebuild(tensors, description)
+        yield
     except _DAMAGE as error:
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise NetworkFileError(f"{path} is no network that can be loaded: {reason}") from error
-    return model.eval().to(device)
+        reason = "" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise NetworkFileError(f"{message}: {reason or repr(error):.500}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the description of a file, both of the right types."""
+def _read(path: Path) -> tuple[NetworkDescription, dict[str, Tensor]]:
+    """Return what a file describes, and its tensors, of the right types."""
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(_METADATA)
         found = {name: file.get_slice(name).get_dtype() for name in file.keys()}
@@ -163,35 +269,35 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"{sorted(file.metadata() or {})} and {found}"
             )
         tensors = {name: file.get_tensor(name) for name in _DTYPES}
-    description = json.loads(text)
-    version = description.get("format") if isinstance(description, dict) else None
+    header = json.loads(text)
+    version = header.get("format") if isinstance(header, dict) else None
     if version != FORMAT:
         raise ValueError(f"it has format {version!r}, this version reads {FORMAT}")
-    return tensors, description
+    return _description(header, tensors["grids"]), tensors
 
 
-def _rebuild(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> GaitBase:
-    model = _outline(description["build_model"])
-    own = layer_widths(model)
+def _description(header: Mapping[str, Any], grids: Tensor) -> NetworkDescription:
+    architecture = header["build_model"]
+    dense = dense_outline(architecture)
+    own = layer_widths(dense)
     widths = {}
-    for layer, sizes in zip(own, _listed(description, "widths", len(own), list), strict=True):
+    for layer, sizes in zip(own, _listed(header, "widths", len(own), list), strict=True):
         if len(sizes) != len(own[layer]):
             raise ValueError(f"{layer} needs the widths {list(own[layer])}, not {sizes!r:.80}")
         widths[layer] = dict(zip(own[layer], sizes, strict=True))
-    resize_layers(model, widths)
-    names = _weight_names(model)
+    names = weight_names(dense)
     weight_bits, input_bits, input_signed = (
-        _listed(description, key, len(names), int)
+        _listed(header, key, len(names), int)
         for key in ("weight_bits", "input_bits", "input_signed")
     )
     stored = sum(bits != FLOAT_BITS for bits in (*weight_bits, *input_bits))
-    if tensors["grids"].shape != (stored, 3):
+    if grids.shape != (stored, 3):
         raise ValueError(
-            f"grids has the shape {tuple(tensors['grids'].shape)}, the bits call for ({stored}, 3)"
+            f"grids has the shape {tuple(grids.shape)}, the bits call for ({stored}, 3)"
         )
-    row = iter(tensors["grids"].tolist())
+    row = iter(grids.tolist())
     weight_grids = {
-        name: Grid(*next(row), bits=bits, signed=True)
+        name: _settled(Grid(*next(row), bits=bits, signed=True))
         for name, bits in zip(names.values(), weight_bits, strict=True)
         if bits != FLOAT_BITS
     }
@@ -201,22 +307,17 @@ def _rebuild(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> G
         if bits != FLOAT_BITS
     }
     _check_inputs(input_grids)
-    model.load_state_dict(_state(model, weight_grids, tensors), assign=True)
-    settled = {name: _settled(grid) for name, grid in weight_grids.items()}
-    for quantizer in attach_grids(model, settled, input_grids).weights.values():
-        quantizer.enabled = False  # the weights are rounded, these only say how
-    return model
+    return NetworkDescription(architecture, widths, weight_grids, input_grids)
 
 
 def _settled(grid: Grid) -> Grid:
-    """Return the grid of values that ``grid`` has bent and rounded: it lets them be."""
+    """Return the grid of values that ``grid`` has bent and rounded: it leaves them as they are."""
     return Grid(grid.d, grid.d * grid.levels, 1.0, grid.bits, True)
 
 
-def _state(
-    model: nn.Module, weight_grids: Mapping[str, Grid], tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Cut ``integers`` and ``floats`` into the entries of the model's ``state_dict``."""
+def _state(description: NetworkDescription, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cut ``integers`` and ``floats`` into the entries of the network's ``state_dict``."""
+    model, weight_grids = description.outline(), description.weight_grids
     shapes = _shapes(model)
     packed = [stored_bytes(shapes[name].numel(), grid.bits) for name, grid in weight_grids.items()]
     floats = [shape.numel() for name, shape in shapes.items() if name not in weight_grids]
@@ -240,29 +341,12 @@ def _state(
     return state
 
 
-def _outline(architecture: Mapping[str, Any]) -> GaitBase:
-    """Build a network of shapes alone: nothing is allocated, no random number is drawn."""
-    with torch.device("meta"):
-        return build_model(**architecture)
-
-
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in stored_tensors(model).items()}
 
 
-def _weight_names(model: nn.Module) -> dict[str, str]:
-    """Return the parameter that multiplies the input, by layer: of convolutions and heads."""
-    names = {}
-    for layer, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            names[layer] = f"{layer}.weight"
-        elif isinstance(module, SeparateFCs | SeparateBNNecks):
-            names[layer] = f"{layer}.fc_bin"
-    return names
-
-
-def _listed(description: Mapping[str, Any], key: str, length: int, kind: type) -> list[Any]:
-    values = description[key]
+def _listed(header: Mapping[str, Any], key: str, length: int, kind: type) -> list[Any]:
+    values = header[key]
     if (
         type(values) is not list
         or len(values) != length

@@ -51,7 +51,7 @@ def prune_to_macs(model: GaitBase, macs: int, *, importance: str = "group_l2") -
 
     Returns:
         The small network in train mode, on the device of ``model``. What is left of the weights is
-        as it was. `gaitlib.deploy.cut_network.write_network` writes it.
+        as it was. `gaitlib.deploy.network_file.write_network` writes it.
 
     Raises:
         ModuleNotFoundError: if torch-pruning is not installed.

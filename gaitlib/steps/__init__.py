@@ -20,7 +20,6 @@ from gaitlib.steps.networks import (
     trace,
 )
 from gaitlib.steps.results import (
-    LOWBIT,
     bits_table,
     check_test_set,
     compress_stage,
@@ -35,7 +34,6 @@ from gaitlib.steps.train_stage import Watch, train_stage
 
 __all__ = [
     "FORMATS",
-    "LOWBIT",
     "ProcessesFailedError",
     "ResumeError",
     "Watch",

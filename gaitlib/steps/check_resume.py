@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 from gaitlib.config import ConfigError, Experiment, load_experiment
 from gaitlib.runs import Run, runs_folder, workspace
 from gaitlib.steps.networks import require_compression
-from gaitlib.steps.results import LOWBIT
 from gaitlib.steps.run_stage import run_stage
 from gaitlib.steps.train_stage import Watch
 from gaitlib.train.checkpoint import checkpoints, find_checkpoint, load_checkpoint
@@ -102,11 +101,10 @@ def compare_runs(first: Run, second: Run, stage: str) -> list[str]:
     paths = [find_checkpoint(f / "checkpoints", cfg.save_name, cfg.total_iter) for f in folders]
     found += _differences(*map(load_checkpoint, paths), f"{stage}/checkpoint")
     if stage != "baseline":
-        cut = [sorted(folder.glob("compressed/compressed_*.pt"))[-1] for folder in folders]
+        cut = [run.file(stage, "compressed/compressed_*.pt") for run in (first, second)]
         found += _differences(*map(load_checkpoint, cut), f"{stage}/compressed")
-        low = [path.with_suffix(LOWBIT) for path in cut]
-        packed = [path.read_bytes() if path.exists() else None for path in low]
-        found += _differences(*packed, f"{stage}/low-bit file")
+        packed = [run.network_file(stage).read_bytes() for run in (first, second)]
+        found += _differences(*packed, f"{stage}/network file")
     return found
 
 

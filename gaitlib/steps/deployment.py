@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from gaitlib.deploy.cut_network import load_compressed, load_dense
+from gaitlib.deploy.network_file import load_dense, load_network
 from gaitlib.model import GaitBase
 from gaitlib.model.float_state import quantization_of
 from gaitlib.model.network_cost import measure_latency
@@ -28,9 +28,9 @@ def load_networks(run: Run, stage: str | None = None) -> tuple[GaitBase, GaitBas
     Raises:
         MissingRunError: if the stage has not finished.
     """
-    stage = stage or run.compressing_stage
-    folder = run.file(stage, "compressed/architecture.json").parent
-    return load_dense(folder).to(run.device), load_compressed(folder, device=run.device)
+    path = run.network_file(stage or run.compressing_stage)
+    small = load_network(path, run.device)
+    return load_dense(path).to(run.device), small
 
 
 def deployed(run: Run) -> dict[str, nn.Module]:

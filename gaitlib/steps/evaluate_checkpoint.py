@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from gaitlib.config import ConfigError
-from gaitlib.deploy.cut_network import is_network_file, load_compressed
+from gaitlib.deploy import network_file
 from gaitlib.evaluate import Evaluation, to_results
 from gaitlib.model import GaitBase
 from gaitlib.model.float_state import of_quantizer
@@ -74,11 +74,11 @@ def load_network(run: Run, path: Path) -> GaitBase:
 
     Raises:
         CheckpointError: if a checkpoint does not fit the experiment's network.
-        ConfigError: if the checkpoint is of a quantized network, and the experiment chooses no bits.
+        ConfigError: if a checkpoint is of a quantized network, and the experiment chooses no bits.
         NetworkFileError: if a compressed network's file is damaged.
     """
-    if is_network_file(path):
-        return load_compressed(path, device=run.device)
+    if network_file.is_network_file(path):
+        return network_file.load_network(path, run.device)
     model = build_network(run.experiment, run.device)
     weights = load_checkpoint(path, run.device)["model"]
     if any(of_quantizer(name) for name in weights):

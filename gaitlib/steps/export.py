@@ -6,7 +6,8 @@ import torch
 
 from gaitlib.config import ConfigError
 from gaitlib.data.casia_b import DataSplit
-from gaitlib.deploy import cut_network, network_file
+from gaitlib.deploy import cut_network
+from gaitlib.deploy.network_file import load_network
 from gaitlib.model import GaitBase
 from gaitlib.model.float_state import quantization_of
 from gaitlib.runs import Run
@@ -14,7 +15,8 @@ from gaitlib.steps.dataset import calibration_clips
 from gaitlib.steps.results import float_arithmetic
 from gaitlib.system.files import replacing
 
-#: What `export_network` writes: torch's state_dict, packed integers, ONNX in float and in integers.
+#: What `export_network` writes: torch's state_dict and the network file that describes it, that
+#: network file alone, ONNX in float and in integers.
 FORMATS = ("pt", "safetensors", "onnx", "onnx-int8")
 
 #: Largest difference between ONNX Runtime and torch, relative to the largest embedding. Integer
@@ -47,20 +49,15 @@ def export_network(run: Run, form: str, folder: Path, rounded_on: DataSplit | No
         raise ConfigError(f"format {form!r}: choose from {', '.join(FORMATS)}")
     if rounded_on is not None and form != "onnx-int8":
         raise ConfigError(f"rounding sums is for onnx-int8, not for {form}: leave it out")
-    source = run.file(run.compressing_stage, "compressed/compressed_*.pt")
-    if form == "pt":
-        return cut_network.export_embedding(source, folder)
-    model = cut_network.drop_bnnecks(cut_network.load_compressed(source))
-    quantization = quantization_of(model)
-    if quantization is None and form != "onnx":
+    source = run.network_file(run.compressing_stage)
+    if form in ("pt", "safetensors"):
+        return cut_network.export_embedding(source, folder, state_dict=form == "pt")
+    model = cut_network.drop_bnnecks(load_network(source))
+    if quantization_of(model) is None and form != "onnx":
         raise ConfigError(
-            f"{form} is for quantized networks, and {run.name} was pruned alone: write --format onnx "
-            "or pt, or train it with bits (geta_optimizer_cfg)"
+            f"{form} is for quantized networks, and {run.name} was pruned alone: write --format "
+            "onnx, pt or safetensors, or train it with bits (geta_optimizer_cfg)"
         )
-    if form == "safetensors":
-        arguments = run.experiment.model_cfg.build_arguments() | {"SeparateBNNecks": None}
-        path = folder / f"{source.stem}_embedding.safetensors"
-        return network_file.write_lowbit(model, arguments, *quantization.grids(), path)
     clips = None
     if rounded_on is not None:
         clips = torch.cat(calibration_clips(run.experiment, rounded_on, seed=run.seed, count=2))

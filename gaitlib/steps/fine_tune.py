@@ -1,8 +1,7 @@
 """The way of torch-pruning's users: cut a trained network at once, and train on what is left."""
 
-from datetime import datetime
-
-from gaitlib.deploy import cut_network
+from gaitlib.deploy.network_file import network_path, write_network
+from gaitlib.deploy.state_dict_export import export_state_dict
 from gaitlib.prune.torch_pruning import prune_to_macs
 from gaitlib.runs import Run
 from gaitlib.steps.dataset import open_data
@@ -36,9 +35,9 @@ def cut_and_fine_tune(run: Run, macs: int, watch: Watch = Watch()) -> None:  # n
     optimizer = build_optimizer(run.experiment, model)
     train_stage(run, STAGE, model, data, optimizer, watch)
     model.eval()
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    path = run.folder(STAGE) / "compressed" / f"compressed_gaitbase_torch_pruning_{stamp}.pt"
-    cut_network.write_network(model, run.experiment.model_cfg.build_arguments(), path)
+    path = network_path(run.folder(STAGE) / "compressed", STAGE)
+    exported = export_state_dict(model, path.with_suffix(".pt"))
+    write_network(model, run.experiment.model_cfg.build_arguments(), path)
     _, evaluation = evaluate_network(run.experiment, model, data)
-    costs = measure(model, path) | {"dense": measure(dense)}
+    costs = measure(model, exported) | {"dense": measure(dense)}
     record(run, STAGE, data, evaluation, costs)

@@ -13,7 +13,7 @@ from gaitlib import evaluate, runs
 from gaitlib.config import Experiment
 from gaitlib.data.batches import inference_batches
 from gaitlib.data.casia_b import DataSplit
-from gaitlib.deploy import cut_network, network_file
+from gaitlib.deploy import cut_network
 from gaitlib.model import GaitBase, network_cost
 from gaitlib.model.float_state import float_state, quantization_of
 from gaitlib.prune.graph import Graph
@@ -23,8 +23,6 @@ from gaitlib.steps.dataset import transform_of
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
 from gaitlib.system.files import tensor_bytes
-
-LOWBIT = ".safetensors"
 
 
 @contextlib.contextmanager
@@ -86,8 +84,12 @@ def evaluate_network(
 def measure(model: GaitBase, file: Path | None = None) -> dict[str, Any]:
     """Return a network's costs under results.json's names.
 
-    ``file_bytes`` is the size of ``file``, or of the network's saved state_dict. Latency is that of
+    ``file_bytes`` is the size of the network's ``state_dict`` as torch saves it. Latency is that of
     the float arithmetic: rounding in float, as torch does it, is no deployment.
+
+    Args:
+        model: the network.
+        file: its saved ``state_dict``; None saves it into memory.
     """
     if file is None:
         size = len(tensor_bytes(float_state(model)))
@@ -112,7 +114,7 @@ def measure_bits(model: GaitBase, dense: GaitBase, file: Path) -> dict[str, Any]
     Args:
         model: compressed and quantized.
         dense: the network before pruning.
-        file: the low-bit file of ``model``.
+        file: the network file of ``model``.
     """
     table = bits_table(model)
     weight_bits = {n: grid.bits for n, grid in quantization_of(model).grids()[0].items()}
@@ -167,8 +169,7 @@ def compress_stage(
 ) -> cut_network.Compressed:
     """Cut the zeroed channels out of a trained network and write both into the stage.
 
-    A quantized one is also written with its weights as integers of their own bits. In a distributed
-    job every process gets the small network; rank 0 writes.
+    In a distributed job every process gets the small network; rank 0 writes.
 
     Args:
         run: of the stage.
@@ -176,23 +177,14 @@ def compress_stage(
         model: trained.
         stage: the compressing stage; the run's own if None.
     """
-    folder = run.folder(stage or run.compressing_stage) / "compressed"
-    compressed = cut_network.construct_compressed_model(
+    stage = stage or run.compressing_stage
+    return cut_network.construct_compressed_model(
         graph,
         model,
-        folder if distributed.is_main() else None,
+        run.folder(stage) / "compressed" if distributed.is_main() else None,
         architecture=run.experiment.model_cfg.build_arguments(),
+        stage=stage,
     )
-    if run.experiment.quantizes and distributed.is_main():
-        write_lowbit_beside(run.experiment, compressed.model, compressed.path)
-    return compressed
-
-
-def write_lowbit_beside(experiment: Experiment, model: GaitBase, path: Path) -> Path:
-    """Write a quantized network's low-bit file under the name of ``path`` with another suffix."""
-    grids = quantization_of(model).grids()
-    architecture = experiment.model_cfg.build_arguments()
-    return network_file.write_lowbit(model, architecture, *grids, path.with_suffix(LOWBIT))
 
 
 def record_compressed(
@@ -210,6 +202,6 @@ def record_compressed(
         "full_equals_compressed": compressed.max_error,
     }
     if quantization_of(compressed.model) is not None:
-        extra |= measure_bits(compressed.model, dense, compressed.path.with_suffix(LOWBIT))
-    costs = measure(compressed.model, compressed.path)
+        extra |= measure_bits(compressed.model, dense, compressed.path)
+    costs = measure(compressed.model, compressed.state_dict_path)
     return record(run, stage or run.compressing_stage, data, evaluation, costs, extra)

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from gaitlib.data.casia_b import DataSplit
-from gaitlib.deploy.cut_network import load_compressed
-from gaitlib.model.float_state import quantization_of
+from gaitlib.deploy import network_file
+from gaitlib.model.network_cost import FLOAT_BITS
 from gaitlib.quantize.ptq import round_after_training
-from gaitlib.runs import Run
+from gaitlib.runs import Run, load_results
 from gaitlib.steps.dataset import calibration_clips
 from gaitlib.steps.networks import build_network
 from gaitlib.steps.results import (
@@ -16,14 +16,13 @@ from gaitlib.steps.results import (
     measure,
     measure_bits,
     record,
-    write_lowbit_beside,
 )
 
 
 def round_pruned(run: Run, data: DataSplit) -> dict[str, Any]:
     """Round the ``hesso`` stage's network to the bits of the ``geta`` stage's; test it.
 
-    Writes ``runs/<run>/ptq/``: results.json, hits.csv and the low-bit file.
+    Writes ``runs/<run>/ptq/``: results.json, hits.csv and the network file.
 
     Args:
         run: both stages have finished in it; its seed draws the clips of the calibration.
@@ -32,17 +31,20 @@ def round_pruned(run: Run, data: DataSplit) -> dict[str, Any]:
     Raises:
         MissingRunError: if one of the two stages has not finished.
     """
-    networks = {stage: run.file(stage, "compressed/compressed_*.pt") for stage in ("hesso", "geta")}
-    of_weights, of_inputs = quantization_of(load_compressed(networks["geta"])).grids()
+    pruned = network_file.load_network(run.network_file("hesso"), run.device)
+    # not from GETA's network file, which stores weights of more than 16 bits as floats
+    rows = {row["layer"]: row for row in load_results(run.name, "geta")["bits_by_layer"]}
+    inputs = {layer: row["activation_bits"] for layer, row in rows.items()}
+    names = network_file.weight_names(pruned)
     model = round_after_training(
-        load_compressed(networks["hesso"], run.device),
-        {name: grid.bits for name, grid in of_weights.items()},
-        {name: grid.bits for name, grid in of_inputs.items()},
+        pruned,
+        {name: rows[layer]["weight_bits"] for layer, name in names.items()},
+        {layer: bits for layer, bits in inputs.items() if bits != FLOAT_BITS},
         calibration_clips(run.experiment, data, seed=run.seed),
     )
-    target = run.folder("ptq") / "compressed" / networks["hesso"].name
-    file = write_lowbit_beside(run.experiment, model, target)
+    path = network_file.network_path(run.folder("ptq") / "compressed", "ptq")
+    file = network_file.write_network(model, run.experiment.model_cfg.build_arguments(), path)
     _, evaluation = evaluate_network(run.experiment, model, data)
-    costs = measure(model, networks["hesso"])
+    costs = measure(model, run.file("hesso", "compressed/compressed_*.pt"))  # rounding keeps it
     dense = build_network(run.experiment, torch.device("cpu"))
     return record(run, "ptq", data, evaluation, costs | measure_bits(model, dense, file))

@@ -1,10 +1,9 @@
-import json
-
 import pytest
 import torch
 from nets import EXAMPLE, plain, resnet, with_statistics
 
 from gaitlib.deploy import cut_network
+from gaitlib.deploy.network_file import load_network
 from gaitlib.model import build_model
 from gaitlib.model.widths import layer_widths
 from gaitlib.prune import oto
@@ -42,18 +41,23 @@ def test_compressed_equals_full_and_loads_again(name, tmp_path):
     graph, model = half_zeroed(ARGUMENTS[name])
     state = {key: value.clone() for key, value in model.state_dict().items()}
     result = cut_network.construct_compressed_model(
-        graph, model, tmp_path, architecture=ARGUMENTS[name], timestamp="2026-01-02_03-04-05"
+        graph,
+        model,
+        tmp_path,
+        architecture=ARGUMENTS[name],
+        stage="hesso",
+        timestamp="2026-01-02_03-04-05",
     )
     assert result.max_error < 1e-5 and result.group_sparsity == 0.5
     assert result.params == sum(p.numel() for p in result.model.parameters()) < result.full_params
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "architecture.json",
-        "compressed_gaitbase_geta_2026-01-02_03-04-05.pt",
-        "full_gaitbase_geta_2026-01-02_03-04-05.pt",
+        "compressed_gaitbase_hesso_2026-01-02_03-04-05.pt",
+        "compressed_gaitbase_hesso_2026-01-02_03-04-05.safetensors",
+        "full_gaitbase_hesso_2026-01-02_03-04-05.pt",
     ]
     clips = torch.rand(2, 5, 64, 44)
-    small, full = cut_network.load_compressed(result.path), model.eval()
+    small, full = load_network(result.path), model.eval()
     for expected, found in zip(full(clips), small(clips), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     lengths = torch.tensor([2, 3])
@@ -61,6 +65,10 @@ def test_compressed_equals_full_and_loads_again(name, tmp_path):
     torch.testing.assert_close(
         small(joined, lengths).embeddings, full(joined, lengths).embeddings, rtol=1e-4, atol=1e-5
     )
+    by_export = load_network(result.state_dict_path)
+    assert all(map(torch.equal, by_export(clips), small(clips)))
+    exported = torch.load(result.state_dict_path, weights_only=True)
+    assert exported.keys() == state.keys()
     twin = build_model(**ARGUMENTS[name])
     twin.load_state_dict(torch.load(result.full_path, weights_only=True))
     assert all(torch.equal(value, state[key]) for key, value in twin.state_dict().items())
@@ -121,20 +129,21 @@ def test_a_layer_that_is_all_zero_keeps_a_channel():
 
 def test_a_difference_is_refused_with_its_number_and_the_files_stay(tmp_path, monkeypatch):
     graph, model = half_zeroed(ARGUMENTS["plain"])
-    original = cut_network.load_compressed
+    original = cut_network.load_network
 
     def disturbed(path):
         network = original(path)
         network.FCs.fc_bin.data.mul_(1.01)
         return network
 
-    monkeypatch.setattr(cut_network, "load_compressed", disturbed)
+    monkeypatch.setattr(cut_network, "load_network", disturbed)
     with pytest.raises(
         cut_network.CompressionError, match=r"differ by 0\.0\d+ of the largest.*0\.0001"
     ):
         cut_network.construct_compressed_model(
             graph, model, tmp_path, architecture=ARGUMENTS["plain"], timestamp="t"
         )
+    assert (tmp_path / "compressed_gaitbase_geta_t.safetensors").exists()
     assert (tmp_path / "compressed_gaitbase_geta_t.pt").exists()
     assert (tmp_path / "full_gaitbase_geta_t.pt").exists()
 
@@ -150,49 +159,15 @@ def test_architecture_has_to_be_the_models(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"format": 99}, "format 99"),
-        ({"widths": {"FCs": {"in": 3, "out": 3}}}, "in one of model and widths"),
-        ({"build_model": {"backbone_cfg": {"type": "Nope"}}}, "do not fit"),
-        ({"weights": None, "widths": None}, "does not describe"),
-    ],
-)
-def test_a_damaged_architecture_is_refused(change, message, tmp_path):
-    model = build_model(**ARGUMENTS["plain"])
-    beside = cut_network.write_network(model, ARGUMENTS["plain"], tmp_path / "a.pt")
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | change))
-    with pytest.raises(cut_network.NetworkFileError, match=message):
-        cut_network.load_compressed(tmp_path / "a.pt")
-
-
-def test_widths_outside_the_blueprint_are_refused(tmp_path):
-    model = build_model(**ARGUMENTS["plain"])
-    beside = cut_network.write_network(model, ARGUMENTS["plain"], tmp_path / "a.pt")
-    blueprint = json.loads(beside.read_text())
-    for size in (0, 9, 2.5, True, "3"):
-        blueprint["widths"]["Backbone.forward_block.feature.5.conv"]["out"] = size
-        beside.write_text(json.dumps(blueprint))
-        with pytest.raises(cut_network.NetworkFileError, match=r"feature\.5\.conv has 'out'"):
-            cut_network.load_compressed(tmp_path / "a.pt")
-
-
-def test_loading_draws_no_random_numbers(tmp_path):
-    model = build_model(**ARGUMENTS["plain"])
-    cut_network.write_network(model, ARGUMENTS["plain"], tmp_path / "a.pt")
-    before = torch.get_rng_state()
-    cut_network.load_compressed(tmp_path)
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_export_keeps_embeddings_and_drops_the_classifier(tmp_path):
+@pytest.mark.parametrize("state_dict", [True, False])
+def test_export_keeps_embeddings_and_drops_the_classifier(state_dict, tmp_path):
     graph, model = half_zeroed(ARGUMENTS["resnet"])
     result = cut_network.construct_compressed_model(
         graph, model, tmp_path, architecture=ARGUMENTS["resnet"]
     )
-    path = cut_network.export_embedding(result.path, tmp_path / "export")
-    network = cut_network.load_compressed(path)
+    path = cut_network.export_embedding(result.path, tmp_path / "export", state_dict=state_dict)
+    assert path.name == f"{result.path.stem}_embedding.{'pt' if state_dict else 'safetensors'}"
+    network = load_network(path)
     clips = torch.rand(2, 3, 64, 44)
     output = network(clips)
     assert output.logits is None

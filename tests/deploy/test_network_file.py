@@ -9,8 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gaitlib.config import read_yaml
-from gaitlib.deploy.cut_network import NetworkFileError, drop_bnnecks
-from gaitlib.deploy.network_file import load_lowbit, write_lowbit
+from gaitlib.deploy.cut_network import drop_bnnecks
+from gaitlib.deploy.network_file import (
+    NetworkFileError,
+    is_network_file,
+    load_dense,
+    load_network,
+    write_network,
+)
 from gaitlib.model import build_model
 from gaitlib.model.float_state import quantization_of
 from gaitlib.model.network_cost import stored_bytes
@@ -18,7 +24,7 @@ from gaitlib.model.widths import layer_widths, resize_layers
 from gaitlib.quantize.bit_operations import disk_bits
 from gaitlib.quantize.grid import Grid, step_size
 from gaitlib.quantize.packing import pack, unpack
-from gaitlib.quantize.quantization import calibrate, quantize_network
+from gaitlib.quantize.quantization import attach_grids, calibrate, quantize_network
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "params" / "quickstart.yaml"
 HEADS = ("FCs", "BNNecks")
@@ -43,6 +49,13 @@ def grids_of(model, widths=(2, 3, 5, 8, 9, 16, 20, 4), t=0.9):
     layers = [name.rpartition(".")[0] for name in names]
     inputs = {layer: Grid(0.05, 0.05 * 255, 1.0, 8, False) for layer in layers[1:-2]}
     return weights, inputs | {"FCs": Grid(0.02, 0.02 * 31, 1.0, 6, True)}
+
+
+def with_grids(model, weight_grids, input_grids):
+    """Return a copy with these quantizers."""
+    twin = copy.deepcopy(model)
+    attach_grids(twin, weight_grids, input_grids)
+    return twin
 
 
 def fake_quantized(model, weight_grids, activation_grids):
@@ -120,10 +133,11 @@ def test_the_loaded_network_is_the_fake_quantized_one(bnnecks, t, tmp_path):
     model(torch.rand(4, 3, 16, 12))
     if not bnnecks:
         model, arguments = drop_bnnecks(model), ARGUMENTS | {"SeparateBNNecks": None}
-    grids = grids_of(model, t=t)
-    path = write_lowbit(model, arguments, *grids, tmp_path / "new" / "a.safetensors")
+    quantized = with_grids(model, *grids_of(model, t=t))
+    path = write_network(quantized, arguments, tmp_path / "new" / "a.safetensors")
     assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
-    loaded, expected = load_lowbit(path), fake_quantized(model, *grids)
+    loaded = load_network(path)
+    expected = fake_quantized(model, *quantization_of(quantized).grids())
     clips = torch.rand(2, 5, 16, 12)
     for found, wanted in zip(loaded(clips), expected(clips), strict=True):
         if wanted is None:
@@ -131,7 +145,7 @@ def test_the_loaded_network_is_the_fake_quantized_one(bnnecks, t, tmp_path):
         else:
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(loaded(clips)[0], model(clips)[0], rtol=1e-3)
-    assert path.read_bytes() == write_lowbit(model, arguments, *grids, path).read_bytes()
+    assert path.read_bytes() == write_network(quantized, arguments, path).read_bytes()
     assert not any(module.training for module in loaded.modules())
 
 
@@ -142,34 +156,48 @@ def test_a_trained_network_loads_with_its_quantizers(tmp_path):
     calibrate(model, quantization, [clips])
     for quantizer in quantization.quantizers():
         quantizer.t.data.fill_(1.1)
-    before = quantization.grids()
-    first = load_lowbit(write_lowbit(model, ARGUMENTS, *before, tmp_path / "before"))
+    first = load_network(write_network(model, ARGUMENTS, tmp_path / "before.safetensors"))
     quantization.settle(model)
-    after = quantization.grids()
-    second = load_lowbit(write_lowbit(model, ARGUMENTS, *after, tmp_path / "after"))
+    second = load_network(write_network(model, ARGUMENTS, tmp_path / "after.safetensors"))
     for loaded in (first, second):
         torch.testing.assert_close(loaded(clips), model(clips), rtol=1e-5, atol=1e-5)
         bits = quantization_of(loaded).bits()
         assert bits["layer"].tolist() == quantization.bits()["layer"].tolist()
         assert bits["bits"].round().tolist() == 8 * [4] + 6 * [7]
-    again = write_lowbit(second, ARGUMENTS, *quantization_of(second).grids(), tmp_path / "again")
-    torch.testing.assert_close(load_lowbit(again)(clips), model(clips), rtol=1e-5, atol=1e-5)
+    again = load_network(write_network(second, ARGUMENTS, tmp_path / "again.safetensors"))
+    torch.testing.assert_close(again(clips), model(clips), rtol=1e-5, atol=1e-5)
     assert disk_bits(second, {}) == disk_bits(build_model(**ARGUMENTS), {})
 
 
-def test_a_network_without_grids_loads_as_it_was(tmp_path):
-    model = build_model(**ARGUMENTS).eval()
-    loaded = load_lowbit(write_lowbit(model, ARGUMENTS, {}, {}, tmp_path / "a.safetensors"))
+@pytest.mark.parametrize("cut", [1.0, 0.4])
+def test_a_float_network_loads_as_it_was(cut, tmp_path):
+    arguments, model = quickstart(cut)
+    clips = torch.rand(2, 3, 64, 44)
+    model(clips)  # statistics
+    path = write_network(model.eval(), arguments, tmp_path / "a.safetensors")
+    loaded = load_network(path)
+    assert quantization_of(loaded) is None
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, tensor in loaded.state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[name])
+        counts_steps = name.endswith("num_batches_tracked")
+        assert torch.equal(tensor, model.state_dict()[name]) or counts_steps
+    for found, wanted in zip(loaded(clips), model(clips), strict=True):
+        assert torch.equal(found, wanted)
+    assert all(p.requires_grad and p.is_leaf for p in loaded.parameters())
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["network"])
+    assert set(header["weight_bits"]) == set(header["input_bits"]) == {32}
+    assert load_file(path)["integers"].numel() == load_file(path)["grids"].numel() == 0
+    assert path.stat().st_size == pytest.approx(disk_bits(model, {}) / 8, rel=0.05)
+    assert layer_widths(load_dense(path)) == layer_widths(build_model(**arguments))
+    assert is_network_file(path)
 
 
 @pytest.mark.parametrize("cut, bits", [(1.0, 8), (1.0, 4), (1.0, 2), (0.4, 8), (0.4, 4)])
 def test_a_file_is_as_large_as_its_numbers(cut, bits, tmp_path):
     arguments, model = quickstart(cut)
     weights = {name: grid(p, bits) for name, p in weights_of(model).items()}
-    path = write_lowbit(model, arguments, weights, {}, tmp_path / "a.safetensors")
+    path = write_network(with_grids(model, weights, {}), arguments, tmp_path / "a.safetensors")
     quantized = sum(-(-p.numel() * bits // 8) for p in weights_of(model).values())
     floats = sum(
         t.numel() for n, t in model.state_dict().items() if t.dim() == 1 and n not in weights
@@ -178,28 +206,29 @@ def test_a_file_is_as_large_as_its_numbers(cut, bits, tmp_path):
     assert path.stat().st_size == pytest.approx(quantized + 4 * floats, rel=0.05)
     clips = torch.rand(1, 2, 64, 44)
     torch.testing.assert_close(
-        load_lowbit(path)(clips)[0], fake_quantized(model, weights, {})(clips)[0]
+        load_network(path)(clips)[0], fake_quantized(model, weights, {})(clips)[0]
     )
 
 
 def test_writing_refuses_what_it_cannot_hold(tmp_path):
     model, path = build_model(**ARGUMENTS), tmp_path / "a.safetensors"
     weights, inputs = grids_of(model)
-    unsigned = Grid(1.0, 1.0, 1.0, 4, False)
+    unsigned, norm = Grid(1.0, 1.0, 1.0, 4, False), "Backbone.forward_block.bn1"
     for grids, message in (
-        (({"FCs.weight": unsigned}, {}), r"no weight is called \['FCs.weight'\]"),
-        ((weights, {"TP": unsigned}), r"no layer is called \['TP'\]"),
+        (({f"{norm}.weight": unsigned}, {}), rf"no weight is called \['{norm}.weight'\]"),
+        ((weights, {norm: unsigned}), rf"no layer is called \['{norm}'\]"),
         (({"FCs.fc_bin": unsigned}, inputs), "have no sign"),
-        ((weights, {"FCs": Grid(1.0, 1.0, 1.0, 25, True)}), "more bits than float32"),
+        ((weights, {"FCs": grid(torch.ones(1), 25)}), "more bits than float32"),
     ):
         with pytest.raises(ValueError, match=message):
-            write_lowbit(model, ARGUMENTS, *grids, path)
+            write_network(with_grids(model, *grids), ARGUMENTS, path)
     other = ARGUMENTS | {"backbone_cfg": ARGUMENTS["backbone_cfg"] | {"channels": [3, 6]}}
     with pytest.raises(ValueError, match="has 'out' 4; it has to be an integer"):
-        write_lowbit(model, other, weights, inputs, path)
-    model.FCs.fc_bin.data[0, 0, 0] = float("nan")
+        write_network(with_grids(model, weights, inputs), other, path)
+    quantized = with_grids(model, weights, inputs)
+    quantized.FCs.fc_bin.data[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="FCs.fc_bin holds numbers that are not finite"):
-        write_lowbit(model, ARGUMENTS, weights, inputs, path)
+        write_network(quantized, ARGUMENTS, path)
     assert not path.exists()
 
 
@@ -218,7 +247,8 @@ WIDER[1] = [5]
 @pytest.fixture
 def written(tmp_path):
     model = build_model(**ARGUMENTS)
-    return write_lowbit(model, ARGUMENTS, *grids_of(model), tmp_path / "a.safetensors")
+    quantized = with_grids(model, *grids_of(model))
+    return write_network(quantized, ARGUMENTS, tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +279,7 @@ def written(tmp_path):
 def test_a_damaged_file_is_refused_by_its_name(changes, message, written):
     rewritten(written, **changes)
     with pytest.raises(NetworkFileError, match=f"a.safetensors is no network that .*: .*{message}"):
-        load_lowbit(written)
+        load_network(written)
 
 
 def test_a_file_that_claims_to_be_huge_is_refused_without_the_memory(written):
@@ -258,26 +288,26 @@ def test_a_file_that_claims_to_be_huge_is_refused_without_the_memory(written):
     model = build_model(**ARGUMENTS)
     widths = [list(w.values()) for w in layer_widths(model).values()]
     rewritten(written, build_model=huge)
-    load_lowbit(written)  # the widths say how much of it is there
+    load_network(written)  # the widths say how much of it is there
     rewritten(written, widths=[[10**10 if s == 5 else s for s in w] for w in widths])
     with pytest.raises(NetworkFileError, match="the network needs"):
-        load_lowbit(written)
+        load_network(written)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b[:30], lambda b: b"", bytes.upper])
 def test_half_a_file_is_refused(damage, written):
     written.write_bytes(damage(written.read_bytes()))
     with pytest.raises(NetworkFileError, match="a.safetensors is no network"):
-        load_lowbit(written)
+        load_network(written)
 
 
 def test_a_missing_file_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "a.safetensors"):
         with pytest.raises(FileNotFoundError, match=f"{path} is no file"):
-            load_lowbit(path)
+            load_network(path)
 
 
 def test_loading_draws_no_random_numbers(written):
     before = torch.get_rng_state()
-    load_lowbit(written)
+    load_network(written)
     assert torch.equal(before, torch.get_rng_state())

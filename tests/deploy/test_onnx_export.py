@@ -18,7 +18,7 @@ from gaitlib.quantize.grid import Grid, step_size
 ort = pytest.importorskip("onnxruntime", reason="ONNX files need pip install 'gaitlib[onnx]'")
 onnx = pytest.importorskip("onnx", reason="ONNX files need pip install 'gaitlib[onnx]'")
 
-from gaitlib.deploy.onnx_export import OnnxNetwork, check_onnx, export_onnx
+from gaitlib.deploy.onnx_export import OnnxNetwork, check_onnx, export_onnx  # noqa: E402
 
 NETWORKS = {
     "resnet": partial(resnet, 4, 8, 8, layers=(1, 2, 1)),

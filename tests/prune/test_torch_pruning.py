@@ -8,7 +8,7 @@ import pytest
 import torch
 from nets import clips, plain, resnet, with_statistics
 
-from gaitlib.deploy.cut_network import load_compressed, write_network
+from gaitlib.deploy.network_file import load_network, write_network
 from gaitlib.model import build_model
 from gaitlib.model.network_cost import macs_per_frame
 from gaitlib.model.widths import layer_widths
@@ -142,8 +142,8 @@ def test_the_degree_of_the_norm_decides():
 def test_it_is_written_and_loaded_as_any_compressed_network(tmp_path):
     model = network("basic blocks")
     small = prune_to_macs(model, macs_per_frame(model) // 3)
-    write_network(small, NETWORKS["basic blocks"], tmp_path / "small.pt")
-    loaded = load_compressed(tmp_path / "small.pt")
+    write_network(small, NETWORKS["basic blocks"], tmp_path / "small.safetensors")
+    loaded = load_network(tmp_path / "small.safetensors")
     assert layer_widths(loaded) == layer_widths(small)
     with torch.no_grad():
         assert all(map(torch.equal, loaded(CLIPS), small.eval()(CLIPS)))

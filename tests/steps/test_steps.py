@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from former_network import write_former_network
 from small_experiment import SMALL, small_experiment
 
 from gaitlib import runs, steps
 from gaitlib.config import ConfigError, load_experiment
 from gaitlib.data.batches import training_batches
-from gaitlib.deploy.cut_network import load_compressed
+from gaitlib.deploy.network_file import load_network
 from gaitlib.prune import oto
 from gaitlib.system.random_streams import random_state, restore_random_state, seed_streams
 from gaitlib.system.signals import TrainingStopped
@@ -190,9 +191,9 @@ def test_the_compressed_file_is_the_zeroed_network_at_half_the_groups(train):
     assert compressed.group_sparsity == pytest.approx(0.5, abs=1 / graph.num_channels)
     clips = torch.rand(2, 3, 64, 44)
     torch.testing.assert_close(
-        load_compressed(compressed.path).eval()(clips).embeddings, model.eval()(clips).embeddings
+        load_network(compressed.path).eval()(clips).embeddings, model.eval()(clips).embeddings
     )
-    assert compressed.path.name.startswith("compressed_gaitbase_geta_")
+    assert compressed.path.name.startswith("compressed_gaitbase_hesso_")
 
 
 def test_the_packages_own_hesso_runs_and_refuses_to_resume(train, data):
@@ -279,17 +280,69 @@ def test_every_form_of_export_computes_the_same_embeddings(geta, tmp_path):
     pytest.importorskip("onnxruntime")
     from gaitlib.deploy.onnx_export import OnnxNetwork
 
-    source = load_compressed(runs.stage_file("r", "geta", "compressed/compressed_*.pt"))
+    source = load_network(runs.stage_file("r", "geta", "compressed/compressed_*.pt"))
     clips = torch.rand(2, 3, 64, 44)
     wanted = source.embed(clips)
     files = {f: steps.export_network(geta, f, tmp_path) for f in steps.FORMATS}
     for form, tolerance in (("pt", 1e-5), ("safetensors", 1e-5), ("onnx-int8", 2e-2)):
-        load = {"pt": load_compressed, "safetensors": load_compressed}.get(form, OnnxNetwork)
+        load = {"pt": load_network, "safetensors": load_network}.get(form, OnnxNetwork)
         found = load(files[form]).embed(clips)
         assert (found - wanted).abs().max() <= tolerance * wanted.abs().max(), form
     assert files["safetensors"].stat().st_size < files["pt"].stat().st_size
     with pytest.raises(ConfigError, match="choose from pt, safetensors, onnx, onnx-int8"):
         steps.export_network(geta, "tflite", tmp_path)
+
+
+def test_a_stages_folder_holds_the_network_once_and_exports_for_other_programs(geta):
+    for stage, kinds in {
+        "geta": ("compressed .pt", "compressed .safetensors", "full .pt"),
+        "hesso": ("compressed .pt", "compressed .safetensors", "full .pt"),
+        "ptq": ("compressed .safetensors",),
+    }.items():
+        files = sorted((geta.folder(stage) / "compressed").glob("*.*"))
+        assert [f"{f.name.partition('_')[0]} {f.suffix}" for f in files] == list(kinds)
+        assert all(f"_gaitbase_{stage}_2" in f.name for f in files)  # the year follows
+        assert geta.network_file(stage).suffix == ".safetensors"
+        seen = steps.load_network(geta, geta.network_file(stage))
+        results = runs.load_results("r", stage)
+        assert (
+            sum(p.numel() for n, p in seen.named_parameters() if "quanti" not in n)
+            == (results["params"])
+        )
+        if stage != "ptq":
+            assert files[0].stat().st_size == results["file_bytes"]
+    assert (
+        runs.load_results("r", "ptq")["file_bytes"]
+        == (runs.load_results("r", "hesso")["file_bytes"])
+    )
+
+
+def test_a_run_that_an_earlier_version_wrote_is_read(geta, data):
+    architecture = geta.experiment.model_cfg.build_arguments()
+    former = runs.Run("former", geta.experiment)
+    clips = torch.rand(2, 3, 64, 44)
+    networks = {}
+    for stage in ("hesso", "geta"):
+        networks[stage] = load_network(geta.network_file(stage))
+        path = former.folder(stage) / "compressed" / "compressed_gaitbase_geta_2026-01-01.pt"
+        write_former_network(networks[stage], architecture, path)
+        results = runs.load_results("r", stage)
+        runs.save_results("former", stage, {k: v for k, v in results.items() if k != "schema"})
+    for stage, network in networks.items():
+        assert former.network_file(stage).suffix == ".pt"
+        dense, small = steps.load_networks(former, stage)
+        assert torch.equal(small.embed(clips), network.embed(clips))
+        assert sum(p.numel() for p in dense.parameters()) == 596
+        tested = steps.load_network(former, former.network_file(stage))
+        assert torch.equal(tested.embed(clips), network.embed(clips))
+    path = steps.export_network(former, "safetensors", former.folder("geta") / "embedding")
+    assert torch.equal(load_network(path).embed(clips), networks["geta"].embed(clips))
+    rounded = steps.round_pruned(former, data[1])
+    expected = runs.load_results("r", "ptq")
+    for results in (rounded, expected):
+        results.pop("latency_ms")
+    file_bytes = former.network_file("hesso").stat().st_size
+    assert rounded == expected | {"file_bytes": file_bytes}  # this helper's own torch.save
 
 
 def _again(geta, run, **trainer_cfg):
