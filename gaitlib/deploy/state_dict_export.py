@@ -21,7 +21,7 @@ from gaitlib.deploy.network_description import NetworkDescription
 from gaitlib.model.float_state import float_state
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.quantization import quantization_of
-from gaitlib.train.checkpoint import save_atomically
+from gaitlib.system.files import replacing, tensor_bytes
 
 ARCHITECTURE = "architecture.json"
 #: Formats of architecture.json: of float networks, and of quantized ones.
@@ -36,12 +36,12 @@ def export_state_dict(model: nn.Module, path: Path | str) -> Path:
         path: of the file, by custom ``*.pt``; its folder is made if missing.
 
     Raises:
-        CheckpointError: if the file cannot be written.
+        OSError: if the file cannot be written.
     """
     state = float_state(settled_copy(model))
-    return save_atomically(
-        {name: tensor.detach().cpu() for name, tensor in state.items()}, Path(path)
-    )
+    with replacing(path, durable=True) as part:
+        part.write_bytes(tensor_bytes({n: tensor.detach().cpu() for n, tensor in state.items()}))
+    return Path(path)
 
 
 def settled_copy(model: nn.Module) -> nn.Module:
