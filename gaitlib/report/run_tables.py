@@ -69,7 +69,7 @@ def trade_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     Columns:
         rank1_NM, rank1_BG, rank1_CL: %.
         params: count. MMAC: of the backbone, per frame. relative_bops: % of the dense network's.
-        file_kb: size of the low-bit file, or of the float weights if there is none.
+        file_kb: size of a quantized network's file, or of the float weights in torch's format.
 
     Args:
         results: from `finished`.

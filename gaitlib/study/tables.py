@@ -28,7 +28,7 @@ def point_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
         rank1_NM, rank1_BG, rank1_CL: %.
         params: count. macs_per_frame: of the backbone. relative_bops: % of the dense network's.
         weight_bits, activation_bits: averages; 32 in float.
-        file_bytes: size of the low-bit file, or of the float weights if there is none.
+        file_bytes: size of a quantized network's file, or of the float weights in torch's format.
         group_sparsity: share of the prunable channels that were cut; empty if the method cuts none.
         total_iterations: steps that trained the weights, including the baseline's.
         ms_1_clip, ms_16_clips: time to embed clips of 30 frames; other points may have been running
