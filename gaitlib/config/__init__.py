@@ -1,7 +1,7 @@
 """The experiment: OpenGait's YAML sections as typed, frozen objects, checked before anything runs.
 
-The only place where YAML meets code. A file is merged deeply over the sections' defaults, which are
-OpenGait's documented ones; no file at all means ``params/quickstart.yaml``. Section and key names
+Only this room reads YAML. A file is merged deeply over the sections' defaults, which are the ones
+that OpenGait documents; without a file, ``params/quickstart.yaml`` is read. Section and key names
 are OpenGait's contract (https://github.com/ShiqiYu/OpenGait, docs/3.detailed_config).
 """
 

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from gaitlib.config.schedules import (
-    WIDEST,
+    MAX_BITS,
     BitInterval,
     BitPlan,
     ProjectionSchedule,
@@ -30,8 +30,8 @@ Share = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 class ImportanceScores(Section):
     """Weights of the five scores whose sum ranks the channels; the names are only_train_once's.
 
-    Each score is scaled to length 1 over all channels first, so that weights compare; only their
-    proportions matter. A score that is left out weighs nothing.
+    Each score is first scaled to length 1 over all channels, so that the weights are comparable;
+    only their proportions matter. A score that is not given has weight 0.
     """
 
     magnitude: Share = 0.0
@@ -41,17 +41,17 @@ class ImportanceScores(Section):
     taylor_second_order: Share = 0.0
 
     @model_validator(mode="after")
-    def _something_ranks(self) -> "ImportanceScores":
+    def _some_score_counts(self) -> "ImportanceScores":
         if not any(self.model_dump().values()):
             raise ValueError(
-                "no score has a weight, so no channel would go before another: give one, as in "
+                "no score has a weight, so nothing ranks the channels: give one, as in "
                 "{magnitude: 1.0}, or write default"
             )
         return self
 
 
-#: What ``importance_score_criteria: default`` stands for.
-ALL_ALIKE = ImportanceScores(**dict.fromkeys(ImportanceScores.model_fields, 0.2))
+#: What ``importance_score_criteria: default`` means.
+EQUAL_WEIGHTS = ImportanceScores(**dict.fromkeys(ImportanceScores.model_fields, 0.2))
 
 Criteria = Annotated[
     Annotated[Literal["default"], Tag("name")] | Annotated[ImportanceScores, Tag("weights")],
@@ -64,19 +64,20 @@ class HessoCfg(Section):
 
     Argument names are only_train_once's.
 
-    - ``start_from``: which weights the run starts with, ``scratch`` or the last checkpoint of this
-      run's ``baseline`` stage.
+    - ``implementation``: `gaitlib.prune.hesso.HESSO`, or only_train_once's own.
+    - ``start_from``: the weights that the run starts with: random ones (``scratch``), or the last
+      checkpoint of this run's ``baseline`` stage.
     - ``variant``: the base optimizer, torch's SGD, Adam or AdamW.
     - ``lr``: its learning rate at the first step.
     - ``weight_decay``: added to the gradient (sgd, adam) or decoupled (adamw).
     - ``first_momentum``: sgd's momentum, or the first beta of adam and adamw.
     - ``second_momentum``: the second beta of adam and adamw.
-    - ``dampening``: of sgd's momentum.
+    - ``dampening``: damps the gradient's part in sgd's momentum.
     - ``target_group_sparsity``: share of the prunable channels to remove.
-    - ``start_pruning_step``, ``pruning_steps``, ``pruning_periods``: `schedule`.
-    - ``group_divisible``: the number of channels left in a layer is a multiple of it.
-    - ``importance_score_criteria``: channels leave in the order of five scores; this weighs them.
-      ``default`` weighs all alike, ``{magnitude: 1.0}`` ranks by magnitude alone.
+    - ``start_pruning_step``, ``pruning_steps``, ``pruning_periods``: see `PruningSchedule`.
+    - ``group_divisible``: each group keeps a multiple of this number of channels.
+    - ``importance_score_criteria``: the weights of the five scores that rank the channels.
+      ``default`` gives all the same weight, ``{magnitude: 1.0}`` ranks by magnitude only.
     """
 
     implementation: Literal["gaitlib", "only_train_once"] = "gaitlib"
@@ -99,7 +100,7 @@ class HessoCfg(Section):
     def _weights_have_names(cls, value: Any) -> Any:
         if isinstance(value, str) and value != "default":
             raise ValueError(
-                f"{value!r} has to be default, or weights by name, as in {{magnitude: 1.0}}; "
+                f"{value!r} is neither default nor weights by name, as in {{magnitude: 1.0}}; "
                 f"names: {', '.join(ImportanceScores.model_fields)}"
             )
         return value
@@ -111,27 +112,27 @@ class HessoCfg(Section):
 
     @property
     def schedule(self) -> PruningSchedule:
-        """When channels go."""
+        """When channels leave."""
         return PruningSchedule(self.start_pruning_step, self.pruning_steps, self.pruning_periods)
 
     @property
     def scores(self) -> ImportanceScores:
-        """The weights of the scores, with ``default`` written out."""
+        """The weight of each score; ``default`` is replaced by the weights it means."""
         criteria = self.importance_score_criteria
-        return ALL_ALIKE if criteria == "default" else criteria
+        return EQUAL_WEIGHTS if criteria == "default" else criteria
 
     def check_fits(self, total: int) -> None:
         """Raise ``ValueError``, with the numbers, if a run of ``total`` steps is too short."""
         self.schedule.check_fits(total)
 
     def without_effect(self) -> dict[str, str]:
-        """Return keys that ask for what this variant does not read, with the reason."""
+        """Return the keys that were set but have no effect with this variant, with the reason."""
         key = "second_momentum" if self.variant == "sgd" else "dampening"
-        asks = getattr(self, key) != type(self).model_fields[key].default
-        return {key: f"{self.variant} has no such argument"} if asks else {}
+        is_set = getattr(self, key) != type(self).model_fields[key].default
+        return {key: f"{self.variant} has no such argument"} if is_set else {}
 
 
-#: GETA's keys beside HESSO's, with their values in a section that gives any of them.
+#: GETA's keys beyond HESSO's, with their defaults. A section that gives one of them has them all.
 QUANTIZATION = {
     "lr_quant": 1.0e-3,
     "start_projection_step": 0,
@@ -147,28 +148,33 @@ QUANTIZATION = {
     "target_bits": None,
 }
 
-WeightBits = Annotated[int, Field(ge=2, le=WIDEST)]
-ActivationBits = Annotated[int, Field(ge=1, le=WIDEST)]
+WeightBits = Annotated[int, Field(ge=2, le=MAX_BITS)]
+ActivationBits = Annotated[int, Field(ge=1, le=MAX_BITS)]
 
 
 class GetaCfg(HessoCfg):
     """Pruning and quantization in one run: HESSO's keys, and how bits shrink before it prunes.
 
-    Any of the keys of QUANTIZATION switches quantization on, and the others take the values there;
-    without any, channels are pruned alone. `BitPlan` has the phases. ``start_projection_step``
-    steps are warm-up; then come ``projection_steps`` in ``projection_periods``, each of which ends
-    by lowering ``max_bit_wt`` and ``max_bit_act`` by ``bit_reduction`` (never below ``min_bit_*``);
-    then HESSO's; then, to the end of the run, whole bits.
+    Any key of QUANTIZATION switches quantization on; the other keys then take their defaults from
+    there. Without any of them the run only prunes.
+
+    The phases (see `BitPlan`) follow one another:
+
+    1. Warm-up takes ``start_projection_step`` steps.
+    2. Projection takes ``projection_steps``, in ``projection_periods``. Each period ends by
+       lowering ``max_bit_wt`` and ``max_bit_act`` by ``bit_reduction``, never below ``min_bit_*``.
+    3. In the joint phase HESSO prunes, by its own keys.
+    4. Cool-down lasts to the end of the run; bits are whole.
 
     ``target_bits`` b is short for ``min_bit_wt: b`` with a ``bit_reduction`` of
     ``(max_bit_wt - b) / projection_periods``: all weights end at b bits. The bounds of activations
-    then stay as they are given.
+    then stay as given.
 
-    ``uniform: true`` holds the exponent t of every grid at 1, which is plain uniform quantization:
-    what integer arithmetic computes with.
+    ``uniform: true`` keeps the exponent t of every grid at 1. This is plain uniform quantization,
+    which integer arithmetic needs.
 
-    ``yardstick: false`` lets notebook 3 leave out the same run without bits, which is another
-    training of full length, and its rounding afterwards.
+    ``yardstick: false`` makes notebook 3 skip its comparison: the same run without bits, a second
+    training of full length, and the rounding of its result.
     """
 
     yardstick: bool = True
@@ -188,14 +194,14 @@ class GetaCfg(HessoCfg):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Write out what is left out, so that a run's config.yaml says it."""
+        """Fill in the defaults, so that a run's config.yaml shows them."""
         if not isinstance(values, Mapping):
             return values
         given = {key: value for key, value in values.items() if value is not None}
         if not QUANTIZATION.keys() & given.keys():
             return values
-        followed = ("min_bit_wt", "bit_reduction") if "target_bits" in given else ()
-        return {k: v for k, v in QUANTIZATION.items() if k not in followed} | given
+        derived = ("min_bit_wt", "bit_reduction") if "target_bits" in given else ()
+        return {k: v for k, v in QUANTIZATION.items() if k not in derived} | given
 
     @model_validator(mode="after")
     def _bits_are_reached(self) -> "GetaCfg":
@@ -215,7 +221,7 @@ class GetaCfg(HessoCfg):
             for key in ("min_bit_wt", "bit_reduction"):
                 if (value := getattr(self, key)) is not None:
                     raise ValueError(
-                        f"target_bits {target} stands for min_bit_wt and bit_reduction: leave out "
+                        f"target_bits {target} sets min_bit_wt and bit_reduction: leave out "
                         f"{key} {value}"
                     )
         least = "min_bit_wt" if target is None else "target_bits"
@@ -233,7 +239,7 @@ class GetaCfg(HessoCfg):
 
     @property
     def bit_plan(self) -> BitPlan | None:
-        """When bits shrink and between which bounds; None without quantization."""
+        """When bits shrink, and the bounds they keep within; None without quantization."""
         if not self.quantizes:
             return None
         least, each, others = self.min_bit_wt, self.bit_reduction, self.bit_reduction
@@ -252,21 +258,21 @@ class GetaCfg(HessoCfg):
         )
 
     def check_fits(self, total: int) -> None:
-        """Raise ``ValueError`` as `HessoCfg`, or if no step is left for whole bits."""
+        """Raise ``ValueError`` as `HessoCfg` does, or if cool-down has no step."""
         super().check_fits(total)
         if self.quantizes and self.schedule.end == total:
             raise ValueError(
-                f"{self.schedule} is all of trainer_cfg.total_iter: leave an iteration or more for "
-                "training at whole bits"
+                f"{self.schedule} is all of trainer_cfg.total_iter: keep at least one iteration "
+                "for training at whole bits"
             )
 
     @property
     def quantizes(self) -> bool:
-        """Whether any key of quantization was given."""
+        """Whether any key of QUANTIZATION was given."""
         return self.quantize is not None
 
     def without_effect(self) -> dict[str, str]:
-        """Return keys that ask for what this experiment does not read, with the reason."""
+        """Return the keys that were set but have no effect, with the reason."""
         inputs = ("min_bit_act", "max_bit_act") if self.quantize == "weights" else ()
-        asks = [key for key in inputs if getattr(self, key) != QUANTIZATION[key]]
-        return super().without_effect() | dict.fromkeys(asks, "quantize is 'weights'")
+        are_set = [key for key in inputs if getattr(self, key) != QUANTIZATION[key]]
+        return super().without_effect() | dict.fromkeys(are_set, "quantize is 'weights'")

@@ -1,4 +1,4 @@
-"""The data_cfg section: which silhouettes, and how they are read."""
+"""The data_cfg section: which silhouettes are used, and how they are read."""
 
 import json
 from typing import Literal
@@ -18,7 +18,7 @@ from gaitlib.config.section import Pair, Section
 
 
 class WalkerCfg(Section):
-    """The embedded data set (`walkers`), made at ``dataset_root`` on first use."""
+    """The embedded data set (`walkers`), drawn at ``dataset_root`` on first use."""
 
     subjects: PositiveInt = 34
     train: PositiveInt = 24
@@ -30,7 +30,7 @@ class WalkerCfg(Section):
     def _some_of_each(self) -> "WalkerCfg":
         if self.train >= self.subjects:
             raise ValueError(
-                f"train is {self.train} of {self.subjects} subjects: leave at least one to test"
+                f"train is {self.train} of {self.subjects} subjects: keep at least one to test"
             )
         if self.frames[0] > self.frames[1]:
             raise ValueError(f"frames is {list(self.frames)}: write [fewest, most]")
@@ -38,18 +38,18 @@ class WalkerCfg(Section):
 
 
 class DataCfg(Section):
-    """Which silhouettes, and how they are read.
+    """Which silhouettes are used, and how they are read.
 
-    - ``dataset_name``: what results.json calls them.
-    - ``dataset_root``, ``dataset_partition``: a CASIA-B-pkl folder, and which of its subjects are
-      trained on and which tested. Relative paths start at the working folder, or else at the
-      project's.
-    - ``num_workers``: loading processes; they change no batch.
+    - ``dataset_name``: the data set's name in results.json.
+    - ``dataset_root``: a CASIA-B-pkl folder.
+    - ``dataset_partition``: a JSON file that lists the subjects to train on and to test. Relative
+      paths start at the working folder, or else at the project's.
+    - ``num_workers``: processes that load batches. The batches are the same for any number.
     - ``cache``: keep all silhouettes in memory; ``mapped`` gathers them in one memory-mapped file
       under ``data/mapped``, which all processes share and later runs open at once.
-    - ``remove_no_gallery``: leave out probes whose subject has no gallery sequence at a view,
-      instead of counting a miss.
-    - ``data_in_use``: which of a sequence folder's files are read; the first alone can be.
+    - ``remove_no_gallery``: drop probes whose subject has no gallery sequence at a view, instead
+      of counting a miss.
+    - ``data_in_use``: which files of a sequence folder are read; only the first can be.
     - ``walker``: use the embedded data set. (Not OpenGait's.)
     """
 
@@ -76,14 +76,14 @@ class DataCfg(Section):
     @field_validator("data_in_use")
     @classmethod
     def _the_first_file(cls, value: tuple[bool | int, ...] | None) -> tuple[bool | int, ...] | None:
-        """OpenGait takes a mask over the files, sorted by name, or a list of their numbers."""
+        """Accept OpenGait's two forms: a mask over the files, sorted by name, or their numbers."""
         mask = value is not None and all(isinstance(entry, bool) for entry in value)
         first = value[:1] == (True,) and not any(value[1:]) if mask else value in (None, (0,))
         if not first:
             right = [True, *[False] * (len(value) - 1)] if mask else [0]
             raise ValueError(
                 f"data_in_use is {json.dumps(value)}: of a sequence folder's files, sorted by "
-                "name, the first (the silhouettes) alone is read here; write "
+                "name, only the first (the silhouettes) is read; write "
                 f"{json.dumps(right)}, or leave it out"
             )
         return value

@@ -21,7 +21,7 @@ from gaitlib.config.training_cfg import (
 
 
 class Experiment(Section):
-    """A whole experiment: one section for each part of the job."""
+    """A whole experiment: one section per part of the job."""
 
     data_cfg: DataCfg
     model_cfg: ModelCfg = ModelCfg()
@@ -60,7 +60,7 @@ class Experiment(Section):
                 f"add `compression_optimizer: {given[0]}`"
             )
         if chosen is not None and sections[chosen] is None:
-            other = f"; {given[0]}_optimizer_cfg is given, which it does not read" if given else ""
+            other = f"; it does not read {given[0]}_optimizer_cfg, which is given" if given else ""
             raise ValueError(
                 f"compression_optimizer is {chosen!r} but {chosen}_optimizer_cfg is missing{other}"
             )
@@ -68,13 +68,13 @@ class Experiment(Section):
             other = next(name for name in given if name != chosen)
             raise ValueError(
                 f"compression_optimizer is {chosen!r}, which does not read {other}_optimizer_cfg: "
-                f"give its keys to {chosen}_optimizer_cfg, and leave {other}_optimizer_cfg out"
+                f"move its keys to {chosen}_optimizer_cfg and remove {other}_optimizer_cfg"
             )
         if self.compression is not None:
-            cycles = self.scheduler_cfg.scheduler == "OneCycleLR" and (
+            cycles_momentum = self.scheduler_cfg.scheduler == "OneCycleLR" and (
                 self.scheduler_cfg.model_extra or {}
             ).get("cycle_momentum", True)
-            if cycles and self.compression.implementation == "only_train_once":
+            if cycles_momentum and self.compression.implementation == "only_train_once":
                 raise ValueError(
                     "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
                     "HESSO: write cycle_momentum: false"
@@ -88,7 +88,7 @@ class Experiment(Section):
         """Compare the network's classes and the sampler with the number of training subjects.
 
         Raises:
-            ValueError: if there are fewer classes than subjects, or fewer subjects than P.
+            ValueError: if classes and subjects differ in number, or P exceeds the subjects.
         """
         classes = self.model_cfg.SeparateBNNecks.class_num
         if classes != num_train:
@@ -97,29 +97,29 @@ class Experiment(Section):
                 f"{num_train} subjects: write {num_train}. If you expect more, see whether files "
                 "of some are absent or damaged"
             )
-        subjects_a_batch = self.trainer_cfg.sampler.batch_size[0]
-        if subjects_a_batch > num_train:
+        subjects_per_batch = self.trainer_cfg.sampler.batch_size[0]
+        if subjects_per_batch > num_train:
             raise ValueError(
-                f"trainer_cfg.sampler.batch_size[0] is {subjects_a_batch}, but the training set "
+                f"trainer_cfg.sampler.batch_size[0] is {subjects_per_batch}, but the training set "
                 f"has {num_train} subjects: write at most {num_train}"
             )
 
     @property
     def compression(self) -> HessoCfg | None:
-        """The section that `compression_optimizer` chose, or None for dense training."""
+        """The section that ``compression_optimizer`` chooses; None for dense training."""
         if self.compression_optimizer is None:
             return None
         return getattr(self, f"{self.compression_optimizer}_optimizer_cfg")
 
     @property
     def quantizes(self) -> bool:
-        """Whether the compression chooses bits beside channels."""
+        """Whether the compression also quantizes."""
         return isinstance(self.compression, GetaCfg) and self.compression.quantizes
 
     def pruned_alone(self) -> "Experiment":
         """Return the experiment that prunes as this one does and quantizes nothing.
 
-        Where this one resumes from a checkpoint of its own, that one does from its own last.
+        If this one resumes from a checkpoint, the returned one resumes from its own latest.
         """
         if not self.quantizes:
             return self
@@ -130,9 +130,9 @@ class Experiment(Section):
         return self.model_copy(update=changed)
 
     def sections(self) -> dict[str, Any]:
-        """Return every section, resolved, as plain values for YAML."""
+        """Return every section with its defaults filled in, as plain values for YAML."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
-#: The sections, in order; every notebook's parameters cell holds each as a dictionary.
+#: The names of the sections, in order. Every notebook's parameters cell has a dictionary of each.
 SECTIONS = tuple(Experiment.model_fields)

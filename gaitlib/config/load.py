@@ -1,4 +1,4 @@
-"""From YAML, a mapping or a notebook's parameters cell to a checked `Experiment`."""
+"""Build a checked `Experiment` from YAML, a mapping or a notebook's parameters cell."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gaitlib.config.experiment import SECTIONS, Experiment
-from gaitlib.config.opengait_keys import set_apart
+from gaitlib.config.opengait_keys import split_off_unused
 from gaitlib.config.section import ConfigError, is_number, nearest, number_as_yaml
 from gaitlib.config.yaml_reader import Place, read_with_lines, read_yaml
 from gaitlib.system.files import PARAMS
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 QUICKSTART = PARAMS / "quickstart.yaml"
 
-#: What a run's config.yaml records beside the sections; ignored when it is read back.
-RECORD = ("seed", "device", "processes", "data", "versions")
+#: Further entries of a run's config.yaml, ignored when it is read back.
+RECORD_KEYS = ("seed", "device", "processes", "data", "versions")
 
 
 def load_experiment(
@@ -28,14 +28,14 @@ def load_experiment(
     """Build an experiment from a YAML file or a mapping of sections.
 
     Args:
-        source: a file, or sections; None or sections that are all empty mean the quickstart.
-        overrides: dotted keys, each replacing one value: ``{"trainer_cfg.total_iter": 10}``;
-            entries of a list are numbered from 0: ``{"loss_cfg.0.margin": 0.3}``.
+        source: a file, or sections. None, or sections that are all empty, mean the quickstart.
+        overrides: dotted keys, each replacing one value: ``{"trainer_cfg.total_iter": 10}``.
+            List entries count from 0: ``{"loss_cfg.0.margin": 0.3}``.
 
     Raises:
-        ConfigError: naming each section, value and what would be right.
+        ConfigError: if the experiment is invalid; the message lists each section, value and fix.
 
-    Keys that are OpenGait's and change nothing here are listed in one warning.
+    One warning lists the keys that have no effect here.
     """
     lines: dict[Place, int | None] = {}
     if isinstance(source, Mapping):
@@ -45,7 +45,7 @@ def load_experiment(
     values = {
         key: value
         for key, value in values.items()
-        if key not in RECORD and value not in (None, {}, [], "")
+        if key not in RECORD_KEYS and value not in (None, {}, [], "")
     }
     if not values:
         values = read_yaml(QUICKSTART)
@@ -53,8 +53,8 @@ def load_experiment(
         _set_dotted(values := _copied(values), str(key), value)
         changed = _place(str(key))
         lines = {p: None if p[: len(changed)] == changed else line for p, line in lines.items()}
-        lines[changed] = None  # not the file's
-    values, listed, refused = set_apart(values)
+        lines[changed] = None  # the value is no longer the file's
+    values, listed, refused = split_off_unused(values)
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
@@ -69,7 +69,7 @@ def load_experiment(
 
 
 def without_effect(experiment: Experiment) -> list[str]:
-    """Return a line for each key of our own that asks for something that changes nothing."""
+    """Return one line per key of this program's that was set but has no effect."""
     optimizer, evaluator = experiment.optimizer_cfg, experiment.evaluator_cfg
     taken = optimizer.arguments().keys() | {"solver"}
     lines = [
@@ -111,12 +111,14 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _entry(entries: list[Any], step: str, dotted: str) -> int:
     if not step.isdigit() or int(step) >= len(entries):
-        raise ConfigError(f"override {dotted!r}: {step} is no entry of a list of {len(entries)}")
+        raise ConfigError(
+            f"override {dotted!r}: {step} is not an entry of a list of {len(entries)}"
+        )
     return int(step)
 
 
 def _explain(error: ValidationError, lines: Mapping[Place, int | None]) -> list[str]:
-    """Turn pydantic's report into one line a problem: section, line of the file, message, value."""
+    """Turn pydantic's report into one line per problem: section, file line, message, value."""
     explained = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(step) for step in problem["loc"]) or "experiment"
@@ -132,11 +134,11 @@ def _explain(error: ValidationError, lines: Mapping[Place, int | None]) -> list[
 
 
 def _line_of(loc: Place, message: str, lines: Mapping[Place, int | None]) -> int | None:
-    """Return where the file says what a problem is about; None if it says nothing of it."""
+    """Return the file's line that a problem is about; None if the file does not hold it."""
     unknown = re.match(r"unknown key '(.+?)'", message)
     place: Place = ()
     for step in (*loc, *(unknown.groups() if unknown else ())):
-        if (*place, step) in lines:  # the others are pydantic's: the branch of a union
+        if (*place, step) in lines:  # pydantic adds steps of its own: the branch of a union
             place = (*place, step)
     return lines.get(place)
 
@@ -146,21 +148,25 @@ def notebook_experiment(namespace: Mapping[str, Any]) -> Experiment:
 
     Call it as ``notebook_experiment(globals())``.
 
-    papermill sets a parameter that no notebook knows with only a warning; here it is refused.
+    Refuses a parameter that no notebook reads; papermill would set it and only warn.
 
     Raises:
-        ConfigError: for an unknown injected parameter, or as `load_experiment`.
+        ConfigError: for an unknown injected parameter, or as `load_experiment` does.
     """
-    refuse_unknown(namespace, {"run", "overrides", *RECORD, *SECTIONS})
+    refuse_unknown(namespace, {"run", "overrides", *RECORD_KEYS, *SECTIONS})
     sections = {name: namespace.get(name) for name in SECTIONS}
     return load_experiment(sections, namespace.get("overrides"))
 
 
 def refuse_unknown(namespace: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse a parameter of a notebook that papermill sets and the notebook does not read.
+    """Refuse a parameter that papermill injected and the notebook does not read.
+
+    Args:
+        namespace: the notebook's ``globals()``.
+        known: the parameters that it reads.
 
     Raises:
-        ConfigError: with the nearest name that it does read.
+        ConfigError: for an unknown parameter; the message has the nearest known name.
     """
     for name in _injected_names(namespace.get("In", ())):
         if name not in known:
@@ -168,7 +174,7 @@ def refuse_unknown(namespace: Mapping[str, Any], known: Collection[str]) -> None
 
 
 def _injected_names(cells: Iterable[str]) -> list[str]:
-    """Names that papermill's injected cell assigns (its first line is ``# Parameters``)."""
+    """Return the names that papermill's injected cell assigns (it starts ``# Parameters``)."""
     names = []
     for cell in cells:
         if cell.startswith("# Parameters\n"):

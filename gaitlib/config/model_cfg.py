@@ -1,4 +1,4 @@
-"""The model_cfg section: backbone, heads, and whether their sizes meet."""
+"""The model_cfg section: backbone, heads, and the check that their sizes match."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ from gaitlib.config.section import Ints, Section
 
 
 class ResNet9Cfg(Section):
-    """GaitBase's backbone: a first convolution and one stage per entry of ``channels``."""
+    """GaitBase's backbone: a first convolution and one block per entry of ``channels``."""
 
     type: Literal["ResNet9"] = "ResNet9"
     block: Literal["BasicBlock", "Bottleneck"] = "BasicBlock"
@@ -20,11 +20,11 @@ class ResNet9Cfg(Section):
     maxpool: bool = False
 
     @model_validator(mode="after")
-    def _one_entry_a_stage(self) -> "ResNet9Cfg":
+    def _one_entry_per_block(self) -> "ResNet9Cfg":
         if not len(self.channels) == len(self.layers) == len(self.strides):
             raise ValueError(
                 f"channels {list(self.channels)}, layers {list(self.layers)} and strides "
-                f"{list(self.strides)} need one entry a stage"
+                f"{list(self.strides)} need one entry per block"
             )
         return self
 
@@ -51,9 +51,9 @@ class PlainCfg(Section):
             kind, *numbers = token.split("-")
             arity = {"M": 0, "BC": 1, "FC": 2}.get(kind)
             if arity != len(numbers) or not all(number.isdigit() for number in numbers):
-                raise ValueError(f"layer {token!r} is none of 'BC-<c>', 'FC-<c>-<h>', 'M'")
+                raise ValueError(f"layer {token!r} is not one of 'BC-<c>', 'FC-<c>-<h>', 'M'")
         if not value or value[0] == "M":
-            raise ValueError(f"layers_cfg {list(value)} has to begin with a convolution")
+            raise ValueError(f"layers_cfg {list(value)} must start with a convolution")
         return value
 
     @property
@@ -63,7 +63,7 @@ class PlainCfg(Section):
 
 
 class SeparateFCsCfg(Section):
-    """One linear map a part, from the backbone's channels to the embedding."""
+    """One linear map per part, from the backbone's channels to the embedding."""
 
     in_channels: PositiveInt = 512
     out_channels: PositiveInt = 256
@@ -72,7 +72,7 @@ class SeparateFCsCfg(Section):
 
 
 class SeparateBNNecksCfg(Section):
-    """One BatchNorm and one normalised classifier a part, used in training alone."""
+    """One BatchNorm and one normalised classifier per part, used only in training."""
 
     class_num: PositiveInt = 74
     in_channels: PositiveInt = 256
@@ -82,10 +82,10 @@ class SeparateBNNecksCfg(Section):
 
 
 class ModelCfg(Section):
-    """A network: spelled out, or the compact form ``{channels: [a, b, c], class_num: K}``.
+    """A network: in full, or in the compact form ``{channels: [a, b, c], class_num: K}``.
 
     The compact form (GaitBaseGeta) is expanded here into BC-a,BC-a,M,BC-b,BC-b,M,BC-c,BC-c with
-    bins 16-8-4-2-1 and 256 outputs a part, so that everything downstream sees one spelling.
+    bins 16-8-4-2-1 and 256 outputs per part, so that all other code sees one form.
     """
 
     model: Literal["Baseline", "GaitBase", "GaitBaseGeta"] = "Baseline"
@@ -105,7 +105,7 @@ class ModelCfg(Section):
             raise ValueError(
                 f"channels and class_num belong to the compact form {{model: GaitBaseGeta, "
                 f"channels: [a, b, c], class_num: K}}; here model is {values.get('model')!r}"
-                + (f" and {sorted(extra)} stand beside them" if extra else "")
+                + (f" and {sorted(extra)} are given as well" if extra else "")
             )
         if not isinstance(channels, list | tuple) or len(channels) != 3 or class_num is None:
             raise ValueError(f"the compact form takes 3 channels and class_num, not {dict(values)}")
@@ -125,7 +125,7 @@ class ModelCfg(Section):
         }
 
     @model_validator(mode="after")
-    def _sizes_meet(self) -> "ModelCfg":
+    def _sizes_match(self) -> "ModelCfg":
         fcs, necks, parts = self.SeparateFCs, self.SeparateBNNecks, sum(self.bin_num)
         out = self.backbone_cfg.out_channels
         for name, has, needs, because in (
@@ -141,7 +141,7 @@ class ModelCfg(Section):
                 "SeparateBNNecks.in_channels",
                 necks.in_channels,
                 fcs.out_channels,
-                "SeparateFCs give",
+                "SeparateFCs returns",
             ),
         ):
             if has != needs:

@@ -1,7 +1,7 @@
-"""What OpenGait's files say beyond the sections' own keys: listed where it changes nothing here.
+"""OpenGait's keys that the sections lack: listed if they have no effect, refused if they would.
 
-A key of OpenGait's that asks for something else than this program does is refused with the reason;
-a key that neither knows is a typing mistake, which the sections refuse.
+A key that asks for something this program cannot do is refused with the reason. A key that neither
+OpenGait nor this program knows is a typing mistake, which the sections refuse.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ _ALL_FRAMES = "'all_ordered' reads every frame"
 _CUT = "the cut follows from the width of the frames"
 _TORCH_CHOOSES = "torch chooses its own implementation"
 
-#: Keys that change nothing here, with the reason; entries of lists share their list's name.
+#: Keys without effect here, with the reason. The entries of a list share the list's name.
 NO_EFFECT = {
     "data_cfg.test_dataset_name": "one data set is trained on and tested",
     "optimizer_cfg.foreach": _TORCH_CHOOSES,
     "optimizer_cfg.fused": _TORCH_CHOOSES,
-    "scheduler_cfg.verbose": "the learning rate stands in history.csv",
+    "scheduler_cfg.verbose": "history.csv has the learning rate",
     "trainer_cfg.transform.img_w": _CUT,
     "trainer_cfg.transform.trf_cfg.img_w": _CUT,
     "evaluator_cfg.transform.img_w": _CUT,
@@ -31,34 +31,36 @@ NO_EFFECT = {
     "evaluator_cfg.sampler.frames_skip_num": _ALL_FRAMES,
 }
 
-#: Keys that are listed while they are off, and refused with the reason when they are on.
+#: Keys that are listed when off, and refused with the reason when on.
 UNSUPPORTED = {
     "data_cfg.self_supervised": "a class is a subject here; leave it out",
     "optimizer_cfg.maximize": "training minimises the loss; leave it out",
-    "trainer_cfg.fix_layers": "BatchNorm alone can be kept as it is; write fix_BN: true",
-    "trainer_cfg.sampler.points_in_use": "silhouettes are the one input; leave it out",
-    "evaluator_cfg.sampler.points_in_use": "silhouettes are the one input; leave it out",
+    "trainer_cfg.fix_layers": "only BatchNorm can be frozen; write fix_BN: true",
+    "trainer_cfg.sampler.points_in_use": "silhouettes are the only input; leave it out",
+    "evaluator_cfg.sampler.points_in_use": "silhouettes are the only input; leave it out",
 }
 
-#: Arguments of schedulers that follow from another key, and change nothing if they say the same.
-FOLLOWS = {
+#: Arguments of schedulers that are copied from another key. Giving the same value has no effect.
+COPIED_FROM = {
     "scheduler_cfg.T_max": "trainer_cfg.total_iter",
     "scheduler_cfg.total_steps": "trainer_cfg.total_iter",
     "scheduler_cfg.max_lr": "optimizer_cfg.lr",
 }
 
 
-def set_apart(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Part the sections from what OpenGait's files say beyond them.
+def split_off_unused(
+    values: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Split off OpenGait's keys that this program does not read.
 
     Args:
         values: the sections as a file gives them.
 
     Returns:
-        The sections that are left, a line for each key that changes nothing here, and a line for
-        each key that asks for something that cannot be done.
+        The sections without those keys, one line per key without effect, and one line per key
+        that asks for something this program cannot do.
     """
-    listed: dict[str, None] = {}  # in order, each once
+    listed: dict[str, None] = {}  # an ordered set
     refused: list[str] = []
 
     def keep(value: Any, place: str) -> Any:
@@ -86,8 +88,8 @@ def _why_without_effect(dotted: str, item: Any, values: Mapping[str, Any]) -> st
     if dotted in UNSUPPORTED:
         return "off, as it always is here"
     section, _, key = dotted.partition(".")
-    if dotted in FOLLOWS and item == _value(values, FOLLOWS[dotted]):
-        return f"it follows from {FOLLOWS[dotted]}"
+    if dotted in COPIED_FROM and item == _value(values, COPIED_FROM[dotted]):
+        return f"it follows from {COPIED_FROM[dotted]}"
     if section == "scheduler_cfg" and key != "scheduler":
         chosen = _value(values, "scheduler_cfg.scheduler") or "MultiStepLR"
         others = {name for scheduler in SCHEDULERS for name in scheduler_arguments(scheduler)}
@@ -97,7 +99,7 @@ def _why_without_effect(dotted: str, item: Any, values: Mapping[str, Any]) -> st
 
 
 def _value(values: Mapping[str, Any], dotted: str) -> Any:
-    """Return what the sections, or else the defaults, say."""
+    """Return a key's value in the sections, or else its default."""
     section, key = dotted.split(".")
     given = values.get(section)
     if isinstance(given, Mapping) and key in given:

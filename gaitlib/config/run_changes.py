@@ -1,4 +1,4 @@
-"""What a resumed run may change: where it runs and what it reports, not what it computes."""
+"""What a resumed run may change: where it runs and what it reports, but not what it computes."""
 
 import hashlib
 import json
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gaitlib.config.training_cfg import FOLLOWING
+from gaitlib.config.training_cfg import DERIVED_ARGUMENTS
 
-#: Keys that change no weight. A name that ends in a dot stands for all below it. The sequences
-#: themselves are compared by the entry ``data``, so that their folder may have moved.
+#: Keys that change no weight. A name that ends in a dot means all keys below it. The entry ``data``
+#: compares the sequences themselves, so their folder may have moved.
 HARMLESS = (
     "trainer_cfg.save_iter",
     "trainer_cfg.log_iter",
@@ -36,13 +36,13 @@ HARMLESS = (
 
 @dataclass(frozen=True)
 class Change:
-    """One key that a checkpoint's run and this one say differently.
+    """One key whose value differs between a checkpoint's run and this one.
 
     Attributes:
-        key: dotted; entries of a list have numbers.
-        saved: what the checkpoint says; None if it says nothing.
-        present: what this run says; None if it says nothing.
-        harmless: whether the run is the same one all the same.
+        key: dotted; list entries count from 0.
+        saved: the value in the checkpoint; None if it lacks the key.
+        present: the value in this run; None if it lacks the key.
+        harmless: whether the key changes no weight.
     """
 
     key: str
@@ -55,36 +55,36 @@ class Change:
 
 
 def compare_records(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[Change]:
-    """Compare what a checkpoint's run was with what this one is, key by key.
+    """Compare the settings of a checkpoint's run with this run's, key by key.
 
-    ``trainer_cfg.total_iter`` is harmless unless the learning rate's shape follows from it.
+    ``trainer_cfg.total_iter`` is harmless unless the scheduler is computed from it.
 
     Args:
-        saved: `Experiment.sections()` and further entries, plain values.
+        saved: the checkpoint's `Experiment.sections()` and further entries, plain values.
         present: the same of this run. A key that one of the two lacks counts as None.
 
     Returns:
-        The differences, in the order of the keys.
+        The differences, sorted by key.
     """
-    was, now = dict(_leaves(saved)), dict(_leaves(present))
+    was, now = dict(_flatten(saved)), dict(_flatten(present))
     scheduler = "scheduler_cfg.scheduler"
-    fixed_length = {was.get(scheduler), now.get(scheduler)} & FOLLOWING.keys()
+    fixed_length = {was.get(scheduler), now.get(scheduler)} & DERIVED_ARGUMENTS.keys()
     free = HARMLESS if fixed_length else (*HARMLESS, "trainer_cfg.total_iter")
     return [
-        Change(key, was.get(key), now.get(key), _is_one_of(key, free))
+        Change(key, was.get(key), now.get(key), _matches(key, free))
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
 
 
 def digest(record: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hex) of a record, whatever the order of its keys."""
+    """Return the SHA-256 (hex) of a record; the order of its keys does not matter."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value below a mapping by its dotted key; a list of numbers is one value."""
+def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key of nested mappings and its value; a list of numbers is one value."""
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
@@ -93,8 +93,8 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield place, list(value) if isinstance(value, tuple) else value
         return
     for key, item in items:
-        yield from _leaves(item, f"{place}.{key}" if place else str(key))
+        yield from _flatten(item, f"{place}.{key}" if place else str(key))
 
 
-def _is_one_of(key: str, names: tuple[str, ...]) -> bool:
+def _matches(key: str, names: tuple[str, ...]) -> bool:
     return any(key.startswith(name) if name.endswith(".") else key == name for name in names)

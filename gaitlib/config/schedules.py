@@ -1,29 +1,29 @@
 """When channels are chosen, shrunk and removed, and when bits shrink, in optimizer steps.
 
-`HessoCfg` and `GetaCfg` build these objects and check the type and range of each number; the
-objects check what needs two numbers.
+`HessoCfg` and `GetaCfg` build these objects. They check the type and range of each number; the
+objects check numbers against one another.
 
-HESSO prunes by a `PruningSchedule`, and so does GETA in its joint phase. Steps count from 1. With S
-the start, D the steps of a period and t = (step - S) mod D, a period chooses its channels at t = 1,
-multiplies them by (D - t - 1) / (D - t) at t = 1, ..., D - 1, so that the product is exactly 0, and
-ends there. The step with t = 0 is an ordinary one. With D = 1 each period is one step that chooses
-and removes.
+HESSO, and GETA in its joint phase, prune by a `PruningSchedule`. Steps count from 1. S is the
+start, D the steps of a period and t = (step - S) mod D. A period chooses its channels at t = 1 and
+multiplies them by (D - t - 1) / (D - t) at t = 1, ..., D - 1. The last factor is exactly 0; the
+period ends with it. The step with t = 0 is an ordinary one. With D = 1 each period is one step,
+which chooses and removes.
 """
 
 from dataclasses import dataclass
 
-WIDEST = 24  # bits that float32 tells apart
+MAX_BITS = 24  # bits of float32's significand
 
 
 @dataclass(frozen=True)
 class PruningSchedule:
-    """When channels go, in equal periods.
+    """When channels leave, in equal periods.
 
     Args:
         start: steps before the first period, 0 or more.
         steps: steps from there to the end of pruning.
-        periods: parts they are divided into, 1 or more; a remainder of ``steps / periods`` is left
-            at the end.
+        periods: number of equal parts of ``steps``, 1 or more. A remainder of ``steps / periods``
+            comes after the last.
 
     Raises:
         ValueError: if there are more periods than steps.
@@ -49,7 +49,7 @@ class PruningSchedule:
 
     @property
     def end(self) -> int:
-        """The last step of pruning, with the remainder."""
+        """The last step of pruning, including the remainder."""
         return self.start + self.steps
 
     @property
@@ -69,15 +69,15 @@ class PruningSchedule:
         return self.first + after + max(self.duration - 2, 0)
 
     def due(self, step: int) -> int:
-        """Return how many periods have chosen their channels once ``step`` is done."""
+        """Return how many periods have chosen their channels by the end of ``step``."""
         if step < self.first:
             return 0
         return min((step - self.first) // self.duration + 1, self.periods)
 
     def removed_by(self, period: int, target: int) -> int:
-        """Return how many of ``target`` channels to have chosen by the end of ``period``.
+        """Return how many of ``target`` channels are chosen by the end of ``period``.
 
-        Periods count from 0. Each takes ``target // periods``, the last one the rest.
+        Periods count from 0. Each takes ``target // periods``; the last takes the rest.
         """
         if period >= self.periods - 1:
             return target
@@ -89,12 +89,12 @@ class PruningSchedule:
         return [(start, start + self.duration) for start in starts]
 
     def shrinks(self, step: int) -> bool:
-        """Tell whether ``step`` lies inside a period, where chosen channels shrink."""
+        """Return whether chosen channels shrink at ``step``: it lies inside a period."""
         inside = self.first <= step <= self.last
         return inside and (self.duration == 1 or (step - self.start) % self.duration > 0)
 
     def factor(self, step: int) -> float:
-        """Return what chosen channels are multiplied by at ``step``; 0 at a period's last step."""
+        """Return the factor of the chosen channels at ``step``; 0 at a period's last step."""
         if not self.shrinks(step):
             return 0.0
         left = self.duration - (step - self.start) % self.duration
@@ -107,9 +107,9 @@ class ProjectionSchedule:
 
     Args:
         start: steps of warm-up, in which bits are free; 0 or more.
-        steps: steps from there to the last shrink.
-        periods: parts they are divided into, 1 or more; a remainder of ``steps / periods`` is left
-            at the end.
+        steps: steps from there to the end of projection.
+        periods: number of equal parts of ``steps``, 1 or more. A remainder of ``steps / periods``
+            comes after the last.
 
     Raises:
         ValueError: if there are more periods than steps.
@@ -127,15 +127,15 @@ class ProjectionSchedule:
 
     @property
     def end(self) -> int:
-        """The last step of the projection phase, with the remainder."""
+        """The last step of the projection phase, including the remainder."""
         return self.start + self.steps
 
     def shrinks_by(self, step: int) -> int:
-        """Return how many times bits have shrunk when ``step`` is done.
+        """Return how many times bits have shrunk by the end of ``step``.
 
-        They shrink once per period, at its end. The number depends on the step alone, so a skipped
-        step loses nothing. The last shrink comes at ``start + periods * (steps // periods)``,
-        before pruning.
+        They shrink once per period, at its end. The number depends only on the step, so skipping a
+        step loses no shrink. The last shrink is at ``start + periods * (steps // periods)``, before
+        pruning.
         """
         return max(0, min((step - self.start) // (self.steps // self.periods), self.periods))
 
@@ -146,8 +146,8 @@ class BitInterval:
 
     Args:
         least, most: whole numbers, ``least <= most``.
-        reduction: what ``most`` loses at each shrink, never below ``least``.
-        kind: how the keys of the section call it: ``wt`` or ``act``.
+        reduction: bits that ``most`` loses per shrink, never below ``least``.
+        kind: the end of the section's keys: ``wt`` or ``act``.
     """
 
     least: int
@@ -156,24 +156,27 @@ class BitInterval:
     kind: str
 
     def after(self, shrinks: int) -> float:
-        """Return the largest bits allowed after so many shrinks."""
+        """Return the most bits allowed after ``shrinks`` shrinks."""
         return max(self.most - shrinks * self.reduction, self.least)
 
 
 @dataclass(frozen=True)
 class BitPlan:
-    """When bits shrink, and between which bounds.
+    """When bits shrink, and the bounds they keep within.
 
-    GETA's four phases (https://arxiv.org/abs/2502.16638): in warm-up bits are free; in projection
-    the upper bounds shrink period by period; in the joint phase channels are pruned, and the
-    bounds stay as projection left them; in cool-down each quantizer keeps a whole number of bits.
+    GETA's four phases (https://arxiv.org/abs/2502.16638):
+
+    1. Warm-up: bits are free.
+    2. Projection: the upper bounds shrink period by period.
+    3. Joint: channels are pruned; the bounds stay as they are after projection.
+    4. Cool-down: each quantizer keeps a whole number of bits.
 
     Attributes:
-        lr_quant: learning rate of d, q_m and t, throughout.
+        lr_quant: learning rate of d, q_m and t in all phases.
         schedule: when the upper bounds shrink.
         weights, activations: the intervals.
         joint: the step after which the joint phase begins.
-        cool_down: the step after which bits are whole, the last of pruning.
+        cool_down: the last step of pruning, after which bits are whole.
 
     Raises:
         ValueError: if projection ends after pruning has begun.
@@ -194,7 +197,7 @@ class BitPlan:
             )
 
     def phases(self) -> dict[str, int]:
-        """Return the first iteration of each phase by its name, in order."""
+        """Return the first iteration of each phase (from 0), by name and in order."""
         return {
             "warm-up": 0,
             "projection": self.schedule.start,
@@ -209,7 +212,7 @@ class BitPlan:
 
 
 def _check_periods(name: str, steps: int, periods: int) -> None:
-    """Refuse more periods than steps; ``name`` is how the keys of the section begin."""
+    """Refuse more periods than steps; ``name`` is the beginning of the section's keys."""
     if steps < periods:
         raise ValueError(
             f"{name}_steps {steps} is less than {name}_periods {periods}: each period needs at "

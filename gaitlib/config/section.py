@@ -1,4 +1,4 @@
-"""What every section shares: frozen, typed, unknown keys refused with the nearest valid name."""
+"""The base of every section: frozen and typed; refuses unknown keys with the nearest valid name."""
 
 import difflib
 import math
@@ -13,7 +13,7 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a hint: the valid name nearest to a mistyped one, and all valid names."""
+    """Return a hint for a mistyped name: the nearest valid name, and all valid names."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -21,7 +21,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 class Section(BaseModel):
-    """A section: frozen, no unknown keys, no silent conversion of text to numbers."""
+    """A section: frozen, without unknown keys, and never silently turning text into numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
@@ -41,7 +41,7 @@ Ints = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 
 
 def is_number(text: Any) -> bool:
-    """Say whether a value reads as a number, as the text ``1e-3`` does."""
+    """Return whether a value is a number or the text of one, such as ``1e-3``."""
     try:
         return math.isfinite(float(text))
     except (TypeError, ValueError):
@@ -49,7 +49,7 @@ def is_number(text: Any) -> bool:
 
 
 def number_as_yaml(text: str) -> str:
-    """Spell a number so that YAML 1.1 reads it as one: ``1e-10`` becomes ``1.0e-10``."""
+    """Write a number so that YAML 1.1 reads it as one: ``1e-10`` becomes ``1.0e-10``."""
     number = float(text)
     if number.is_integer() and abs(number) < 1e15:
         return str(int(number))

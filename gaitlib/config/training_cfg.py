@@ -48,8 +48,8 @@ LossCfg = Annotated[TripletLossCfg | CrossEntropyLossCfg, Field(discriminator="t
 class OptimizerCfg(Section):
     """Dense training: a torch.optim class and its arguments.
 
-    Arguments of another solver may stand here; they are listed at the start, and left out of what
-    a run records.
+    Arguments of other solvers are accepted. A warning lists them, and a run's config.yaml omits
+    them.
     """
 
     solver: Literal["SGD", "Adam", "AdamW"] = "SGD"
@@ -78,31 +78,31 @@ class OptimizerCfg(Section):
         return {name: getattr(self, name) for name in ("lr", "weight_decay", *names)}
 
     @model_serializer
-    def _what_counts(self) -> dict[str, Any]:
+    def _own_arguments(self) -> dict[str, Any]:
         values = {"solver": self.solver, **self.arguments()}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 SCHEDULERS = ("MultiStepLR", "StepLR", "ExponentialLR", "CosineAnnealingLR", "OneCycleLR")
 
-#: Arguments that follow from the rest of the experiment, so that they cannot contradict it.
-FOLLOWING = {
+#: Arguments that are computed from the rest of the experiment, so that they cannot contradict it.
+DERIVED_ARGUMENTS = {
     "OneCycleLR": {"max_lr", "total_steps", "epochs", "steps_per_epoch"},
     "CosineAnnealingLR": {"T_max"},
 }
 
 
 def scheduler_arguments(name: str) -> set[str]:
-    """Return the names of the arguments that a scheduler of torch takes after the optimizer."""
+    """Return the argument names of a torch scheduler, without the optimizer."""
     signature = inspect.signature(getattr(torch.optim.lr_scheduler, name))
     return set(signature.parameters) - {"optimizer", "last_epoch", "verbose"}
 
 
 class SchedulerCfg(BaseModel):
-    """A torch.optim.lr_scheduler class by name, and its arguments as torch spells them.
+    """A torch.optim.lr_scheduler class by name, and its arguments by torch's names.
 
-    OneCycleLR's peak is the optimizer's ``lr``; its length, like CosineAnnealingLR's, is
-    ``trainer_cfg.total_iter``.
+    OneCycleLR takes its peak from the optimizer's ``lr``. OneCycleLR and CosineAnnealingLR take
+    their length from ``trainer_cfg.total_iter``.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -121,16 +121,16 @@ class SchedulerCfg(BaseModel):
         if name not in SCHEDULERS:
             return values
         signature = inspect.signature(getattr(torch.optim.lr_scheduler, name))
-        following = FOLLOWING.get(name, set())
+        derived = DERIVED_ARGUMENTS.get(name, set())
         valid = {"scheduler", *scheduler_arguments(name)}
         for key in values:
-            if key in following:
+            if key in derived:
                 raise ValueError(
                     f"{key} is {values[key]!r}: leave it out; {name} takes its peak from the "
                     "optimizer's lr and its length from trainer_cfg.total_iter"
                 )
             if key not in valid:
-                raise ValueError(f"unknown key {key!r}; {nearest(str(key), valid - following)}")
+                raise ValueError(f"unknown key {key!r}; {nearest(str(key), valid - derived)}")
         texts = {k: v for k, v in values.items() if isinstance(v, str) and is_number(v)}
         if texts:
             right = ", ".join(f"{key}: {number_as_yaml(text)}" for key, text in texts.items())
@@ -138,8 +138,7 @@ class SchedulerCfg(BaseModel):
         missing = [
             key
             for key, parameter in signature.parameters.items()
-            if parameter.default is parameter.empty
-            and key not in {*values, *following, "optimizer"}
+            if parameter.default is parameter.empty and key not in {*values, *derived, "optimizer"}
         ]
         if missing:
             raise ValueError(f"{name} needs {', '.join(missing)}")
@@ -149,12 +148,12 @@ class SchedulerCfg(BaseModel):
         self, optimizer: torch.optim.Optimizer, total_iter: int
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Return the scheduler for an optimizer that will take ``total_iter`` steps."""
-        following = {
+        derived = {
             "OneCycleLR": {"max_lr": optimizer.param_groups[0]["lr"], "total_steps": total_iter},
             "CosineAnnealingLR": {"T_max": total_iter},
         }.get(self.scheduler, {})
         schedule = getattr(torch.optim.lr_scheduler, self.scheduler)
-        return schedule(optimizer, **(self.model_extra or {}), **following)
+        return schedule(optimizer, **(self.model_extra or {}), **derived)
 
 
 # ---------------------------------------------------------------------------- training and testing
@@ -215,7 +214,7 @@ class InferenceSampling(Section):
 
 
 class TransformCfg(BaseModel):
-    """A transform by name with its arguments; `gaitlib.data.transforms` checks them."""
+    """A transform by name and its arguments, which `gaitlib.data.transforms` checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -225,7 +224,7 @@ class TransformCfg(BaseModel):
 Transforms = Annotated[tuple[TransformCfg, ...], Field(strict=False)]
 
 
-#: What ``enable_float16`` means; bfloat16 has float32's range, and so needs no loss scaling.
+#: The dtype of ``enable_float16``. bfloat16 has float32's range, so it needs no loss scaling.
 AmpDtype = Literal["float16", "bfloat16"]
 
 
@@ -233,23 +232,25 @@ class TrainerCfg(Section):
     """One training run.
 
     - ``total_iter``: optimizer steps of the whole run.
-    - ``save_iter``, ``log_iter``: steps between checkpoints, and between rows of the history.
+    - ``save_iter``: steps between checkpoints.
+    - ``log_iter``: steps between rows of the history.
     - ``save_name``: checkpoints are ``<save_name>-<iteration>.pt``.
-    - ``keep_checkpoints``: the newest so many stay; null keeps all. (Not OpenGait's.)
+    - ``keep_checkpoints``: how many of the newest checkpoints to keep; null keeps all. (Not
+      OpenGait's.)
     - ``with_test``: test the network at each checkpoint.
     - ``enable_float16``: run the network's forward in half precision, the losses in float32.
-      ``amp_dtype`` says which (OpenGait has float16 alone).
-    - ``fix_BN``: keep BatchNorm's statistics as they are.
-    - ``sync_BN``: BatchNorm over the clips of all processes (SyncBatchNorm, on CUDA).
-    - ``find_unused_parameters``: of DistributedDataParallel.
-    - ``restore_hint``: 0 starts anew; N, or ``latest``, goes on from this run's checkpoint of that
-      iteration; a path takes that file's weights and starts at iteration 0.
-    - ``restore_ckpt_strict``: refuse a checkpoint unless every name and shape fits; false loads
-      what fits.
-    - ``optimizer_reset``, ``scheduler_reset``: leave the checkpoint's state of it aside and begin
-      with a new one. Without them a restored file's states are taken over, one named by its path
-      included.
-    - ``sampler``, ``transform``: how clips are drawn, and what is done to them.
+    - ``amp_dtype``: the half precision (OpenGait has only float16).
+    - ``fix_BN``: freeze BatchNorm's statistics.
+    - ``sync_BN``: compute BatchNorm over the clips of all processes (SyncBatchNorm, on CUDA).
+    - ``find_unused_parameters``: an argument of DistributedDataParallel.
+    - ``restore_hint``: 0 starts anew. N or ``latest`` continues from this run's checkpoint of that
+      iteration. A path loads that file's weights and starts at iteration 0.
+    - ``restore_ckpt_strict``: refuse a checkpoint unless every name and shape matches; false loads
+      the tensors that match.
+    - ``optimizer_reset``, ``scheduler_reset``: start with a new optimizer or scheduler state. If
+      false, the state is restored from the checkpoint, also from one given by its path.
+    - ``sampler``: how clips are drawn.
+    - ``transform``: what is done to them.
     """
 
     total_iter: PositiveInt = 80000
@@ -280,10 +281,11 @@ class EvaluatorCfg(Section):
 
     - ``enable_float16``, ``amp_dtype``, ``restore_ckpt_strict``: as in `TrainerCfg`.
     - ``restore_hint``: the checkpoint to test, an iteration or a path; 0 is the latest.
-    - ``eval_func``: OpenGait's evaluate_indoor_dataset alone.
+    - ``eval_func``: only OpenGait's evaluate_indoor_dataset.
     - ``metric``: ``euc``, the Euclidean distance, or ``cos``.
-    - ``cross_view_gallery``: one gallery of all views, instead of one for each view.
-    - ``sampler``, ``transform``: how sequences are read, and what is done to them.
+    - ``cross_view_gallery``: one gallery of all views, instead of one per view.
+    - ``sampler``: how sequences are read.
+    - ``transform``: what is done to them.
     """
 
     enable_float16: bool = False
@@ -308,7 +310,7 @@ class EvaluatorCfg(Section):
             return "evaluate_indoor_dataset"
         if value != "evaluate_indoor_dataset":
             raise ValueError(
-                f"eval_func is {value!r}: CASIA-B's protocol is the one that tests follow here; "
-                "write evaluate_indoor_dataset, or leave it out"
+                f"eval_func is {value!r}: only CASIA-B's protocol is supported; write "
+                "evaluate_indoor_dataset, or leave it out"
             )
         return value

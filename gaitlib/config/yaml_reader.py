@@ -1,8 +1,8 @@
-"""YAML to plain values: the only place that reads YAML.
+"""Read YAML into plain values. Only this file imports a YAML library.
 
-PyYAML stays, because OpenGait and ``papermill -f`` read the same files with it, and ruamel.yaml
-gives other values for ``1e-3``, ``y``, ``on`` or ``036`` (its YAML version decides which): it
-would need PyYAML's patterns beside it, and save one check of ours, that for repeated keys.
+It uses PyYAML, because OpenGait and ``papermill -f`` read the same files with it. ruamel.yaml gives
+other values for ``1e-3``, ``y``, ``on`` or ``036``, depending on its YAML version. It would need
+PyYAML's patterns, and would save only one check here, the one for repeated keys.
 """
 
 import re
@@ -14,17 +14,17 @@ import yaml
 
 from gaitlib.config.section import ConfigError, is_number
 
-#: Where a value stands: keys, and numbers of entries, from the outermost in.
+#: The path to a value: keys and list indices, outermost first.
 Place = tuple[str | int, ...]
 
 INT, FLOAT, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "merge"))
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's loader, which also refuses repeated keys, and numbers in base 8 or 60: 036, 1:30."""
+    """PyYAML's loader that also refuses repeated keys and numbers in base 8 or 60: 036, 1:30."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Compose a mapping and check that its own keys differ; ``<<`` may repeat them."""
+        """Compose a mapping and refuse repeated keys, except those that ``<<`` merges in."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key_node, _ in node.value:
@@ -32,20 +32,20 @@ class _StrictLoader(yaml.SafeLoader):
                 continue  # the base class refuses it
             key = "<<" if key_node.tag == MERGE else self.construct_object(key_node)
             if key in seen:
-                _refuse(f"key {key!r} stands twice: keep one", key_node)
+                _refuse(f"key {key!r} appears twice: keep one", key_node)
             seen.add(key)
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Return a node's value, unless it only looks like a number or date: 0x_, 2026-13-01."""
+        """Return a node's value; refuse what only looks like a number or date: 0x_, 2026-13-01."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError):
             kind = node.tag.rpartition(":")[2]
-            _refuse(f"{node.value} is no {kind}: correct it, or quote '{node.value}'", node)
+            _refuse(f"{node.value} is not a valid {kind}: fix it, or quote '{node.value}'", node)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """Return a number, unless it looks decimal and is in base 8 or 60."""
+        """Return a number; refuse one that looks decimal but is in base 8 or 60."""
         text, is_int = node.value, node.tag == INT
         number = self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
         if ":" in text:
@@ -69,14 +69,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a file's sections as plain values.
 
     Raises:
-        ConfigError: if the file is missing, is not YAML (a tab, say), repeats a key, or holds a
-            number that YAML reads as another one. The message names the file and the line.
+        ConfigError: if the file is missing, is not YAML (indented with a tab, for example),
+            repeats a key, or holds a number that YAML reads as another one. The message has the
+            file and the line.
     """
     return read_with_lines(Path(path))[0]
 
 
 def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
-    """Read a file's sections, and the line of every key and entry; raises as `read_yaml`."""
+    """Read a file's sections and the line of every key and entry; raises as `read_yaml` does."""
     try:
         values, node = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -95,16 +96,16 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
 
 
 def read_value(text: str) -> Any:
-    """Read a value as it stands in a file, or a number such as ``1e-3``.
+    """Read one value as YAML, and also ``1e-3`` as a number.
 
     Raises:
-        ConfigError: as `read_yaml`.
+        ConfigError: as `read_yaml` does.
     """
     try:
         value, _ = _parse(text)
     except yaml.YAMLError as error:
         problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
-        raise ConfigError(f"{text!r} is no value: {problem}") from error
+        raise ConfigError(f"{text!r} is not a YAML value: {problem}") from error
     return float(text) if isinstance(value, str) and is_number(text) else value
 
 

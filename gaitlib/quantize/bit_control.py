@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaitlib.config.schedules import WIDEST, BitPlan
+from gaitlib.config.schedules import MAX_BITS, BitPlan
 from gaitlib.quantize.grid import bit_width, step_size
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
@@ -152,7 +152,7 @@ class BitControl:
             lowest = [1.0 + q.signed for q in self.quantizers]
             return (
                 self._constant("lowest", lowest, tuple(lowest)),
-                self._constant("widest", [float(WIDEST)] * len(lowest), WIDEST),
+                self._constant("widest", [float(MAX_BITS)] * len(lowest), MAX_BITS),
             )
         shrinks = self.plan.schedule.shrinks_by(step)
         count = len(self.positions)

@@ -120,7 +120,7 @@ def test_keys_that_are_not_read_are_listed(caplog):
         ({"magnitude": "1e-1"}, ["valid number (here '1e-1')", "write 0.1"]),
         ({"magnitude": 0.0}, ["no score has a weight", "{magnitude: 1.0}"]),
         ({}, ["no score has a weight"]),
-        ("magnitude", ["'magnitude' has to be default", "{magnitude: 1.0}", "taylor_first_order"]),
+        ("magnitude", ["'magnitude' is neither default", "{magnitude: 1.0}", "taylor_first_order"]),
     ],
 )
 def test_scores_that_rank_nothing_are_refused_with_their_names(criteria, words):

@@ -70,7 +70,7 @@ HESSO = {
             },
             ["cycle_momentum: false"],
         ),
-        ({"loss_cfg.7.margin": 1.0}, ["7 is no entry of a list of 2"]),
+        ({"loss_cfg.7.margin": 1.0}, ["7 is not an entry of a list of 2"]),
         ({"optimizer_cfg.lr": "1e-3"}, ["optimizer_cfg.lr", "'1e-3'", "write 0.001"]),
         ({"trainer_cfg.total_iter": 2.5}, ["trainer_cfg.total_iter", "2.5"]),
         ({"trainer_cfg.total_iter": "6e4"}, ["'6e4'", "write 60000"]),
@@ -90,11 +90,11 @@ HESSO = {
         ({"compression_optimizer": None}, ["add `compression_optimizer: geta`"]),
         (
             {"hesso_optimizer_cfg": HESSO["hesso_optimizer_cfg"]},
-            ["does not read hesso_optimizer_cfg", "give its keys to geta_optimizer_cfg"],
+            ["does not read hesso_optimizer_cfg", "move its keys to geta_optimizer_cfg"],
         ),
-        ({"model_cfg.backbone_cfg.strides": [1]}, ["strides [1]", "one entry a stage"]),
+        ({"model_cfg.backbone_cfg.strides": [1]}, ["strides [1]", "one entry per block"]),
         ({"data_cfg.cache": "disk"}, ["data_cfg.cache", "'mapped'", "'disk'"]),
-        ({"data_cfg.walker.train": 34}, ["34 of 34", "leave at least one"]),
+        ({"data_cfg.walker.train": 34}, ["34 of 34", "keep at least one"]),
     ],
 )
 def test_what_cannot_run_is_refused_with_the_value_and_the_remedy(overrides, words):

@@ -208,8 +208,14 @@ def test_what_follows_from_another_key_may_say_the_same(tmp_path, caplog):
     [
         ({"data_cfg.self_supervised": True}, "self_supervised is True: a class is a subject here"),
         ({"trainer_cfg.fix_layers": True}, "write fix_BN: true"),
-        ({"trainer_cfg.sampler.points_in_use": {"points_num": 9}}, "silhouettes are the one input"),
-        ({"evaluator_cfg.eval_func": "evaluate_Gait3D"}, "'evaluate_Gait3D': CASIA-B's protocol"),
+        (
+            {"trainer_cfg.sampler.points_in_use": {"points_num": 9}},
+            "silhouettes are the only input",
+        ),
+        (
+            {"evaluator_cfg.eval_func": "evaluate_Gait3D"},
+            "'evaluate_Gait3D': only CASIA-B's protocol",
+        ),
         ({"evaluator_cfg.eval_func": "evaluate_real_scene"}, "write evaluate_indoor_dataset"),
         ({"data_cfg.data_in_use": [False, True]}, "[false, true]: of a sequence folder's files"),
         ({"data_cfg.data_in_use": [True, True]}, "write [true, false]"),

@@ -20,14 +20,14 @@ DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
         ("optimizer_cfg: {lr: 1:30.5}\n", "line 2: 1:30.5 is 90.5 (base 60)"),
         ("trainer_cfg:\n\tlog_iter: 1\n", "line 3: not YAML: a tab; indent with spaces"),
         ("trainer_cfg:\n  - a\n b\n", "line 4: not YAML: "),
-        ("loss_cfg: []\nloss_cfg: []\n", "line 3: key 'loss_cfg' stands twice: keep one"),
-        ("trainer_cfg: {a: 1, b: 2, a: 3}\n", "line 2: key 'a' stands twice"),
+        ("loss_cfg: []\nloss_cfg: []\n", "line 3: key 'loss_cfg' appears twice: keep one"),
+        ("trainer_cfg: {a: 1, b: 2, a: 3}\n", "line 2: key 'a' appears twice"),
         ("? [a]\n: 1\n", "line 2: found unhashable key"),
-        ("{a: 1, a: 2}: 3\n", "line 2: key 'a' stands twice"),
-        ("a: {<<: {b: 1}, <<: {c: 2}}\n", "line 2: key '<<' stands twice"),
+        ("{a: 1, a: 2}: 3\n", "line 2: key 'a' appears twice"),
+        ("a: {<<: {b: 1}, <<: {c: 2}}\n", "line 2: key '<<' appears twice"),
         ("trainer_cfg: {log_iter: 0__7}\n", "0__7 is 7 (octal) to YAML: write 7"),
-        ("a: 1\nb: 0x_\n", "line 3: 0x_ is no int: correct it, or quote '0x_'"),
-        ("a: 1\nb: 2026-13-01\n", "line 3: 2026-13-01 is no timestamp: correct it, or quote"),
+        ("a: 1\nb: 0x_\n", "line 3: 0x_ is not a valid int: fix it, or quote '0x_'"),
+        ("a: 1\nb: 2026-13-01\n", "line 3: 2026-13-01 is not a valid timestamp: fix it, or quote"),
         ("a: \x01\n", "is not YAML: unacceptable character #x0001"),
     ],
 )
@@ -109,4 +109,4 @@ def test_a_value_of_the_command_line_is_read_as_in_a_file_or_as_a_number(text, v
 def test_what_is_no_value_is_refused(text):
     with pytest.raises(ConfigError) as error:
         read_value(text)
-    assert f"{text!r} is no value: " in str(error.value)
+    assert f"{text!r} is not a YAML value: " in str(error.value)
