@@ -1,4 +1,4 @@
-"""The optimizers under HESSO: torch's own, and what they are about to do to a parameter."""
+"""The base optimizers of HESSO: torch's own, and how far their next step moves a parameter."""
 
 import math
 from typing import Any
@@ -15,8 +15,8 @@ def build_base(groups: list[dict[str, Any]], cfg: HessoCfg) -> torch.optim.Optim
     """Build torch's SGD, Adam or AdamW from only_train_once's argument names.
 
     Args:
-        groups: parameter groups; the optimizer keeps these very dicts.
-        cfg: ``variant``, and the arguments that the variant has.
+        groups: parameter groups; the optimizer keeps these dicts, not copies.
+        cfg: ``variant``, and the arguments of that variant.
     """
     if cfg.variant == "sgd":
         return torch.optim.SGD(
@@ -30,14 +30,22 @@ def build_base(groups: list[dict[str, Any]], cfg: HessoCfg) -> torch.optim.Optim
     return ADAMS[cfg.variant](groups, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay)
 
 
-def coming_move(
+def next_move(
     param: Tensor, group: dict[str, Any], state: dict[str, Any], variant: str
 ) -> Tensor | None:
-    """Return v, by which the next step moves ``param`` (the step is ``-lr * v``).
+    """Return v of the optimizer's next step, which adds ``-lr * v`` to ``param``.
 
-    Changes nothing: ``state`` is the optimizer's before that step. SGD's v is the momentum buffer,
-    Adam's and AdamW's is ``m_hat / (sqrt(v_hat) + eps)``, without AdamW's decoupled decay. None if
-    the parameter has no gradient.
+    SGD's v is the momentum buffer after that step. Adam's and AdamW's is
+    ``m_hat / (sqrt(v_hat) + eps)``, without AdamW's decoupled decay. Changes nothing.
+
+    Args:
+        param: the parameter, with its gradient.
+        group: the parameter group that holds it.
+        state: the optimizer's state of the parameter before the step.
+        variant: ``sgd``, ``adam`` or ``adamw``.
+
+    Returns:
+        A tensor of ``param``'s shape; None if the parameter has no gradient.
     """
     if param.grad is None:
         return None

@@ -1,4 +1,4 @@
-"""What a pruning run chose, and why: tables of its importance scores."""
+"""The channels that a pruning run chose, and the importance scores behind each choice."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +20,8 @@ class Choice:
         step: optimizer step at which it was made, from 1.
         period: pruning period, from 0.
         scores: weighted proxies of all channels, float32 on the CPU, ``(5, N)``.
-        pruned: channels that had gone before, by group id.
-        chosen: channels that were chosen, by group id.
+        pruned: channels removed before, by group id.
+        chosen: channels chosen now, by group id.
     """
 
     step: int
@@ -30,13 +30,13 @@ class Choice:
     pruned: dict[str, list[int]]
     chosen: dict[str, list[int]]
 
-    def plain(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the attributes as a dict, for a ``state_dict``."""
         return asdict(self)
 
 
 def importance_table(choices: Sequence[Choice], channels: Mapping[str, int]) -> pd.DataFrame:
-    """Return every score of every choice, one row a channel.
+    """Return every score of every choice, one row per choice and channel.
 
     Args:
         choices: in the order in which they were made.
@@ -44,7 +44,7 @@ def importance_table(choices: Sequence[Choice], channels: Mapping[str, int]) -> 
 
     Returns:
         Columns ``step``, ``period``, ``group`` (id), ``channel``, ``score`` (the sum of the five
-        weighted proxies that follow it) and ``state``: ``kept``, ``chosen`` now or ``pruned``
+        weighted proxies), the five proxies, and ``state``: ``kept``, ``chosen`` now or ``pruned``
         before.
     """
     frames = []

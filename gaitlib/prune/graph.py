@@ -1,6 +1,6 @@
-"""What tracing found out about a network: its channel groups and how to cut them out.
+"""The result of tracing a network: its groups of channels, and how to cut channels out.
 
-A `Graph` holds names and numbers and the traced model, nothing of the tool that traced it.
+A `Graph` holds the traced model, names and numbers, but no object of the tool that traced it.
 """
 
 import copy
@@ -25,7 +25,7 @@ class Cut:
 
     Attributes:
         name: a parameter or buffer of the model.
-        dim: the dimension, as long as the group has channels.
+        dim: the dimension; its length is the group's number of channels.
         group: id of the group.
     """
 
@@ -36,13 +36,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Graph:
-    """The channel groups of one model.
+    """The groups of one model.
 
     Attributes:
-        model: the traced model itself; its tensors are what an optimizer built from here trains.
+        model: the traced model itself, not a copy; optimizers built from this graph train it.
         groups: in the model's order; together they hold every parameter exactly once.
-        cuts: what shrinks when channels of a group leave.
-        edges: pairs of layer names, in the direction of the data, from ``input`` to ``output``.
+        cuts: the dimensions that shrink when channels of a group leave.
+        edges: pairs of layer names in the direction of the data, from ``input`` to ``output``.
     """
 
     model: nn.Module
@@ -51,9 +51,10 @@ class Graph:
     edges: tuple[tuple[str, str], ...]
 
     def reason(self, group: Group) -> str:
-        """Tell why ``group`` may not be pruned now; empty if it may.
+        """Return why no channel of ``group`` may leave now; empty if channels may.
 
-        A parameter whose ``requires_grad`` is False never changes, so its group keeps all channels.
+        A frozen parameter (``requires_grad`` is False) never changes, so its group keeps all
+        channels.
         """
         if group.reason:
             return group.reason
@@ -68,17 +69,17 @@ class Graph:
 
     @property
     def num_channels(self) -> int:
-        """N, the channels that may be removed, over all prunable groups."""
+        """N, the number of channels that may leave, over all prunable groups."""
         return sum(group.channels for group in self.prunable())
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return parameter groups for a torch optimizer, one for each channel group.
+        """Return parameter groups for a torch optimizer, one per group; new dicts at each call.
 
-        Every parameter that requires a gradient stands in exactly one group, once. The keys are
+        Every parameter that requires a gradient is in exactly one of them. The keys are
         only_train_once's: ``id``, ``params``, ``p_names`` and ``p_transform`` (parallel lists),
-        ``num_groups`` (channels), ``is_prunable``, ``is_auxiliary``, and ours: ``p_dims``, the
-        dimension that the channels run along. All values but ``params`` are plain, so that an
-        optimizer's ``state_dict`` loads with ``weights_only=True``. Fresh dicts at each call.
+        ``num_groups`` (the number of channels), ``is_prunable``, ``is_auxiliary``. gaitlib adds
+        ``p_dims``, the dimension of the channels. All values but ``params`` are plain, so that an
+        optimizer's ``state_dict`` loads with ``weights_only=True``.
         """
         result = []
         for group in self.groups:
@@ -100,7 +101,7 @@ class Graph:
         return result
 
     def table(self) -> pd.DataFrame:
-        """Describe each group in a row: id, layers, channels, tensors, params, prunable, reason."""
+        """Return one row per group: group, layers, channels, tensors, params, prunable, reason."""
         rows = []
         for group in self.groups:
             tensors = [self.model.get_parameter(name) for name in group.names]
@@ -121,8 +122,8 @@ class Graph:
         """Return the layers as a graph to draw.
 
         Nodes are layer names with ``type`` (class name), ``group`` (id), ``prunable`` and
-        ``channels``; ``input`` and ``output`` have the group ``""``. Layers without parameters
-        (activations, sums, pooling) are folded into the edges.
+        ``channels``. ``input`` and ``output`` have the group ``""``. Edges pass through layers
+        without parameters (activations, sums, pooling).
         """
         home = {layer: group for group in self.groups for layer in group.layers}
         net = nx.DiGraph()
@@ -139,10 +140,10 @@ class Graph:
         return net
 
     def zero_channels(self, model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Tell for each prunable group which channels are exactly zero: id -> bool ``(G,)``.
+        """Return which channels of each prunable group are exactly zero: id -> bool ``(G,)``.
 
         Args:
-            model: a model with the traced one's parameters; the traced one itself if None.
+            model: a model with the same parameter names; the traced one if None.
         """
         model = self.model if model is None else model
         return {
@@ -151,12 +152,19 @@ class Graph:
         }
 
     def group_sparsity(self, model: nn.Module | None = None) -> float:
-        """Return the share of removable channels that are zero, 0..1."""
+        """Return the share of channels that are zero, of those that may leave: 0..1."""
         zero = self.zero_channels(model).values()
         return sum(int(z.sum()) for z in zero) / max(self.num_channels, 1)
 
     def zero(self, channels: Mapping[str, Iterable[int]]) -> None:
-        """Set channels to zero in place: group id -> channel numbers."""
+        """Set channels to zero in place.
+
+        Args:
+            channels: group id -> channel numbers.
+
+        Raises:
+            ValueError: for an id that is not a prunable group's.
+        """
         named = {group.id: group for group in self.prunable()}
         for id_, chosen in channels.items():
             if id_ not in named:
@@ -166,11 +174,11 @@ class Graph:
                 tensor.index_fill_(dim, torch.tensor(list(chosen), device=tensor.device).long(), 0)
 
     def slice(self, model: nn.Module | None = None) -> nn.Module:
-        """Return a copy of the model without its zero channels; the given one stays as it is.
+        """Return a copy of the model without its zero channels; the given model does not change.
 
-        Convolutions lose rows (and the columns that read lost channels), batch norms lose their
-        weights and running statistics, SeparateFCs lose the rows that read lost channels. A group
-        whose channels are all zero keeps the first, so that no layer vanishes.
+        Convolutions lose the output channels and the input channels that are zero, batch norms
+        their weights and running statistics, SeparateFCs their input channels. A group whose
+        channels are all zero keeps the first, so that no layer vanishes.
         """
         twin = copy.deepcopy(self.model if model is None else model)
         kept = {}

@@ -1,8 +1,8 @@
 """How important each channel is, and which ones to remove.
 
 The five proxies of HESSO (Chen et al., OTOv3, https://arxiv.org/abs/2312.09411, and GETA,
-https://arxiv.org/abs/2502.16638). x is all that a channel owns, v what the base optimizer is about
-to move it by, both flattened over all tensors of its group.
+https://arxiv.org/abs/2502.16638). x is all the numbers that a channel owns, v the base optimizer's
+next move of them. Both are flattened over all tensors of the channel's group.
 
 Letters: G channels of one group, N channels of all groups.
 """
@@ -23,7 +23,7 @@ PROXIES = (
     "taylor_second_order",
 )
 
-_SAFE = 1e-8
+_EPS = 1e-8  # keeps divisions finite
 
 
 def proxies(
@@ -36,8 +36,8 @@ def proxies(
 
     Args:
         params: the group's tensors.
-        moves: v for each tensor; None where it had no gradient, which leaves the tensor out of
-            the last three.
+        moves: v for each tensor; None without a gradient, and the last three proxies then skip the
+            tensor.
         dims: for each tensor, the dimension of the channels.
     """
     square_x = square_moved = square_v = product = torch.zeros((), device=params[0].device)
@@ -53,24 +53,24 @@ def proxies(
             square_v = square_v + v.norm(dim=1) ** 2
             product = product + (x * v).sum(dim=1)
     magnitude = square_x.sqrt()
-    cosine = product / (square_moved.sqrt() + _SAFE) / (square_v.sqrt() + _SAFE) + 1
+    cosine = product / (square_moved.sqrt() + _EPS) / (square_v.sqrt() + _EPS) + 1
     taylor = product.abs()
     rows = [magnitude, magnitude / (entries + 1e-6), cosine, taylor, 0.5 * taylor**2]
     return torch.stack([row.expand_as(magnitude) for row in rows])
 
 
 def weigh(raw: Tensor, criteria: Mapping[str, float]) -> Tensor:
-    """Scale each proxy to length 1 over all channels and by its weight: ``(5, N)`` to the same.
+    """Scale each proxy to length 1 over all channels, then by its weight: ``(5, N)`` to ``(5, N)``.
 
-    The column sums are the scores; a small one means a channel that can go.
+    The column sums are the scores. Channels with the lowest scores leave first.
     """
     weights = raw.new_tensor([criteria.get(name, 0.0) for name in PROXIES])
-    length = ((raw**2).sum(dim=1) + _SAFE).sqrt() + _SAFE
+    length = ((raw**2).sum(dim=1) + _EPS).sqrt() + _EPS
     return raw * (weights / length).unsqueeze(1)
 
 
 def removable(channels: int, divisible: int) -> int:
-    """Return how many of a group's channels may go: ``divisible`` stay, a smaller group whole."""
+    """Return how many of a group's channels may leave, so that ``divisible`` or more stay."""
     return max(channels - max(divisible, 1), 0)
 
 
@@ -82,25 +82,27 @@ def choose(
 ) -> list[list[int]]:
     """Choose the next channels to remove, over all groups.
 
-    With ``divisible`` 1 these are the ``quota`` lowest scores among the channels still there, save
-    that the last channel of a group stays. With ``divisible`` m, channels go in bundles that leave
-    a multiple of m in their group; a bundle is as low as the mean of its scores, and bundles are
-    taken lowest first as long as they fit in the quota. Up to m - 1 of the quota can be left over.
-    Equal scores go by group, then by channel.
+    With ``divisible`` 1 it chooses the ``quota`` lowest scores among the remaining channels, but
+    never the last channel of a group.
+
+    With ``divisible`` m, channels leave in bundles, so that each group keeps a multiple of m. The
+    score of a bundle is the mean of its channels' scores. Bundles are taken lowest first, as long
+    as they fit into the quota; up to m - 1 of the quota can remain unused.
+
+    Ties are broken by group, then by channel.
 
     Args:
         scores: for each group, a score for each of its channels.
-        removed: for each group, the channels that have gone.
+        removed: for each group, the channels removed before.
         quota: how many to choose.
-        divisible: m, what the channels left in a group have to be a multiple of. A group of fewer
-            than m channels stays whole.
+        divisible: m; each group keeps a multiple of it. A group of fewer than m channels keeps all.
 
     Returns:
         For each group, the chosen channels in the order in which they were chosen.
     """
     m = max(divisible, 1)
     chosen: list[list[int]] = [[] for _ in scores]
-    queues = []  # for each group its channels, lowest first
+    queues = []  # the remaining channels of each group, lowest score first
     for values, gone in zip(scores, removed, strict=True):
         left = set(range(len(values))) - set(gone)
         queues.append(sorted(left, key=lambda c, values=values: (values[c], c)))

@@ -1,8 +1,9 @@
-"""Trace a network with only_train_once 3.0.1 and hand on plain values.
+"""Trace a network with only_train_once 3.0.1 and return plain values.
 
 This is the only file that imports only_train_once (OTO, https://github.com/tianyic/only_train_once,
-MIT). The package was written for an older torch and changes global state; `lend` deals with both.
-It knows no SeparateFCs: they are taught to it here, unless a trace asks for it as it is shipped.
+MIT). The package was written for an older torch and changes global state;
+`gaitlib.prune.oto_compat.compat` handles both. The package does not know SeparateFCs. This file
+registers them there, except for a trace ``as_shipped``.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
-from gaitlib.prune.oto_compat import UnsupportedTorchError, as_the_package_wants, own_modules, quiet
+from gaitlib.prune.oto_compat import UnsupportedTorchError, bare_imports, compat, quiet
 from gaitlib.prune.oto_graph import read_graph
 
 __all__ = ["UnsupportedTorchError", "dummy_batch", "package_hesso", "trace"]
@@ -28,31 +29,31 @@ EXAMPLE_SEED = 42
 
 
 def dummy_batch(device: torch.device | str = "cpu", shape: Sequence[int] = EXAMPLE_SHAPE) -> Tensor:
-    """Return the clips a model is traced with: float32 in 0..1, the same at each call."""
+    """Return the clips to trace a model with: float32 in 0..1, the same at each call."""
     generator = torch.Generator().manual_seed(EXAMPLE_SEED)
     return torch.rand(tuple(shape), generator=generator).to(device)
 
 
 def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool = False) -> Graph:
-    """Find the channels of ``model`` that leave together.
+    """Find the groups of channels of ``model`` that leave together.
 
-    The trace runs on a copy in eval mode, on the model's device; the model, its training mode and
-    the global random state stay as they are. Of a quantized network the float one is traced: its
+    The trace runs on a copy in eval mode, on the model's device. The model, its training mode and
+    the global random state do not change. For a quantized network the float network is traced; its
     channels are the same.
 
     Args:
         model: a network whose forward returns a tuple, as GaitBase does; not wrapped in
             DataParallel or the like.
         example: clips to run it on, ``(N, T, 1, H, W)``; `dummy_batch` if None. Its values do not
-            matter, and smaller ones trace faster.
-        as_shipped: find what only_train_once 3.0.1 finds by itself, for comparison. To it the
-            matrices of SeparateFCs are bare parameters, so that the last stage's outputs are one
-            group with FCs and BNNecks, which reaches the output and keeps all its channels.
+            matter, and a smaller example traces faster.
+        as_shipped: find what only_train_once 3.0.1 finds by itself, for comparison. It takes the
+            matrices of SeparateFCs for bare parameters. The outputs of the last block, FCs and
+            BNNecks then form one group, which reaches the output and keeps all its channels.
 
     Raises:
-        UnsupportedTorchError: if this torch is too new for only_train_once.
+        UnsupportedTorchError: if only_train_once does not work with this torch.
         ValueError: for a model with SyncBatchNorm, which the package cannot read. Convert batch
-            norms after tracing: a graph knows its tensors by name.
+            norms after tracing; the graph finds its tensors by name.
     """
     synchronised = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     if synchronised:
@@ -67,7 +68,7 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
         quantization.detach_from(twin)
     run = twin.forward
 
-    def tensors_only(*inputs: Tensor) -> tuple[Tensor, ...]:  # None cannot leave a trace
+    def tensors_only(*inputs: Tensor) -> tuple[Tensor, ...]:  # a trace cannot return None
         outputs = run(*inputs)
         return tuple(
             o for o in ([outputs] if isinstance(outputs, Tensor) else outputs) if o is not None
@@ -75,7 +76,7 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
 
     twin.forward = tensors_only
     package = _package()
-    with as_the_package_wants(), _as_shipped() if as_shipped else contextlib.nullcontext():
+    with compat(), _as_shipped() if as_shipped else contextlib.nullcontext():
         found = package.OTO(twin, example)._graph
     del twin.forward
     return read_graph(found, model)
@@ -84,9 +85,10 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
 def package_hesso(graph: Graph, cfg: HessoCfg) -> torch.optim.Optimizer:
     """Build only_train_once's own HESSO over the groups of ``graph``.
 
-    It behaves as the package's, with two repairs: each parameter stands in one group once, and it
-    runs on the parameters' device instead of calling ``.cuda()``. It does not resume, reach its
-    sparsity exactly, or step as torch's Adam; `gaitlib.prune.hesso.HESSO` does all three.
+    It behaves as the package's, with two fixes: each parameter is in only one group, and it runs on
+    the parameters' device instead of calling ``.cuda()``. It cannot resume, does not reach its
+    sparsity exactly, and its Adam steps differ from torch's; `gaitlib.prune.hesso.HESSO` solves all
+    three.
     """
     base = _package().optimizer.HESSO
     transforms = _package().transform.TensorTransform
@@ -127,15 +129,15 @@ def package_hesso(graph: Graph, cfg: HessoCfg) -> torch.optim.Optimizer:
 
 @functools.cache
 def _package() -> types.ModuleType:
-    """Import only_train_once once, and teach it about SeparateFCs."""
-    with as_the_package_wants(), own_modules():
+    """Import only_train_once once, and register SeparateFCs with it."""
+    with compat(), bare_imports():
         package = importlib.import_module("only_train_once")
         operator = importlib.import_module("only_train_once.operation.operator")
         importlib.import_module("only_train_once.optimizer")
         importlib.import_module("only_train_once.transform")
 
     class SeparateFCsOTO(operator.Operator):
-        """OpenGait's SeparateFCs: ``fc_bin`` (P, in, out) makes new channels from its input's."""
+        """OpenGait's SeparateFCs: ``fc_bin`` (P, in, out) has outputs that are new channels."""
 
         def __init__(
             self,
@@ -160,10 +162,10 @@ def _package() -> types.ModuleType:
 
 @contextlib.contextmanager
 def _as_shipped() -> Iterator[None]:
-    """Take back, for a while, what `_package` has taught."""
+    """Unregister SeparateFCs inside the context."""
     operators = importlib.import_module("only_train_once.operation.operator").BASIC_MODULES
-    taught = operators.pop("SeparateFCs")
+    registered = operators.pop("SeparateFCs")
     try:
         yield
     finally:
-        operators["SeparateFCs"] = taught
+        operators["SeparateFCs"] = registered

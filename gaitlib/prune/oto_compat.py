@@ -1,7 +1,7 @@
-"""Lend only_train_once 3.0.1 the surroundings it was written for, and take them back.
+"""Provide the environment that only_train_once 3.0.1 was written for, and restore it afterwards.
 
 The package reads private names of an older torch, sets a global ONNX opset, appends to
-``sys.path``, imports its own parts under bare names, and prints. Nothing here imports it.
+``sys.path``, imports its own modules under bare names, and prints. This file does not import it.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ import torch
 log = logging.getLogger(__name__)
 
 _ONNX_OPSET = 16  # only_train_once sets this at import, and its node names depend on it
-_GLOBALS_HOMES = (
+_GLOBALS_MODULES = (
     "torch.onnx._globals",
     "torch.onnx._internal.torchscript_exporter._globals",
 )
-_OPTIMIZE_HOMES = (
+_OPTIMIZE_MODULES = (
     "torch.onnx",
     "torch.onnx.utils",
     "torch.onnx._internal.torchscript_exporter.utils",
@@ -37,16 +37,20 @@ class UnsupportedTorchError(ImportError):
 
 
 @contextlib.contextmanager
-def as_the_package_wants() -> Iterator[None]:
-    """Lend the names of older torch and Python and the ONNX opset; give all of it back."""
+def compat() -> Iterator[None]:
+    """Set the names of older torch and Python and the ONNX opset; restore all of it on exit.
+
+    Raises:
+        UnsupportedTorchError: if this torch has no such name to use.
+    """
     with contextlib.ExitStack() as undo:
         undo.enter_context(quiet())
         helper = importlib.import_module("torch.onnx.symbolic_helper")
-        settings = _find(_GLOBALS_HOMES, "GLOBALS")
-        optimize = _find(_OPTIMIZE_HOMES, "_optimize_graph")
+        settings = _find(_GLOBALS_MODULES, "GLOBALS")
+        optimize = _find(_OPTIMIZE_MODULES, "_optimize_graph")
         for name, module in (
             ("torch.onnx._globals", sys.modules[type(settings).__module__]),
-            ("imp", types.ModuleType("imp")),  # imported, never used; gone from Python 3.12
+            ("imp", types.ModuleType("imp")),  # imported but not used; not in Python 3.12
         ):
             if name not in sys.modules and _spec(name) is None:
                 sys.modules[name] = module
@@ -72,24 +76,28 @@ def _spec(name: str) -> Any:
         return None
 
 
-def _find(homes: Sequence[str], name: str) -> Any:
-    for home in homes:
+def _find(modules: Sequence[str], name: str) -> Any:
+    for path in modules:
         with contextlib.suppress(ImportError):
-            module = importlib.import_module(home)
+            module = importlib.import_module(path)
             if hasattr(module, name):
                 return getattr(module, name)
     raise UnsupportedTorchError(
-        f"torch {torch.__version__} keeps {name} in none of {', '.join(homes)}, and "
+        f"torch {torch.__version__} has {name} in none of {', '.join(modules)}, and "
         "only_train_once 3.0.1 cannot trace without it; install torch>=2.11,<2.14"
     )
 
 
 @contextlib.contextmanager
-def own_modules() -> Iterator[None]:
-    """Let the package find its ``graph`` and ``operation`` by their bare names, during its import.
+def bare_imports() -> Iterator[None]:
+    """Let the package import its ``graph`` and ``operation`` by their bare names.
 
-    It appends its folder to ``sys.path`` for that, where a module of the caller's of the same name
-    would come first; afterwards the path and the names are as they were.
+    The package itself appends its folder to ``sys.path``, after any module of the caller's with the
+    same name. Inside the context the package's folder comes first. On exit ``sys.path`` and the
+    caller's modules are restored.
+
+    Raises:
+        ModuleNotFoundError: if only_train_once is not installed.
     """
     spec = importlib.util.find_spec("only_train_once")
     if spec is None or spec.origin is None:
@@ -115,7 +123,7 @@ def own_modules() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Send prints to the log and drop the warnings of old code and of tracing shape checks."""
+    """Send prints to the log, and drop warnings about old code and about traced shape checks."""
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         for category in (torch.jit.TracerWarning, DeprecationWarning, SyntaxWarning, FutureWarning):

@@ -1,7 +1,7 @@
-"""Read the node graph that only_train_once makes of a network into a `Graph` of plain values.
+"""Convert only_train_once's graph of a network into a `Graph` of plain values.
 
-Its objects are only looked at: node groups (tensors that share channels), nodes (operations, some
-with a layer behind them) and edges. Nothing here imports the package.
+It reads the package's node groups (tensors that share channels), nodes (operations, some of a
+layer) and edges, and does not change them. This file does not import the package.
 """
 
 import functools
@@ -21,7 +21,7 @@ _INPUT_DIMS = {"Conv2d": 1, "Linear": 1, "SeparateFCs": 1}  # dimension that rea
 
 @dataclass
 class _Draft:
-    """A channel group while it is read; ``transforms`` maps parameter name to class name."""
+    """A group while it is read; ``transforms`` maps parameter name to class name."""
 
     channels: int
     reason: str
@@ -32,7 +32,7 @@ class _Draft:
 
 
 def read_graph(found: Any, model: nn.Module) -> Graph:
-    """Turn the package's graph of a copy of ``model`` into a `Graph` of ``model``."""
+    """Convert the package's graph, made of a copy of ``model``, into a `Graph` of ``model``."""
     names = [name for name, _ in model.named_parameters()]
     order = {name: i for i, name in enumerate(names) if not of_quantizer(name)}
     drafts = _draft_groups(found, model)
@@ -74,17 +74,17 @@ def read_graph(found: Any, model: nn.Module) -> Graph:
 
 
 def _draft_groups(found: Any, model: nn.Module) -> dict[str, _Draft]:
-    """Read the package's node groups; a parameter that two of them list makes both unprunable."""
+    """Read the package's node groups; if two list the same parameter, neither is prunable."""
     drafts: dict[str, _Draft] = {}
-    home: dict[str, _Draft] = {}
+    owner: dict[str, _Draft] = {}
     for node_group in found.node_groups.values():
         listed = node_group.get_param_groups()
         draft = _Draft(node_group.get_num_groups(), _refusal(node_group, found))
         drafts[node_group.id] = draft
         for name, transform in zip(listed["p_names"], listed["p_transform"], strict=True):
-            if home.setdefault(name, draft) is not draft:
+            if owner.setdefault(name, draft) is not draft:
                 draft.refuse(f"shares {name} with another group")
-                home[name].refuse(f"shares {name} with another group")
+                owner[name].refuse(f"shares {name} with another group")
                 continue
             draft.transforms[name] = transform.name
             shape = model.get_parameter(name).shape
@@ -103,7 +103,7 @@ def _refusal(node_group: Any, found: Any) -> str:
         return "joins channels of several groups"
     if not node_group.contain_stem_op():
         return "has no layer that makes channels"
-    return "" if node_group.is_prunable else "only_train_once holds it unprunable"
+    return "" if node_group.is_prunable else "only_train_once marks it unprunable"
 
 
 def _channel_dim(transform: str, tensor: Tensor) -> int:
@@ -113,9 +113,9 @@ def _channel_dim(transform: str, tensor: Tensor) -> int:
 def _input_sources(
     found: Any, drafts: dict[str, _Draft], model: nn.Module
 ) -> dict[str, tuple[int, str]]:
-    """Tell which dimension of which weight reads which group: name -> (dim, node group id).
+    """Return the group that each weight reads: name -> (input dimension, node group id).
 
-    A group that is read in a way that cannot be cut is marked unprunable.
+    Marks a group unprunable if the weight that reads it cannot be cut.
     """
     sources: dict[str, tuple[int, str]] = {}
     for node in found.nodes.values():
@@ -128,18 +128,18 @@ def _input_sources(
             for name in weights:
                 shape = model.get_parameter(name).shape
                 if dim is None or getattr(node.op.module, "groups", 1) != 1:
-                    drafts[source].refuse(f"{name} reads it, whose inputs cannot be cut")
+                    drafts[source].refuse(f"{name} reads it and has inputs that cannot be cut")
                     drafts[node.node_group_ids[0]].refuse(f"{name} has inputs that cannot be cut")
                 elif drafts[source].transforms and shape[dim] != drafts[source].channels:
                     drafts[source].refuse(f"{name} reads {shape[dim]} channels of it")
                 elif sources.setdefault(name, (dim, source)) != (dim, source):
-                    drafts[source].refuse(f"{name} reads other groups as well")
-                    drafts[sources[name][1]].refuse(f"{name} reads other groups as well")
+                    drafts[source].refuse(f"{name} also reads other groups")
+                    drafts[sources[name][1]].refuse(f"{name} also reads other groups")
     return sources
 
 
 def _statistics(model: nn.Module, layers: Sequence[str]) -> Iterator[str]:
-    """Name the running statistics of the batch norms among ``layers``."""
+    """Yield the names of the running statistics of the batch norms among ``layers``."""
     for layer in layers:
         for name, buffer in model.get_submodule(layer).named_buffers(recurse=False):
             if buffer.dim() == 1:
@@ -147,7 +147,10 @@ def _statistics(model: nn.Module, layers: Sequence[str]) -> Iterator[str]:
 
 
 def _layer_edges(found: Any) -> Iterator[tuple[str, str]]:
-    """Yield which layer's output reaches which layer, seeing through parameter-free nodes."""
+    """Yield pairs of layers where the first's output reaches the second, through free nodes.
+
+    Nodes without parameters are free: an edge passes through them.
+    """
     after: dict[str, list[str]] = {node: [] for node in found.nodes}
     before: dict[str, list[str]] = {node: [] for node in found.nodes}
     for source, target, _ in found.edges:
@@ -155,7 +158,7 @@ def _layer_edges(found: Any) -> Iterator[tuple[str, str]]:
             after[source].append(target)
             before[target].append(source)
     data, queue = {"dummy_input"}, ["dummy_input"]
-    while queue:  # nodes that the input reaches; the others only work on parameters
+    while queue:  # collect the nodes that the input reaches; the others compute on parameters
         queue = [node for q in queue for node in after[q] if node not in data]
         data.update(queue)
 

@@ -1,8 +1,8 @@
-"""Which channels go, and when: what HESSO does around the step of its base optimizer.
+"""Choose which channels leave, and when: HESSO's part around its base optimizer's step.
 
-A `Pruner` counts steps, chooses channels at the start of each period and knows at any time which
-are redundant (shrinking) and which are pruned (held at zero). It moves no weights by itself, so
-that an optimizer with another shrinking rule, such as GETA's, can use it.
+A `Pruner` counts steps and chooses channels at the start of each period. It records which channels
+are redundant (shrinking) and which are pruned (kept at zero). It does not move weights, so that
+an optimizer with another shrinking rule, such as GETA's, can use it.
 """
 
 import logging
@@ -27,21 +27,21 @@ class Pruner:
     """The pruning state of one run.
 
     Args:
-        groups: the prunable parameter groups, as `Graph.param_groups` gives them.
-        schedule: when channels go.
-        target: K, how many go in all.
+        groups: the prunable parameter groups, from `Graph.param_groups`.
+        schedule: when channels leave.
+        target: K, how many channels leave in all.
         criteria: weights of the importance proxies, by name.
-        divisible: what the number of channels left in a group has to be a multiple of.
+        divisible: each group keeps a multiple of this number of channels.
 
     Attributes:
         steps: optimizer steps so far.
-        period: pruning periods that have begun.
+        period: number of pruning periods that have begun.
         redundant: channels that are shrinking, by group id.
-        pruned: channels that are gone, by group id.
+        pruned: channels that are removed, by group id.
         choices: every choice so far.
 
     Raises:
-        ValueError: if the target cannot be reached, with the numbers.
+        ValueError: if the target cannot be reached; the message has the numbers.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Pruner:
         """Count a step and, if a period begins with it, choose channels.
 
         Args:
-            moves: gives, for a parameter group, what the base optimizer is about to move each of
-                its tensors by (None without a gradient); called only when channels are chosen.
+            moves: returns, for a parameter group, the base optimizer's next move of each of its
+                tensors (None without a gradient). Called only when channels are chosen.
         """
         self.steps += 1
         due, inside = self.schedule.due(self.steps), self.schedule.shrinks(self.steps)
         if self.num_redundant and not (inside and due == self.period):
-            self._remove()  # the last step of their period was skipped
+            self._remove()  # because the last step of their period was skipped
         if self.period < due and (inside or self.steps > self.schedule.last):
             self._choose(due - 1, moves)
 
@@ -86,24 +86,24 @@ class Pruner:
 
     @property
     def factor(self) -> float:
-        """What redundant channels are multiplied by in this step, 0 in the last of a period."""
+        """The factor of the redundant channels in this step; 0 in the last step of a period."""
         return self.schedule.factor(self.steps)
 
     @property
     def num_redundant(self) -> int:
-        """Channels that are shrinking, over all groups."""
+        """The number of channels that are shrinking, over all groups."""
         return sum(map(len, self.redundant.values()))
 
     @property
     def num_pruned(self) -> int:
-        """Channels that are gone, over all groups."""
+        """The number of channels that are removed, over all groups."""
         return sum(map(len, self.pruned.values()))
 
-    def index(self, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the channels of ``group`` that are ``redundant`` or ``pruned``.
+    def indices(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the channels of ``group`` that are ``redundant`` or ``pruned``, by these names.
 
-        int64 tensors on the group's device, kept until the next choice; a name without channels
-        is left out.
+        The values are int64 tensors on the group's device, cached until the next choice. A name
+        without channels is missing.
         """
         id_, device = group["id"], group["params"][0].device
         if id_ not in self._indices:
@@ -119,18 +119,18 @@ class Pruner:
         return importance_table(self.choices, {g["id"]: g["num_groups"] for g in self.groups})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all of the state as tensors and plain values."""
+        """Return the whole state as tensors and plain values."""
         return {
             "settings": self._settings(),
             "steps": self.steps,
             "period": self.period,
             "redundant": _copy(self.redundant),
             "pruned": _copy(self.pruned),
-            "choices": [choice.plain() for choice in self.choices],
+            "choices": [choice.as_dict() for choice in self.choices],
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ``ValueError``, naming what differs, if ``state`` is of another schedule."""
+        """Raise ``ValueError``, with the differences, if ``state`` is of another schedule."""
         differing = {
             name: (state["settings"].get(name), value)
             for name, value in self._settings().items()
@@ -162,16 +162,17 @@ class Pruner:
         if self.target <= most:
             return
         message = (
-            f"target_group_sparsity asks for {self.target} of "
-            f"{sum(g['num_groups'] for g in self.groups)} channels, but with {self.divisible} left "
-            f"in each of {len(self.groups)} prunable groups at most {most} can go"
+            f"target_group_sparsity removes {self.target} of "
+            f"{sum(g['num_groups'] for g in self.groups)} channels, but each of "
+            f"{len(self.groups)} prunable groups keeps {self.divisible}, so at most {most} can "
+            "leave"
         )
         if self.divisible == 1:
             raise ValueError(message)
         log.warning(message)
 
     def _choose(self, period: int, moves: Moves) -> None:
-        """Make this period's share of the channels redundant."""
+        """Choose this period's share of the channels; they become redundant."""
         self.period = period + 1
         quota = self.schedule.removed_by(period, self.target) - self.num_pruned
         if quota <= 0:
@@ -182,8 +183,8 @@ class Pruner:
         if not scores.isfinite().all():
             raise FloatingPointError(f"importance scores at step {self.steps} are not finite")
         totals = scores.sum(dim=0).split([g["num_groups"] for g in self.groups])
-        gone = [self.pruned[g["id"]] for g in self.groups]
-        chosen = choose([t.tolist() for t in totals], gone, quota, self.divisible)
+        removed = [self.pruned[g["id"]] for g in self.groups]
+        chosen = choose([t.tolist() for t in totals], removed, quota, self.divisible)
         self.redundant = {
             g["id"]: sorted(channels) for g, channels in zip(self.groups, chosen, strict=True)
         }

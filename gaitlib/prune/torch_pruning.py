@@ -1,4 +1,4 @@
-"""Prune a trained network in one shot with torch-pruning: the usual way to a small network.
+"""Prune a trained network in one shot with torch-pruning, the usual way to get a small network.
 
 This is the only file that imports torch-pruning (https://github.com/VainF/Torch-Pruning, MIT), an
 extra: ``pip install 'gaitlib[torch-pruning]'``. Its dependency graph and its pruning by groups are
@@ -24,52 +24,53 @@ from gaitlib.model.network_cost import FRAME, macs_per_frame
 
 log = logging.getLogger(__name__)
 
-#: The degree p of the norm that channels are compared by, by name.
+#: The degree p of the norm that ranks the channels, by name.
 IMPORTANCE = {"group_l2": 2, "group_l1": 1}
 
 
 def prune_to_macs(model: GaitBase, macs: int, *, importance: str = "group_l2") -> GaitBase:
-    """Return a copy without the least important channels, as small as asked for.
+    """Return a copy of ``model`` without its least important channels, near ``macs`` in cost.
 
-    Channels leave in the groups of torch-pruning's graph: outputs of a convolution with their batch
-    norm, with what is added to them and with all that reads them, up to the rows of SeparateFCs.
-    All groups compete in one ranking (``global_pruning``), and as many channels leave as bring the
-    backbone nearest to ``macs``. Every group keeps its best one; embeddings and classes stay.
+    Channels leave by the groups of torch-pruning's graph. A group holds the outputs of a
+    convolution, their batch norm, whatever is added to them, and the weights that read them, up to
+    the rows of SeparateFCs. One ranking compares the channels of all groups (``global_pruning``).
+    As many channels leave as bring the backbone nearest to ``macs``. Every group keeps its best
+    channel; embeddings and classes do not change.
 
-    The importance is the package's ``GroupMagnitudeImportance``: the sum of ``|w|^p`` over all that
-    a channel owns, biases of batch norms left out, divided by its mean over the group. The package
-    knows no SeparateFCs; their rows are added as it adds the columns of a linear layer.
+    The importance is the package's ``GroupMagnitudeImportance``: the sum of ``|w|^p`` over all
+    numbers that a channel owns, without the biases of batch norms, divided by the mean over the
+    group. The package does not know SeparateFCs; their rows count as the columns of a linear layer
+    do.
 
-    It all happens on the CPU, so that equal weights give an equal result on any device.
+    All of it runs on the CPU, so that equal weights give an equal result on any device.
 
     Args:
         model: a float network; not changed.
-        macs: of one frame, as `gaitlib.model.network_cost.macs_per_frame` counts them. The network's own, or
-            more, give a whole copy.
-        importance: ``group_l2``, which is p = 2 and what the package's README recommends, or
-            ``group_l1``.
+        macs: MACs per frame, as `gaitlib.model.network_cost.macs_per_frame` counts them. If the
+            network needs no more than that, the copy is whole.
+        importance: ``group_l2`` (p = 2), which the package's README recommends, or ``group_l1``.
 
     Returns:
-        The small network in train mode, on the device of ``model``. What is left of the weights is
-        as it was. `gaitlib.deploy.network_file.write_network` writes it.
+        The small network in train mode, on the device of ``model``. The remaining weights are
+        unchanged. `gaitlib.deploy.network_file.write_network` writes it.
 
     Raises:
         ModuleNotFoundError: if torch-pruning is not installed.
-        ValueError: for another importance, a quantized network, or fewer MACs than one channel a
-            group costs.
+        ValueError: for another importance, a quantized network, or fewer MACs than the network has
+            with one channel per group.
         FloatingPointError: if a weight is not finite.
     """
     if importance not in IMPORTANCE:
         raise ValueError(f"unknown importance {importance!r}; choose from {sorted(IMPORTANCE)}")
     if quantization_of(model) is not None:
         raise ValueError(
-            "the network is quantized, and torch-pruning cuts no quantizers: prune it first, then "
-            "quantize what is left"
+            "the network is quantized, and torch-pruning cannot cut quantizers: prune it first, "
+            "then quantize the result"
         )
     _package()
     with torch.inference_mode(False):
         small, cost = _nearest(copy.deepcopy(model).cpu(), macs, IMPORTANCE[importance])
-    log.info("torch-pruning: %d MACs a frame, %d were asked for", cost, macs)
+    log.info("torch-pruning: %d MACs per frame, the target was %d", cost, macs)
     return small.train().to(next(model.parameters()).device)
 
 
@@ -83,24 +84,24 @@ def _nearest(dense: GaitBase, macs: int, degree: int) -> tuple[GaitBase, int]:
     sizes = [len(group[0].idxs) for group in groups]
 
     def without(channels: int) -> tuple[GaitBase, int]:
-        # the package keeps int(sum * (1 - ratio)) channels; half a one is safe from rounding
+        # the package keeps int(sum * (1 - ratio)) channels; half a channel less avoids rounding
         small = _pruned(dense, (channels - 0.5) / sum(sizes), degree)
         return small, macs_per_frame(small)
 
-    few, many = 0, sum(sizes) - len(sizes)
-    below = without(many)
+    low, high = 0, sum(sizes) - len(sizes)  # bounds of the channels to remove
+    below = without(high)
     if below[1] > macs:
         raise ValueError(
             f"macs {macs} cannot be reached: with one channel in each of {len(sizes)} groups, "
-            f"{below[1]} of {above[1]} are left"
+            f"it needs {below[1]} of {above[1]}"
         )
-    while many - few > 1:  # what leaves among few leaves among many: the MACs only fall
-        middle = (few + many) // 2
+    while high - low > 1:  # a larger number removes the same channels and more, so MACs only fall
+        middle = (low + high) // 2
         found = without(middle)
         if found[1] > macs:
-            few, above = middle, found
+            low, above = middle, found
         else:
-            many, below = middle, found
+            high, below = middle, found
     return min(below, above, key=lambda found: abs(found[1] - macs))
 
 
@@ -116,12 +117,12 @@ def _pruned(dense: GaitBase, ratio: float, degree: int) -> GaitBase:
 def _pruner(twin: GaitBase, ratio: float, degree: int) -> Any:
     """Trace ``twin`` and return the package's pruner of it; all its parameters require gradients.
 
-    The forward pass that is traced ties channels together as the network's own does. It leaves out
-    what the package would take for joined channels: the strips of the pyramid and of focal
-    convolutions.
+    The traced forward pass ties the same channels together as the network's own. It does not split
+    maps into strips (of the pyramid and of focal convolutions), which the package would take for
+    joined channels.
     """
     twin.requires_grad_(True)
-    necks, twin.BNNecks = twin.BNNecks, None  # they read embeddings alone
+    necks, twin.BNNecks = twin.BNNecks, None  # they read only embeddings
     strips = {layer: layer.strips for layer in twin.modules() if isinstance(layer, FocalConv2d)}
     for layer in strips:
         layer.strips = 1
@@ -143,7 +144,7 @@ def _pruner(twin: GaitBase, ratio: float, degree: int) -> Any:
 
 
 def _one_strip(model: GaitBase, frames: Tensor) -> Tensor:
-    """Embed frames ``(N, 1, H, W)`` as if every part saw the mean of the whole map."""
+    """Embed frames ``(N, 1, H, W)`` by the mean of the whole map, the same for every part."""
     maps = model.Backbone.forward_block(frames)  # (N, C', H', W')
     return model.FCs(maps.mean((2, 3)).unsqueeze(2))  # (N, C, P)
 
@@ -162,11 +163,11 @@ def _package() -> ModuleType:
 
 @functools.cache
 def _extensions() -> tuple[type, type]:
-    """Return what the package lacks for SeparateFCs: an importance that counts them, a pruner."""
+    """Return two classes for SeparateFCs: an importance that counts them, and their pruner."""
     package = _package()
 
     class GroupNorm(package.importance.GroupMagnitudeImportance):
-        """``|w|^p`` summed over a group's tensors: one score a channel, infinite for the best."""
+        """Sums ``|w|^p`` over a group's tensors: one score per channel, infinite for the best."""
 
         def __init__(self, p: int) -> None:
             super().__init__(p=p, group_reduction="sum", normalizer=None)
@@ -183,7 +184,8 @@ def _extensions() -> tuple[type, type]:
                     f"not all weights of {group[0].dep.target.name} are finite"
                 )
             scores = scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
-            scores[scores.argmax()] = torch.inf  # the package keeps a group whole that would vanish
+            # keep one channel: the package prunes no channel of a group that would lose all
+            scores[scores.argmax()] = torch.inf
             return scores
 
     class FCsPruner(package.pruner.BasePruningFunc):

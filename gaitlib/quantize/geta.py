@@ -106,8 +106,8 @@ class GETA(HESSO):
         if self.control is not None:
             self.control.load_state_dict(state_dict["geta"])
 
-    def _share(self) -> None:
-        super()._share()
+    def _share_groups(self) -> None:
+        super()._share_groups()
         self._scalar_groups = [g for g in self.param_groups if g["id"] == "quantization"]
         if self._scalar_groups:
             self._base.param_groups = [g for g in self.param_groups if g["id"] != "quantization"]
@@ -150,7 +150,7 @@ class GETA(HESSO):
         control, pending, decisions = self.control, [], []
         finest, coarsest = control.bounds(step)
         for group in self.pruner.groups:
-            redundant = self.pruner.index(group).get("redundant")
+            redundant = self.pruner.indices(group).get("redundant")
             places = [control.positions.get(name) for name in group["p_names"]]
             quantized = [place for place in places if place is not None]
             if redundant is None or not quantized:
@@ -189,7 +189,7 @@ class GETA(HESSO):
 
     def _take(self, group: dict[str, Any], losses: Sequence[Tensor]) -> None:
         """Subtract from redundant channels; set to zero what is removed."""
-        redundant, ends = self.pruner.index(group)["redundant"], self.pruner.factor == 0.0
+        redundant, ends = self.pruner.indices(group)["redundant"], self.pruner.factor == 0.0
         left = total = 0.0
         for param, dim, loss in zip(group["params"], group["p_dims"], losses, strict=True):
             rows = param.index_select(dim, redundant).sub_(loss)
@@ -200,7 +200,7 @@ class GETA(HESSO):
         if ends:  # the one wait for the device, once per period
             share = (left / total).sqrt().item()
             log.info("%s: its redundant channels go at %.3f of its norm", group["id"], share)
-        self._hold(group)
+        self._zero_pruned(group)
 
 
 def build_geta(graph: Graph, cfg: GetaCfg, quantization: Quantization | None = None) -> GETA:

@@ -8,7 +8,7 @@ from nets import EXAMPLE, build, fill_gradients, hesso_cfg, plain, resnet, trace
 from gaitlib.config.schedules import PruningSchedule
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.prune import oto
-from gaitlib.prune.base_optimizer import coming_move
+from gaitlib.prune.base_optimizer import next_move
 from gaitlib.prune.hesso import HESSO, build_hesso
 from gaitlib.prune.importance import choose, proxies, weigh
 
@@ -114,7 +114,7 @@ def test_without_sparsity_it_is_torchs_optimizer(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_coming_move_is_what_the_step_then_does(variant):
+def test_next_move_is_what_the_step_then_does(variant):
     kind, _, theirs = VARIANTS[variant]
     weight = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.double))
     decay = 0.02
@@ -123,7 +123,7 @@ def test_coming_move_is_what_the_step_then_does(variant):
         weight.grad = torch.randn(5, 3, dtype=torch.double)
         before = weight.detach().clone()
         group = optimizer.param_groups[0]
-        move = coming_move(weight, group, optimizer.state.get(weight, {}), variant)
+        move = next_move(weight, group, optimizer.state.get(weight, {}), variant)
         optimizer.step()
         start = before * (1 - 0.1 * decay) if variant == "adamw" else before
         torch.testing.assert_close(weight.detach(), start - 0.1 * move)
@@ -397,7 +397,7 @@ def test_nothing_prunable_is_an_ordinary_optimizer_or_refused():
     model.Backbone.requires_grad_(False)
     groups = traced(model).param_groups()
     assert HESSO(groups, hesso_cfg(target_group_sparsity=0.0)).group_sparsity() == 0
-    with pytest.raises(ValueError, match="no prunable group"):
+    with pytest.raises(ValueError, match="no group is prunable"):
         HESSO(groups, hesso_cfg(target_group_sparsity=0.5))
 
 

@@ -228,7 +228,7 @@ def test_network_follows_the_data():
 
 
 def test_a_torch_without_the_private_names_is_named(monkeypatch):
-    monkeypatch.setattr(oto_compat, "_OPTIMIZE_HOMES", ("torch.onnx", "torch.nowhere"))
+    monkeypatch.setattr(oto_compat, "_OPTIMIZE_MODULES", ("torch.onnx", "torch.nowhere"))
     with pytest.raises(oto.UnsupportedTorchError, match=f"torch {torch.__version__[:4]}.*nowhere"):
         oto.trace(resnet(), EXAMPLE)
 
@@ -241,7 +241,7 @@ def test_slice_agrees_with_the_package():
     graph = oto.trace(model, EXAMPLE)
     graph.zero({g.id: range(0, g.channels, 2) for g in graph.prunable()})
     twin = copy.deepcopy(model)
-    with oto_compat.as_the_package_wants(), TemporaryDirectory() as folder:
+    with oto_compat.compat(), TemporaryDirectory() as folder:
         twin.forward = lambda x, run=twin.forward: tuple(run(x))
         package = oto._package().OTO(twin, EXAMPLE)
         del twin.forward

@@ -13,7 +13,7 @@ from gaitlib.config.schedules import BitInterval, ProjectionSchedule
 from gaitlib.deploy.cut_network import construct_compressed_model, export_embedding
 from gaitlib.deploy.network_file import load_network
 from gaitlib.model.float_state import quantization_of
-from gaitlib.prune.base_optimizer import coming_move
+from gaitlib.prune.base_optimizer import next_move
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.quantize.geta import build_geta
 from gaitlib.quantize.grid import bit_width
@@ -237,7 +237,7 @@ def test_redundant_channels_move_by_s_and_all_others_by_the_base_step(variant):
     before = {name: p.detach().clone() for name, p in named.items()}
     old_d = {name: q.d.item() for name, q in quantizers.items()}
     moves = {
-        name: coming_move(p, group, optimizer.state.get(p, {}), variant)
+        name: next_move(p, group, optimizer.state.get(p, {}), variant)
         for group in optimizer.param_groups
         for name, p in zip(group["p_names"], group["params"], strict=True)
     }
