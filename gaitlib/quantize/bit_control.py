@@ -1,9 +1,9 @@
 """Limits each quantizer's bit width per step and clamps it to those limits.
 
 `BitPlan` has GETA's four phases (https://arxiv.org/abs/2502.16638) and the limits. In projection
-and in the joint phase the step size d is clipped to the interval of allowed bits; in cool-down it
-is set so that every quantizer keeps a whole number of bits. Clipping follows each move of d, q_m
-and t, so bits are inside their interval after every step of the last three phases.
+and in the joint phase the step size d is clipped to the interval of allowed bits. In cool-down d is
+set so that every quantizer keeps a whole number of bits. Clipping comes last in a step, so bits are
+inside their interval after every step of the last three phases.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from gaitlib.quantize.grid import bit_width, step_size
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
 
-ROUNDING = 1e-3  # bits that float32 may be off
+TOLERANCE = 1e-3  # bits; rounding error of float32
 SMALLEST_Q_M = 1e-6
 T_RANGE = (0.25, 4.0)
 
@@ -26,13 +26,13 @@ T_RANGE = (0.25, 4.0)
 class BitControl:
     """Keeps d, q_m and t of all quantizers positive and inside the plan.
 
-    All arithmetic is on tensors of ``(Q,)``, one entry a quantizer (of weights first), on their
-    device; nothing waits for it.
+    All arithmetic is on tensors of ``(Q,)``, one entry per quantizer (those of weights first), on
+    the quantizers' device. No method waits for the device.
 
     Attributes:
         whole: the bits kept in cool-down, ``(Q,)``; None before.
-        outside: how often a quantizer was left outside its interval, over all steps so far; a
-            tensor without dimensions, 0 if all is well.
+        outside: how often a quantizer was outside its interval after a step, summed over all steps
+            and quantizers; a tensor without dimensions. It should stay 0.
     """
 
     def __init__(self, quantization: Quantization, plan: BitPlan) -> None:
@@ -47,8 +47,9 @@ class BitControl:
     def param_group(self) -> dict[str, Any]:
         """Return the scalars as a parameter group, without weight decay.
 
-        It takes part in ``zero_grad``, in a ``GradScaler``'s un-scaling and its search for infinite
-        gradients. A schedule may write its ``lr``: a step uses ``lr_quant``.
+        As a parameter group they take part in ``zero_grad``, and a ``GradScaler`` un-scales their
+        gradients and checks that they are finite. Steps use ``lr_quant``, whatever ``lr`` a
+        schedule writes into the group.
         """
         named = [
             (f"quantization.{name}", scalar)
@@ -68,29 +69,29 @@ class BitControl:
         }
 
     def scalars(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return copies of d, q_m and t."""
+        """Return copies of d, q_m and t, each ``(Q,)``."""
         names = ("d", "q_m", "t")
         d, q_m, t = (torch.stack([getattr(q, n).detach() for q in self.quantizers]) for n in names)
         return d, q_m, t
 
-    def begin(self, step: int) -> None:
-        """Fix whole bits if cool-down has begun: the nearest ones inside the interval.
+    def begin_step(self, step: int) -> None:
+        """Choose the whole bits if cool-down has begun: the nearest ones inside the interval.
 
-        A phase is entered at its first step that runs, whichever that is.
+        If the first step of cool-down was skipped, this happens at the first one that runs.
         """
         if self.whole is None and self.plan.phase(step) == "cool-down":
             bits = bit_width(*self.scalars(), self._signs())
             lower, upper = self._interval(step)
             self.whole = from_rank_0(torch.clamp(bits.round(), lower, upper))
 
-    def guard(self, before: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Bound what the last move did to the scalars: none more than halves or doubles.
+    def limit_moves(self, before: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Limit the last move of the scalars: none more than halves or doubles.
 
-        So they stay positive whatever gradient and learning rate are. q_m stays above 1e-6, t
-        between 1/4 and 4.
+        They stay positive for any gradient and learning rate. q_m stays at 1e-6 or above, t between
+        1/4 and 4.
 
         Args:
-            before: what `scalars` gave before the move.
+            before: the `scalars` before the move.
         """
         moved = zip(self.scalars(), before, strict=True)
         d, q_m, t = (torch.clamp(now, then / 2, then * 2) for now, then in moved)
@@ -99,7 +100,7 @@ class BitControl:
         self._write("t", t.clamp(*T_RANGE))
 
     def bounds(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the finest and coarsest step sizes allowed for the present q_m and t."""
+        """Return the finest and coarsest step sizes allowed for the current q_m and t: ``(Q,)``."""
         _, q_m, t = self.scalars()
         if self.whole is not None:
             exact = step_size(self.whole, q_m, t, self._signs())
@@ -109,7 +110,7 @@ class BitControl:
         return step_size(upper, q_m, t, signs), step_size(lower, q_m, t, signs)
 
     def project(self, step: int) -> None:
-        """Bring every d into its bounds, after everything else of ``step``."""
+        """Clip every d to its bounds; the last action of ``step``."""
         finest, coarsest = self.bounds(step)
         d, _, _ = self.scalars()
         self._write("d", from_rank_0(torch.clamp(d, finest, coarsest)))
@@ -118,14 +119,14 @@ class BitControl:
             lower, upper = (
                 (self.whole, self.whole) if self.whole is not None else self._interval(step)
             )
-            self.outside += ((bits < lower - ROUNDING) | (bits > upper + ROUNDING)).sum()
+            self.outside += ((bits < lower - TOLERANCE) | (bits > upper + TOLERANCE)).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a run needs to continue, beside the scalars themselves."""
+        """Return what a run needs to continue, except for the scalars."""
         return {"plan": asdict(self.plan), "whole": self.whole, "outside": self.outside.clone()}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ``ValueError``, naming what differs, if ``state`` is of another plan."""
+        """Raise ``ValueError``, with the differences, if ``state`` is of another plan."""
         ours, theirs = asdict(self.plan), state["plan"]
         differing = {k: (theirs.get(k), v) for k, v in ours.items() if theirs.get(k) != v}
         if differing:
@@ -147,7 +148,7 @@ class BitControl:
         return self._constant("signs", [float(sign) for sign in signs], signs)
 
     def _interval(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the fewest and the most bits after ``step``."""
+        """Return the fewest and the most bits allowed after ``step``: ``(Q,)``."""
         if self.plan.phase(step) == "warm-up":
             lowest = [1.0 + q.signed for q in self.quantizers]
             return (
@@ -158,7 +159,7 @@ class BitControl:
         count = len(self.positions)
         intervals = [self.plan.weights] * count
         intervals += [self.plan.activations] * (len(self.quantizers) - count)
-        # calibration may find a sign, whose grid needs 2 bits
+        # calibration may find negative inputs; a signed grid needs 2 bits
         lowest = [
             float(max(i.least, 1 + q.signed))
             for i, q in zip(intervals, self.quantizers, strict=True)
@@ -170,7 +171,7 @@ class BitControl:
         )
 
     def _constant(self, name: str, values: list[float], key: Any) -> Tensor:
-        """Return values as a tensor on the quantizers' device, made anew when they change."""
+        """Return values as a tensor on the quantizers' device; cached until ``key`` changes."""
         device = self.quantizers[0].d.device
         if self._cached.get(f"{name} of") != (key, device):
             self._cached[name] = torch.tensor(values, device=device)

@@ -1,4 +1,4 @@
-"""The bits of every quantizer at one step, and what they may be, as a row of ``bits.csv``."""
+"""One row of ``bits.csv``: the bits of every quantizer after a step, and the allowed intervals."""
 
 import math
 
@@ -10,18 +10,18 @@ def bits_row(optimizer: GETA) -> dict[str, float]:
 
     Columns:
         weights:<layer>, activations:<layer>: bits of the layer's weight, of its input.
-        weights_min, weights_max, activations_min, activations_max: the interval that they are held
-            in; NaN in warm-up, which binds nothing.
-        outside: how often any of them has been left outside it, over all steps so far.
+        weights_min, weights_max, activations_min, activations_max: the allowed interval; NaN in
+            warm-up, which has none.
+        outside: how often a quantizer was outside its interval after a step, over all steps so far.
     """
     control = optimizer.control
     table = control.quantization.bits()
     names = table["kind"] + ":" + table["layer"]
     bits = dict(zip(names, table["bits"], strict=True))
-    return bits | _allowed(optimizer) | {"outside": int(control.outside)}
+    return bits | _allowed_intervals(optimizer) | {"outside": int(control.outside)}
 
 
-def _allowed(optimizer: GETA) -> dict[str, float]:
+def _allowed_intervals(optimizer: GETA) -> dict[str, float]:
     plan, step = optimizer.control.plan, optimizer.num_steps
     bound = plan.phase(step) != "warm-up"
     row = {}

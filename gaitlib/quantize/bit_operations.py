@@ -1,11 +1,11 @@
 """What quantization saves: bit operations (BOPs), average bits and bits on disk.
 
-The counting rule, for every figure here. BOPs of a layer are its MACs times the bits of its weights
-times the bits of its input; what is not quantized counts 32 bits, so a float MAC costs 1024, and
-4-bit weights on float inputs an eighth of that. Bits are those that the values are stored in: real
-ones, as in training, are rounded first. MACs follow `gaitlib.model.network_cost`: per frame in the
-backbone, per clip in the heads. The backbone's BOPs per frame are the headline, the heads' stand
-apart.
+All functions count by the same rule. The BOPs of a layer are its MACs times the bits of its weights
+times the bits of its input. A tensor that is not quantized counts 32 bits, so a float MAC costs
+1024, and one with 4-bit weights on float inputs an eighth of that. Bits are the stored ones:
+real-valued bits, as in training, are rounded first. MACs follow `gaitlib.model.network_cost`: per
+frame in the backbone, per clip in the heads. The backbone's BOPs per frame are the main figure; the
+heads' are reported separately.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _BACKBONE = "Backbone."
 def bops_table(
     layers: pd.DataFrame, weight_bits: Mapping[str, float], activation_bits: Mapping[str, float]
 ) -> pd.DataFrame:
-    """Return one row for each layer, in the order they run.
+    """Return one row per layer, in the order in which they run.
 
     Args:
         layers: `gaitlib.model.network_cost.layer_table` of the network, whole or compressed.
@@ -38,7 +38,7 @@ def bops_table(
         bops: per frame or per clip.
 
     Raises:
-        ValueError: if bits are given for something that is no layer of the table.
+        ValueError: if bits are given for a layer that is not in the table.
     """
     by_layer = {name.rpartition(".")[0]: bits for name, bits in weight_bits.items()}
     for given in (by_layer, activation_bits):
@@ -48,7 +48,7 @@ def bops_table(
             )
     table = layers[["layer", "macs"]].copy()
     table.insert(1, "per", _per(layers))
-    # each weight multiplies once a position of the output map
+    # each weight multiplies once per position of the output map
     table["weights"] = layers["macs"] // (layers["height"] * layers["width"])
     for column, bits in (("weight_bits", by_layer), ("activation_bits", activation_bits)):
         table[column] = [round(bits.get(name, FLOAT_BITS)) for name in layers["layer"]]
@@ -57,7 +57,7 @@ def bops_table(
 
 
 def relative_bops(table: pd.DataFrame, dense: pd.DataFrame, per: str = "frame") -> float:
-    """Return the BOPs of a network in percent of a dense float network's, 1024 a MAC.
+    """Return the BOPs of a network in percent of a dense float network's, at 1024 per MAC.
 
     Args:
         table: `bops_table` of the network.
@@ -65,7 +65,7 @@ def relative_bops(table: pd.DataFrame, dense: pd.DataFrame, per: str = "frame") 
         per: ``frame`` compares the backbones, ``clip`` the heads.
 
     Raises:
-        ValueError: if there is no such row.
+        ValueError: if the dense table has no MACs of that kind.
     """
     bops = table.loc[table["per"] == per, "bops"].sum()
     macs = dense.loc[_per(dense) == per, "macs"].sum()
@@ -77,8 +77,8 @@ def relative_bops(table: pd.DataFrame, dense: pd.DataFrame, per: str = "frame") 
 def average_bits(table: pd.DataFrame) -> dict[str, float]:
     """Return the mean bits of ``weights`` and ``activations``; 32 where nothing is quantized.
 
-    Weights are averaged over their numbers, backbone and heads together. Inputs are averaged over
-    the MACs of the backbone: the bits that a multiplication of a frame reads on average.
+    Weights are averaged over all their numbers, in backbone and heads. Inputs are averaged over the
+    backbone's MACs: the result is the mean input bits of a multiplication.
 
     Args:
         table: `bops_table` of the network.
@@ -93,16 +93,16 @@ def average_bits(table: pd.DataFrame) -> dict[str, float]:
 def disk_bits(model: nn.Module, weight_bits: Mapping[str, float]) -> int:
     """Return the bits of a network's numbers as `gaitlib.quantize.packing` stores them.
 
-    A weight of 2 to 8 bits takes as many, one of 9 to 16 takes 16, and everything else 32: batch
-    norms with their running statistics, biases, wider weights. Each tensor ends on a whole byte.
-    Header and grids, about 1.3 kB, do not count.
+    A weight of 2 to 8 bits takes that many bits, and one of 9 to 16 bits takes 16. Everything else
+    takes 32: batch norms with their running statistics, biases, wider weights. Each tensor ends on
+    a whole byte. Header and grids, about 1.3 kB, do not count.
 
     Args:
         model: the network, whole or compressed.
         weight_bits: bits of each quantized weight, by parameter name.
 
     Raises:
-        ValueError: if bits are given for something that the model does not hold.
+        ValueError: if bits are given for a parameter that the model does not have.
     """
     numbers = {name: tensor.numel() for name, tensor in stored_tensors(model).items()}
     if strangers := sorted(weight_bits.keys() - numbers.keys()):

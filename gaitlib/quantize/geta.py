@@ -1,7 +1,7 @@
 """GETA: an optimizer that prunes channels and chooses bits in one training run.
 
-QASSO, the optimizer of GETA (Qu et al., https://arxiv.org/abs/2502.16638), on the groups, the
-scores and the schedule of `gaitlib.prune.hesso.HESSO`, which it is when nothing is quantized.
+This is QASSO, the optimizer of GETA (Qu et al., https://arxiv.org/abs/2502.16638). It uses the
+groups, scores and schedule of `gaitlib.prune.hesso.HESSO`, and equals it without quantization.
 """
 
 import logging
@@ -16,7 +16,7 @@ from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import HESSO
 from gaitlib.quantize.bit_control import BitControl
-from gaitlib.quantize.qasso import forget
+from gaitlib.quantize.qasso import choose_rate_and_steps
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
 
@@ -26,36 +26,37 @@ log = logging.getLogger(__name__)
 class GETA(HESSO):
     """Train, prune and quantize in one run.
 
-    A step k, numbers from 1, on a network with quantizers (`BitPlan` has the phases):
+    One step on a network with quantizers (steps count from 1; `BitPlan` has the phases):
 
     1. At the first step of a pruning period, channels are chosen as in HESSO.
-    2. d, q_m and t move by the base optimizer with ``lr_quant``, whatever a schedule does to the
-       learning rate of the weights, and without weight decay; none more than halves or doubles.
-    3. In a group with redundant channels, `qasso.forget` chooses the forget rate gamma and sets the
-       step size of each of its quantized weights.
-    4. The weights move by the base optimizer; from redundant channels gamma x^Q is taken as well
-       (gamma x of a tensor that is not quantized), with x as it was before the step. Channels whose
-       period ends, and those of earlier ones, are set to zero.
-    5. Every d is brought into its interval, or in cool-down to its whole bits.
+    2. The base optimizer moves d, q_m and t, with ``lr_quant`` and without weight decay. A schedule
+       for the weights' learning rate has no effect on them. None more than halves or doubles.
+    3. In a group with redundant channels, `qasso.choose_rate_and_steps` chooses the forget rate
+       gamma and the step size of each quantized weight.
+    4. The base optimizer moves the weights. Redundant channels also lose gamma x^Q (gamma x in a
+       tensor that is not quantized), with x from before the step. Channels whose period ends here
+       or ended earlier are set to zero.
+    5. Every d is clipped to its interval; in cool-down it is set to its whole bits.
 
-    A group without quantized weights shrinks as in HESSO. Where this differs from the published
-    code, on purpose: the defects that the project's tests name, and
+    A group without quantized weights shrinks as in HESSO. This differs on purpose from the
+    published code: it lacks the defects that the project's tests name, and
 
-    * a projection period shrinks the interval at its last step, before that step's clipping, so
-      that ``projection_periods`` shrinks have happened when ``projection_steps`` are over;
-    * activations are under the same control as weights, with the same ``bit_reduction`` down to
+    * a projection period shrinks the interval at its last step, before that step's clipping. So
+      ``projection_periods`` shrinks have happened at the end of ``projection_steps``;
+    * activations are controlled as weights are, with the same ``bit_reduction`` down to
       ``min_bit_act``;
-    * gradients of q_m in cool-down are the quantizer's own: that d follows q_m there adds nothing.
+    * in cool-down the gradient of q_m is the quantizer's own; it has no term for d, which follows
+      q_m there.
 
-    In a distributed job gamma, d and the whole bits of rank 0 are used by all.
+    In a distributed job all processes use rank 0's gamma, d and whole bits.
 
     Args:
-        groups: parameter groups as `Graph.param_groups` gives them (copied).
-        cfg: what `HESSO` reads, and the bit plan.
-        quantization: the quantizers of the network; None if the plan is.
+        groups: parameter groups from `Graph.param_groups` (copied).
+        cfg: the settings of `HESSO`, and the bit plan.
+        quantization: the quantizers of the network; None without a plan.
 
     Raises:
-        ValueError: as `HESSO`; also if only one of plan and quantizers is there.
+        ValueError: as `HESSO` does; also if there is a plan without quantizers, or the reverse.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class GETA(HESSO):
         plan = cfg.bit_plan
         if plan is not None and quantization is None:
             raise ValueError(
-                "keys such as min_bit_wt ask for quantization: pass what quantize_network(model) "
-                "gives"
+                "keys such as min_bit_wt switch quantization on: pass the result of "
+                "quantize_network(model)"
             )
         if plan is None and quantization is not None:
             raise ValueError(
-                "the network has quantizers, but no key asks for quantization: give target_bits"
+                "the network has quantizers, but no key switches quantization on: give target_bits"
             )
         self.control = None if plan is None else BitControl(quantization, plan)
         groups = [*groups, self.control.param_group()] if self.control else list(groups)
@@ -80,22 +81,22 @@ class GETA(HESSO):
 
     @property
     def phase(self) -> str:
-        """The phase of the last step; ``""`` when nothing is quantized."""
+        """The phase of the last step; ``""`` without quantization."""
         return self.control.plan.phase(self.num_steps) if self.control else ""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return HESSO's entries and, with quantizers, ``geta``; d, q_m, t are the network's."""
+        """Return HESSO's entries and, with quantizers, ``geta``; the network's has d, q_m and t."""
         state = super().state_dict()
         if self.control is not None:
             state["geta"] = self.control.state_dict()
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken.
+        """Continue from ``state_dict``.
 
         Raises:
-            ValueError: as `HESSO.load_state_dict`; also if one of the two runs quantizes and the
-                other does not, or their bit plans differ.
+            ValueError: as `HESSO.load_state_dict` does; also if only one of the two runs quantizes,
+                or their bit plans differ.
         """
         if ("geta" in state_dict) != (self.control is not None):
             there, here = ("with", "without") if self.control is None else ("without", "with")
@@ -117,15 +118,15 @@ class GETA(HESSO):
             super()._update()
             return
         step = self.pruner.steps
-        self.control.begin(step)
+        self.control.begin_step(step)
         before = self.control.scalars()
         self._step_scalars()
-        self.control.guard(before)
-        forgotten = self._forget(step, before[0])
+        self.control.limit_moves(before)
+        losses = self._choose_losses(step, before[0])
         self._base.step()
         for group in self.pruner.groups:
-            if group["id"] in forgotten:
-                self._take(group, forgotten[group["id"]])
+            if group["id"] in losses:
+                self._subtract(group, losses[group["id"]])
             else:
                 self._shrink(group)
         self.control.project(step)
@@ -140,12 +141,12 @@ class GETA(HESSO):
         finally:
             self._base.param_groups, group["lr"] = weights, scheduled
 
-    def _forget(self, step: int, d_before: Tensor) -> dict[str, list[Tensor]]:
+    def _choose_losses(self, step: int, d_before: Tensor) -> dict[str, list[Tensor]]:
         """Set the step sizes of groups that shrink; return what each of their tensors loses.
 
         Returns:
-            By group id, ``gamma x^Q`` of the redundant channels for each tensor of the group.
-            Groups without redundant channels or without quantized tensors are left out.
+            Group id -> ``gamma x^Q`` of the redundant channels, one per tensor of the group. Groups
+            without redundant channels or without quantized tensors are missing.
         """
         control, pending, decisions = self.control, [], []
         finest, coarsest = control.bounds(step)
@@ -168,38 +169,41 @@ class GETA(HESSO):
                 moves.append(None if move is None else move.index_select(dim, redundant))
             bounds = (torch.stack([b[i] for i in quantized]) for b in (finest, coarsest))
             even = 1.0 - self.pruner.factor
-            gamma, d = forget(contents, residuals, moves, group["lr"], even, *bounds)
+            gamma, d = choose_rate_and_steps(contents, residuals, moves, group["lr"], even, *bounds)
             decisions.append(torch.cat([gamma.reshape(1), d]))
             pending.append((group["id"], contents, residuals, quantized))
         if not pending:
             return {}
         decided = from_rank_0(torch.cat(decisions)).split([len(d) for d in decisions])
-        forgotten = {}
+        losses = {}
         for (id_, contents, residuals, quantized), (gamma, *steps) in zip(
             pending, decided, strict=True
         ):
             for place, d in zip(quantized, steps, strict=True):
                 control.quantizers[place].d.copy_(d)
             own = iter(steps)
-            forgotten[id_] = [
+            losses[id_] = [
                 (content if residual is None else content.add_(residual * next(own))).mul_(gamma)
                 for content, residual in zip(contents, residuals, strict=True)
             ]
-        return forgotten
+        return losses
 
-    def _take(self, group: dict[str, Any], losses: Sequence[Tensor]) -> None:
-        """Subtract from redundant channels; set to zero what is removed."""
+    def _subtract(self, group: dict[str, Any], losses: Sequence[Tensor]) -> None:
+        """Subtract ``losses`` from redundant channels; set removed channels to zero."""
         redundant, ends = self.pruner.indices(group)["redundant"], self.pruner.factor == 0.0
-        left = total = 0.0
+        remaining = total = 0.0
         for param, dim, loss in zip(group["params"], group["p_dims"], losses, strict=True):
             rows = param.index_select(dim, redundant).sub_(loss)
             if ends:
-                left, total = left + rows.square().sum(), total + param.square().sum()
+                remaining = remaining + rows.square().sum()
+                total = total + param.square().sum()
                 rows.zero_()
             param.index_copy_(dim, redundant, rows)
-        if ends:  # the one wait for the device, once per period
-            share = (left / total).sqrt().item()
-            log.info("%s: its redundant channels go at %.3f of its norm", group["id"], share)
+        if ends:  # the only wait for the device, once per period
+            share = (remaining / total).sqrt().item()
+            log.info(
+                "%s: redundant channels leave with %.3f of the group's norm", group["id"], share
+            )
         self._zero_pruned(group)
 
 
@@ -207,14 +211,14 @@ def build_geta(graph: Graph, cfg: GetaCfg, quantization: Quantization | None = N
     """Build a `GETA` for the model of ``graph``.
 
     Args:
-        graph: what `gaitlib.prune.oto.trace` found in the model.
-        cfg: the section; without any key of quantization it prunes alone.
-        quantization: of `quantize_network`, attached to the model of ``graph``; calibrated, or
-            loaded from a checkpoint before the first step.
+        graph: the result of `gaitlib.prune.oto.trace` for the model.
+        cfg: the section; without any key of quantization the optimizer only prunes.
+        quantization: the result of `quantize_network`, attached to the model of ``graph``. Before
+            the first step, calibrate it or load it from a checkpoint.
 
     Raises:
-        ValueError: if the section, the quantizers and the model do not belong together, or the
-            target cannot be reached.
+        ValueError: if section, quantizers and model do not belong together, or the target cannot be
+            reached.
     """
     if quantization is not None:
         if quantization_of(graph.model) is not quantization:

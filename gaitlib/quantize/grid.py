@@ -4,9 +4,9 @@ A quantizer clips, bends and rounds (GETA, https://arxiv.org/abs/2502.16638)::
 
     c(x) = min(|x|, q_m)^t        k = round(c / d)        x^Q = sgn(x) d k
 
-With b bits the largest k is L = 2^(b-1) - 1 for signed values, 2^b - 1 for values that are never
-negative, and the step of a grid whose last level is q_m^t is d = q_m^t / L. For t = 1 this is plain
-uniform quantization; for any other t, x^Q stands near sgn(x) |x|^t and not near x.
+With b bits the largest k is L = 2^(b-1) - 1 for signed values and 2^b - 1 for values that are never
+negative. The step of a grid whose last level is q_m^t is d = q_m^t / L. For t = 1 this is plain
+uniform quantization; for any other t, x^Q is near sgn(x) |x|^t and not near x.
 """
 
 import math
@@ -17,17 +17,17 @@ from torch import Tensor
 
 Number = float | Tensor
 
-TINY = 1e-36
+TINY = 1e-36  # replaces smaller magnitudes, whose logarithm is slow or infinite
 
 
 def bit_width(d: Number, q_m: Number, t: Number, signed: bool | Tensor = True) -> Number:
     """Return the real-valued bits of a grid: ``log2(q_m^t / d + 1)``, and 1 more with a sign.
 
     Args:
-        d: step; a number or a tensor, as the next two.
+        d: step; a number or a tensor, like the next two.
         q_m: clipping magnitude.
         t: exponent.
-        signed: with a sign or not; for tensors also a tensor of ones and zeros.
+        signed: whether the grid has negative values; for tensors also a tensor of ones and zeros.
     """
     levels = q_m**t / d
     bits = torch.log2(levels + 1) if isinstance(levels, Tensor) else math.log2(levels + 1)
@@ -37,20 +37,22 @@ def bit_width(d: Number, q_m: Number, t: Number, signed: bool | Tensor = True) -
 def step_size(bits: Number, q_m: Number, t: Number, signed: bool | Tensor = True) -> Number:
     """Return the step d of a grid of real-valued ``bits`` whose last level is ``q_m^t``.
 
-    The inverse of `bit_width`. A number of bits that leaves no level beside zero is refused; of
-    tensors the caller has to know it.
+    The inverse of `bit_width`.
+
+    Raises:
+        ValueError: for a number of bits that gives no level except zero. Tensors are not checked.
     """
     magnitude = bits - (+signed)
     if not isinstance(magnitude, Tensor) and magnitude <= 0:
         raise ValueError(
-            f"{bits} bits leave no level beside zero: a {'signed' if signed else 'unsigned'} grid "
+            f"{bits} bits give no level except zero: a {'signed' if signed else 'unsigned'} grid "
             f"needs more than {+signed}"
         )
     return q_m**t / (2**magnitude - 1)
 
 
 def clip(x: Tensor, q_m: Tensor, signed: bool) -> Tensor:
-    """Return a new tensor, x within -q_m..q_m, or 0..q_m without a sign."""
+    """Return a new tensor: x clipped to -q_m..q_m, or to 0..q_m without a sign."""
     below = torch.minimum(x, q_m)
     return torch.maximum(below, -q_m) if signed else below.clamp_(min=0)
 
@@ -58,8 +60,8 @@ def clip(x: Tensor, q_m: Tensor, signed: bool) -> Tensor:
 def bend(x: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -> Tensor:
     """Return ``sgn(x) min(|x|, q_m)^t`` in the dtype of ``x``; without a sign, x < 0 becomes 0.
 
-    The power is ``exp(t ln |x|)``, with 1e-36 for smaller |x|: nothing that a grid would see, and
-    a logarithm of 0 is slow on a CPU.
+    The power is ``exp(t ln |x|)``, with 1e-36 for smaller |x|. No grid resolves that difference,
+    and a logarithm of 0 is slow on a CPU.
 
     Args:
         x: floating, any shape.
@@ -77,14 +79,14 @@ def bend(x: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that one quantized tensor may take: ``sgn(k) d |k|``, k whole.
+    """The values that one quantized tensor may take: ``k d`` for whole k.
 
     Attributes:
         d: step between neighbouring values.
-        q_m: magnitude beyond which a number is clipped.
+        q_m: magnitude above which numbers are clipped.
         t: exponent; 1 is plain uniform quantization.
         bits: 2 or more with a sign, 1 or more without.
-        signed: k is in ``-(2^(bits-1) - 1) .. 2^(bits-1) - 1`` (weights); if not, in
+        signed: if True, k is in ``-(2^(bits-1) - 1) .. 2^(bits-1) - 1`` (weights); if False, in
             ``0 .. 2^bits - 1`` (activations after a ReLU).
     """
 
@@ -97,12 +99,12 @@ class Grid:
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits < 1 + self.signed:
             raise ValueError(
-                f"bits is {self.bits!r}; it has to be a whole number, {1 + self.signed} or more"
+                f"bits is {self.bits!r}; it must be a whole number, {1 + self.signed} or more"
             )
         for name in ("d", "q_m", "t"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; it has to be a positive number")
+                raise ValueError(f"{name} is {value}; it must be a positive number")
 
     @property
     def levels(self) -> int:
@@ -122,5 +124,5 @@ class Grid:
         return k * k.new_tensor(self.d)
 
     def fake(self, x: Tensor) -> Tensor:
-        """Return every entry of ``x`` on the grid: ``dequantize(quantize(x))``, float32."""
+        """Round every entry of ``x`` to the grid: ``dequantize(quantize(x))``, float32."""
         return self.dequantize(self.quantize(x))

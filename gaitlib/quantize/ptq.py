@@ -1,4 +1,4 @@
-"""Post-training quantization: round a trained network, as a yardstick for training with bits."""
+"""Post-training quantization: round a trained network, to compare with training at few bits."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from gaitlib.model import GaitBase
 from gaitlib.quantize.grid import Grid, step_size
 from gaitlib.quantize.quantization import calibrate, quantize_network
 
-_SHARES = torch.linspace(0.3, 1.0, 71)  # of the largest weight, tried as clipping magnitudes
+_SHARES = torch.linspace(0.3, 1.0, 71)  # clipping magnitudes to try, as shares of max |w|
 
 
 def round_after_training(
@@ -21,18 +21,19 @@ def round_after_training(
 ) -> GaitBase:
     """Return a copy with every weight and input on a uniform grid, without any training.
 
-    A weight is clipped where its squared rounding error is least (Banner et al., 2019,
-    https://arxiv.org/abs/1810.05723, by search), an input where 0.1 % of it lies beyond.
+    A weight's clipping magnitude is the one with the least squared rounding error (Banner et al.,
+    2019, https://arxiv.org/abs/1810.05723), found by search. An input's is the one that clips 0.1 %
+    of it.
 
     Args:
         model: trained, in float.
         weight_bits: whole bits of every quantized weight, by parameter name.
-        activation_bits: whole bits of every quantized input, by layer name; empty quantizes
-            weights alone.
-        clips: batches to calibrate the inputs on, as the network takes them.
+        activation_bits: whole bits of every quantized input, by layer name; empty to quantize only
+            weights.
+        clips: batches to calibrate the inputs on, in the network's input format.
 
     Raises:
-        ValueError: if the names are not those of the network's weights and inputs.
+        ValueError: if the names differ from those of the network's weights and inputs.
     """
     twin = copy.deepcopy(model).eval()
     kind = "weights_and_activations" if activation_bits else "weights"
@@ -44,15 +45,15 @@ def round_after_training(
     calibrate(twin, quantization, clips, training=False)
     for name, quantizer in quantization.weights.items():
         weight = twin.get_parameter(name).detach()
-        quantizer.start(weight_bits[name], best_clipping(weight, weight_bits[name]))
+        quantizer.reset(weight_bits[name], best_clipping(weight, weight_bits[name]))
     for name, quantizer in quantization.activations.items():
-        quantizer.start(activation_bits[name], quantizer.q_m.detach().clone())
+        quantizer.reset(activation_bits[name], quantizer.q_m.detach().clone())
     quantization.settle(twin)
     return twin
 
 
 def best_clipping(weight: Tensor, bits: int) -> float:
-    """Return the clipping magnitude of least squared rounding error, of 71 that are tried."""
+    """Try 71 clipping magnitudes; return the one with the least squared rounding error."""
     largest = weight.abs().max().item()
     errors = {}
     for q_m in (_SHARES * largest).tolist():

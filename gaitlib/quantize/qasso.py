@@ -1,28 +1,29 @@
-"""How fast redundant channels are forgotten, and how coarse their layers become meanwhile.
+"""Choose how fast redundant channels shrink, and how coarse their weights' grids are meanwhile.
 
-The joint phase of QASSO, the optimizer of GETA (https://arxiv.org/abs/2502.16638). A quantized
-weight is ``x^Q = C + d Rs`` with ``C = sgn(x) c(x)`` and ``Rs = sgn(x) R(x)``, see
-`gaitlib.quantize.grid`. With g what the base optimizer is about to move x by, redundant channels
-move by
+This is the joint phase of QASSO, the optimizer of GETA (https://arxiv.org/abs/2502.16638). A
+quantized weight is ``x^Q = C + d Rs`` with ``C = sgn(x) c(x)`` and ``Rs = sgn(x) R(x)``, see
+`gaitlib.quantize.grid`. With g the base optimizer's next move of x and alpha the learning rate,
+redundant channels move by
 
     s = -alpha g - gamma C - gamma d Rs
 
-so that ``<g, s> = -alpha |g|^2 - gamma <g, C> - gamma d <g, Rs>``. The forget rate gamma lets the
-second term take back at most ``(1 - eta) alpha |g|^2``, the step size d the third at most
-``xi eta alpha |g|^2``, hence ``<g, s> <= -(1 - xi) eta alpha |g|^2 < 0``: forgetting goes on while
-s descends.
+so that ``<g, s> = -alpha |g|^2 - gamma <g, C> - gamma d <g, Rs>``. The forget rate gamma limits the
+second term to at most ``(1 - eta) alpha |g|^2``. The step size d limits the third term to at most
+``xi eta alpha |g|^2``. Hence ``<g, s> <= -(1 - xi) eta alpha |g|^2 < 0``: channels shrink while s
+stays a descent direction.
 
-Where this is more than the paper's two formulas:
+This adds to the paper's two formulas:
 
-* gamma is never above the even rate 1 / (steps left): where <g, C> is barely negative, the formula
-  alone has no upper bound, and channels would be thrown far past zero.
-* A group of channels has several weights, of very different ranges. gamma is theirs together, d is
-  each one's own: weight i answers for ``xi eta alpha |g_i|^2``, and the sum over i is below the
-  bound of the whole.
-* The conditions are on inner products instead of cosines, which rounding takes out of [-1, 1].
-* Nothing left to forget means mean |C| (not the mean of C, which is about 0 for any weight).
-* Rs is of the step size before the update, in choosing d and in moving, so that the inequality
-  above holds for the step that is taken.
+* gamma is at most the even rate 1 / (steps left). Where <g, C> is barely negative, the formula
+  alone has no upper bound, and channels would move far past zero.
+* A group has several weights, of very different ranges. They share gamma, and each has its own d:
+  weight i is limited to ``xi eta alpha |g_i|^2``, and the sum over i stays below the bound of the
+  whole.
+* The conditions use inner products instead of cosines, which rounding can take out of [-1, 1].
+* Channels count as forgotten when mean |C| is about 0 (not the mean of C, which is about 0 for any
+  weight).
+* Rs belongs to the step size before the update, both in choosing d and in moving, so that the
+  inequality above holds for the step that is taken.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ BETA = 0.8
 EPSILON = 1e-8
 
 
-def forget(
+def choose_rate_and_steps(
     contents: Sequence[Tensor],
     residuals: Sequence[Tensor | None],
     moves: Sequence[Tensor | None],
@@ -50,17 +51,17 @@ def forget(
     Args:
         contents: C of each tensor of the group, redundant channels only; x itself where a tensor
             is not quantized.
-        residuals: Rs of each; None where a tensor is not quantized.
-        moves: g of each; None where it had no gradient, which counts as 0.
+        residuals: Rs of each tensor; None where it is not quantized.
+        moves: g of each tensor; None without a gradient, which counts as 0.
         alpha: learning rate of the weights.
         even: 1 / (steps left in the period, this one included).
         finest: smallest step size allowed, ``(Q,)`` for Q quantized tensors in the order given.
-        coarsest: largest step size allowed, the same.
+        coarsest: largest step size allowed, in the same form.
 
     Returns:
-        gamma in 0..``even``, and d ``(Q,)`` within its bounds. A weight takes its coarsest step
-        unless rounding would then cost more descent than it may; if its share does not even pay
-        for the finest step, gamma is lowered by powers of 0.8 until it does.
+        gamma in 0..``even``, and d ``(Q,)`` within its bounds. A weight takes its coarsest step,
+        unless rounding would then exceed the weight's limit above. If even the finest step exceeds
+        it, gamma is lowered by powers of 0.8 until it does not.
     """
     zero = finest.new_zeros(())
     length = sum((g.square().sum() for g in moves if g is not None), zero)

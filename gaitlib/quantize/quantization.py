@@ -1,9 +1,9 @@
 """Learnable quantizers for the weights and the activations of a gait network.
 
-A quantizer (`gaitlib.quantize.quantizer`) hangs on a layer by hooks: while the layer runs, its
-weight, or its input, is replaced by the rounded one. The float weight stays where it was, under its
-own checkpoint key, so a trace, an optimizer over the channel groups and the slicing of channels see
-the float network.
+A quantizer (`gaitlib.quantize.quantizer`) is attached to a layer by hooks: while the layer runs,
+its weight, or its input, is replaced by the rounded one. The float weight keeps its place and its
+checkpoint key. So a trace, an optimizer over the groups and the cutting of channels see the float
+network.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ QUANTIZE = ("weights", "weights_and_activations")
 _WEIGHTS = {nn.Conv2d: "weight", SeparateFCs: "fc_bin", SeparateBNNecks: "fc_bin"}
 
 
-class _ByName(nn.ModuleDict):
-    """A ModuleDict whose keys may hold dots; in checkpoint keys they are slashes."""
+class _DottedModuleDict(nn.ModuleDict):
+    """A ModuleDict whose keys may contain dots; checkpoint keys have slashes instead."""
 
     def __getitem__(self, name: str) -> Any:
         return super().__getitem__(name.replace(".", "/"))
@@ -55,8 +55,9 @@ class _ByName(nn.ModuleDict):
 class Quantization(nn.Module):
     """All quantizers of one network, attached to it as its submodule ``quantization``.
 
-    There its scalars move with the network between devices, are averaged by DDP, and stand in
-    checkpoints under ``quantization.``; every other key is the float network's.
+    As a submodule, its scalars move with the network between devices, and DDP averages their
+    gradients. In checkpoints they are under ``quantization.``; all other keys are the float
+    network's.
 
     Attributes:
         weights: parameter name -> `WeightQuantizer`.
@@ -65,8 +66,8 @@ class Quantization(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weights = _ByName()
-        self.activations = _ByName()
+        self.weights = _DottedModuleDict()
+        self.activations = _DottedModuleDict()
         self.handles: dict[str, list[Any]] = {}
 
     def quantizers(self) -> list[Quantizer]:
@@ -74,7 +75,7 @@ class Quantization(nn.Module):
         return [*self.weights.values(), *self.activations.values()]
 
     def add(self, model: nn.Module, name: str, quantizer: Quantizer) -> None:
-        """Hang ``quantizer`` on the parameter, or on the input of the layer, called ``name``."""
+        """Attach ``quantizer`` to the parameter ``name``, or to the input of the layer ``name``."""
         of_weight = isinstance(quantizer, WeightQuantizer)
         layer = name.rpartition(".")[0] if of_weight else name
         quantizer.to(next(model.get_submodule(layer).parameters()).device)
@@ -83,7 +84,7 @@ class Quantization(nn.Module):
         self.handles.setdefault(layer, []).extend(handles)
 
     def remove(self, layer: str) -> None:
-        """Take all quantizers off a layer, and off the layers within it."""
+        """Remove all quantizers of a layer and of the layers within it."""
         for name in [n for n in self.handles if n == layer or n.startswith(f"{layer}.")]:
             for handle in self.handles.pop(name):
                 handle.remove()
@@ -92,7 +93,7 @@ class Quantization(nn.Module):
                 del table[name]
 
     def detach_from(self, model: nn.Module) -> None:
-        """Take every hook off and leave the float network."""
+        """Remove every hook and this submodule; ``model`` becomes the float network."""
         for handles in self.handles.values():
             for handle in handles:
                 handle.remove()
@@ -101,7 +102,7 @@ class Quantization(nn.Module):
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
-        """Let tensors pass as they are: inside, the network is the float one."""
+        """Make ``model`` compute as the float network inside the context: nothing is rounded."""
         before = [q.enabled for q in self.quantizers()]
         for q in self.quantizers():
             q.enabled = False
@@ -112,7 +113,7 @@ class Quantization(nn.Module):
                 q.enabled = enabled
 
     def grids(self) -> tuple[dict[str, Grid], dict[str, Grid]]:
-        """Return the grids at whole bits: of weights by parameter name, of inputs by layer name."""
+        """Return the grids at whole bits: weights by parameter name, inputs by layer name."""
         weights, activations = (
             {name: quantizer.grid() for name, quantizer in table.items()}
             for table in (self.weights, self.activations)
@@ -120,11 +121,13 @@ class Quantization(nn.Module):
         return weights, activations
 
     def bits(self) -> pd.DataFrame:
-        """Describe every quantizer in a row.
+        """Return one row per quantizer.
 
         Columns:
-            layer: module name. kind: ``weights`` or ``activations`` (of the layer's input).
-            bits: real-valued. d, q_m, t: the scalars.
+            layer: module name.
+            kind: ``weights`` or ``activations`` (the layer's input).
+            bits: real-valued.
+            d, q_m, t: the scalars.
         """
         rows = [
             {"layer": name.rpartition(".")[0], "kind": "weights"} for name in self.weights.keys()
@@ -137,7 +140,7 @@ class Quantization(nn.Module):
         return table
 
     def scalars(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return copies of d, q_m and t, and signs as ones and zeros, of all: four of ``(Q,)``."""
+        """Return copies of d, q_m and t, and the signs as ones and zeros, each ``(Q,)``."""
         quantizers = self.quantizers()
         d, q_m, t = (
             torch.stack([getattr(q, name).detach() for q in quantizers])
@@ -147,19 +150,19 @@ class Quantization(nn.Module):
 
     @torch.no_grad()
     def settle(self, model: nn.Module) -> None:
-        """Round all bits to whole ones and put every weight on its grid, for good.
+        """Round all bits to whole ones, and round every weight to its grid, permanently.
 
-        A settled weight is ``k d`` and its quantizer has t = 1, under which it no longer moves: the
-        network computes the same with and without its weight quantizers. Activations keep their
-        exponent: x^Q stands near x^t, and their quantizers are part of the network.
+        Afterwards a weight is ``k d``, and its quantizer has t = 1, which does not change it again:
+        the network computes the same with and without its weight quantizers. Activations keep their
+        exponent: x^Q is near x^t, and their quantizers remain part of the network.
         """
         for name, quantizer in self.weights.items():
             weight, grid = model.get_parameter(name), quantizer.grid()
-            weight.copy_(grid.fake(weight.cpu()))  # on the CPU: no device rounds differently
+            weight.copy_(grid.fake(weight.cpu()))  # on the CPU: devices round differently
             last = grid.dequantize(torch.tensor(grid.levels)).item()
-            quantizer.fix(Grid(grid.d, last, 1.0, grid.bits, True))
+            quantizer.freeze(Grid(grid.d, last, 1.0, grid.bits, True))
         for quantizer in self.activations.values():
-            quantizer.fix(quantizer.grid())
+            quantizer.freeze(quantizer.grid())
 
 
 def quantize_network(
@@ -172,19 +175,20 @@ def quantize_network(
 ) -> Quantization:
     """Attach a quantizer to every convolution, SeparateFCs and SeparateBNNecks of ``model``.
 
-    Weights start at their own range. Activations are the inputs of the convolutions after the
-    first (silhouettes need no rounding) and of SeparateFCs, and need `calibrate`. The input of
-    SeparateBNNecks is the embedding, which leaves the network in float; it is not rounded.
+    A weight's range starts at its largest magnitude. Activations are the inputs of SeparateFCs and
+    of all convolutions but the first (silhouettes need no rounding); `calibrate` sets their ranges.
+    The input of SeparateBNNecks is not rounded: it is the embedding, which the network returns in
+    float.
 
     Args:
         model: a float network; changed in place.
         quantize: ``weights`` or ``weights_and_activations``.
-        weight_bits: where the grids of weights start, real-valued.
-        activation_bits: where those of activations start.
-        uniform: hold every exponent t at 1.
+        weight_bits: bits of the weights' grids at the start, real-valued.
+        activation_bits: bits of the activations' grids at the start, real-valued.
+        uniform: keep every exponent t at 1.
 
     Raises:
-        ValueError: for another ``quantize``, or a network that has quantizers already.
+        ValueError: for another ``quantize``, or a network that already has quantizers.
     """
     if quantize not in QUANTIZE:
         raise ValueError(f"quantize is {quantize!r}; choose from {list(QUANTIZE)}")
@@ -209,10 +213,15 @@ def quantize_network(
 def attach_grids(
     model: nn.Module, weights: Mapping[str, Grid], activations: Mapping[str, Grid]
 ) -> Quantization:
-    """Attach quantizers that no longer learn, by parameter name and by layer name.
+    """Attach quantizers with fixed grids, which do not learn.
+
+    Args:
+        model: a float network; changed in place.
+        weights: parameter name -> grid.
+        activations: layer name -> grid of the layer's input.
 
     Raises:
-        ValueError: for a name that the network has not, or a network that is quantized already.
+        ValueError: for a name that the network lacks, or a network that is already quantized.
     """
     if quantization_of(model) is not None:
         raise ValueError("the network is quantized already; detach its quantization first")
@@ -225,11 +234,11 @@ def attach_grids(
     quantization = Quantization()
     for name, grid in weights.items():
         quantizer = WeightQuantizer(name.rpartition(".")[2], parameters[name], grid.bits)
-        quantizer.fix(grid)
+        quantizer.freeze(grid)
         quantization.add(model, name, quantizer)
     for name, grid in activations.items():
         quantizer = ActivationQuantizer(grid.bits)
-        quantizer.fix(grid)
+        quantizer.freeze(grid)
         quantization.add(model, name, quantizer)
     setattr(model, QUANTIZATION, quantization)
     return quantization
@@ -245,17 +254,17 @@ def calibrate(
 ) -> None:
     """Set the range and sign of every activation quantizer from real clips.
 
-    The clips run through a copy whose activations pass unrounded. q_m becomes
-    the largest over the batches of the magnitude that 99.9 % of a layer's inputs stay below. The
-    network itself, its statistics and the global random state stay as they are.
+    The clips run through a copy that does not round its activations. Each batch gives the magnitude
+    below which 99.9 % of a layer's inputs are; q_m becomes the largest of them. The network itself,
+    its statistics and the global random state do not change.
 
     Args:
         model: the network that ``quantization`` is attached to.
-        quantization: of `quantize_network`.
-        batches: clips as the network takes them; 8 or more are advised.
+        quantization: the result of `quantize_network`.
+        batches: clips in the network's input format; 8 batches or more are advised.
         least: fewest batches to accept.
-        training: whether batch norms use the batch's statistics, as training will (those of a
-            network from scratch say nothing yet), or their running ones.
+        training: if True, batch norms use the batch's statistics, as in training (the running ones
+            of an untrained network are meaningless); if False, their running ones.
 
     Raises:
         ValueError: for fewer batches, or a layer that did not run.
@@ -265,7 +274,7 @@ def calibrate(
     twin = copy.deepcopy(model).train(training)
     observers = quantization_of(twin).activations
     for observer in observers.values():
-        observer.seen = []
+        observer.observed = []
     device = next(twin.parameters()).device
     count = 0
     for count, clips in enumerate(batches, start=1):  # noqa: B007 (used below)
@@ -273,6 +282,6 @@ def calibrate(
     if count < max(least, 1):
         raise ValueError(f"calibration needs {max(least, 1)} batches of clips or more, not {count}")
     for name, observer in observers.items():
-        if not observer.seen:
-            raise ValueError(f"{name} did not run on the clips given, so it has no range")
-        quantization.activations[name].finish(observer.seen)
+        if not observer.observed:
+            raise ValueError(f"{name} did not run on the calibration clips, so it has no range")
+        quantization.activations[name].set_range(observer.observed)

@@ -1,7 +1,7 @@
-"""Rounding one tensor to a learnable grid, and the hooks that do it while a layer runs.
+"""Round one tensor to a learnable grid, by hooks that do so while a layer runs.
 
-The quantizer of GETA (https://arxiv.org/abs/2502.16638): a step d, a clipping magnitude q_m and an
-exponent t for each tensor, see `gaitlib.quantize.grid`.
+This is the quantizer of GETA (https://arxiv.org/abs/2502.16638): a step d, a clipping magnitude q_m
+and an exponent t per tensor, see `gaitlib.quantize.grid`.
 """
 
 from typing import Any
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from gaitlib.quantize.grid import TINY, Grid, bend, bit_width, clip, step_size
 
-COVERAGE = 0.999  # share of a layer's inputs that calibration leaves unclipped
+COVERAGE = 0.999  # share of a layer's inputs that calibration does not clip
 
-_SAMPLE = 2**20  # numbers of one input that calibration sorts
+_SAMPLE_SIZE = 2**20  # numbers of one input that calibration sorts
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """x^Q with the gradients of GETA; works in float32 or wider, answers in the dtype of x.
+    """x^Q with GETA's gradients; computes in float32 or wider, returns the dtype of x.
 
-    Only x is kept for the backward pass: after a ReLU it is kept anyway.
+    Of the tensors of x's size only x is saved for the backward pass; after a ReLU autograd has
+    saved it already.
     """
 
     @staticmethod
@@ -37,12 +38,12 @@ class _FakeQuantize(torch.autograd.Function):
         x_, d, q_m, t = _wide(x, *scalars)
         u = grad.to(x_.dtype)
         work = clip(x_, q_m, ctx.signed)
-        # straight through where the forward pass does not saturate
+        # straight through where the forward pass does not clip
         passed = torch.where(work == x_, u, u.new_zeros(()))
         grads: list[Tensor | None] = [None, None, None]
         if any(ctx.needs_input_grad[1:4]):
-            # few buffers, used again: on a CPU new memory takes longer than arithmetic
-            rest = (u - passed).mul_(work)  # outside, work is sgn(x) q_m; or 0, unsigned x < 0
+            # reuse buffers: on a CPU new memory takes longer than arithmetic
+            rest = (u - passed).mul_(work)  # clipped x: work is sgn(x) q_m, or 0 (unsigned x < 0)
             outside = rest.sum() / q_m
             grads[1] = outside if t is None else outside * t * q_m ** (t - 1)
             if t is None:
@@ -64,26 +65,26 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _wide(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Bring tensors to the dtype of the first, float32 if that is narrower."""
+    """Convert tensors to the dtype of the first, or to float32 if that is wider."""
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     return [None if tensor is None else tensor.detach().to(dtype) for tensor in tensors]
 
 
 class Quantizer(nn.Module):
-    """The three scalars of one tensor, and rounding with them.
+    """Rounds one tensor with its three scalars d, q_m and t.
 
     Args:
-        bits: what the grid starts with, real-valued.
-        q_m: the clipping magnitude to start with.
+        bits: bits of the grid at the start, real-valued.
+        q_m: the clipping magnitude at the start.
         signed: whether the grid has negative values.
-        uniform: hold t at 1, which is plain uniform quantization and saves a power.
+        uniform: keep t at 1, which is plain uniform quantization and saves a power.
 
     Attributes:
-        d, q_m, t: float32 parameters without dimensions. An optimizer has to keep them positive.
-        enabled: if False, tensors pass as they are.
+        d, q_m, t: float32 parameters without dimensions. An optimizer must keep them positive.
+        enabled: if False, tensors pass unchanged.
 
     Shape:
-        x: any; returns the same shape and dtype. Gradients: with u the one that arrives and
+        x: any; returns the same shape and dtype. Gradients: with u the incoming one and
             R = round(c / d) - c / d, dd is ``sum u sgn(x) R``, dq_m is
             ``sum u sgn(x) [|x| > q_m] t q_m^(t-1)``, dt is ``sum u sgn(x) c ln min(|x|, q_m)``, and
             dx is ``u [|x| <= q_m]``.
@@ -99,11 +100,11 @@ class Quantizer(nn.Module):
         self.d = nn.Parameter(torch.ones(()))
         self.q_m = nn.Parameter(torch.ones(()))
         self.t = nn.Parameter(torch.ones(()), requires_grad=not uniform)
-        self.start(bits, q_m)
+        self.reset(bits, q_m)
 
     @torch.no_grad()
-    def start(self, bits: float, q_m: float | Tensor) -> None:
-        """Set q_m (1 where it is given as 0), t = 1 and the step of ``bits``."""
+    def reset(self, bits: float, q_m: float | Tensor) -> None:
+        """Set q_m (1 if given as 0), t = 1, and the step d that gives ``bits``."""
         q_m = torch.as_tensor(q_m, dtype=torch.float32)
         self.q_m.copy_(torch.where(q_m > 0, q_m, 1.0))
         self.t.fill_(1.0)
@@ -119,21 +120,21 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def split(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """Return C = sgn(x) c(x) and Rs = sgn(x) R(x) for a step d: x^Q is ``C + d Rs``."""
+        """Return C = sgn(x) c(x) and Rs = sgn(x) R(x) for a step d; x^Q is ``C + d Rs``."""
         content = bend(x, self.q_m, None if self.uniform else self.t, self.signed)
         steps = content / d
         return content, steps.round().sub_(steps)
 
     def grid(self) -> Grid:
-        """Return the grid at the nearest whole number of bits; q_m and t stay, d follows."""
+        """Return the grid at the nearest whole number of bits, with the same q_m and t."""
         d, q_m, t = (scalar.detach().cpu().float() for scalar in (self.d, self.q_m, self.t))
         bits = max(round(bit_width(d, q_m, t, self.signed).item()), 1 + self.signed)
         step = step_size(torch.tensor(float(bits)), q_m, t, self.signed)
         return Grid(step.item(), q_m.item(), t.item(), bits, self.signed)
 
     @torch.no_grad()
-    def fix(self, grid: Grid) -> None:
-        """Take over ``grid`` for good: the scalars no longer learn."""
+    def freeze(self, grid: Grid) -> None:
+        """Set the scalars to ``grid``; they no longer learn."""
         self.signed, self.uniform = grid.signed, grid.t == 1
         for scalar, value in ((self.d, grid.d), (self.q_m, grid.q_m), (self.t, grid.t)):
             scalar.fill_(value)
@@ -144,10 +145,10 @@ class WeightQuantizer(Quantizer):
     """Rounds one parameter of a layer while that layer runs.
 
     Args:
-        name: of the parameter within the layer.
+        name: the parameter's name within the layer.
         weight: the parameter; q_m starts at its largest magnitude.
-        bits: as of `Quantizer`.
-        uniform: as of `Quantizer`.
+        bits: as in `Quantizer`.
+        uniform: as in `Quantizer`.
     """
 
     def __init__(self, name: str, weight: Tensor, bits: float = 16, uniform: bool = False) -> None:
@@ -155,44 +156,52 @@ class WeightQuantizer(Quantizer):
         self.name = name
 
     def attach(self, layer: nn.Module) -> list[Any]:
-        """Hook on ``layer``; return the handles. Bound methods, so that a deep copy is whole."""
+        """Register hooks on ``layer`` and return their handles.
+
+        The hooks are bound methods, so that a deep copy of the network calls its own quantizers.
+        """
         return [
-            layer.register_forward_pre_hook(self._before),
-            layer.register_forward_hook(self._after, always_call=True),
+            layer.register_forward_pre_hook(self._set_rounded),
+            layer.register_forward_hook(self._remove_rounded, always_call=True),
         ]
 
-    def _before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # an instance attribute is found before the registered parameter of the same name
+    def _set_rounded(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # Python finds an instance attribute before the registered parameter of the same name
         layer.__dict__[self.name] = self(layer._parameters[self.name])
 
-    def _after(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def _remove_rounded(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         layer.__dict__.pop(self.name, None)
 
 
 class ActivationQuantizer(Quantizer):
-    """Rounds the input of a layer; `calibrate` has to set its range first.
+    """Rounds the input of a layer; `calibrate` must set its range first.
 
-    Calibration also finds whether the input is ever negative: after a ReLU it is not, and the grid
-    needs no sign. A checkpoint keeps that beside the scalars.
+    Calibration also checks whether the input is ever negative. After a ReLU it is not, and the grid
+    needs no sign. A checkpoint stores the sign along with the scalars.
+
+    Attributes:
+        calibrated: whether range and sign are set.
+        observed: during calibration, one tensor per batch: the input's lowest value and its upper
+            magnitude. None at other times.
     """
 
     def __init__(self, bits: float = 16, uniform: bool = False) -> None:
         super().__init__(bits, signed=False, uniform=uniform)
         self.bits = bits
         self.calibrated = False
-        self.seen: list[Tensor] | None = None  # lowest value and upper magnitude of each input
+        self.observed: list[Tensor] | None = None
 
     def attach(self, layer: nn.Module) -> list[Any]:
-        """Hook on ``layer``; return the handle. A bound method, so that a deep copy is whole."""
-        return [layer.register_forward_pre_hook(self._before)]
+        """Register a hook on ``layer`` and return its handle; as `WeightQuantizer.attach` does."""
+        return [layer.register_forward_pre_hook(self._round_input)]
 
-    def _before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _round_input(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return self(inputs[0]), *inputs[1:]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Round ``x`` to the grid; during calibration look at it and let it pass."""
-        if self.seen is not None:
-            self.seen.append(_range(x.detach()))
+        """Round ``x`` to the grid; during calibration record its range and return it unchanged."""
+        if self.observed is not None:
+            self.observed.append(_range(x.detach()))
             return x
         if self.enabled and not self.calibrated:
             raise RuntimeError(
@@ -201,30 +210,30 @@ class ActivationQuantizer(Quantizer):
             )
         return super().forward(x)
 
-    def finish(self, seen: list[Tensor]) -> None:
-        """Set sign and range from what calibration saw."""
-        lowest, upper = torch.stack(seen).unbind(1)
+    def set_range(self, observed: list[Tensor]) -> None:
+        """Set sign and range from the values that calibration recorded."""
+        lowest, upper = torch.stack(observed).unbind(1)
         self.signed = bool((lowest < 0).any())
-        self.start(self.bits, upper.max())
+        self.reset(self.bits, upper.max())
         self.calibrated = True
 
-    def fix(self, grid: Grid) -> None:
-        """Take over ``grid`` for good."""
-        super().fix(grid)
+    def freeze(self, grid: Grid) -> None:
+        """Set the scalars to ``grid``; they no longer learn and need no calibration."""
+        super().freeze(grid)
         self.calibrated = True
 
     def get_extra_state(self) -> Tensor:
-        """Return -1 before calibration, then 1 with a sign and 0 without."""
+        """Return -1 before calibration; afterwards 1 with a sign and 0 without."""
         return torch.tensor(int(self.signed) if self.calibrated else -1)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over what `get_extra_state` gave."""
+        """Restore the value of `get_extra_state`."""
         self.calibrated, self.signed = int(state) >= 0, int(state) == 1
 
 
 def _range(x: Tensor) -> Tensor:
-    """Return the lowest value of x and the magnitude that COVERAGE of it stays below."""
-    stride = max(x.numel() // _SAMPLE, 1) | 1  # odd, so as not to fall on the same columns
+    """Return the lowest value of x, and the magnitude that a share COVERAGE of x is below: (2,)."""
+    stride = max(x.numel() // _SAMPLE_SIZE, 1) | 1  # odd, so that it varies over the columns
     sizes = x.flatten()[::stride].abs().float()
     rank = max(int(COVERAGE * len(sizes)), 1)
     upper = sizes.kthvalue(rank).values

@@ -300,7 +300,7 @@ def test_what_is_left_when_channels_go_is_logged(caplog):
     model, _, optimizer = quantized()
     with caplog.at_level(logging.INFO, "gaitlib.quantize.geta"):
         train(model, optimizer, TOTAL)
-    assert any("redundant channels go at 0." in record.message for record in caplog.records)
+    assert any("redundant channels leave with 0." in record.message for record in caplog.records)
 
 
 # --- resuming and scaling --------------------------------------------------------------------
@@ -460,7 +460,7 @@ def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(change, mess
 
 
 def test_quantizers_and_settings_belong_together():
-    with pytest.raises(ValueError, match="min_bit_wt ask for quantization"):
+    with pytest.raises(ValueError, match="min_bit_wt switch quantization on"):
         build_geta(traced(network()), geta_cfg(min_bit_wt=4, start_pruning_step=1))
     model = network()
     quantization = quantize_network(model)
@@ -468,7 +468,7 @@ def test_quantizers_and_settings_belong_together():
         build_geta(traced(model), geta_cfg(**SETTINGS, quantize="weights"), quantization)
     with pytest.raises(ValueError, match="not the one attached"):
         build_geta(traced(network()), geta_cfg(**SETTINGS), quantization)
-    with pytest.raises(ValueError, match="no key asks for quantization"):
+    with pytest.raises(ValueError, match="no key switches quantization on"):
         build_geta(traced(model), geta_cfg(), quantization)
 
 

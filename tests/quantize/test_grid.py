@@ -70,5 +70,5 @@ def test_what_is_no_grid_is_refused(change, message):
     arguments = {"d": 0.1, "q_m": 0.7, "t": 1.0, "bits": 4, "signed": True}
     with pytest.raises(ValueError, match=message):
         Grid(**arguments | change)
-    with pytest.raises(ValueError, match="leave no level"):
+    with pytest.raises(ValueError, match="give no level"):
         step_size(1, 0.5, 1)
