@@ -162,7 +162,7 @@ class Pruner:
         if self.target <= most:
             return
         message = (
-            f"target_group_sparsity removes {self.target} of "
+            f"target_group_sparsity asks for {self.target} of "
             f"{sum(g['num_groups'] for g in self.groups)} channels, but each of "
             f"{len(self.groups)} prunable groups keeps {self.divisible}, so at most {most} can "
             "leave"
