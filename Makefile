@@ -11,6 +11,13 @@ OF_A_STUDY := notebooks/06_study.ipynb
 BIN := .venv/bin
 READY := .venv/.ready
 
+ifeq ($(origin GRID),command line)
+$(error GRID=$(GRID): write STUDY= for the file of a study)
+endif
+ifeq ($(origin STUDY)$(filter workbook,$(MAKECMDGOALS)),command lineworkbook)
+$(error STUDY=$(STUDY): write CFGS= for an experiment; STUDY= is for make study)
+endif
+
 # The same order of sets of strings in every run.
 export PYTHONHASHSEED ?= 0
 # JupyterLab's open tabs are this project's own.
@@ -38,7 +45,6 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 workbook: $(READY)
-	@[ "$(origin STUDY)" != "command line" ] || { echo "STUDY=$(STUDY): write CFGS= for an experiment; STUDY= is for make study"; exit 2; }
 	@mkdir -p runs/$(RUN)/notebooks
 	@for notebook in $(filter-out $(OF_A_STUDY),$(NOTEBOOKS)); do \
 		echo "--- $$notebook"; \
@@ -48,7 +54,6 @@ workbook: $(READY)
 	@$(BIN)/gaitlib summary $(RUN)
 
 study: $(READY)
-	@[ -z "$(GRID)" ] || { echo "GRID=$(GRID): write STUDY= for the file of a study"; exit 2; }
 	$(BIN)/gaitlib study $(STUDY)
 	@mkdir -p runs/$(NAME)/notebooks
 	$(BIN)/papermill $(OF_A_STUDY) runs/$(NAME)/notebooks/$(notdir $(OF_A_STUDY)) \

@@ -218,7 +218,7 @@ class Run:
         """Return the run with the stage's experiment: for ``hesso`` it chooses no bits."""
         if stage != "hesso":
             return self
-        return replace(self, experiment=self.experiment.pruned_alone())
+        return replace(self, experiment=self.experiment.without_bits())
 
     def folder(self, stage: str) -> Path:
         """Return the stage's folder; see `stage_dir`."""

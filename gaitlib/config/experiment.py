@@ -116,7 +116,7 @@ class Experiment(Section):
         """Whether the compression also quantizes."""
         return isinstance(self.compression, GetaCfg) and self.compression.quantizes
 
-    def pruned_alone(self) -> "Experiment":
+    def without_bits(self) -> "Experiment":
         """Return the experiment that prunes as this one does and quantizes nothing.
 
         If this one resumes from a checkpoint, the returned one resumes from its own latest.

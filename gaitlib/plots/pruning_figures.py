@@ -13,11 +13,11 @@ from matplotlib.ticker import PercentFormatter
 from gaitlib.plots.style import (
     CUT_COLOUR,
     KEPT_COLOUR,
-    MODEL_COLOURS,
     PALE_GREY,
     STYLE,
     addable,
     label_bars,
+    model_colour,
     with_prefix,
 )
 
@@ -93,13 +93,14 @@ def channels_kept(layers: pd.DataFrame) -> Figure:
 
 
 @plt.rc_context(STYLE)
-def block_cost(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
+def block_cost(before: pd.DataFrame, after: pd.DataFrame, name: str = "compressed") -> Figure:
     """Draw parameters and multiply-adds per block, dense and compressed.
 
     Args:
         before: the dense network: one row per block with columns block, params, macs and per
             (``frame`` or ``clip``; only multiply-adds per frame are added up).
         after: the compressed network, with the same blocks.
+        name: what the legend calls it, such as GETA.
 
     Raises:
         ValueError: the blocks differ.
@@ -110,11 +111,11 @@ def block_cost(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
     titles = {"params": "parameters", "macs": "multiply-adds per frame"}
     fig, axes = plt.subplots(1, 2, figsize=(10, 1.4 + 0.6 * len(before)), sharey=True)
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        for table, name, shift in ((before, "dense", -0.19), (after, "compressed", 0.19)):
+        for table, label, shift in ((before, "dense", -0.19), (after, name, 0.19)):
             values = table[column].to_numpy()
-            ax.barh(y + shift, values, 0.36, color=MODEL_COLOURS[name], label=name)
+            ax.barh(y + shift, values, 0.36, color=model_colour(label, 0), label=label)
             for at, value, whole in zip(y + shift, values, before[column], strict=True):
-                cut = f"  ({value / whole:.0%})" if name == "compressed" and whole else ""
+                cut = f"  ({value / whole:.0%})" if table is after and whole else ""
                 ax.annotate(
                     with_prefix(value) + cut,
                     (value, at),

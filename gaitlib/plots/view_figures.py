@@ -137,12 +137,13 @@ def view_curves(curves: pd.DataFrame) -> Figure:
 
 
 @plt.rc_context(STYLE)
-def drop_intervals(table: pd.DataFrame, level: float = 95.0) -> Figure:
+def drop_intervals(table: pd.DataFrame, name: str = "compressed", level: float = 95.0) -> Figure:
     """Draw the change of rank-1 per condition with its interval over test subjects.
 
     Args:
         table: from `gaitlib.evaluate.bootstrap_drop`: condition, rank1_a, rank1_b,
             difference, low, high (points; NaN draws no interval), subjects.
+        name: what the axis label calls model b, such as GETA.
         level: of the interval in %, for the axis label.
     """
     y = np.arange(len(table))
@@ -159,8 +160,7 @@ def drop_intervals(table: pd.DataFrame, level: float = 95.0) -> Figure:
     ax.grid(axis="y", visible=False)
     subjects = int(table["subjects"].max())
     ax.set_xlabel(
-        "compressed minus dense, rank-1 points\n"
-        f"({level:g} % interval over {subjects} test subjects)"
+        f"{name} minus dense, rank-1 points\n({level:g} % interval over {subjects} test subjects)"
     )
     plt.close(fig)
     return fig

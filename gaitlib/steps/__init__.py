@@ -28,7 +28,7 @@ from gaitlib.steps.results import (
     record,
     record_compressed,
 )
-from gaitlib.steps.round_pruned import round_pruned
+from gaitlib.steps.round_hesso import round_hesso
 from gaitlib.steps.run_stage import choose_stage, prepare_process, run_stage
 from gaitlib.steps.train_stage import Watch, train_stage
 
@@ -61,7 +61,7 @@ __all__ = [
     "record",
     "record_compressed",
     "require_compression",
-    "round_pruned",
+    "round_hesso",
     "run_stage",
     "start_weights",
     "trace",

@@ -55,7 +55,7 @@ def export_network(run: Run, form: str, folder: Path, rounded_on: DataSplit | No
     model = cut_network.drop_bnnecks(load_network(source))
     if quantization_of(model) is None and form != "onnx":
         raise ConfigError(
-            f"{form} is for quantized networks, and {run.name} was pruned alone: write --format "
+            f"{form} is for quantized networks, and {run.name} has no bits: write --format "
             "onnx, pt or safetensors, or train it with bits (geta_optimizer_cfg)"
         )
     clips = None

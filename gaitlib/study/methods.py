@@ -44,7 +44,7 @@ def dense(experiment: Experiment) -> Experiment:
 def channels_only(experiment: Experiment) -> Experiment:
     """Return the experiment that cuts channels and chooses no bits."""
     require_compression(experiment)
-    return experiment.pruned_alone()
+    return experiment.without_bits()
 
 
 def quantized(experiment: Experiment) -> Experiment:

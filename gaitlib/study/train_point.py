@@ -58,7 +58,7 @@ def run_point(
         case "ptq":
             _link_stage(run, point, "hesso")
             _link_stage(run, point, "geta")
-            steps.round_pruned(this, steps.open_data(experiment))
+            steps.round_hesso(this, steps.open_data(experiment))
         case "torch_pruning":
             steps.cut_and_fine_tune(this, _macs_of_hesso(run, point), watch)
         case _:

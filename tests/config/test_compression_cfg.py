@@ -153,4 +153,4 @@ def test_weights_of_scores_reach_the_optimizer(section, implementation):
     else:
         criteria = optimizer.importance_score_criteria
     assert criteria == dict.fromkeys(PROXIES, 0.0) | {"magnitude": 1.0}
-    assert one.pruned_alone().compression.importance_score_criteria.magnitude == 1.0
+    assert one.without_bits().compression.importance_score_criteria.magnitude == 1.0

@@ -32,7 +32,7 @@ DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
     ],
 )
 def test_a_trap_of_yaml_is_refused_with_the_file_the_line_and_the_fix(tmp_path, text, words):
-    path = tmp_path / "study.yaml"
+    path = tmp_path / "experiment.yaml"
     path.write_text(DATA + text)
     with pytest.raises(ConfigError) as error:
         read_yaml(path)
@@ -58,7 +58,7 @@ def test_a_committed_file_has_the_values_that_papermill_gives_a_notebook(path):
 
 
 def test_each_spelling_has_the_value_that_papermill_gives_a_notebook(tmp_path):
-    path = tmp_path / "study.yaml"
+    path = tmp_path / "experiment.yaml"
     spellings = "1e-3 1.0e-3 1.0e3 6e4 1_000 08 0o17 0x1f 0b11 +12 -7 1. .5 -.5 .inf .nan"
     spellings += " y n yes No on OFF true ~ null '036' \"1:30\" 1:75 text"
     path.write_text("all:\n" + "".join(f"- {spelling}\n" for spelling in spellings.split()))
@@ -67,7 +67,7 @@ def test_each_spelling_has_the_value_that_papermill_gives_a_notebook(tmp_path):
 
 
 def test_a_merge_key_takes_over_what_is_not_given_and_keeps_its_lines(tmp_path):
-    path = tmp_path / "study.yaml"
+    path = tmp_path / "experiment.yaml"
     path.write_text(
         "first: &first {a: 1, b: 2}\n"
         "deep: {second: &second {<<: *first, b: 3}}\n"
@@ -82,7 +82,7 @@ def test_a_merge_key_takes_over_what_is_not_given_and_keeps_its_lines(tmp_path):
 
 
 def test_every_key_and_entry_has_its_line(tmp_path):
-    path = tmp_path / "study.yaml"
+    path = tmp_path / "experiment.yaml"
     path.write_text("a:\n  b: [1,\n    2]\nc:\n- d: 3\n  e: 4\n")
     assert read_with_lines(path)[1] == {
         ("a",): 1,

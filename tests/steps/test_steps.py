@@ -245,7 +245,7 @@ def geta(data, tmp_path_factory):
         patch.setenv("GAITLIB_WORKSPACE", str(tmp_path_factory.mktemp("geta")))
         for stage in ("baseline", "geta", "hesso"):
             steps.run_stage(run, stage)
-        steps.round_pruned(run, data[1])
+        steps.round_hesso(run, data[1])
         yield run
 
 
@@ -337,7 +337,7 @@ def test_a_run_that_an_earlier_version_wrote_is_read(geta, data):
         assert torch.equal(tested.embed(clips), network.embed(clips))
     path = steps.export_network(former, "safetensors", former.folder("geta") / "embedding")
     assert torch.equal(load_network(path).embed(clips), networks["geta"].embed(clips))
-    rounded = steps.round_pruned(former, data[1])
+    rounded = steps.round_hesso(former, data[1])
     expected = runs.load_results("r", "ptq")
     for results in (rounded, expected):
         results.pop("latency_ms")

@@ -19,7 +19,7 @@ from gaitlib.steps.results import (
 )
 
 
-def round_pruned(run: Run, data: DataSplit) -> dict[str, Any]:
+def round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
     """Round the ``hesso`` stage's network to the bits of the ``geta`` stage's; test it.
 
     Writes ``runs/<run>/ptq/``: results.json, hits.csv and the network file.
