@@ -361,7 +361,7 @@ def export(
     this = Run(run, load_experiment(runs.stage_file(run, stage, "config.yaml")))
     data = steps.open_data(this.experiment) if round_sums else None
     folder = out or this.folder(stage) / "compressed" / "embedding"
-    path = steps.export_network(this, form, folder, data)
+    path = steps.export_network(this, form, folder, data, stage)
     typer.echo(f"{path.stat().st_size:,} bytes: {path}")
 
 

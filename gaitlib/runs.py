@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from gaitlib.config import Experiment
+from gaitlib.config import Experiment, read_yaml
 from gaitlib.system.files import ROOT, write_atomically
 
 SCHEMA = 1
@@ -83,8 +83,9 @@ def locate(path: str | None) -> Path:
 def stage_dir(run: str, stage: str) -> Path:
     """Return the folder of a stage: ``runs/<run>/<stage>``, which may not exist yet.
 
-    Earlier versions wrote HESSO's network into ``pruned`` if the run also had GETA's, and into
-    ``geta`` if it had not. For such a run the stage ``hesso`` is that folder.
+    Earlier versions wrote HESSO's network into ``pruned`` if the run also had GETA's, and otherwise
+    into ``geta``, as torch-pruning's. In such a run the stage is that folder until it starts anew
+    (`make_stage_dir`).
 
     Raises:
         ValueError: if the stage is unknown, or the run's name points outside the runs folder.
@@ -95,22 +96,34 @@ def stage_dir(run: str, stage: str) -> Path:
     path = (runs_folder() / run / stage).resolve()
     if not run or runs_folder() not in path.parents or path.parent == runs_folder():
         raise ValueError(f"run {run!r} is not a folder name below runs/; use letters and -")
-    if stage == "hesso" and not path.exists():
-        former = path.with_name("pruned")
-        if former.exists():
-            return former
-        if _made_by_hesso(path.with_name("geta")):
-            return path.with_name("geta")
-    return path
+    if path.exists():
+        return path
+    pruned, geta = path.with_name("pruned"), path.with_name("geta")
+    if stage == "hesso" and pruned.exists():
+        return pruned
+    return geta if stage != "geta" and _made_by(geta) == stage else path
 
 
-def _made_by_hesso(folder: Path) -> bool:
-    """Return whether a folder ``geta`` holds HESSO's network, as earlier versions wrote it."""
-    config = folder / "config.yaml"
+def _made_by(geta: Path) -> str:
+    """Return the stage that a folder ``geta`` is, which in earlier versions others wrote too."""
+    config = geta / "config.yaml"
     if not config.exists():
-        return False
-    sections = yaml.safe_load(config.read_text())
-    return "quantize" not in (sections.get("geta_optimizer_cfg") or {})
+        return "geta"
+    sections = read_yaml(config)
+    if "compression_optimizer" not in sections:
+        return "torch_pruning"
+    return "geta" if "quantize" in (sections.get("geta_optimizer_cfg") or {}) else "hesso"
+
+
+def make_stage_dir(run: str, stage: str) -> Path:
+    """Make and return ``runs/<run>/<stage>``, for a stage that starts anew.
+
+    Raises:
+        ValueError: as `stage_dir`.
+    """
+    path = stage_dir(run, stage).with_name(stage)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def save_results(run: str, stage: str, results: Mapping[str, Any]) -> Path:
@@ -169,8 +182,8 @@ def load_results(run: str, stage: str) -> dict[str, Any]:
 def finished(run: str) -> list[str]:
     """Return the stages of a run that have a results.json, in the order of STAGES."""
     folders = {stage: stage_dir(run, stage) for stage in STAGES}
-    if folders["geta"] == folders["hesso"]:
-        del folders["geta"]
+    if folders["geta"] in (folders["hesso"], folders["torch_pruning"]):
+        del folders["geta"]  # of an earlier version, which others wrote to
     return [stage for stage, folder in folders.items() if (folder / "results.json").exists()]
 
 

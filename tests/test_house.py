@@ -38,12 +38,39 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: write absolute imports"
             for alias in node.names:
+                assert alias.name != "*", f"{path}: write the names that are imported"
                 inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in MODULES else node.module)
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
-            if isinstance(node.args[0], ast.Constant):
-                found.add(node.args[0].value)
+                found.add(inner if inner in MODULES or inner in DOORS else node.module)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in DOORS:
+            found.add(ast.unparse(node))  # torch.distributed
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in ("import_module", "__import__"):
+                (argument,) = (*node.args, *(keyword.value for keyword in node.keywords))
+                known = isinstance(argument, ast.Constant) or path.name == "oto_compat.py"
+                assert known, f"{path}: import a module by its literal name"
+                found.add(getattr(argument, "value", ""))
     return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from importlib import import_module\nimport_module('gaitlib.cli')",
+        "import importlib\nimportlib.import_module(name='gaitlib.cli')",
+        "__import__('gaitlib.cli')",
+        "import gaitlib.cli as other",
+        "def f():\n    from gaitlib import cli",
+    ],
+)
+def test_no_spelling_hides_an_import(source, tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text(source)
+    assert "gaitlib.cli" in imports(path)
+    path.write_text("import torch\ntorch.distributed.barrier()")
+    assert "torch.distributed" in imports(path)
+    path.write_text("from torch import distributed")
+    assert "torch.distributed" in imports(path)
 
 
 def room_of(module):

@@ -8,6 +8,7 @@ import yaml
 from gaitlib import runs
 from gaitlib.config import ConfigError, load_experiment
 from gaitlib.steps import choose_stage
+from gaitlib.train.resume import set_aside
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,7 @@ def test_a_run_stays_below_the_runs_folder(run):
 
 def write_config(folder, **sections):
     folder.mkdir(parents=True)
+    sections = {"compression_optimizer": "geta", **sections}  # as an experiment records it
     (folder / "config.yaml").write_text(yaml.safe_dump(sections))
 
 
@@ -73,6 +75,31 @@ def test_a_folder_geta_with_quantizers_is_not_the_hesso_stage(tmp_path):
     runs.save_results("r", "geta", {})
     assert runs.stage_dir("r", "hesso") == tmp_path / "runs/r/hesso"
     assert runs.finished("r") == ["geta"]
+
+
+def test_a_dense_folder_geta_of_an_earlier_version_is_torch_prunings(tmp_path):
+    geta = tmp_path / "runs/r/geta"
+    geta.mkdir(parents=True)
+    (geta / "config.yaml").write_text(yaml.safe_dump({"optimizer_cfg": {"lr": 0.1}}))
+    runs.save_results("r", "torch_pruning", {})
+    assert (geta / "results.json").exists()
+    assert runs.finished("r") == ["torch_pruning"]
+
+
+def test_a_stage_that_starts_anew_never_writes_into_a_former_folder(tmp_path):
+    pruned, geta = tmp_path / "runs/r/pruned", tmp_path / "runs/r/geta"
+    for folder in (pruned, geta):  # both HESSO's, of an earlier version
+        write_config(folder, geta_optimizer_cfg={"lr": 0.1})
+    set_aside(runs.Run("r", load_experiment()), "hesso")
+    assert not pruned.exists() and geta.exists()
+    assert runs.stage_dir("r", "hesso") == tmp_path / "runs/r/hesso"
+
+
+def test_a_damaged_config_of_a_former_folder_is_one_clear_error(tmp_path):
+    write_config(tmp_path / "runs/r/geta")
+    (tmp_path / "runs/r/geta/config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="config.yaml, line"):
+        runs.stage_dir("r", "hesso")
 
 
 def test_a_folder_geta_without_a_config_is_not_the_hesso_stage(tmp_path):

@@ -55,12 +55,12 @@ def finished(run: str) -> dict[str, dict[str, Any]]:
 
 
 def compressed_stage(run: str) -> str:
-    """Return the stage of a run's compressed network.
+    """Return the stage of a run's compressed network: the first that has finished.
 
-    It is ``hesso`` if that stage has finished and ``geta`` has not; otherwise ``geta``.
+    The order is ``geta``, ``hesso``, ``torch_pruning``; ``geta`` if none has finished.
     """
     found = runs.finished(run)
-    return "hesso" if "hesso" in found and "geta" not in found else "geta"
+    return next((s for s in ("geta", "hesso", "torch_pruning") if s in found), "geta")
 
 
 def trade_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def summary_table(run: str) -> str:
     if compressed is not None and "baseline" in found:  # both timed in the same process
         found["baseline"]["latency_ms"] = compressed["dense"]["latency_ms"]
     lines = [compare({runs.STAGES[s].words: result for s, result in found.items()}).to_string()]
-    if compressed is not None:
+    if compressed is not None and "group_sparsity" in compressed:
         lines.append(
             f"group sparsity {compressed['group_sparsity']:.3f}; largest relative difference "
             "between the zeroed network and the cut one "

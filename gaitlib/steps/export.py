@@ -24,7 +24,9 @@ FORMATS = ("pt", "safetensors", "onnx", "onnx-int8")
 TOLERANCES = {"float": 1e-4, "integers": 2e-2, "rounded sums": 1e-1}
 
 
-def export_network(run: Run, form: str, folder: Path, rounded_on: DataSplit | None = None) -> Path:
+def export_network(
+    run: Run, form: str, folder: Path, rounded_on: DataSplit | None = None, stage: str | None = None
+) -> Path:
     """Write a run's compressed network without its classifier: silhouettes in, embeddings out.
 
     ONNX files are compared with torch in ONNX Runtime, on fresh clips, before they get their name.
@@ -36,6 +38,7 @@ def export_network(run: Run, form: str, folder: Path, rounded_on: DataSplit | No
         rounded_on: with ``onnx-int8``, also round the sums of residual branches to 8 bits, by their
             range on clips of the training half: integer kernels then fit everywhere. Without it the
             file computes what the network does.
+        stage: whose network; the run's compressing stage if None.
 
     Returns:
         The file.
@@ -49,7 +52,7 @@ def export_network(run: Run, form: str, folder: Path, rounded_on: DataSplit | No
         raise ConfigError(f"format {form!r}: choose from {', '.join(FORMATS)}")
     if rounded_on is not None and form != "onnx-int8":
         raise ConfigError(f"rounding sums is for onnx-int8, not for {form}: leave it out")
-    source = run.network_file(run.compressing_stage)
+    source = run.network_file(stage or run.compressing_stage)
     if form in ("pt", "safetensors"):
         return cut_network.export_embedding(source, folder, state_dict=form == "pt")
     model = cut_network.drop_bnnecks(load_network(source))

@@ -17,6 +17,7 @@ from gaitlib.steps.results import (
     measure_bits,
     record,
 )
+from gaitlib.system.device import keep_freed_memory
 
 
 def round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
     Raises:
         MissingRunError: if one of the two stages has not finished.
     """
+    keep_freed_memory(run.device)
     pruned = network_file.load_network(run.network_file("hesso"), run.device)
     # not from GETA's network file, which stores weights of more than 16 bits as floats
     rows = {row["layer"]: row for row in load_results(run.name, "geta")["bits_by_layer"]}

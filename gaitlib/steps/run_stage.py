@@ -77,7 +77,7 @@ def run_stage(
         processes: as in `train_stage`.
         force: as in `train_stage`.
     """
-    run = run.of_stage(stage)
+    whole, run = run, run.of_stage(stage)
     data = open_data(run.experiment, watch.progress)
     if test:
         check_test_set(run.experiment, data)
@@ -89,7 +89,7 @@ def run_stage(
         graph = trace(run.experiment, model)
         quantization = attach_quantizers(run.experiment, model, data, seed=run.seed)
     optimizer = build_optimizer(run.experiment, model, graph, quantization)
-    train_stage(run, stage, model, data, optimizer, watch, processes=processes, force=force)
+    train_stage(whole, stage, model, data, optimizer, watch, processes=processes, force=force)
     if not test:
         return
     if graph is None:

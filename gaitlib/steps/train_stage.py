@@ -100,11 +100,11 @@ def train_stage(
         TrainingStopped: by a signal, after the checkpoint is written.
         ProcessesFailedError: if one of several processes failed.
     """
-    run = run.of_stage(stage)
+    whole, run = run, run.of_stage(stage)
     experiment, cfg = run.experiment, run.experiment.trainer_cfg
     if processes > 1:
         train_in_processes(
-            run,
+            whole,
             stage,
             model,
             optimizer,
@@ -152,8 +152,7 @@ def train_stage(
     distributed.wait()  # until rank 0 has moved earlier files aside
     folder = run.folder(stage)
     if distributed.is_main():
-        belongs_to_geta_run = stage == "hesso" and (folder.parent / "geta").exists()
-        runs.save_config(run.name, stage, record, of_run=not belongs_to_geta_run)
+        runs.save_config(run.name, stage, record, of_run=whole.experiment is run.experiment)
     stage_log = _StageLog(
         folder, stage, optimizer, start.iteration, cfg.total_iter, watch.on_history
     )

@@ -70,6 +70,8 @@ class StudyPlan(Section):
     @classmethod
     def _notebooks_exist(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for method in value:
+            if method in FORMER_METHODS:
+                raise ValueError(f"method {method!r} is called {FORMER_METHODS[method]!r} now")
             if method != ALL_METHODS and method not in METHODS:
                 choices = {ALL_METHODS, *METHODS}
                 raise ValueError(f"unknown method {method!r}; {nearest(method, choices)}")

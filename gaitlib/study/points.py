@@ -146,5 +146,7 @@ def read_point(run: str) -> tuple[str, Point]:
     if "study" in values:  # the key's name in earlier versions
         values["experiment"] = values.pop("study")
     values["experiment"] = load_experiment(values["experiment"])
+    values["method"] = FORMER_METHODS.get(values["method"], values["method"])
+    values["needs"] = {FORMER_METHODS.get(m, m): name for m, name in values["needs"].items()}
     values["notebooks"] = tuple(values["notebooks"])
     return run.rpartition("/")[0], Point(**values)

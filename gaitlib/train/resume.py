@@ -19,7 +19,7 @@ from gaitlib.config.run_changes import compare_records, digest
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.model.float_state import QUANTIZATION
 from gaitlib.prune import hesso
-from gaitlib.runs import Run, locate
+from gaitlib.runs import Run, locate, make_stage_dir
 from gaitlib.system import distributed
 from gaitlib.system.random_streams import random_state, restore_random_state
 from gaitlib.train.checkpoint import (
@@ -192,12 +192,13 @@ def has_complete_state_dict(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def set_aside(run: Run, stage: str) -> None:
-    """Move an earlier run of a stage to ``runs/<run>/previous`` before the stage starts again."""
+    """Move an earlier run of a stage to ``runs/<run>/previous``; make the stage's new folder."""
     folder = run.folder(stage)
     if folder.exists():
         target = _previous(folder, stage)
         folder.rename(target)
         log.info("%s starts from the beginning; the earlier one is now %s", stage, target)
+    make_stage_dir(run.name, stage)
 
 
 def set_later_aside(run: Run, stage: str, iteration: int) -> None:

@@ -52,6 +52,7 @@ def rows_of(text):
 def rename_stage(former, present, **sections):
     """Make a stage's folder what an earlier version called it, with its sections."""
     folder = runs.runs_folder() / "r" / present
+    sections = {"compression_optimizer": "geta", **sections}
     (folder / "config.yaml").write_text(yaml.safe_dump(sections))
     folder.rename(folder.with_name(former))
 
