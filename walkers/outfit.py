@@ -2,7 +2,7 @@
 
 No measurements of clothing were found, so thicknesses were chosen by eye. They were then compared
 with the silhouettes of CASIA-B: the share of the frame they fill, and their width (see
-``tests/walkers/test_walkers.py``).
+``tests/test_walkers.py``).
 """
 
 from dataclasses import dataclass, replace
