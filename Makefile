@@ -59,17 +59,9 @@ study: $(READY)
 	$(BIN)/papermill $(OF_A_STUDY) runs/$(NAME)/notebooks/$(notdir $(OF_A_STUDY)) \
 		-r run $(NAME) -k python3 --cwd notebooks --log-output --no-progress-bar
 
-# Two halves beside each other, one thread each: on two cores that is faster than one after the other.
-# The second one prints when the first has ended.
-test: export OMP_NUM_THREADS := 1
 test: $(READY)
-	@mkdir -p build; \
-	$(MAKE) --no-print-directory test-notebooks >build/test-notebooks.log 2>&1 & notebooks=$$!; \
-	trap 'kill $$notebooks 2>/dev/null' EXIT; \
-	$(MAKE) --no-print-directory test-code; code=$$?; \
-	wait $$notebooks; status=$$?; \
-	cat build/test-notebooks.log; \
-	[ $$code = 0 ] && [ $$status = 0 ]
+	$(MAKE) --no-print-directory test-code
+	$(MAKE) --no-print-directory test-notebooks
 
 test-code: $(READY)
 	$(BIN)/pytest -m "not notebooks and not browser"
