@@ -147,7 +147,7 @@ def killed(walkers, tmp_path_factory):
         study.wait()
         before = baseline.stat()
         killer = threading.Thread(
-            target=_kill_the_worker_once, args=(runs.runs_folder(), "geta"), daemon=True
+            target=_kill_the_worker_once, args=(runs.runs_folder(), "hesso"), daemon=True
         )
         killer.start()
         outcome = run_study("s", points, workers=1, device="cpu", on_line=lines.append)
