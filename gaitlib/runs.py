@@ -101,7 +101,7 @@ def stage_dir(run: str, stage: str) -> Path:
     pruned, geta = path.with_name("pruned"), path.with_name("geta")
     if stage == "hesso" and pruned.exists():
         return pruned
-    return geta if stage != "geta" and _made_by(geta) == stage else path
+    return geta if stage in ("hesso", "torch_pruning") and _made_by(geta) == stage else path
 
 
 def _made_by(geta: Path) -> str:
