@@ -242,7 +242,7 @@ def test_a_point_whose_process_is_killed_twice_fails_alone(walkers, tmp_path, vi
         points = [killer, other, last]
         outcome = run_study("s", points, workers=1, device="cpu", on_line=lines.append)
         assert outcome.done == ["other"] and outcome.failed == ["killer", "last"]
-        said = (runs.RUNS / "s" / "last" / "failed.txt").read_text()
+        said = (runs.runs_folder() / "s" / "last" / "failed.txt").read_text()
     assert said == "needs killer, which failed\n"
     assert _tries(tmp_path, points) == [2, 1, 0]
     assert sum("killer: its process was killed, once more" in line for line in lines) == 1
