@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gaitlib.prune.importance import PROXIES
 
-_COLUMNS = ["step", "period", "group", "channel", "score", *PROXIES, "state"]
+_FIRST, _LAST = ["step", "period", "group", "channel", "score"], ["state"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class Choice:
     Attributes:
         step: optimizer step at which it was made, from 1.
         period: pruning period, from 0.
-        scores: weighted proxies of all channels, float32 on the CPU, ``(5, N)``.
+        scores: of all channels, float32 on the CPU, ``(rows, N)``; their sum ranks the channels.
         pruned: channels removed before, by group id.
         chosen: channels chosen now, by group id.
+        names: names of the rows of ``scores``.
     """
 
     step: int
@@ -29,6 +30,7 @@ class Choice:
     scores: Tensor
     pruned: dict[str, list[int]]
     chosen: dict[str, list[int]]
+    names: tuple[str, ...] = PROXIES
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes as a dict, for a ``state_dict``."""
@@ -43,9 +45,9 @@ def importance_table(choices: Sequence[Choice], channels: Mapping[str, int]) -> 
         channels: number of channels of each group, by id, in the order of the scores.
 
     Returns:
-        Columns ``step``, ``period``, ``group`` (id), ``channel``, ``score`` (the sum of the five
-        weighted proxies), the five proxies, and ``state``: ``kept``, ``chosen`` now or ``pruned``
-        before.
+        Columns ``step``, ``period``, ``group`` (id), ``channel``, ``score`` (the sum of the next
+        columns), the rows of `Choice.scores` by name, and ``state``: ``kept``, ``chosen`` now or
+        ``pruned`` before.
     """
     frames = []
     for choice in choices:
@@ -55,9 +57,11 @@ def importance_table(choices: Sequence[Choice], channels: Mapping[str, int]) -> 
             for name, gone in (("pruned", choice.pruned[id_]), ("chosen", choice.chosen[id_])):
                 for channel in gone:
                     state[channel] = name
-            table = pd.DataFrame(dict(zip(PROXIES, part.numpy(), strict=True)))
+            table = pd.DataFrame(dict(zip(choice.names, part.numpy(), strict=True)))
             table["score"], table["state"] = part.sum(dim=0).numpy(), state
             table["step"], table["period"], table["group"] = choice.step, choice.period, id_
             table["channel"] = range(n)
-            frames.append(table[_COLUMNS])
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
+            frames.append(table[[*_FIRST, *choice.names, *_LAST]])
+    if not frames:
+        return pd.DataFrame(columns=[*_FIRST, *PROXIES, *_LAST])
+    return pd.concat(frames, ignore_index=True)

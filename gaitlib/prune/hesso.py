@@ -16,6 +16,7 @@ from torch import Tensor
 from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.prune.base_optimizer import build_base, next_move
 from gaitlib.prune.channel_groups import zero_channels
+from gaitlib.prune.channel_rules import SparsityRule
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.pruner import Pruner
 
@@ -74,9 +75,10 @@ class HESSO(torch.optim.Optimizer):
             )
         self.num_channels = sum(group["num_groups"] for group in prunable)
         target = int(self.num_channels * min(cfg.target_group_sparsity, _MAX_SPARSITY))
-        self.pruner = Pruner(
+        rule = SparsityRule(
             prunable, cfg.schedule, target, cfg.scores.model_dump(), cfg.group_divisible
         )
+        self.pruner = Pruner(prunable, cfg.schedule, rule)
         self._share_groups()
 
     @torch.no_grad()

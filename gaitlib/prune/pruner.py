@@ -6,7 +6,7 @@ an optimizer with another shrinking rule, such as GETA's, can use it.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from gaitlib.config.schedules import PruningSchedule
+from gaitlib.prune.channel_rules import ChannelRule, Moves
 from gaitlib.prune.choices import Choice, importance_table
-from gaitlib.prune.importance import choose, proxies, removable, weigh
 from gaitlib.system.distributed import from_rank_0
 
 log = logging.getLogger(__name__)
-
-Moves = Callable[[dict[str, Any]], Sequence[Tensor | None]]
 
 
 class Pruner:
@@ -29,9 +27,7 @@ class Pruner:
     Args:
         groups: the prunable parameter groups, from `Graph.param_groups`.
         schedule: when channels leave.
-        target: K, how many channels leave in all.
-        criteria: weights of the importance proxies, by name.
-        divisible: each group keeps a multiple of this number of channels.
+        rule: which channels leave.
 
     Attributes:
         steps: optimizer steps so far.
@@ -39,25 +35,14 @@ class Pruner:
         redundant: channels that are shrinking, by group id.
         pruned: channels that are removed, by group id.
         choices: every choice so far.
-
-    Raises:
-        ValueError: if the target cannot be reached; the message has the numbers.
     """
 
     def __init__(
-        self,
-        groups: Sequence[dict[str, Any]],
-        schedule: PruningSchedule,
-        target: int,
-        criteria: Mapping[str, float],
-        divisible: int,
+        self, groups: Sequence[dict[str, Any]], schedule: PruningSchedule, rule: ChannelRule
     ) -> None:
         self.groups = list(groups)
         self.schedule = schedule
-        self.target = target
-        self.criteria = dict(criteria)
-        self.divisible = divisible
-        self._check_target()
+        self.rule = rule
         self.steps = 0
         self.period = 0
         self.redundant: dict[str, list[int]] = {g["id"]: [] for g in self.groups}
@@ -73,6 +58,7 @@ class Pruner:
                 tensors (None without a gradient). Called only when channels are chosen.
         """
         self.steps += 1
+        self.rule.observe(self.groups)
         due, inside = self.schedule.due(self.steps), self.schedule.shrinks(self.steps)
         if self.num_redundant and not (inside and due == self.period):
             self._remove()  # because the last step of their period was skipped
@@ -127,6 +113,7 @@ class Pruner:
             "redundant": _copy(self.redundant),
             "pruned": _copy(self.pruned),
             "choices": [choice.as_dict() for choice in self.choices],
+            "rule": self.rule.state_dict(),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -145,53 +132,41 @@ class Pruner:
         self.steps, self.period = state["steps"], state["period"]
         self.redundant, self.pruned = _copy(state["redundant"]), _copy(state["pruned"])
         self.choices = [Choice(**c | {"scores": c["scores"].cpu()}) for c in state["choices"]]
+        self.rule.load_state_dict(state.get("rule", {}))  # earlier versions saved none
         self._indices.clear()
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "criteria": dict(self.criteria),
-            "group_divisible": self.divisible,
-            "target": self.target,
+        return self.rule.settings() | {
             "start_pruning_step": self.schedule.start,
             "pruning_steps": self.schedule.steps,
             "pruning_periods": self.schedule.periods,
         }
 
-    def _check_target(self) -> None:
-        most = sum(removable(g["num_groups"], self.divisible) for g in self.groups)
-        if self.target <= most:
-            return
-        message = (
-            f"target_group_sparsity asks for {self.target} of "
-            f"{sum(g['num_groups'] for g in self.groups)} channels, but each of "
-            f"{len(self.groups)} prunable groups keeps {self.divisible}, so at most {most} can "
-            "leave"
-        )
-        if self.divisible == 1:
-            raise ValueError(message)
-        log.warning(message)
-
     def _choose(self, period: int, moves: Moves) -> None:
-        """Choose this period's share of the channels; they become redundant."""
+        """Let the rule choose this period's channels; they become redundant."""
         self.period = period + 1
-        quota = self.schedule.removed_by(period, self.target) - self.num_pruned
-        if quota <= 0:
+        removed = [self.pruned[g["id"]] for g in self.groups]
+        if self.rule.satisfied(period, removed):
             return
-        raw = [proxies(g["params"], moves(g), g["p_dims"]).float() for g in self.groups]
-        scores = weigh(torch.cat(raw, dim=1), self.criteria)  # (5, N)
-        scores = from_rank_0(scores).cpu()
+        scores = from_rank_0(self.rule.score(self.groups, moves)).cpu()  # (rows, N)
         if not scores.isfinite().all():
             raise FloatingPointError(f"importance scores at step {self.steps} are not finite")
         totals = scores.sum(dim=0).split([g["num_groups"] for g in self.groups])
-        removed = [self.pruned[g["id"]] for g in self.groups]
-        chosen = choose([t.tolist() for t in totals], removed, quota, self.divisible)
+        chosen = self.rule.choose([t.tolist() for t in totals], removed, period)
         self.redundant = {
             g["id"]: sorted(channels) for g, channels in zip(self.groups, chosen, strict=True)
         }
         self._indices.clear()
         log.info("step %d: %d channels become redundant", self.steps, self.num_redundant)
         self.choices.append(
-            Choice(self.steps, period, scores, _copy(self.pruned), _copy(self.redundant))
+            Choice(
+                self.steps,
+                period,
+                scores,
+                _copy(self.pruned),
+                _copy(self.redundant),
+                self.rule.names,
+            )
         )
 
     def _remove(self) -> None:

@@ -204,7 +204,7 @@ def test_group_divisible_leaves_multiples_and_almost_all_of_the_quota(divisible,
         n = group["num_groups"]
         pruned = len(optimizer.pruner.pruned[group["id"]])
         assert pruned == 0 or (n - pruned) % divisible == 0 and n - pruned >= divisible
-    target = optimizer.pruner.target
+    target = optimizer.pruner.rule.target
     assert target - divisible < optimizer.pruner.num_pruned <= target
 
 
