@@ -59,10 +59,21 @@ Criteria = Annotated[
 ]
 
 
+#: The keys that say how far to prune; a section has exactly one of them.
+TARGETS = ("target_group_sparsity", "target_macs", "target_params")
+BUDGETS = TARGETS[1:]
+#: What a section without any of TARGETS prunes to.
+DEFAULT_SPARSITY = 0.5
+#: Keys that only a budget reads, with their defaults.
+WITH_BUDGET = {"importance": "taylor", "min_channels_share": 0.1}
+
+Budget = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
+
+
 class HessoCfg(Section):
     """Structured pruning while training: HESSO over the dependency graph's channel groups.
 
-    Argument names are only_train_once's.
+    Argument names are only_train_once's, except for budgets, which are this program's.
 
     - ``implementation``: `gaitlib.prune.hesso.HESSO`, or only_train_once's own.
     - ``start_from``: the weights that the run starts with: random ones (``scratch``), or the last
@@ -73,7 +84,15 @@ class HessoCfg(Section):
     - ``first_momentum``: sgd's momentum, or the first beta of adam and adamw.
     - ``second_momentum``: the second beta of adam and adamw.
     - ``dampening``: damps the gradient's part in sgd's momentum.
-    - ``target_group_sparsity``: share of the prunable channels to remove.
+    - exactly one of TARGETS says how far to prune; by default ``target_group_sparsity`` 0.5:
+        - ``target_group_sparsity``: share of the prunable channels to remove.
+        - ``target_macs``: the backbone's multiply-adds per frame to end at or just below.
+        - ``target_params``: the number of parameters to end at or just below.
+      A budget below 1 is a share of the dense network's, any other number is absolute.
+    - ``importance``, with a budget: what ranks the channels. ``taylor`` is the squared first-order
+      change of the loss per unit of cost that a channel saves; ``hesso`` is the sum of HESSO's five
+      scores, as with ``target_group_sparsity``.
+    - ``min_channels_share``, with a budget: share of its channels that each group keeps at least.
     - ``start_pruning_step``, ``pruning_steps``, ``pruning_periods``: see `PruningSchedule`.
     - ``group_divisible``: each group keeps a multiple of this number of channels.
     - ``importance_score_criteria``: the weights of the five scores that rank the channels.
@@ -88,12 +107,44 @@ class HessoCfg(Section):
     first_momentum: NonNegativeFloat = 0.9
     second_momentum: NonNegativeFloat = 0.999
     dampening: NonNegativeFloat = 0.0
-    target_group_sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    target_group_sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    target_macs: Budget | None = None
+    target_params: Budget | None = None
+    importance: Literal["taylor", "hesso"] | None = None
+    min_channels_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     start_pruning_step: NonNegativeInt
     pruning_steps: PositiveInt
     pruning_periods: PositiveInt
     group_divisible: PositiveInt = 1
     importance_score_criteria: Criteria = "default"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_target(cls, values: Any) -> Any:
+        """Fill in the defaults that depend on the target, so that config.yaml shows them."""
+        if not isinstance(values, Mapping):
+            return values
+        given = [key for key in TARGETS if values.get(key) is not None]
+        if len(given) > 1:
+            told = ", ".join(f"{key} {values[key]}" for key in given)
+            raise ValueError(
+                f"{told}: a network is pruned to one target, so leave one of them, and write null "
+                "for those that a base file has"
+            )
+        if given in ([], [TARGETS[0]]):
+            for key in WITH_BUDGET:
+                if values.get(key) is not None:
+                    raise ValueError(
+                        f"{key} {values[key]} is read only with a budget: give one of "
+                        f"{', '.join(BUDGETS)} instead of target_group_sparsity, or leave it out"
+                    )
+            return values if given else {**values, TARGETS[0]: DEFAULT_SPARSITY}
+        if values.get("implementation") == "only_train_once":
+            raise ValueError(
+                f"only_train_once's own HESSO knows no {given[0]}: write implementation: gaitlib, "
+                "or give target_group_sparsity"
+            )
+        return WITH_BUDGET | {key: value for key, value in values.items() if value is not None}
 
     @field_validator("importance_score_criteria", mode="before")
     @classmethod
@@ -116,6 +167,11 @@ class HessoCfg(Section):
         return PruningSchedule(self.start_pruning_step, self.pruning_steps, self.pruning_periods)
 
     @property
+    def target(self) -> tuple[str, float]:
+        """The key of TARGETS that is given, and its value."""
+        return next((k, v) for k in TARGETS if (v := getattr(self, k)) is not None)
+
+    @property
     def scores(self) -> ImportanceScores:
         """The weight of each score; ``default`` is replaced by the weights it means."""
         criteria = self.importance_score_criteria
@@ -129,7 +185,10 @@ class HessoCfg(Section):
         """Return the keys that were set but have no effect with this variant, with the reason."""
         key = "second_momentum" if self.variant == "sgd" else "dampening"
         is_set = getattr(self, key) != type(self).model_fields[key].default
-        return {key: f"{self.variant} has no such argument"} if is_set else {}
+        found = {key: f"{self.variant} has no such argument"} if is_set else {}
+        if self.importance == "taylor" and self.importance_score_criteria != "default":
+            found["importance_score_criteria"] = "importance is 'taylor'"
+        return found
 
 
 #: GETA's keys beyond HESSO's, with their defaults. A section that gives one of them has them all.

@@ -7,6 +7,7 @@ step, and keeps them at zero.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -15,10 +16,16 @@ from torch import Tensor
 
 from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.prune.base_optimizer import build_base, next_move
+from gaitlib.prune.budget_rule import BudgetRule, Limits
+from gaitlib.prune.channel_cost import ChannelCost, macs_cost, params_cost
 from gaitlib.prune.channel_groups import zero_channels
-from gaitlib.prune.channel_rules import SparsityRule
+from gaitlib.prune.channel_rules import ChannelRule, SparsityRule
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.pruner import Pruner
+from gaitlib.prune.taylor import TaylorSums, scored_tensors
+
+#: The cost that each budget limits, by its key.
+COSTS = {"target_macs": macs_cost, "target_params": params_cost}
 
 _MAX_SPARSITY = 0.999  # the largest share of channels to remove, as in only_train_once
 
@@ -57,28 +64,29 @@ class HESSO(torch.optim.Optimizer):
         groups: parameter groups from `Graph.param_groups` (copied).
         cfg: the base optimizer, the schedule and the target. The learning rate of a step is
             ``param_groups[i]["lr"]``, which starts at ``cfg.lr``.
+        budget: what the network costs, from `network_budget`; needed if ``cfg`` has a budget.
 
     Raises:
-        ValueError: if the groups have too few channels for the target; the message has the numbers.
+        ValueError: if the groups have too few channels for the target, or a budget is out of reach;
+            the message has the numbers.
     """
 
-    def __init__(self, groups: Sequence[Mapping[str, Any]], cfg: HessoCfg) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        cfg: HessoCfg,
+        budget: "NetworkBudget | None" = None,
+    ) -> None:
         copies = [dict(group) for group in groups]
         self.variant = cfg.variant
         self._base = build_base(copies, cfg)
         super().__init__(copies, dict(self._base.defaults))
         prunable = [group for group in self.param_groups if group["is_prunable"]]
-        if cfg.target_group_sparsity and not prunable:
-            raise ValueError(
-                f"target_group_sparsity is {cfg.target_group_sparsity}, but no group is prunable: "
-                "Graph.table() shows why"
-            )
+        key, value = cfg.target
+        if value and not prunable:
+            raise ValueError(f"{key} is {value}, but no group is prunable: Graph.table() shows why")
         self.num_channels = sum(group["num_groups"] for group in prunable)
-        target = int(self.num_channels * min(cfg.target_group_sparsity, _MAX_SPARSITY))
-        rule = SparsityRule(
-            prunable, cfg.schedule, target, cfg.scores.model_dump(), cfg.group_divisible
-        )
-        self.pruner = Pruner(prunable, cfg.schedule, rule)
+        self.pruner = Pruner(prunable, cfg.schedule, _build_rule(prunable, cfg, budget))
         self._share_groups()
 
     @torch.no_grad()
@@ -181,6 +189,49 @@ class HESSO(torch.optim.Optimizer):
                 param.index_fill_(dim, pruned, 0)
 
 
+@dataclass(frozen=True)
+class NetworkBudget:
+    """What a network may cost, and what its channels are scored by.
+
+    Attributes:
+        cost: of the network, as a function of its widths.
+        scored: the parameters that the Taylor importance sums over, by group id.
+    """
+
+    cost: ChannelCost
+    scored: Mapping[str, Sequence[str]]
+
+
+def network_budget(graph: Graph, cfg: HessoCfg) -> NetworkBudget | None:
+    """Return the cost that ``cfg`` limits, for the model of ``graph``; None without a budget."""
+    key, _ = cfg.target
+    if key not in COSTS:
+        return None
+    return NetworkBudget(COSTS[key](graph), scored_tensors(graph))
+
+
+def _build_rule(
+    groups: Sequence[Mapping[str, Any]], cfg: HessoCfg, budget: NetworkBudget | None
+) -> ChannelRule:
+    key, value = cfg.target
+    criteria = cfg.scores.model_dump()
+    if key not in COSTS:
+        channels = sum(group["num_groups"] for group in groups)
+        target = int(channels * min(value, _MAX_SPARSITY))
+        return SparsityRule(groups, cfg.schedule, target, criteria, cfg.group_divisible)
+    if budget is None:
+        raise ValueError(f"{key} needs the cost of the network: pass network_budget(graph, cfg)")
+    return BudgetRule(
+        groups,
+        cfg.schedule,
+        budget.cost,
+        value * budget.cost.total(budget.cost.full) if value < 1 else value,
+        Limits(cfg.group_divisible, cfg.min_channels_share),
+        TaylorSums(budget.scored) if cfg.importance == "taylor" else None,
+        criteria,
+    )
+
+
 def build_hesso(graph: Graph, cfg: HessoCfg) -> HESSO:
     """Build a `HESSO` for the model of ``graph``, which `gaitlib.prune.oto.trace` made."""
-    return HESSO(graph.param_groups(), cfg)
+    return HESSO(graph.param_groups(), cfg, network_budget(graph, cfg))

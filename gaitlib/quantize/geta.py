@@ -14,7 +14,7 @@ from torch import Tensor
 from gaitlib.config.compression_cfg import GetaCfg
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
-from gaitlib.prune.hesso import HESSO
+from gaitlib.prune.hesso import HESSO, NetworkBudget, network_budget
 from gaitlib.quantize.bit_control import BitControl
 from gaitlib.quantize.qasso import choose_rate_and_steps
 from gaitlib.quantize.quantization import Quantization
@@ -54,6 +54,7 @@ class GETA(HESSO):
         groups: parameter groups from `Graph.param_groups` (copied).
         cfg: the settings of `HESSO`, and the bit plan.
         quantization: the quantizers of the network; None without a plan.
+        budget: as in `HESSO`.
 
     Raises:
         ValueError: as `HESSO` does; also if there is a plan without quantizers, or the reverse.
@@ -64,6 +65,7 @@ class GETA(HESSO):
         groups: Sequence[Mapping[str, Any]],
         cfg: GetaCfg,
         quantization: Quantization | None = None,
+        budget: NetworkBudget | None = None,
     ) -> None:
         plan = cfg.bit_plan
         if plan is not None and quantization is None:
@@ -77,7 +79,7 @@ class GETA(HESSO):
             )
         self.control = None if plan is None else BitControl(quantization, plan)
         groups = [*groups, self.control.param_group()] if self.control else list(groups)
-        super().__init__(groups, cfg)
+        super().__init__(groups, cfg, budget)
 
     @property
     def phase(self) -> str:
@@ -228,4 +230,4 @@ def build_geta(graph: Graph, cfg: GetaCfg, quantization: Quantization | None = N
                 "quantize is 'weights', but the network has quantizers of activations: call "
                 "quantize_network(model, 'weights')"
             )
-    return GETA(graph.param_groups(), cfg, quantization)
+    return GETA(graph.param_groups(), cfg, quantization, network_budget(graph, cfg))

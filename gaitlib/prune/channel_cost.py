@@ -1,0 +1,116 @@
+"""What a network costs at given widths, so that a choice of channels can be held to a budget.
+
+MACs and parameters are sums of products: a layer costs a factor times the widths of the groups that
+its dimensions shrink with. So what a channel saves depends on the widths of the moment.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from gaitlib.model.float_state import of_quantizer
+from gaitlib.model.network_cost import layer_table
+from gaitlib.prune.graph import Graph
+
+Widths = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A layer that costs ``factor`` times the product of its widths."""
+
+    factor: float
+
+    def __call__(self, *widths: int) -> float:
+        """Return the cost at these widths."""
+        return self.factor * prod(widths)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One layer's part of a cost.
+
+    Attributes:
+        layer: name of the module, or of the parameter.
+        groups: ids of the groups whose widths it depends on, one per dimension that shrinks.
+        cost: maps these widths, in this order, to the layer's cost.
+    """
+
+    layer: str
+    groups: tuple[str, ...]
+    cost: Callable[..., float]
+
+    def at(self, widths: Widths) -> float:
+        """Return the layer's cost at ``widths``, channels by group id."""
+        return self.cost(*(widths[group] for group in self.groups))
+
+
+class ChannelCost:
+    """The cost of a network as a function of its groups' widths.
+
+    Args:
+        unit: what it counts, for messages: ``MACs per frame``.
+        full: the widths of the whole network, by group id.
+        terms: the layers that shrink.
+        fixed: the cost of everything that does not shrink.
+    """
+
+    def __init__(self, unit: str, full: Widths, terms: Sequence[Term], fixed: float = 0.0) -> None:
+        self.unit, self.full, self.terms, self.fixed = unit, dict(full), tuple(terms), fixed
+        self._of_group = {g: [t for t in self.terms if g in t.groups] for g in self.full}
+
+    def total(self, widths: Widths) -> float:
+        """Return the cost of the whole network at ``widths``."""
+        return self.fixed + sum(term.at(widths) for term in self.terms)
+
+    def saving(self, widths: Widths, group: str, channels: int) -> float:
+        """Return what the network at ``widths`` saves by losing ``channels`` more of ``group``."""
+        narrower = {**widths, group: widths[group] - channels}
+        return sum(term.at(widths) - term.at(narrower) for term in self._of_group[group])
+
+    def most_expensive(self, widths: Widths) -> tuple[str, float]:
+        """Return the layer that costs most at ``widths``, and its cost."""
+        term = max(self.terms, key=lambda term: term.at(widths))
+        return term.layer, term.at(widths)
+
+
+def macs_cost(graph: Graph) -> ChannelCost:
+    """Return the backbone's MACs per frame, as `network_cost.macs_per_frame` counts them."""
+    table = layer_table(graph.model)
+    macs = {row.layer: row.macs for row in table.itertuples() if row.layer.startswith("Backbone.")}
+    groups, full = _groups_of(graph), widths_of(graph)
+    terms = [
+        Term(layer, shrinks, Product(count / prod(full[g] for g in shrinks)))
+        for layer, count in macs.items()
+        if (shrinks := groups.get(f"{layer}.weight", ()))
+    ]
+    fixed = sum(macs.values()) - sum(term.at(full) for term in terms)
+    return ChannelCost("MACs per frame", full, terms, fixed)
+
+
+def params_cost(graph: Graph) -> ChannelCost:
+    """Return the number of parameters, as `network_cost.count_parameters` counts them."""
+    groups, full = _groups_of(graph), widths_of(graph)
+    counts = {n: p.numel() for n, p in graph.model.named_parameters() if not of_quantizer(n)}
+    terms = [
+        Term(name, shrinks, Product(count / prod(full[g] for g in shrinks)))
+        for name, count in counts.items()
+        if (shrinks := groups.get(name, ()))
+    ]
+    fixed = sum(counts.values()) - sum(term.at(full) for term in terms)
+    return ChannelCost("parameters", full, terms, fixed)
+
+
+def widths_of(graph: Graph) -> dict[str, int]:
+    """Return the channels of each prunable group of the whole network, by group id."""
+    return {group.id: group.channels for group in graph.prunable()}
+
+
+def _groups_of(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Return the prunable groups that each parameter shrinks with, in the order of dimensions."""
+    prunable = widths_of(graph)
+    found: dict[str, dict[int, str]] = {}
+    for cut in graph.cuts:
+        if cut.group in prunable:
+            found.setdefault(cut.name, {})[cut.dim] = cut.group
+    return {name: tuple(dims[d] for d in sorted(dims)) for name, dims in found.items()}

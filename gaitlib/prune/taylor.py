@@ -1,0 +1,103 @@
+"""How much the loss would change without a channel, estimated from gradients during training.
+
+The importance of channel c is the mean, over steps, of ``(sum of <x_c, dL/dx_c>)^2``: the squared
+first-order change of the loss if all the numbers x_c that the channel owns became zero (Molchanov
+et al., CVPR 2019, https://arxiv.org/abs/1906.10771).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gaitlib.prune.channel_groups import channel_rows
+from gaitlib.prune.graph import Graph
+
+
+def scored_tensors(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Return the parameters of each prunable group that the importance sums over, by group id.
+
+    Scaling a convolution that feeds a batch norm does not change the loss, so its
+    ``<w_c, dL/dw_c>`` is zero, and gamma and beta of the batch norm are the whole sum. A layer
+    without a batch norm counts by its own weight and bias.
+    """
+    modules = dict(graph.model.named_modules())
+    normalised = {
+        source
+        for source, target in graph.edges
+        if target in modules and isinstance(modules[target], _BatchNorm)
+    }
+    return {
+        group.id: tuple(
+            name for name in group.names if _counts(name, modules[_layer(name)], normalised)
+        )
+        for group in graph.prunable()
+    }
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _counts(name: str, module: nn.Module, normalised: set[str]) -> bool:
+    return isinstance(module, _BatchNorm) or _layer(name) not in normalised
+
+
+class TaylorSums:
+    """Sums the squared first-order change of the loss per channel, step by step.
+
+    Gradients are those that the optimizer sees: un-scaled under AMP and, in a distributed job,
+    averaged over the processes.
+
+    Args:
+        scored: from `scored_tensors`.
+    """
+
+    def __init__(self, scored: Mapping[str, Sequence[str]]) -> None:
+        self.scored = {id_: frozenset(names) for id_, names in scored.items()}
+        self.steps = 0
+        self.sums: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Add the change that the gradients of this step predict."""
+        self.steps += 1
+        for group in groups:
+            change = None
+            for param, name, dim in zip(
+                group["params"], group["p_names"], group["p_dims"], strict=True
+            ):
+                if name in self.scored[group["id"]] and param.grad is not None:
+                    product = param.detach().float() * param.grad.float()
+                    rows = channel_rows(product, dim).sum(dim=1)  # (G,)
+                    change = rows if change is None else change + rows
+            if change is not None:
+                square = change.square_()
+                id_ = group["id"]
+                if id_ in self.sums:  # a loaded state may lie on another device
+                    square += self.sums[id_].to(square.device)
+                self.sums[id_] = square
+
+    def means(self, groups: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Return the mean over the steps so far, ``(N,)``; zero for a group without gradients."""
+        device = groups[0]["params"][0].device
+        rows = [
+            self.sums.get(g["id"], torch.zeros(g["num_groups"])).to(device) / max(self.steps, 1)
+            for g in groups
+        ]
+        return torch.cat(rows)
+
+    def restart(self) -> None:
+        """Forget the steps so far."""
+        self.steps, self.sums = 0, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and the number of steps."""
+        return {"steps": self.steps, "sums": {id_: s.clone() for id_, s in self.sums.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.steps = state["steps"]
+        self.sums = {id_: s.clone() for id_, s in state["sums"].items()}

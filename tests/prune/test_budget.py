@@ -1,0 +1,244 @@
+"""A budget: the cost at given widths, the importance that ranks channels, and which ones leave."""
+
+import copy
+
+import pytest
+import torch
+from nets import build, clips, fill_gradients, geta_cfg, hesso_cfg, plain, resnet, traced
+from pydantic import ValidationError
+
+from gaitlib.model import build_losses
+from gaitlib.model.network_cost import count_parameters, macs_per_frame
+from gaitlib.prune.budget_rule import TOLERANCE, Limits, choose_within
+from gaitlib.prune.channel_cost import ChannelCost, Product, Term, macs_cost, params_cost
+from gaitlib.prune.hesso import HESSO, build_hesso
+from gaitlib.prune.taylor import TaylorSums, scored_tensors
+from gaitlib.quantize.geta import build_geta
+from gaitlib.quantize.quantization import quantize_network
+
+COUNT = {macs_cost: macs_per_frame, params_cost: count_parameters}
+
+
+def residual(seed=0, width=8):
+    return build(resnet(width, width, 2 * width), seed)
+
+
+def with_biases(seed=0):
+    return build(plain("FC-4-2", "BC-8", "M", "FC-8-3", "BC-12"), seed)
+
+
+# --- costs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [residual, with_biases])
+@pytest.mark.parametrize("cost", [macs_cost, params_cost])
+def test_a_cost_at_any_widths_is_that_of_the_cut_network(make, cost):
+    model = make()
+    graph = traced(model)
+    found, count = cost(graph), COUNT[cost]
+    assert found.total(found.full) == pytest.approx(count(model))
+    widths = dict(found.full)
+    generator = torch.Generator().manual_seed(0)
+    for group in graph.prunable():
+        gone = int(torch.randint(0, group.channels, (), generator=generator))
+        saved = found.saving(widths, group.id, gone)
+        before = found.total(widths)
+        widths[group.id] -= gone
+        assert before - found.total(widths) == pytest.approx(saved)
+        graph.zero({group.id: range(gone)})
+    assert found.total(widths) == pytest.approx(count(graph.slice()))
+
+
+# --- importance -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [residual, with_biases])
+def test_the_importance_is_the_squared_first_order_change_of_the_loss(make):
+    """Sum ``x * dL/dx`` over all tensors of a channel, here one by one, and square the sum.
+
+    The convolutions in front of a batch norm may be left out: what they add is rounding.
+    """
+    model = make().double().train()
+    graph = traced(model)
+    sums = TaylorSums(scored_tensors(graph))
+    groups = [g for g in graph.param_groups() if g["is_prunable"]]
+    losses = build_losses([{"type": "CrossEntropyLoss", "log_prefix": "softmax"}])
+    expected = []
+    for step in range(2):
+        model.zero_grad()
+        total, _ = losses(model(clips(4, 2, seed=step).double()), torch.arange(4))
+        total.backward()
+        sums.add(groups)
+        expected.append(
+            [
+                sum(
+                    (p.select(d, c) * p.grad.select(d, c)).sum().item()
+                    for p, d in zip(g["params"], g["p_dims"], strict=True)
+                )
+                ** 2
+                for g in groups
+                for c in range(g["num_groups"])
+            ]
+        )
+    mean = torch.tensor(expected).mean(dim=0)
+    torch.testing.assert_close(sums.means(groups), mean.float(), rtol=2e-3, atol=1e-12)
+
+
+def test_only_batch_norms_count_where_there_is_one():
+    scored = scored_tensors(traced(residual()))
+    assert all(".bn" in n or "downsample.1" in n for names in scored.values() for n in names)
+    names = [n for names in scored_tensors(traced(with_biases())).values() for n in names]
+    assert any(name.endswith("weight") and ".bn" not in name for name in names)
+
+
+# --- the choice -------------------------------------------------------------------------------
+
+#: Two groups in a chain, a of 4 channels and b of 6: cost 10 a + 2 a b + 5 b.
+CHAIN = ChannelCost(
+    "units",
+    {"a": 4, "b": 6},
+    [
+        Term("first", ("a",), Product(10.0)),
+        Term("second", ("a", "b"), Product(2.0)),
+        Term("third", ("b",), Product(5.0)),
+    ],
+    fixed=7.0,
+)
+NOTHING = {"a": [], "b": []}
+
+
+def test_bundles_leave_in_the_order_of_importance_per_saving():
+    # all cost 125; a channel of a saves 10 + 2 b = 22, one of b saves 5 + 2 a = 13
+    scores = {"a": [8.0, 3.0, 9.0, 9.5], "b": [2.0, 1.0, 7.0, 8.0, 9.0, 6.0]}
+    # b1 (1/13 = .077) leaves first: 112. Then a1 is at 3/20 = .15 and b0 at 2/13 = .154, so a1
+    # leaves: 92. Now b saves 5 + 2 * 3 = 11: b0 (.18) leaves before b5 (.55) and a0 (.4): 81.
+    chosen = choose_within(scores, NOTHING, CHAIN, 81.0, Limits(), per_cost=True)
+    assert chosen == {"a": [1], "b": [1, 0]}
+    by_score = choose_within(scores, NOTHING, CHAIN, 81.0, Limits(), per_cost=False)
+    assert by_score == {"a": [1], "b": [1, 0]} and CHAIN.total({"a": 3, "b": 4}) == 81
+
+
+def test_a_bundle_too_coarse_for_the_budget_waits_for_finer_ones():
+    scores = {"a": [1.0, 9.0, 9.0, 9.0], "b": [8.0] * 6}
+    # a0 is the cheapest loss, but would end at 103 of 112; a channel of b ends at 112
+    assert choose_within(scores, NOTHING, CHAIN, 112.0, Limits(), per_cost=True) == {
+        "a": [],
+        "b": [0],
+    }
+    # no bundle ends within 1 % of 110: the one that ends nearest below leaves, and it is said
+    assert choose_within(scores, NOTHING, CHAIN, 124.0, Limits(), per_cost=True)["b"] == [0]
+
+
+def test_groups_keep_their_floor_and_a_multiple_of_the_divisor():
+    assert [Limits(1, 0.25).least(n) for n in (1, 4, 6, 64)] == [1, 1, 2, 16]
+    assert [Limits(4, 0.3).least(n) for n in (3, 4, 6, 30, 32)] == [3, 4, 4, 12, 12]
+    scores = {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+    removed = {"a": [], "b": [5]}
+    limits = Limits(2, 0.5)
+    chosen = choose_within(scores, removed, CHAIN, 0.0, limits, per_cost=True)
+    assert chosen == {"a": [0, 1], "b": [0]}  # b: 5 to 4 channels, and 2 are below its floor of 3
+
+
+# --- the run ----------------------------------------------------------------------------------
+
+BUDGET = {"start_pruning_step": 2, "pruning_steps": 12, "pruning_periods": 3}
+
+
+def run(optimizer, model, start, stop):
+    for step in range(start, stop):
+        fill_gradients(model, step)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("variant", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("importance", ["taylor", "hesso"])
+@pytest.mark.parametrize("target", ["target_macs", "target_params"])
+def test_a_run_ends_at_its_budget_or_just_below(variant, importance, target):
+    model = residual(width=16)
+    graph = traced(model)
+    keys = {target: 0.4, "importance": importance, "variant": variant}
+    optimizer = build_hesso(graph, hesso_cfg(**BUDGET, **keys))
+    run(optimizer, model, 0, 14)
+    count = COUNT[{"target_macs": macs_cost, "target_params": params_cost}[target]]
+    share = count(graph.slice()) / count(model)
+    assert 0.4 * (1 - TOLERANCE) <= share <= 0.4
+    budgets = [optimizer.pruner.rule.budget_of(period) / count(model) for period in range(3)]
+    assert budgets == pytest.approx([0.8, 0.6, 0.4])
+    scores = optimizer.importance()
+    assert scores["period"].max() == 2 and scores["score"].ge(0).all()
+
+
+def test_an_absolute_budget_is_the_share_it_is():
+    shares = hesso_cfg(**BUDGET, target_macs=0.5)
+    graph = traced(residual())
+    absolute = hesso_cfg(**BUDGET, target_macs=0.5 * macs_per_frame(graph.model))
+    budgets = [build_hesso(graph, cfg).pruner.rule.budget for cfg in (shares, absolute)]
+    assert budgets[0] == pytest.approx(budgets[1])
+
+
+@pytest.mark.parametrize("step", [1, 4, 9, 13])
+def test_a_resumed_run_continues_bit_for_bit(step, tmp_path):
+    cfg = hesso_cfg(**BUDGET, target_macs=0.3, variant="adamw", lr=0.01)
+    model = residual()
+    optimizer = build_hesso(traced(model), cfg)
+    run(optimizer, model, 0, step)
+    torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    second = residual(seed=1)
+    second.load_state_dict(weights)
+    resumed = build_hesso(traced(second), cfg)
+    resumed.load_state_dict(state)
+    run(optimizer, model, step, 16)
+    run(resumed, second, step, 16)
+    assert resumed.pruner.pruned == optimizer.pruner.pruned
+    pairs = zip(model.state_dict().values(), second.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    other = build_hesso(traced(residual()), hesso_cfg(**BUDGET, target_macs=0.4, variant="adamw"))
+    with pytest.raises(ValueError, match="another schedule.*budget"):
+        other.load_state_dict(state)
+
+
+def test_geta_prunes_to_the_budget_and_quantizes():
+    model = residual()
+    graph = traced(model)
+    bits = {"target_bits": 8, "projection_steps": 2}
+    quantization = quantize_network(model, "weights")
+    cfg = geta_cfg(**BUDGET, **bits, quantize="weights", target_macs=0.4, lr=0.01)
+    optimizer = build_geta(graph, cfg, quantization)
+    run(optimizer, model, 0, 15)
+    cut = graph.slice(copy.deepcopy(model))
+    assert macs_per_frame(cut) / macs_per_frame(residual()) <= 0.4
+    assert optimizer.phase == "cool-down"
+
+
+def test_a_budget_out_of_reach_is_refused_before_training():
+    graph = traced(residual())
+    cfg = hesso_cfg(**BUDGET, target_macs=0.05, min_channels_share=0.5)
+    with pytest.raises(ValueError, match=r"needs at least [\d,]+ of [\d,]+; .*layer"):
+        build_hesso(graph, cfg)
+    with pytest.raises(ValueError, match="network_budget"):
+        HESSO(graph.param_groups(), hesso_cfg(**BUDGET, target_macs=0.5))
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"target_macs": 0.2, "target_group_sparsity": 0.5}, "leave one of them"),
+        ({"target_macs": 0.2, "target_params": 0.5}, "target_macs 0.2, target_params 0.5"),
+        ({"importance": "taylor"}, "read only with a budget"),
+        ({"min_channels_share": 0.2, "target_group_sparsity": 0.5}, "min_channels_share 0.2"),
+        ({"target_macs": 0.2, "implementation": "only_train_once"}, "knows no target_macs"),
+        ({"target_macs": 0.0}, "greater than 0"),
+        ({"target_macs": 0.2, "importance": "magnitude"}, "'taylor' or 'hesso'"),
+    ],
+)
+def test_sections_that_ask_for_two_things_are_refused(keys, message):
+    with pytest.raises(ValidationError, match=message):
+        hesso_cfg(**keys)
+
+
+def test_defaults_follow_the_target():
+    assert hesso_cfg().target == ("target_group_sparsity", 0.5)
+    found = hesso_cfg(target_macs=0.25, target_group_sparsity=None)
+    assert found.target == ("target_macs", 0.25)
+    assert (found.importance, found.min_channels_share) == ("taylor", 0.1)
