@@ -63,6 +63,14 @@ def ours(setting: Setting, size: str) -> Work:
     return _stepping(model, hesso.build_hesso(graph_of(model), HessoCfg(**PRUNING)))
 
 
+def ours_with_budget(setting: Setting, size: str) -> Work:
+    """Step gaitlib's HESSO with a budget, while it gathers the importance of the next choice."""
+    keep_freed_memory(setting.device)
+    model = network_of(size, setting)
+    cfg = HessoCfg(**PRUNING | {"target_group_sparsity": None, "target_macs": 0.25})
+    return _stepping(model, hesso.build_hesso(graph_of(model), cfg))
+
+
 def package(setting: Setting, size: str) -> Work:
     """Step only_train_once's own HESSO."""
     model = network_of(size, setting)
@@ -100,6 +108,15 @@ def _rows(size: str, name: str, judged: bool) -> dict[str, Row]:
             (sgd, arguments),
             "steps/s",
             target=target(1.5),
+            at_most=True,
+        ),
+        f"budget-sgd{suffix}": Row(
+            f"HESSO step with a budget, {name}",
+            "torch.optim.SGD",
+            (ours_with_budget, arguments),
+            (sgd, arguments),
+            "steps/s",
+            target=target(1.3),
             at_most=True,
         ),
         f"hesso-package{suffix}": Row(

@@ -105,7 +105,7 @@ def test_the_stages_leave_results_that_hold_the_contract(workspace):
         assert results["rank1"].keys() == {"NM", "BG", "CL"}
         assert [len(row) for row in results["rank1_by_view"]["NM"]] == [11] * 11
         assert results["latency_ms"].keys() == {"batch_1", "batch_16"}
-    assert geta["group_sparsity"] == pytest.approx(0.5, abs=0.02)
+    assert geta["macs_per_frame"] <= 0.25 * geta["dense"]["macs_per_frame"]
     assert 4 <= geta["bits"]["weights"] <= 8 and geta["relative_bops"] < 6
     assert geta["lowbit_bytes"] < geta["file_bytes"]
     assert _results(workspace, "ptq")["bits"]["weights"] == pytest.approx(
@@ -129,7 +129,7 @@ def test_the_command_line_repeats_a_notebook_figure_for_figure(in_workspace):
             results.pop("latency_ms")
             results.get("dense", {}).pop("latency_ms", None)
         assert by_command == by_notebook
-    assert "compressed" in done.stdout
+    assert "GETA" in done.stdout
 
 
 @pytest.mark.notebooks

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gaitlib.config.compression_cfg import BUDGETS, TARGETS, WITH_BUDGET
 from gaitlib.config.experiment import SECTIONS, Experiment
 from gaitlib.config.opengait_keys import split_off_unused
 from gaitlib.config.section import ConfigError, is_number, nearest, number_as_yaml
@@ -30,7 +31,8 @@ def load_experiment(
     Args:
         source: a file, or sections. None, or sections that are all empty, mean the quickstart.
         overrides: dotted keys, each replacing one value: ``{"trainer_cfg.total_iter": 10}``.
-            List entries count from 0: ``{"loss_cfg.0.margin": 0.3}``.
+            List entries count from 0: ``{"loss_cfg.0.margin": 0.3}``. A target of pruning also
+            replaces the other targets of its section: see `TARGETS`.
 
     Raises:
         ConfigError: if the experiment is invalid; the message lists each section, value and fix.
@@ -51,6 +53,7 @@ def load_experiment(
         values = read_yaml(QUICKSTART)
     for key, value in (overrides or {}).items():
         _set_dotted(values := _copied(values), str(key), value)
+        _drop_other_targets(values, str(key), overrides)
         changed = _place(str(key))
         lines = {p: None if p[: len(changed)] == changed else line for p, line in lines.items()}
         lines[changed] = None  # the value is no longer the file's
@@ -107,6 +110,23 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(place, dict | list):
             raise ConfigError(f"override {dotted!r}: {step} is not a section")
     place[_entry(place, last, dotted) if isinstance(place, list) else last] = value
+
+
+def _drop_other_targets(
+    values: Mapping[str, Any], dotted: str, overrides: Mapping[str, Any]
+) -> None:
+    """If an override is a target of pruning, remove the targets that the section had before.
+
+    ``target_group_sparsity`` also removes the keys that only a budget reads.
+    """
+    section, _, target = dotted.rpartition(".")
+    held = values.get(section)
+    if target not in TARGETS or overrides[dotted] is None or not isinstance(held, dict):
+        return
+    replaced = (*TARGETS, *WITH_BUDGET) if target not in BUDGETS else TARGETS
+    for key in replaced:
+        if key != target and f"{section}.{key}" not in overrides:
+            held.pop(key, None)
 
 
 def _entry(entries: list[Any], step: str, dotted: str) -> int:

@@ -14,8 +14,8 @@ from gaitlib.plots.live_figure import LiveFigure
 from gaitlib.plots.pruning_figures import (
     block_cost,
     channels_kept,
+    pruning_schedule,
     saliency_of_groups,
-    sparsity_schedule,
 )
 from gaitlib.plots.study_figures import cuts_by_method, frontier_by_condition, frontiers
 from gaitlib.plots.style import CONDITION_COLOURS, save_figure
@@ -42,7 +42,7 @@ __all__ = [
     "save_figure",
     "sequences_heatmap",
     "size_and_accuracy",
-    "sparsity_schedule",
+    "pruning_schedule",
     "split_bars",
     "block_cost",
     "training_curves",

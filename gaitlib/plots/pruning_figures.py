@@ -21,21 +21,24 @@ from gaitlib.plots.style import (
     with_prefix,
 )
 
+#: What a run's history counts of pruning, and how the figure names it: the first that is there.
+_PROGRESS = {"cost_share": "cost, of the dense network's", "group_sparsity": "group sparsity"}
+
 
 @plt.rc_context(STYLE)
-def sparsity_schedule(
+def pruning_schedule(
     history: pd.DataFrame,
     periods: Sequence[tuple[float, float]] = (),
     target: float | None = None,
     smooth: int = 10,
 ) -> Figure:
-    """Draw loss and group sparsity over iterations, with shaded pruning periods.
+    """Draw loss and pruning over iterations, with shaded pruning periods.
 
     Args:
-        history: one row per logged step with columns iteration, total, group_sparsity (0-1; NaN
-            where it was not counted).
+        history: one row per logged step with columns iteration, total, and cost_share (with a
+            budget) or group_sparsity (0-1; NaN where it was not counted).
         periods: first and last iteration of each pruning period.
-        target: the target group sparsity, 0-1.
+        target: the cost share or group sparsity to end at, 0-1.
         smooth: rows in the running mean of the loss.
     """
     fig, ax = plt.subplots(figsize=(9, 4))
@@ -45,14 +48,15 @@ def sparsity_schedule(
     running = history["total"].rolling(smooth, min_periods=1, center=True).mean()
     ax.plot(history["iteration"], history["total"], color=KEPT_COLOUR, alpha=0.25, linewidth=1)
     lines = ax.plot(history["iteration"], running, color=KEPT_COLOUR, label="loss")
-    counted = history.dropna(subset="group_sparsity")
+    column = next(column for column in _PROGRESS if column in history)
+    counted = history.dropna(subset=column)
     lines += twin.plot(
         counted["iteration"],
-        counted["group_sparsity"],
+        counted[column],
         color=CUT_COLOUR,
         linewidth=2,
         drawstyle="steps-post",
-        label="group sparsity",
+        label=_PROGRESS[column],
     )
     if target is not None:
         lines += [twin.axhline(target, color=CUT_COLOUR, linestyle=":", label="target")]
@@ -60,7 +64,7 @@ def sparsity_schedule(
         lines += [plt.Rectangle((0, 0), 1, 1, color=PALE_GREY, label="pruning periods")]
     ax.set_xlabel("iteration")
     ax.set_ylabel("loss", color=KEPT_COLOUR)
-    twin.set_ylabel("group sparsity", color=CUT_COLOUR)
+    twin.set_ylabel(_PROGRESS[column], color=CUT_COLOUR)
     twin.set_ylim(-0.02, 1.02)
     twin.yaxis.set_major_formatter(PercentFormatter(1))
     twin.grid(False)

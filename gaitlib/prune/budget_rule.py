@@ -148,11 +148,8 @@ class BudgetRule:
 
     def satisfied(self, period: int, removed: Sequence[Sequence[int]]) -> bool:
         """Return whether the network already costs no more than the period's budget."""
-        widths = {
-            id_: self.cost.full[id_] - len(gone)
-            for id_, gone in zip(self.ids, removed, strict=True)
-        }
-        return self.cost.total(widths) <= self.budget_of(period)
+        share = self.cost_share(dict(zip(self.ids, removed, strict=True)))
+        return share * self.cost.total(self.cost.full) <= self.budget_of(period)
 
     def score(self, groups: Sequence[dict[str, Any]], moves: Moves) -> Tensor:
         """Return the importance ``(1, N)`` since the last choice, or five proxies ``(5, N)``."""
@@ -176,6 +173,11 @@ class BudgetRule:
             per_cost=self.taylor is not None,
         )
         return list(chosen.values())
+
+    def cost_share(self, removed: Mapping[str, Sequence[int]]) -> float:
+        """Return the cost without the removed channels (by group id), of the whole network's."""
+        widths = {id_: n - len(removed[id_]) for id_, n in self.cost.full.items()}
+        return self.cost.total(widths) / self.cost.total(self.cost.full)
 
     def budget_of(self, period: int) -> float:
         """Return the cost to end ``period`` at: the cost falls by the same amount in each."""

@@ -121,6 +121,20 @@ class HESSO(torch.optim.Optimizer):
         return torch.stack(zero).sum().item() / self.num_channels if zero else 0.0
 
     @property
+    def cost_share(self) -> float | None:
+        """What the network costs without its removed channels, of the whole; None if no budget."""
+        rule = self.pruner.rule
+        return rule.cost_share(self.pruner.pruned) if isinstance(rule, BudgetRule) else None
+
+    @property
+    def target_share(self) -> float:
+        """Where pruning ends: a share of the network's cost, or of the prunable channels."""
+        rule = self.pruner.rule
+        if isinstance(rule, BudgetRule):
+            return rule.budget / rule.cost.total(rule.cost.full)
+        return rule.target / max(self.num_channels, 1)
+
+    @property
     def num_steps(self) -> int:
         """Steps so far, including those that `skip_step` counted."""
         return self.pruner.steps

@@ -105,6 +105,8 @@ def package_hesso(graph: Graph, cfg: HessoCfg) -> torch.optim.Optimizer:
         def group_sparsity(self) -> float:  # the name that the training loop logs
             return graph.group_sparsity()
 
+        target_share = cfg.target_group_sparsity
+
     groups = graph.param_groups()
     for group in groups:
         group["p_transform"] = [transforms[name.upper()] for name in group["p_transform"]]

@@ -58,7 +58,8 @@ class Pruner:
                 tensors (None without a gradient). Called only when channels are chosen.
         """
         self.steps += 1
-        self.rule.observe(self.groups)
+        if self.period < self.schedule.periods:  # a choice is still to come
+            self.rule.observe(self.groups)
         due, inside = self.schedule.due(self.steps), self.schedule.shrinks(self.steps)
         if self.num_redundant and not (inside and due == self.period):
             self._remove()  # because the last step of their period was skipped

@@ -53,8 +53,8 @@ def fit(
         batches: clips uint8 ``(N, T, H, W)`` and labels int64 ``(N,)``, each with its iteration.
         transform: maps uint8 clips and a CPU generator to float32 clips ``(N, T, H, W')``.
         losses: maps output and labels to (total loss, scalars to log).
-        optimizer: stepped once per batch. If it has ``group_sparsity()``, that is logged. If it has
-            ``skip_step()``, that is called when the scaler skips a step.
+        optimizer: stepped once per batch. If it has ``group_sparsity()`` or ``cost_share``, that is
+            logged. If it has ``skip_step()``, that is called when the scaler skips a step.
         scheduler: stepped once per batch, also when the scaler skips a step.
         seed: of the augmentation.
         precision: the number format of the network's forward; float32 if None.
@@ -72,7 +72,7 @@ def fit(
 
     Returns:
         One row per logged step: ``iteration`` (done so far), ``total`` loss, the scalars, ``lr``,
-        ``group_sparsity`` (when pruning), ``step_ms``.
+        ``group_sparsity`` (when pruning), ``cost_share`` (with a budget), ``step_ms``.
 
     Raises:
         NonFiniteLossError: at once on a CPU; on a GPU at the next row or save, before saving.
@@ -120,6 +120,8 @@ def fit(
             row = {"iteration": done, **window.close(), "lr": lr, "step_ms": window.step_ms}
             if hasattr(optimizer, "group_sparsity"):
                 row["group_sparsity"] = float(optimizer.group_sparsity())
+            if getattr(optimizer, "cost_share", None) is not None:
+                row["cost_share"] = optimizer.cost_share
             rows.append(row)
             if on_log is not None:
                 on_log(row)

@@ -154,3 +154,15 @@ def test_weights_of_scores_reach_the_optimizer(section, implementation):
         criteria = optimizer.importance_score_criteria
     assert criteria == dict.fromkeys(PROXIES, 0.0) | {"magnitude": 1.0}
     assert one.without_bits().compression.importance_score_criteria.magnitude == 1.0
+
+
+def test_an_overridden_target_replaces_the_files():
+    key = "geta_optimizer_cfg.target_group_sparsity"
+    budget = load_experiment(None).compression
+    assert budget.target == ("target_macs", 0.25)
+    sparse = load_experiment(None, {key: 0.7}).compression
+    assert sparse.target == ("target_group_sparsity", 0.7) and sparse.importance is None
+    params = load_experiment(None, {"geta_optimizer_cfg.target_params": 0.5}).compression
+    assert params.target == ("target_params", 0.5) and params.importance == budget.importance
+    with pytest.raises(ConfigError, match="target_group_sparsity 0.7, target_macs 0.5"):
+        load_experiment(None, {key: 0.7, "geta_optimizer_cfg.target_macs": 0.5})

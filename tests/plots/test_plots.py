@@ -89,7 +89,7 @@ CASES = [
     (plots.hits_and_misses, ([(IMAGE, IMAGE, "075 / 081", False)],), 1, "075 / 081"),
     (plots.model_blocks, (BLOCKS,), 2, "74 k  (99%)"),
     (plots.dependency_graph, (network(),), 1, "a: 3 layers"),
-    (plots.sparsity_schedule, (HISTORY, [(10, 20), (20, 30)], 0.5), 2, "pruning periods"),
+    (plots.pruning_schedule, (HISTORY, [(10, 20), (20, 30)], 0.5), 2, "pruning periods"),
     (plots.channels_kept, (LAYERS,), 1, "3 of 8  (38%)"),
     (plots.block_cost, (BLOCKS, BLOCKS.assign(params=288)), 2, "288  (50%)"),
     (plots.saliency_of_groups, (SCORES,), 1, "cut (1)"),

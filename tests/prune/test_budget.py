@@ -162,6 +162,8 @@ def test_a_run_ends_at_its_budget_or_just_below(variant, importance, target):
     count = COUNT[{"target_macs": macs_cost, "target_params": params_cost}[target]]
     share = count(graph.slice()) / count(model)
     assert 0.4 * (1 - TOLERANCE) <= share <= 0.4
+    assert optimizer.cost_share == pytest.approx(share)
+    assert optimizer.target_share == pytest.approx(0.4)
     budgets = [optimizer.pruner.rule.budget_of(period) / count(model) for period in range(3)]
     assert budgets == pytest.approx([0.8, 0.6, 0.4])
     scores = optimizer.importance()

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from small_experiment import small_experiment
 
 from gaitlib import steps
+from gaitlib.config import load_experiment
 from gaitlib.data.batches import training_batches
 from gaitlib.evaluate import to_results
 from gaitlib.model import build_losses
@@ -69,6 +70,8 @@ def _everything(root, run):
     data = steps.open_data(experiment)
     gradients, total, scalars = _gradients(experiment, data)
     model, pruner, history = _pruned(experiment, data, run)
+    budget = load_experiment(experiment.sections(), {"hesso_optimizer_cfg.target_macs": 0.5})
+    _, of_budget, _ = _pruned(budget, data, f"{run}-budget")
     torch.manual_seed(0)
     fresh = steps.build_network(experiment, torch.device("cpu"))
     features, evaluation = steps.evaluate_network(experiment, fresh, data)
@@ -79,6 +82,8 @@ def _everything(root, run):
         "weights": dict(model.state_dict()),
         "pruned": pruner["pruned"],
         "chosen": [choice["chosen"] for choice in pruner["choices"]],
+        "scores": [choice["scores"] for choice in of_budget["choices"]],
+        "chosen within a budget": [choice["chosen"] for choice in of_budget["choices"]],
         "losses": history["total"].tolist(),
         "features": features,
         "results": to_results(evaluation),
@@ -160,6 +165,14 @@ def test_two_processes_prune_the_same_groups_and_end_at_the_weights_of_one(found
         assert rank["losses"] == pytest.approx(one["losses"], abs=1e-4)
     for name, weight in two[0]["weights"].items():
         assert torch.equal(weight, two[1]["weights"][name]), name
+
+
+def test_importance_is_that_of_the_whole_batch(found):
+    one, two = found
+    assert any(map(any, (choice.values() for choice in one["chosen within a budget"])))
+    for rank in two:
+        torch.testing.assert_close(rank["scores"], one["scores"], atol=1e-6, rtol=1e-3)
+        assert rank["chosen within a budget"] == one["chosen within a budget"]
 
 
 def test_a_sharded_evaluation_embeds_every_sequence_once_and_gives_one_processes_results(found):
