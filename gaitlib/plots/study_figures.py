@@ -43,16 +43,19 @@ METHOD_STYLES = {
     BASELINE: (MODEL_COLOURS["dense"], "o"),
     LONGER: ("#000000", "p"),
     HALF: ("#A6A6A6", "H"),
+    "budget": ("#882255", "<"),
     "geta": (MODEL_COLOURS["GETA"], "s"),
     "hesso": (MODEL_COLOURS["HESSO"], "D"),
     "ptq": (MODEL_COLOURS["HESSO + rounding (PTQ)"], "^"),
     "magnitude": ("#117733", "v"),
     "only_train_once": ("#AA4499", "P"),
     "uniform": ("#DDCC77", "X"),
+    "uniform_longer": ("#999933", ">"),
+    "uniform_extra": ("#CC6677", "h"),
     "torch_pruning": ("#44AA99", "*"),
 }
 #: For unknown methods, in the order in which they appear.
-SPARE_STYLES = (("#882255", "<"), ("#999933", ">"), ("#CC6677", "h"), ("#000000", "d"))
+SPARE_STYLES = (("#661100", "d"), ("#6699CC", "8"), ("#888800", "d"), ("#000000", "8"))
 #: Sizes of markers that look too small in the usual size.
 MARKER_SIZES = {"*": 12, "P": 9, "X": 9, "p": 9, "h": 9}
 BAR_SHIFT = 2  # largest sideways shift of a seed bar, in points, so that bars do not overlap

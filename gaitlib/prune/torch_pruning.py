@@ -8,8 +8,11 @@ DepGraph (Fang et al., CVPR 2023, https://arxiv.org/abs/2301.12900).
 import copy
 import functools
 import importlib
+import itertools
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -20,15 +23,46 @@ from gaitlib.model import GaitBase
 from gaitlib.model.backbones import FocalConv2d
 from gaitlib.model.float_state import quantization_of
 from gaitlib.model.heads import SeparateFCs
-from gaitlib.model.network_cost import FRAME, macs_per_frame
+from gaitlib.model.network_cost import FRAME, layer_table, macs_per_frame
+from gaitlib.prune.channel_cost import ChannelCost, Product, Term
 
 log = logging.getLogger(__name__)
 
 #: The degree p of the norm that ranks the channels, by name.
 IMPORTANCE = {"group_l2": 2, "group_l1": 1}
+#: Isomorphic pruning ends within this share of the MACs asked for, where single channels allow it.
+TOLERANCE = 0.01
+#: The most groups in which it keeps one channel more or less for that.
+MOST_CHANGES = 3
 
 
-def prune_to_macs(model: GaitBase, macs: int, *, importance: str = "group_l2") -> GaitBase:
+@dataclass(frozen=True)
+class _Way:
+    """How channels are ranked, and how many of a group may leave.
+
+    Attributes:
+        degree: p of the norm.
+        isomorphic: as in `prune_to_macs`.
+        max_ratio: as ``max_pruning_ratio`` in `prune_to_macs`.
+    """
+
+    degree: int
+    isomorphic: bool
+    max_ratio: float
+
+    def kept(self, channels: int) -> int:
+        """Return how many channels a group of ``channels`` keeps at least."""
+        return max(1, math.ceil((1 - self.max_ratio) * channels - 1e-9))
+
+
+def prune_to_macs(
+    model: GaitBase,
+    macs: int,
+    *,
+    importance: str = "group_l2",
+    isomorphic: bool = False,
+    max_pruning_ratio: float = 1.0,
+) -> GaitBase:
     """Return a copy of ``model`` without its least important channels, near ``macs`` in cost.
 
     Channels leave by the groups of torch-pruning's graph. A group holds the outputs of a
@@ -36,6 +70,12 @@ def prune_to_macs(model: GaitBase, macs: int, *, importance: str = "group_l2") -
     the rows of SeparateFCs. One ranking compares the channels of all groups (``global_pruning``).
     As many channels leave as bring the backbone nearest to ``macs``. Every group keeps its best
     channel; embeddings and classes do not change.
+
+    ``isomorphic`` is the package's fairest setting (Isomorphic Pruning, Fang et al., ECCV 2024,
+    https://arxiv.org/abs/2407.04616): a ranking compares only groups of the same structure, such as
+    the first convolutions of all blocks, and every ranking loses the same share. That share decides
+    over several channels at once, so its result can be some percent off ``macs``. Then the fewest
+    possible changes, of one channel more or less in a group, bring it within `TOLERANCE`.
 
     The importance is the package's ``GroupMagnitudeImportance``: the sum of ``|w|^p`` over all
     numbers that a channel owns, without the biases of batch norms, divided by the mean over the
@@ -49,6 +89,10 @@ def prune_to_macs(model: GaitBase, macs: int, *, importance: str = "group_l2") -
         macs: MACs per frame, as `gaitlib.model.network_cost.macs_per_frame` counts them. If the
             network needs no more than that, the copy is whole.
         importance: ``group_l2`` (p = 2), which the package's README recommends, or ``group_l1``.
+        isomorphic: rank groups of the same structure only.
+        max_pruning_ratio: the largest share of its channels that a group may lose. The package
+            checks it between the steps of iterative pruning; here, in one step, the best channels
+            of each group have infinite importance.
 
     Returns:
         The small network in train mode, on the device of ``model``. The remaining weights are
@@ -57,7 +101,7 @@ def prune_to_macs(model: GaitBase, macs: int, *, importance: str = "group_l2") -
     Raises:
         ModuleNotFoundError: if torch-pruning is not installed.
         ValueError: for another importance, a quantized network, or fewer MACs than the network has
-            with one channel per group.
+            with the fewest channels allowed per group.
         FloatingPointError: if a weight is not finite.
     """
     if importance not in IMPORTANCE:
@@ -69,30 +113,36 @@ def prune_to_macs(model: GaitBase, macs: int, *, importance: str = "group_l2") -
         )
     _package()
     with torch.inference_mode(False):
-        small, cost = _nearest(copy.deepcopy(model).cpu(), macs, IMPORTANCE[importance])
+        way = _Way(IMPORTANCE[importance], isomorphic, max_pruning_ratio)
+        small, cost = _nearest(copy.deepcopy(model).cpu(), macs, way)
     log.info("torch-pruning: %d MACs per frame, the target was %d", cost, macs)
     return small.train().to(next(model.parameters()).device)
 
 
-def _nearest(dense: GaitBase, macs: int, degree: int) -> tuple[GaitBase, int]:
+def _nearest(dense: GaitBase, macs: int, way: _Way) -> tuple[GaitBase, int]:
     """Return the pruned network whose MACs are nearest to ``macs``, and its MACs."""
     above = dense, macs_per_frame(dense)
     if above[1] <= macs:
         return above
-    pruner = _pruner(copy.deepcopy(dense), 0.0, degree)
+    pruner = _pruner(copy.deepcopy(dense), 0.0, way)
     groups = pruner.DG.get_all_groups(root_module_types=pruner.root_module_types)
     sizes = [len(group[0].idxs) for group in groups]
 
     def without(channels: int) -> tuple[GaitBase, int]:
         # the package keeps int(sum * (1 - ratio)) channels; half a channel less avoids rounding
-        small = _pruned(dense, (channels - 0.5) / sum(sizes), degree)
+        small = _pruned(dense, (channels - 0.5) / sum(sizes), way)
         return small, macs_per_frame(small)
 
-    low, high = 0, sum(sizes) - len(sizes)  # bounds of the channels to remove
+    least = [way.kept(size) for size in sizes]
+    low, high = 0, sum(sizes) - sum(least)  # bounds of the channels to remove
+    if way.isomorphic:  # every ranking loses the same share
+        shares = [1 - n / size for n, size in zip(least, sizes, strict=True)]
+        high = int(min(shares) * sum(sizes))
     below = without(high)
     if below[1] > macs:
+        fewest = "one channel" if max(least) == 1 else f"{min(least)} to {max(least)} channels"
         raise ValueError(
-            f"macs {macs} cannot be reached: with one channel in each of {len(sizes)} groups, "
+            f"macs {macs} cannot be reached: with {fewest} in each of {len(sizes)} groups, "
             f"it needs {below[1]} of {above[1]}"
         )
     while high - low > 1:  # a larger number removes the same channels and more, so MACs only fall
@@ -102,19 +152,91 @@ def _nearest(dense: GaitBase, macs: int, degree: int) -> tuple[GaitBase, int]:
             low, above = middle, found
         else:
             high, below = middle, found
-    return min(below, above, key=lambda found: abs(found[1] - macs))
+    nearest = min(below, above, key=lambda found: abs(found[1] - macs))
+    if way.isomorphic and abs(nearest[1] - macs) > TOLERANCE * macs:
+        ratio = ((high if nearest is below else low) - 0.5) / sum(sizes)
+        small = _adjusted(dense, max(ratio, 0.0), way, macs)
+        return small, macs_per_frame(small)
+    return nearest
 
 
-def _pruned(dense: GaitBase, ratio: float, degree: int) -> GaitBase:
+def _pruned(dense: GaitBase, ratio: float, way: _Way) -> GaitBase:
     """Return a copy without the share ``ratio`` of its channels."""
     twin = copy.deepcopy(dense)
-    _pruner(twin, ratio, degree).step()
+    _pruner(twin, ratio, way).step()
+    return _trainable_as(dense, twin)
+
+
+def _trainable_as(dense: GaitBase, twin: GaitBase) -> GaitBase:
+    """Return ``twin``, whose parameters require gradients where those of ``dense`` do."""
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(dense.get_parameter(name).requires_grad)
     return twin
 
 
-def _pruner(twin: GaitBase, ratio: float, degree: int) -> Any:
+def _adjusted(dense: GaitBase, ratio: float, way: _Way, macs: int) -> GaitBase:
+    """Return a copy pruned by ``ratio``, with a channel more or less in the fewest groups possible.
+
+    Of equally few changes that end within `TOLERANCE` of ``macs``, those that end nearest are made.
+    If `MOST_CHANGES` are too few for that, it is the nearest of all.
+    """
+    twin = copy.deepcopy(dense)
+    pruner = _pruner(twin, ratio, way)
+    graph = pruner.DG
+    removed = {group[0].dep.target.name: len(group[0].idxs) for group in pruner.step(True)}
+    groups = {
+        group[0].dep.target.name: (group[0].dep, pruner.estimate_importance(group).tolist(), group)
+        for group in graph.get_all_groups(root_module_types=pruner.root_module_types)
+    }
+    cost = _cost(graph, dense, {name: group for name, (_, _, group) in groups.items()})
+    most = {name: len(scores) - way.kept(len(scores)) for name, (_, scores, _) in groups.items()}
+    widths = {name: full - removed.get(name, 0) for name, full in cost.full.items()}
+
+    def distance(candidate: dict[str, int]) -> float:
+        return abs(cost.total(candidate) - macs)
+
+    best = widths
+    for changes in range(1, 1 + MOST_CHANGES):
+        if distance(best) <= TOLERANCE * macs:
+            break
+        for chosen in itertools.combinations(groups, changes):
+            for signs in itertools.product((-1, 1), repeat=changes):
+                changed = {n: widths[n] + sign for n, sign in zip(chosen, signs, strict=True)}
+                if all(0 <= cost.full[n] - width <= most[n] for n, width in changed.items()):
+                    best = min(best, widths | changed, key=distance)
+    for name, (dep, scores, _) in groups.items():
+        if count := cost.full[name] - best[name]:
+            lowest = sorted(range(len(scores)), key=lambda c, scores=scores: (scores[c], c))
+            graph.get_pruning_group(dep.target.module, dep.handler, lowest[:count]).prune()
+    return _trainable_as(dense, twin)
+
+
+def _cost(graph: Any, dense: GaitBase, groups: dict[str, Any]) -> ChannelCost:
+    """Return the MACs per frame of ``dense`` as a function of the widths of the package's groups.
+
+    Args:
+        graph: the package's, of a copy of ``dense``.
+        dense: the whole network.
+        groups: of the graph, each with all its channels, by name.
+    """
+    shrinks: dict[str, list[str]] = {}
+    for name, group in groups.items():
+        for item in group.items:
+            if isinstance(item.dep.layer, torch.nn.Conv2d):
+                layer = graph._module2name[item.dep.layer]
+                shrinks.setdefault(layer, []).append(name)
+    full = {name: len(group[0].idxs) for name, group in groups.items()}
+    table = layer_table(dense)
+    macs = {row.layer: row.macs for row in table.itertuples() if row.layer.startswith("Backbone.")}
+    terms = [
+        Term(layer, tuple(names), Product(macs[layer] / math.prod(full[n] for n in names)))
+        for layer, names in shrinks.items()
+    ]
+    fixed = sum(macs.values()) - sum(term.at(full) for term in terms)
+    return ChannelCost("MACs per frame", full, terms, fixed)
+
+
+def _pruner(twin: GaitBase, ratio: float, way: _Way) -> Any:
     """Trace ``twin`` and return the package's pruner of it; all its parameters require gradients.
 
     The traced forward pass ties the same channels together as the network's own. It does not split
@@ -131,8 +253,9 @@ def _pruner(twin: GaitBase, ratio: float, degree: int) -> Any:
         pruner = _package().pruner.BasePruner(
             twin,
             torch.zeros(1, 1, *FRAME, dtype=twin.FCs.fc_bin.dtype),
-            importance(degree),
+            importance(way),
             global_pruning=True,
+            isomorphic=way.isomorphic,
             pruning_ratio=ratio,
             customized_pruners={SeparateFCs: fcs()},
             forward_fn=_one_strip,
@@ -169,8 +292,9 @@ def _extensions() -> tuple[type, type]:
     class GroupNorm(package.importance.GroupMagnitudeImportance):
         """Sums ``|w|^p`` over a group's tensors: one score per channel, infinite for the best."""
 
-        def __init__(self, p: int) -> None:
-            super().__init__(p=p, group_reduction="sum", normalizer=None)
+        def __init__(self, way: _Way) -> None:
+            super().__init__(p=way.degree, group_reduction="sum", normalizer=None)
+            self.way = way
 
         @torch.no_grad()
         def __call__(self, group: Any) -> Tensor:
@@ -184,8 +308,8 @@ def _extensions() -> tuple[type, type]:
                     f"not all weights of {group[0].dep.target.name} are finite"
                 )
             scores = scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
-            # keep one channel: the package prunes no channel of a group that would lose all
-            scores[scores.argmax()] = torch.inf
+            # the package prunes no channel of a group that would lose all
+            scores[scores.topk(self.way.kept(len(scores))).indices] = torch.inf
             return scores
 
     class FCsPruner(package.pruner.BasePruningFunc):

@@ -9,12 +9,15 @@ METHOD_WORDS = {
     "baseline": STAGES["baseline"].words,
     "dense_longer": "dense, as many steps",
     "dense_half": "dense, half as many steps",
+    "budget": "budget (Taylor)",
     "geta": STAGES["geta"].words,
     "hesso": STAGES["hesso"].words,
-    "ptq": STAGES["ptq"].words,
+    "ptq": "rounded afterwards (PTQ)",
     "magnitude": "HESSO, magnitude alone",
     "only_train_once": "only_train_once as shipped",
     "uniform": "uniformly slim",
+    "uniform_longer": "uniformly slim, as many MACs in training",
+    "uniform_extra": "uniformly slim, the extra steps alone",
     "torch_pruning": STAGES["torch_pruning"].words,
 }
 #: The methods' present names, by their names in earlier versions.

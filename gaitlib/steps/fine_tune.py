@@ -11,9 +11,18 @@ from gaitlib.steps.run_stage import prepare_process
 from gaitlib.steps.train_stage import Watch, train_stage
 
 STAGE = "torch_pruning"
+#: The largest share of its channels that a group loses in isomorphic pruning. It leaves each group
+#: what the default ``min_channels_share`` of a budget does.
+MAX_PRUNING_RATIO = 0.9
 
 
-def cut_and_fine_tune(run: Run, macs: int, watch: Watch = Watch()) -> None:  # noqa: B008 (frozen)
+def cut_and_fine_tune(
+    run: Run,
+    macs: int,
+    watch: Watch = Watch(),  # noqa: B008 (frozen)
+    *,
+    isomorphic: bool = False,
+) -> None:
     """Cut the run's baseline to its channels of largest norm, fine-tune it densely, and test it.
 
     Writes ``runs/<run>/torch_pruning/``, as a stage that compresses does.
@@ -22,6 +31,8 @@ def cut_and_fine_tune(run: Run, macs: int, watch: Watch = Watch()) -> None:  # n
         run: of a dense experiment, whose steps fine-tune; its baseline is finished.
         macs: of the backbone per frame, that are to be left.
         watch: who is told how it goes.
+        isomorphic: compare only groups of the same structure, and cut at most MAX_PRUNING_RATIO of
+            each; else compare the channels of all groups.
 
     Raises:
         MissingRunError: if the baseline has not been trained.
@@ -31,7 +42,8 @@ def cut_and_fine_tune(run: Run, macs: int, watch: Watch = Watch()) -> None:  # n
     prepare_process(run)
     dense = build_network(run.experiment, run.device)
     baseline_weights(run, dense)
-    model = prune_to_macs(dense, macs)
+    ratio = MAX_PRUNING_RATIO if isomorphic else 1.0
+    model = prune_to_macs(dense, macs, isomorphic=isomorphic, max_pruning_ratio=ratio)
     optimizer = build_optimizer(run.experiment, model)
     train_stage(run, STAGE, model, data, optimizer, watch)
     model.eval()

@@ -23,6 +23,7 @@ from gaitlib.config.run_changes import digest
 from gaitlib.data.batches import inference_batches, training_batches
 from gaitlib.evaluate import embed_batches
 from gaitlib.model import build_losses
+from gaitlib.study.methods import METHODS, absolute_macs, narrowed
 from gaitlib.study.points import Point, load_point, state_of
 from gaitlib.system.device import choose_device
 from gaitlib.system.processes import cores
@@ -58,8 +59,8 @@ def estimate(run: str, points: Sequence[Point], device: str = "auto") -> pd.Data
 
     A point that is done has its own measured seconds (source ``measured``). Any other has the mean
     of finished points that cost the same (``measured for its method``), or else a smoke run's
-    estimate (``smoke run``). A network whose width depends on another point is measured at full
-    width, an upper bound.
+    estimate (``smoke run``). A network that a budget cuts before it trains is measured as a
+    uniformly slim one; if another point decides its width, at full width, an upper bound.
 
     Args:
         run: the study's folder below runs/.
@@ -71,11 +72,12 @@ def estimate(run: str, points: Sequence[Point], device: str = "auto") -> pd.Data
     for point in points:
         if states[point.name] == "done":
             measured.setdefault(_duration_key(point), []).append(load_point(run, point)["seconds"])
-    todo = {_cost_key(p.experiment): p.experiment for p in points if states[p.name] != "done"}
-    smokes = smoke_runs(todo, device)
+    trained = {point.name: _as_trained(point) for point in points}
+    todo = [experiment for name, experiment in trained.items() if states[name] != "done"]
+    smokes = smoke_runs({_cost_key(experiment): experiment for experiment in todo}, device)
     rows = []
     for point in points:
-        state, smoke = states[point.name], smokes.get(_cost_key(point.experiment))
+        state, smoke = states[point.name], smokes.get(_cost_key(trained[point.name]))
         if state == "done":
             seconds, source = load_point(run, point)["seconds"], "measured"
         elif _duration_key(point) in measured:
@@ -91,7 +93,15 @@ def estimate(run: str, points: Sequence[Point], device: str = "auto") -> pd.Data
 
 def _duration_key(point: Point) -> tuple[str, str, int]:
     """Return a key that is equal for points that take equally long."""
-    return point.method, _cost_key(point.experiment), point.experiment.trainer_cfg.total_iter
+    experiment = _as_trained(point)
+    return point.method, _cost_key(experiment), experiment.trainer_cfg.total_iter
+
+
+def _as_trained(point: Point) -> Experiment:
+    """Return a point's experiment; if its budget gives the MACs of a slim network, with that."""
+    if not METHODS[point.method].is_cut_to_macs or point.budget is None or "hesso" in point.needs:
+        return point.experiment
+    return narrowed(point.experiment, absolute_macs(point.experiment, point.budget))
 
 
 def _cost_key(experiment: Experiment) -> str:

@@ -1,22 +1,43 @@
-"""The methods that a study compares: what each trains, and which points it needs first.
+"""The methods that a study compares: what each trains, how long, and which points it needs first.
 
 All methods use the same data and the same test protocol. Every compressing method takes as many
-steps in total as HESSO does, including the baseline that HESSO starts from.
+steps in total as HESSO does, including those of the baseline that HESSO starts from. With a budget
+(``target_macs`` or ``target_params``) HESSO, the methods that differ from it in one key, and the
+dense rivals all end at the same cost; only_train_once knows no budget and ends at HESSO's sparsity.
 """
 
+import functools
 import importlib.util
-from collections.abc import Callable, Iterable
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from gaitlib.config import ConfigError, Experiment, load_experiment
-from gaitlib.model import network_cost
-from gaitlib.steps import build_network, require_compression
+from gaitlib.config.compression_cfg import BUDGETS, TARGETS, WITH_BUDGET
+from gaitlib.config.model_cfg import ModelCfg
+from gaitlib.model import build_model
+from gaitlib.model.network_cost import layer_table, macs_per_frame
+from gaitlib.steps import require_compression
 
 #: `narrowed` scales channels by k / WIDTH_STEPS, with k from 1 to WIDTH_STEPS.
 WIDTH_STEPS = 1000
+#: A factor that makes no stage as wide as another one.
+PROBE = 1009
+
+
+def own_steps(experiment: Experiment, start: int) -> int:
+    """Return the experiment's own number of steps."""
+    return experiment.trainer_cfg.total_iter
+
+
+def total_steps(experiment: Experiment, start: int) -> int:
+    """Return the steps that train a compressed network, including those of its baseline."""
+    return experiment.trainer_cfg.total_iter + start
 
 
 @dataclass(frozen=True)
@@ -28,11 +49,57 @@ class Method:
         resolve: turns a grid point's experiment into the one that this method trains; raises
             ConfigError if it cannot.
         needs: the methods whose points with the same settings and seed must be done first.
+        steps: how long it trains, from the grid point's experiment and the steps of the baseline
+            that this starts from (0 if it starts from random weights). Another number than the
+            experiment's own stretches a dense network's learning-rate schedule.
+        is_cut_to_macs: whether a dense network is made to have the MACs that ``target_macs`` asks
+            for, or without that key those of the needed ``hesso`` point.
     """
 
     stage: str
     resolve: Callable[[Experiment], Experiment]
     needs: Callable[[Experiment], tuple[str, ...]]
+    steps: Callable[[Experiment, int], int] = own_steps
+    is_cut_to_macs: bool = False
+
+    def experiment(self, given: Experiment, baseline_steps: int | None = None) -> Experiment:
+        """Return what this method trains.
+
+        Args:
+            given: a grid point's experiment.
+            baseline_steps: of the network that it starts from; None means as many as its own.
+
+        Raises:
+            ConfigError: if the method cannot run with it.
+        """
+        resolved = self.resolve(given)
+        steps = self.steps(given, steps_of_start(given, baseline_steps))
+        return _with_iterations(resolved, steps)
+
+
+def steps_of_start(experiment: Experiment, baseline_steps: int | None = None) -> int:
+    """Return the steps of the baseline that a compressing run starts from; 0 without one."""
+    if not _starts_from_baseline(experiment):
+        return 0
+    return baseline_steps or experiment.trainer_cfg.total_iter
+
+
+def budget_of(experiment: Experiment) -> float | None:
+    """Return what ``target_macs`` or ``target_params`` asks for; None without either."""
+    if experiment.compression is None:
+        return None
+    key, value = experiment.compression.target
+    return value if key in BUDGETS else None
+
+
+def macs_budget(experiment: Experiment) -> float | None:
+    """Return what ``target_macs`` asks for; None without that key."""
+    return None if experiment.compression is None else experiment.compression.target_macs
+
+
+def absolute_macs(experiment: Experiment, budget: float) -> int:
+    """Return the MACs per frame that a ``target_macs`` means for a dense experiment's network."""
+    return round(budget * _macs(experiment.model_cfg) if budget < 1 else budget)
 
 
 def dense(experiment: Experiment) -> Experiment:
@@ -41,10 +108,44 @@ def dense(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update=dict.fromkeys(sections))
 
 
+def dense_rival(experiment: Experiment) -> Experiment:
+    """Return the dense experiment that a compressing one is compared with."""
+    require_compression(experiment)
+    return dense(experiment)
+
+
 def channels_only(experiment: Experiment) -> Experiment:
     """Return the experiment that cuts channels and chooses no bits."""
     require_compression(experiment)
     return experiment.without_bits()
+
+
+def cut_to_budget(experiment: Experiment) -> Experiment:
+    """Return the experiment that only cuts channels, by their Taylor importance per cost.
+
+    Raises:
+        ConfigError: if it has no budget.
+    """
+    require_compression(experiment)
+    if budget_of(experiment) is None:
+        section = _section(experiment)
+        raise ConfigError(
+            f"the method budget ends at a budget, and the experiment has none: give {section}."
+            f"target_macs (for example 0.25) and write {section}.target_group_sparsity: null, or "
+            "leave the method out"
+        )
+    return _pruned_with(experiment, {"importance": "taylor"})
+
+
+def pruned_by_hesso(experiment: Experiment) -> Experiment:
+    """Return the experiment that only cuts channels, by HESSO's five scores.
+
+    With a budget the channels of lowest score leave until the period's budget is met, so that it
+    ends at the same cost as `cut_to_budget`.
+    """
+    if budget_of(experiment) is None:
+        return channels_only(experiment)
+    return _pruned_with(experiment, {"importance": "hesso"})
 
 
 def quantized(experiment: Experiment) -> Experiment:
@@ -63,27 +164,44 @@ def quantized(experiment: Experiment) -> Experiment:
 
 
 def pruned_by_only_train_once(experiment: Experiment) -> Experiment:
-    """Return the experiment that prunes with only_train_once's own HESSO, on its own graph."""
-    return _pruned_with(experiment, "implementation", "only_train_once")
+    """Return the experiment that prunes with only_train_once's own HESSO, on its own graph.
+
+    With a budget, which the package does not know, its ``target_group_sparsity`` is only known when
+    the needed ``hesso`` point is done: see `with_group_sparsity`.
+    """
+    changed: dict[str, Any] = {"implementation": "only_train_once"}
+    if budget_of(experiment) is not None:
+        changed |= dict.fromkeys((*TARGETS, *WITH_BUDGET))
+    return _pruned_with(experiment, changed)
+
+
+def with_group_sparsity(experiment: Experiment, sparsity: float) -> Experiment:
+    """Return the experiment of only_train_once with another share of channels to remove."""
+    return _pruned_with(experiment, {"target_group_sparsity": sparsity})
 
 
 def pruned_by_magnitude(experiment: Experiment) -> Experiment:
     """Return the experiment whose only saliency score, of the five, is a channel's norm."""
-    return _pruned_with(experiment, "importance_score_criteria", {"magnitude": 1.0})
+    return _pruned_with(pruned_by_hesso(experiment), {"importance_score_criteria": MAGNITUDE})
 
 
-def _pruned_with(experiment: Experiment, key: str, value: Any) -> Experiment:
-    """Return the experiment that only cuts channels, with one key of its section changed."""
+#: ``importance_score_criteria`` of the method ``magnitude``.
+MAGNITUDE = {"magnitude": 1.0}
+
+
+def _pruned_with(experiment: Experiment, changed: Mapping[str, Any]) -> Experiment:
+    """Return the experiment that only cuts channels, with some keys of its section changed."""
     experiment = channels_only(experiment)
-    section = f"{experiment.compression_optimizer}_optimizer_cfg"
-    return load_experiment(experiment.sections(), {f"{section}.{key}": value})
+    keys = {f"{_section(experiment)}.{key}": value for key, value in changed.items()}
+    return load_experiment(experiment.sections(), keys)
+
+
+def _section(experiment: Experiment) -> str:
+    return f"{experiment.compression_optimizer}_optimizer_cfg"
 
 
 def fine_tuned(experiment: Experiment) -> Experiment:
-    """Return the dense experiment that fine-tunes a network after it was cut.
-
-    It has all of the experiment's steps if that starts from a baseline, else half of them, rounded
-    down.
+    """Return the dense experiment that fine-tunes a network after torch-pruning has cut it.
 
     Raises:
         ConfigError: if torch_pruning is not installed.
@@ -92,19 +210,42 @@ def fine_tuned(experiment: Experiment) -> Experiment:
         raise ConfigError(
             'torch_pruning needs its package: pip install -e ".[torch-pruning]", or leave it out'
         )
-    if _starts_from_baseline(experiment):
-        return dense(experiment)
-    return _with_iterations(dense(experiment), experiment.trainer_cfg.total_iter // 2)
+    return dense(experiment)
 
 
-def half_as_long(experiment: Experiment) -> Experiment:
-    """Return the dense experiment with half of the iterations, rounded up, for torch_pruning."""
-    return _with_iterations(dense(experiment), -(-experiment.trainer_cfg.total_iter // 2))
+def steps_of_fine_tuning(experiment: Experiment, start: int) -> int:
+    """Return all of the experiment's steps if that starts from a baseline, else half of them."""
+    own = experiment.trainer_cfg.total_iter
+    return own if start else own // 2
 
 
-def as_long_as_pruned(experiment: Experiment) -> Experiment:
-    """Return the dense experiment with as many steps as the pruned network had in total."""
-    return _with_iterations(dense(experiment), total_steps(channels_only(experiment)))
+def half_of_the_steps(experiment: Experiment, start: int) -> int:
+    """Return half of the experiment's steps, rounded up, for the network that is cut then."""
+    return -(-experiment.trainer_cfg.total_iter // 2)
+
+
+def steps_of_baseline(experiment: Experiment, start: int) -> int:
+    """Return the steps of the dense network that others start from, or else the experiment's."""
+    return start or experiment.trainer_cfg.total_iter
+
+
+def steps_at_equal_training_macs(experiment: Experiment, start: int) -> int:
+    """Return the steps for which the uniform network costs what training the pruned one costs.
+
+    A masked network pays for the whole one in every step, and a slim network for itself.
+
+    Raises:
+        ConfigError: without ``target_macs``: the slim network's cost is not known beforehand.
+    """
+    require_compression(experiment)
+    if macs_budget(experiment) is None:
+        raise ConfigError(
+            f"uniform_longer needs to know its MACs before it trains: give {_section(experiment)}."
+            "target_macs, or leave the method out"
+        )
+    slim = narrowed(experiment, absolute_macs(experiment, macs_budget(experiment)))
+    share = _macs(slim.model_cfg) / _macs(experiment.model_cfg)
+    return round(total_steps(experiment, start) / share)
 
 
 def _with_iterations(experiment: Experiment, total: int) -> Experiment:
@@ -113,17 +254,14 @@ def _with_iterations(experiment: Experiment, total: int) -> Experiment:
     The learning rate's milestones are scaled by the same factor, so the schedule keeps its shape.
     """
     before = experiment.trainer_cfg.total_iter
+    if total == before:
+        return experiment
     changed = {"trainer_cfg.total_iter": total}
     extra = experiment.scheduler_cfg.model_extra or {}
     if "milestones" in extra:
         scaled = [step * total // before for step in extra["milestones"]]
         changed["scheduler_cfg.milestones"] = scaled
     return load_experiment(experiment.sections(), changed)
-
-
-def total_steps(experiment: Experiment) -> int:
-    """Return the steps that trained a compressed network, including those of its baseline."""
-    return experiment.trainer_cfg.total_iter * (2 if _starts_from_baseline(experiment) else 1)
 
 
 def _starts_from_baseline(experiment: Experiment) -> bool:
@@ -133,44 +271,99 @@ def _starts_from_baseline(experiment: Experiment) -> bool:
 def narrowed(experiment: Experiment, macs: int) -> Experiment:
     """Scale all channels of a dense experiment by one factor so that its MACs are near ``macs``.
 
+    Rounding to whole channels leaves MACs some percent off. So every stage (channels that are equal
+    in the dense network) is also tried with one channel more and one less, in all combinations. The
+    nearest to ``macs`` is taken; of equals, the one whose stages keep the most similar shares.
+
     Args:
         experiment: its embeddings and parts do not change.
-        macs: the backbone's MACs per frame to come closest to. If the experiment has fewer, it is
+        macs: the backbone's MACs per frame to come closest to. If the experiment has no more, it is
             returned unchanged.
     """
+    if _macs(experiment.model_cfg) <= macs:
+        return experiment
+    return experiment.model_copy(update={"model_cfg": _narrowed(experiment.model_cfg, macs)})
+
+
+@functools.lru_cache
+def _narrowed(network: ModelCfg, macs: int) -> ModelCfg:
+    stages = _stages(network)
+    cost = _macs_by_stage(network, stages)
+
+    def scaled(width: int) -> tuple[int, ...]:
+        return tuple(max(1, round(channels * width / WIDTH_STEPS)) for channels in stages)
+
     low, high = 1, WIDTH_STEPS  # MACs grow with the width, so a bisection finds it
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (
-            (middle, high) if _macs(_scaled(experiment, middle)) <= macs else (low, middle - 1)
-        )
-    below_and_above = [_scaled(experiment, width) for width in (low, min(low + 1, WIDTH_STEPS))]
-    return min(below_and_above, key=lambda candidate: abs(_macs(candidate) - macs))
+        low, high = (middle, high) if cost(scaled(middle)) <= macs else (low, middle - 1)
+    tried = {
+        widths
+        for near in (scaled(low), scaled(min(low + 1, WIDTH_STEPS)))
+        for widths in itertools.product(*((n - 1, n, n + 1) for n in near))
+        if all(1 <= n <= channels for n, channels in zip(widths, stages, strict=True))
+    }
+
+    def badness(widths: tuple[int, ...]) -> tuple[float, float, tuple[int, ...]]:
+        shares = [math.log(n / channels) for n, channels in zip(widths, stages, strict=True)]
+        return abs(cost(widths) - macs), max(shares) - min(shares), widths
+
+    return _with_channels(network, dict(zip(stages, min(tried, key=badness), strict=True)))
 
 
-def _macs(experiment: Experiment) -> int:
-    return network_cost.macs_per_frame(build_network(experiment, torch.device("cpu")))
+@functools.lru_cache
+def _macs(network: ModelCfg) -> int:
+    return macs_per_frame(build_model(**network.build_arguments()))
 
 
-def _scaled(experiment: Experiment, width: int) -> Experiment:
-    """Return the experiment with all channels multiplied by ``width / WIDTH_STEPS``, rounded."""
+def _macs_by_stage(
+    network: ModelCfg, stages: tuple[int, ...]
+) -> Callable[[tuple[int, ...]], float]:
+    """Return a network's MACs per frame as a function of its stages' channels.
 
-    def scale(channels: int) -> int:
-        return max(1, round(channels * width / WIDTH_STEPS))
+    A convolution's MACs are in proportion to its inputs and to its outputs. So a network with one
+    stage `PROBE` times as wide shows which convolutions depend on it, and how often.
+    """
+    rows = layer_table(build_model(**network.build_arguments())).set_index("layer")["macs"]
+    macs = rows[rows.index.str.startswith("Backbone.")]
 
-    before = experiment.model_cfg.backbone_cfg
+    def numbers(widths: Mapping[int, int]) -> list[int]:
+        with torch.device("meta"):  # takes no memory and no random numbers
+            model = build_model(**_with_channels(network, widths).build_arguments())
+        layers = dict(model.named_modules())
+        return [layers[name].weight.numel() for name in macs.index]
+
+    same = {channels: channels for channels in stages}
+    grown = [numbers(same | {channels: PROBE * channels}) for channels in stages]
+    powers = np.rint(np.log(np.divide(grown, numbers(same))) / np.log(PROBE))  # (stages, layers)
+
+    def cost(widths: tuple[int, ...]) -> float:
+        shares = np.divide(widths, stages)[:, None] ** powers
+        return float(macs.to_numpy() @ shares.prod(axis=0))
+
+    return cost
+
+
+def _stages(network: ModelCfg) -> tuple[int, ...]:
+    """Return the different numbers of channels of a backbone, in its order."""
+    backbone = network.backbone_cfg
+    if backbone.type == "ResNet9":
+        return tuple(dict.fromkeys(backbone.channels))
+    return tuple(dict.fromkeys(int(t.split("-")[1]) for t in backbone.layers_cfg if t != "M"))
+
+
+def _with_channels(network: ModelCfg, widths: Mapping[int, int]) -> ModelCfg:
+    """Return the network with ``widths[c]`` channels wherever its backbone has c."""
+    before = network.backbone_cfg
     if before.type == "ResNet9":
-        changed = {"channels": tuple(map(scale, before.channels))}
+        changed = {"channels": tuple(widths[c] for c in before.channels)}
     else:
         tokens = [token.split("-") for token in before.layers_cfg]
-        layers = ["-".join([t[0], *(str(scale(int(c))) for c in t[1:2]), *t[2:]]) for t in tokens]
+        layers = ["-".join([t[0], *(str(widths[int(c)]) for c in t[1:2]), *t[2:]]) for t in tokens]
         changed = {"layers_cfg": tuple(layers)}
     backbone = before.model_copy(update=changed)
-    heads = experiment.model_cfg.SeparateFCs.model_copy(
-        update={"in_channels": backbone.out_channels}
-    )
-    model = experiment.model_cfg.model_copy(update={"backbone_cfg": backbone, "SeparateFCs": heads})
-    return experiment.model_copy(update={"model_cfg": model})
+    heads = network.SeparateFCs.model_copy(update={"in_channels": backbone.out_channels})
+    return network.model_copy(update={"backbone_cfg": backbone, "SeparateFCs": heads})
 
 
 def starts_from(needs: Iterable[str]) -> str | None:
@@ -187,25 +380,53 @@ def _needs_its_start(experiment: Experiment) -> tuple[str, ...]:
     return ("baseline",) if require_compression(experiment).start_from == "baseline" else ()
 
 
-def _needs_dense_and_hesso(experiment: Experiment) -> tuple[str, ...]:
-    """Return the dense network to cut, and HESSO's, whose MACs it is cut to."""
-    return (*(_needs_its_start(experiment) or ("dense_half",)), "hesso")
+def _needs_macs(experiment: Experiment) -> tuple[str, ...]:
+    """Return the method whose MACs are the aim; none if the experiment gives them."""
+    return () if macs_budget(experiment) is not None else ("hesso",)
 
 
-def _needs_its_start_and(*others: str) -> Callable[[Experiment], tuple[str, ...]]:
-    return lambda experiment: (*_needs_its_start(experiment), *others)
+def _needs_dense_and_macs(experiment: Experiment) -> tuple[str, ...]:
+    """Return the dense network to cut, and the method whose MACs it is cut to."""
+    return (*(_needs_its_start(experiment) or ("dense_half",)), *_needs_macs(experiment))
+
+
+def _needs_its_start_and_sparsity(experiment: Experiment) -> tuple[str, ...]:
+    """Return the baseline, and the method whose group sparsity is the aim, as far as needed."""
+    needs_hesso = budget_of(experiment) is not None
+    return (*_needs_its_start(experiment), *(("hesso",) if needs_hesso else ()))
+
+
+def _needs_what_is_rounded(experiment: Experiment) -> tuple[str, ...]:
+    """Return the start, the pruned network to round, and the network that chose the bits."""
+    return (*_needs_its_start(experiment), rounded_method(experiment), "geta")
+
+
+def rounded_method(experiment: Experiment) -> str:
+    """Return the method whose network ptq rounds: it chooses channels as geta does, but no bits."""
+    return "budget" if require_compression(experiment).importance == "taylor" else "hesso"
 
 
 #: By the name in a study's file, in the order of tables and figures.
 METHODS = {
-    "baseline": Method("baseline", dense, _needs_nothing),
-    "dense_longer": Method("baseline", as_long_as_pruned, _needs_nothing),
-    "dense_half": Method("baseline", half_as_long, _needs_nothing),
+    "baseline": Method("baseline", dense, _needs_nothing, steps_of_baseline),
+    "dense_longer": Method("baseline", dense_rival, _needs_nothing, total_steps),
+    "dense_half": Method("baseline", dense, _needs_nothing, half_of_the_steps),
+    "budget": Method("hesso", cut_to_budget, _needs_its_start),
     "geta": Method("geta", quantized, _needs_its_start),
-    "hesso": Method("hesso", channels_only, _needs_its_start),
-    "ptq": Method("ptq", quantized, _needs_its_start_and("hesso", "geta")),
+    "hesso": Method("hesso", pruned_by_hesso, _needs_its_start),
+    "ptq": Method("ptq", quantized, _needs_what_is_rounded),
     "magnitude": Method("hesso", pruned_by_magnitude, _needs_its_start),
-    "only_train_once": Method("hesso", pruned_by_only_train_once, _needs_its_start),
-    "uniform": Method("baseline", as_long_as_pruned, lambda experiment: ("hesso",)),
-    "torch_pruning": Method("torch_pruning", fine_tuned, _needs_dense_and_hesso),
+    "only_train_once": Method("hesso", pruned_by_only_train_once, _needs_its_start_and_sparsity),
+    "uniform": Method("baseline", dense_rival, _needs_macs, total_steps, is_cut_to_macs=True),
+    "uniform_longer": Method(
+        "baseline", dense_rival, _needs_macs, steps_at_equal_training_macs, is_cut_to_macs=True
+    ),
+    "uniform_extra": Method("baseline", dense_rival, _needs_macs, own_steps, is_cut_to_macs=True),
+    "torch_pruning": Method(
+        "torch_pruning",
+        fine_tuned,
+        _needs_dense_and_macs,
+        steps_of_fine_tuning,
+        is_cut_to_macs=True,
+    ),
 }

@@ -8,14 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gaitlib.config import ConfigError, Experiment, load_experiment, read_yaml
 from gaitlib.config.run_changes import digest
 from gaitlib.config.section import Section, nearest
 from gaitlib.report.method_names import FORMER_METHODS
 from gaitlib.runs import locate
-from gaitlib.study.methods import METHODS, starts_from
+from gaitlib.study.methods import METHODS, budget_of, macs_budget, starts_from, steps_of_start
 from gaitlib.study.points import Point
 
 #: Keys that do not affect results. A point is not trained again when they change.
@@ -44,6 +51,8 @@ class StudyPlan(Section):
     - ``grid``: dotted keys with lists of values; every combination is trained.
     - ``seeds``: every combination is trained with each seed.
     - ``methods``: names of METHODS. Methods that these need, such as the baseline, are added.
+    - ``baseline_steps``: of the dense network that others start from (``start_from: baseline``), if
+      they differ from ``trainer_cfg.total_iter``. Its learning-rate schedule is stretched to them.
     - ``notebooks``: the notebooks that a point runs: those of ``all``, then those of its method.
       The first one trains it.
     """
@@ -54,6 +63,7 @@ class StudyPlan(Section):
     grid: dict[str, list[Any]] = {}
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)] = (0,)
     methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    baseline_steps: PositiveInt | None = None
     notebooks: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = {}
 
     @field_validator("methods")
@@ -131,9 +141,9 @@ def expand(plan: StudyPlan) -> list[Point]:
             settings = dict(zip(plan.grid, values, strict=True))
             try:
                 experiment = load_experiment(locate(plan.base), {**plan.overrides, **settings})
-                _check_start(experiment)
+                _check_start(experiment, plan.baseline_steps)
                 for method in plan.methods:
-                    _add_point(found, method, experiment, settings, seed)
+                    _add_point(found, method, experiment, settings, seed, plan.baseline_steps)
             except ConfigError as error:
                 where = ", ".join(f"{key}: {value}" for key, value in settings.items())
                 raise ConfigError(f"{where}: {error}" if where else str(error)) from error
@@ -152,12 +162,18 @@ def expand(plan: StudyPlan) -> list[Point]:
     ]
 
 
-def _check_start(experiment: Experiment) -> None:
-    """Refuse an experiment that restores a checkpoint.
+def _check_start(experiment: Experiment, baseline_steps: int | None) -> None:
+    """Refuse an experiment that restores a checkpoint, or steps of a baseline that nothing reads.
 
     Raises:
-        ConfigError: if ``trainer_cfg.restore_hint`` is set.
+        ConfigError: if ``trainer_cfg.restore_hint`` is set, or ``baseline_steps`` is and the
+            experiment does not start from a baseline.
     """
+    if baseline_steps and not steps_of_start(experiment):
+        raise ConfigError(
+            f"baseline_steps is {baseline_steps}, but no method starts from the baseline: write "
+            "start_from: baseline in the compression section, or leave baseline_steps out"
+        )
     if hint := experiment.trainer_cfg.restore_hint:
         raise ConfigError(
             f"trainer_cfg.restore_hint is {hint!r}: points of a study start anew, from random "
@@ -171,6 +187,7 @@ def _add_point(
     experiment: Experiment,
     settings: Mapping[str, Any],
     seed: int,
+    baseline_steps: int | None,
 ) -> Point:
     """Return a method's point. If it is new, append it to ``found`` after the points it needs.
 
@@ -180,14 +197,22 @@ def _add_point(
         experiment: of this combination of the grid.
         settings: of this combination, by dotted key.
         seed: of the point.
+        baseline_steps: of the plan.
     """
     definition = METHODS[method]
-    resolved = definition.resolve(experiment)
+    resolved = definition.experiment(experiment, baseline_steps)
     needed = {
-        other: _add_point(found, other, experiment, settings, seed)
+        other: _add_point(found, other, experiment, settings, seed, baseline_steps)
         for other in definition.needs(experiment)
     }
     read = {key: value for key, value in settings.items() if _reads(resolved, key, experiment)}
+    has_milestones = "milestones" in (experiment.scheduler_cfg.model_extra or {})
+    if method == "baseline" and baseline_steps and not has_milestones:
+        read.pop("trainer_cfg.total_iter", None)  # milestones are scaled from it
+    cut_to = macs_budget(experiment) if definition.is_cut_to_macs else None
+    if cut_to is not None:
+        asked = f"{experiment.compression_optimizer}_optimizer_cfg.target_macs."
+        read |= {key: value for key, value in settings.items() if asked.startswith(f"{key}.")}
     for point in needed.values():
         read |= point.settings
     read = {key: settings[key] for key in settings if key in read}
@@ -197,6 +222,8 @@ def _add_point(
         "study": _what_matters(resolved),
         "needs": {FORMER_NAMES.get(m, m): point.digest for m, point in needed.items()},
     }
+    if cut_to is not None:  # else it is in ``study``, or in what is needed
+        matters["target_macs"] = cut_to
     key = digest(matters)
     if key not in found:
         name = "-".join([method, *_spelled_settings(read, settings), f"seed{seed}"])
@@ -204,7 +231,9 @@ def _add_point(
         steps = resolved.trainer_cfg.total_iter
         if (start := starts_from(needed)) is not None:
             steps += needed[start].total_iterations
-        found[key] = Point(name, method, seed, read, resolved, needs, key, steps)
+        budgets = [cut_to, budget_of(resolved), *(point.budget for point in needed.values())]
+        budget = next((value for value in budgets if value is not None), None)
+        found[key] = Point(name, method, seed, read, resolved, needs, key, steps, budget=budget)
     return found[key]
 
 

@@ -37,6 +37,8 @@ class Point:
             starts from.
         notebooks: run in this order, the training one first. Relative paths start at the working
             folder, or else at the project's.
+        budget: what ``target_macs`` or ``target_params`` asks for, of the experiment or of a needed
+            point; None if the method has no such limit.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Point:
     digest: str
     total_iterations: int
     notebooks: tuple[str, ...] = ()
+    budget: float | None = None
 
     @property
     def stage(self) -> str:

@@ -1,6 +1,7 @@
 """The tidy tables of a study: one row per finished point, and one row per layer of it."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def point_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
         point, method, seed; then the grid's keys, spelled as in the study's file, empty where a
         method does not read them (as JSON if a key has neither only numbers nor only text).
         rank1_NM, rank1_BG, rank1_CL: %.
+        budget: what target_macs or target_params asks for; empty for a method without a limit.
         params: count. macs_per_frame: of the backbone. relative_bops: % of the dense network's.
         weight_bits, activation_bits: averages; 32 in float.
         file_bytes: size of a quantized network's file, or of the float weights in torch's format.
@@ -57,6 +59,7 @@ def _row(point: Point, results: dict[str, Any], keys: Sequence[str]) -> dict[str
         "seed": point.seed,
         **{key: point.settings.get(key) for key in keys},
         **{f"rank1_{c}": results["rank1"][c] for c in CONDITIONS},
+        "budget": math.nan if point.budget is None else point.budget,
         "params": results["params"],
         "macs_per_frame": macs,
         "relative_bops": results.get("relative_bops", 100 * macs / dense),

@@ -15,7 +15,12 @@ from gaitlib.config import Experiment
 from gaitlib.model import network_cost
 from gaitlib.report.run_tables import channels_kept, short_name
 from gaitlib.runs import Run
-from gaitlib.study.methods import METHODS, narrowed
+from gaitlib.study.methods import (
+    METHODS,
+    absolute_macs,
+    narrowed,
+    with_group_sparsity,
+)
 from gaitlib.study.points import RESULTS, Point, has_results, load_point, point_dir, run_of
 from gaitlib.system.files import write_atomically
 from gaitlib.train.checkpoint import find_checkpoint
@@ -50,17 +55,21 @@ def run_point(
     extra = {}
     if point.starts_from is not None:
         _link_stage(run, point, point.starts_from)
-    if point.method == "uniform":
-        experiment = narrowed(experiment, _macs_of_hesso(run, point))
+    if point.stage == "baseline" and METHODS[point.method].is_cut_to_macs:
+        experiment = narrowed(experiment, _macs_asked(run, point))
         extra["dense"] = _costs_of(point.experiment)
+    if point.method == "only_train_once" and "hesso" in point.needs:
+        sparsity = _results_of(run, point, "hesso")["group_sparsity"]
+        experiment = with_group_sparsity(experiment, sparsity)
     this = Run(run_of(run, point.name), experiment, point.seed, device)
     match point.method:
         case "ptq":
-            _link_stage(run, point, "hesso")
-            _link_stage(run, point, "geta")
+            for method in [m for m in point.needs if m != point.starts_from]:
+                _link_stage(run, point, method)
             steps.round_hesso(this, steps.open_data(experiment))
         case "torch_pruning":
-            steps.cut_and_fine_tune(this, _macs_of_hesso(run, point), watch)
+            macs, fair = _macs_asked(run, point), point.budget is not None
+            steps.cut_and_fine_tune(this, macs, watch, isomorphic=fair)
         case _:
             steps.run_stage(this, point.stage, watch)
     results = runs.load_results(this.name, point.stage)
@@ -96,9 +105,16 @@ def _resumed_if_begun(run: str, point: Point) -> Experiment:
     return point.experiment.model_copy(update={"trainer_cfg": resuming})
 
 
-def _macs_of_hesso(run: str, point: Point) -> int:
-    results = runs.load_results(run_of(run, point.needs["hesso"]), METHODS["hesso"].stage)
-    return results["macs_per_frame"]
+def _macs_asked(run: str, point: Point) -> int:
+    """Return the MACs of the needed ``hesso`` point, or without one those of the budget."""
+    if "hesso" in point.needs:
+        return _results_of(run, point, "hesso")["macs_per_frame"]
+    return absolute_macs(point.experiment, point.budget)
+
+
+def _results_of(run: str, point: Point, method: str) -> dict[str, Any]:
+    """Return the results of a needed point."""
+    return runs.load_results(run_of(run, point.needs[method]), METHODS[method].stage)
 
 
 def _costs_of(experiment: Experiment) -> dict[str, int]:

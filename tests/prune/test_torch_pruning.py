@@ -128,6 +128,30 @@ def test_a_wider_network_comes_within_two_percent_in_every_stage():
         assert after["FCs"]["out"] == 6 and after["BNNecks"] == before["BNNecks"]
 
 
+@pytest.mark.parametrize("channels", [(8, 16, 32, 64), (16, 32, 64, 128)])
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.15])
+def test_isomorphic_pruning_ends_within_a_percent_and_keeps_a_tenth_of_each_group(channels, share):
+    model = build_model(**resnet(*channels, **HEADS))
+    target = round(share * macs_per_frame(model))
+    small = prune_to_macs(model, target, isomorphic=True, max_pruning_ratio=0.9)
+    assert macs_per_frame(small) == pytest.approx(target, rel=0.01)
+    before, after = layer_widths(model), layer_widths(small)
+    for name in [n for n in before if n.startswith("Backbone")]:
+        assert after[name]["out"] >= 0.1 * before[name]["out"]
+
+
+def test_isomorphic_pruning_cuts_the_same_share_of_each_kind_of_group():
+    model = with_statistics(build_model(**resnet(8, 16, 32, 64, **HEADS)))
+    small = prune_to_macs(model, macs_per_frame(model) // 4, isomorphic=True)
+    kept = {name: width["out"] for name, width in layer_widths(small).items()}
+    layer = "Backbone.forward_block.layer"
+    inner = sum(kept[f"{layer}{i}.0.conv1"] for i in (1, 2, 3, 4)) / 120
+    middle = sum(kept[f"{layer}{i}.0.conv2"] for i in (2, 3)) / 48
+    first, last = kept[f"{layer}1.0.conv2"] / 8, kept[f"{layer}4.0.conv2"] / 64
+    assert [inner, middle, last] == pytest.approx([inner] * 3, abs=0.03)
+    assert first == pytest.approx(inner, abs=1.5 / 8)  # eight channels
+
+
 def test_the_degree_of_the_norm_decides():
     model = network("plain")
     graph = graph_of(model)

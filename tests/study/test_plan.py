@@ -6,15 +6,21 @@ import yaml
 from small_experiment import SMALL
 
 from gaitlib.config import ConfigError, load_experiment
+from gaitlib.config.run_changes import digest
 from gaitlib.model import network_cost
 from gaitlib.steps import build_network
 from gaitlib.study import METHODS, expand, read_plan
-from gaitlib.study.methods import as_long_as_pruned, narrowed
+from gaitlib.study.methods import absolute_macs, narrowed
 from gaitlib.system.files import PARAMS
 
 SPARSITY = "geta_optimizer_cfg.target_group_sparsity"
+MACS = "geta_optimizer_cfg.target_macs"
 START = "geta_optimizer_cfg.start_from"
 BITS = "geta_optimizer_cfg.max_bit_act"
+#: A target of each kind, whatever the quickstart has.
+HALF = {SPARSITY: 0.5, MACS: None}
+QUARTER_OF_MACS = {SPARSITY: None, MACS: 0.25}
+NEED_A_BUDGET = ("budget", "uniform_longer")
 
 
 @pytest.fixture
@@ -33,6 +39,10 @@ def _points(plan):
     return {point.name: point for point in expand(plan)}
 
 
+def _macs(experiment):
+    return network_cost.macs_per_frame(build_network(experiment, torch.device("cpu")))
+
+
 def test_a_network_is_trained_once_however_many_combinations_ask_for_it(plan):
     grid = {SPARSITY: [0.3, 0.6], BITS: [8, 10]}
     found = _points(plan(grid=grid, seeds=[0, 1], methods=["geta", "hesso"]))
@@ -44,7 +54,7 @@ def test_a_network_is_trained_once_however_many_combinations_ask_for_it(plan):
 
 def test_each_point_stands_behind_those_it_needs(plan):
     names = []
-    for point in expand(plan(methods=["ptq", "uniform", "only_train_once"])):
+    for point in expand(plan(methods=["ptq", "uniform", "only_train_once"], overrides=HALF)):
         assert set(point.needs.values()) <= set(names)
         names.append(point.name)
     assert set(names) == {
@@ -60,10 +70,11 @@ def test_a_point_runs_the_notebook_that_trains_it_and_then_those_of_its_method(p
 
 
 def test_every_method_that_starts_from_the_baseline_takes_as_many_steps_in_all(plan):
-    found = expand(plan(methods=list(METHODS)))
+    found = expand(plan(methods=[m for m in METHODS if m not in NEED_A_BUDGET], overrides=HALF))
     steps = {point.method: point.total_iterations for point in found}
-    assert steps.pop("baseline") == 250 and steps.pop("dense_half") == 125
-    assert set(steps.values()) == {500}
+    assert steps.pop("baseline") == steps.pop("uniform_extra") == 250
+    assert steps.pop("dense_half") == 125 and set(steps.values()) == {500}
+    assert all(point.budget is None for point in found)
     (shipped,) = (p.experiment.compression for p in found if p.method == "only_train_once")
     (magnitude,) = (p.experiment.compression for p in found if p.method == "magnitude")
     assert shipped.implementation == "only_train_once"
@@ -71,7 +82,7 @@ def test_every_method_that_starts_from_the_baseline_takes_as_many_steps_in_all(p
 
 
 def test_where_nothing_starts_from_the_baseline_torch_pruning_cuts_after_half_of_the_steps(plan):
-    changed = {START: "scratch", "trainer_cfg.total_iter": 251}
+    changed = HALF | {START: "scratch", "trainer_cfg.total_iter": 251}
     found = _points(plan(methods=["torch_pruning", "geta"], overrides=changed))
     assert found["torch_pruning-seed0"].needs == {
         "dense_half": "dense_half-seed0",
@@ -135,26 +146,121 @@ def test_every_committed_study_can_run():
         assert expand(read_plan(path))
 
 
-def test_the_uniform_network_has_the_macs_nearest_to_those_asked_for():
-    dense = as_long_as_pruned(load_experiment())
-    full = network_cost.macs_per_frame(build_network(dense, torch.device("cpu")))
-    for share in (0.1, 0.4):
+@pytest.mark.parametrize("channels", [(8, 16, 32, 64), (16, 32, 64, 128)])
+def test_the_uniform_network_is_within_a_percent_of_the_macs_and_a_channel_of_one_factor(channels):
+    wide = {"model_cfg.backbone_cfg.channels": channels, "model_cfg.SeparateFCs.in_channels": None}
+    dense = load_experiment(None, wide | {"model_cfg.SeparateFCs.in_channels": channels[-1]})
+    full = _macs(dense)
+    for share in (0.5, 0.25, 0.15):
+        assert absolute_macs(dense, share) == round(share * full)
         small = narrowed(dense, round(share * full))
-        found = network_cost.macs_per_frame(build_network(small, torch.device("cpu")))
-        assert found == pytest.approx(share * full, rel=0.1)  # 8 channels have few widths
-        first, *_, last = small.model_cfg.backbone_cfg.channels
-        assert last / first == pytest.approx(8, rel=0.25)
-        assert small.model_cfg.SeparateFCs.in_channels == last
+        assert _macs(small) == pytest.approx(share * full, rel=0.01)
+        widths = small.model_cfg.backbone_cfg.channels
+        assert any(
+            all(abs(n - factor * c) <= 1.5 for n, c in zip(widths, channels, strict=True))
+            for factor in torch.arange(0, 1, 0.001).tolist()
+        )
+        assert small.model_cfg.SeparateFCs.in_channels == widths[-1]
     assert narrowed(dense, full) == narrowed(dense, 2 * full) == dense
 
 
 def test_the_uniform_network_trains_as_long_as_the_pruned_one_with_its_baseline():
     schedule = {"scheduler": "MultiStepLR", "milestones": [4, 8]}
     values = SMALL | {"scheduler_cfg": schedule, "hesso_optimizer_cfg.start_from": "baseline"}
-    long = as_long_as_pruned(load_experiment(None, values))
+    long = METHODS["uniform"].experiment(load_experiment(None, values))
     assert long.trainer_cfg.total_iter == 20 and long.compression is None
     assert long.scheduler_cfg.model_extra["milestones"] == [8, 16]
     values |= {"hesso_optimizer_cfg.start_from": "scratch"}
-    plain = as_long_as_pruned(load_experiment(None, values))
+    plain = METHODS["uniform"].experiment(load_experiment(None, values))
     assert plain.trainer_cfg.total_iter == 10
     assert narrowed(plain, 0).model_cfg.backbone_cfg.layers_cfg == ("BC-1", "M", "BC-1")
+
+
+def test_methods_of_a_budget_end_at_it_by_one_rule_and_need_no_other_point_for_its_macs(plan):
+    methods = [m for m in METHODS if m not in ("uniform_extra", "dense_longer")]
+    grid, start = {MACS: [0.5, 0.25]}, {SPARSITY: None, START: "scratch"}
+    found = _points(plan(methods=methods, grid=grid, overrides=start))
+    assert len(found) == 2 + 2 * (len(methods) - 2)  # baseline and dense_half read no budget
+    asked = {name: point.budget for name, point in found.items()}
+    assert asked.pop("baseline-seed0") is asked.pop("dense_half-seed0") is None
+    assert all(name.endswith(f"target_macs={budget}-seed0") for name, budget in asked.items())
+    at = {m: found[f"{m}-target_macs=0.25-seed0"] for m in methods if not found.get(f"{m}-seed0")}
+    rules = {m: at[m].experiment.compression for m in ("budget", "hesso", "magnitude", "geta")}
+    assert {m: rule.importance for m, rule in rules.items()} == {
+        **{"budget": "taylor", "hesso": "hesso", "magnitude": "hesso", "geta": "taylor"},
+    }
+    assert all(rule.target == ("target_macs", 0.25) for rule in rules.values())
+    assert rules["magnitude"].importance_score_criteria.magnitude == 1
+    needs = {m: sorted(point.needs) for m, point in at.items() if point.needs}
+    assert needs == {
+        "ptq": ["budget", "geta"],
+        "only_train_once": ["hesso"],
+        "torch_pruning": ["dense_half"],
+    }
+    shipped = at["only_train_once"].experiment.compression
+    assert (shipped.target_macs, shipped.importance) == (None, None)
+    steps = {m: point.total_iterations for m, point in at.items()}
+    longer = steps.pop("uniform_longer")
+    assert set(steps.values()) == {250}
+    slim = narrowed(at["uniform"].experiment, absolute_macs(at["uniform"].experiment, 0.25))
+    assert longer == round(250 * _macs(at["uniform"].experiment) / _macs(slim))
+
+
+def test_a_budget_of_parameters_leaves_the_macs_to_the_hesso_point(plan):
+    asked = {SPARSITY: None, "geta_optimizer_cfg.target_params": 0.25}
+    found = _points(plan(methods=["uniform"], overrides=asked))
+    assert found["uniform-seed0"].needs == {"hesso": "hesso-seed0"}
+    assert found["uniform-seed0"].budget == found["hesso-seed0"].budget == 0.25
+
+
+def test_a_baseline_may_have_steps_of_its_own_and_all_rivals_count_them(plan):
+    methods = ["budget", "uniform", "uniform_extra", "dense_longer", "torch_pruning"]
+    keys = {"methods": methods, "overrides": QUARTER_OF_MACS, "baseline_steps": 400}
+    found = _points(plan(grid={"trainer_cfg.total_iter": [200, 250]}, **keys))
+    assert len(found) == 1 + 2 * len(methods)
+    steps = {m: found[f"{m}-total_iter=200-seed0"].total_iterations for m in methods}
+    assert steps.pop("uniform_extra") == 200 and set(steps.values()) == {600}
+    dense = found["baseline-seed0"]
+    assert dense.total_iterations == 400 and "trainer_cfg.total_iter" not in dense.settings
+    assert found["torch_pruning-total_iter=200-seed0"].needs == {"baseline": "baseline-seed0"}
+    keys["overrides"] |= {"scheduler_cfg": {"scheduler": "MultiStepLR", "milestones": [50, 100]}}
+    stretched = _points(plan(**keys))["baseline-seed0"].experiment
+    assert stretched.scheduler_cfg.model_extra["milestones"] == [80, 160]  # 400 of 250
+    with pytest.raises(ConfigError, match="baseline_steps is 400, but no method starts from"):
+        plan_ = keys | {"overrides": QUARTER_OF_MACS | {START: "scratch"}}
+        expand(plan(**plan_))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("budget", "give geta_optimizer_cfg.target_macs .*target_group_sparsity: null, or leave"),
+        ("uniform_longer", "give geta_optimizer_cfg.target_macs, or leave the method out"),
+    ],
+)
+def test_a_method_that_needs_a_budget_names_the_key(plan, method, words):
+    with pytest.raises(ConfigError, match=words):
+        expand(plan(methods=[method], overrides=HALF))
+
+
+def test_a_study_of_sparsities_keeps_the_digests_of_the_versions_that_knew_no_budget(plan):
+    changed = HALF | {START: "scratch"}
+    for point in expand(plan(methods=["hesso", "uniform", "torch_pruning"], overrides=changed)):
+        left_out = {
+            "data_cfg": {"cache", "num_workers"},
+            "trainer_cfg": {"save_iter", "log_iter", "keep_checkpoints", "with_test"},
+            "evaluator_cfg": {"restore_hint", "save_name"},
+        }
+        values = point.experiment.model_dump(mode="json", exclude_none=True, exclude=left_out)
+        former = {"hesso": "pruned"}
+        found = {
+            p.method: p.digest
+            for p in expand(plan(methods=["hesso", "dense_half"], overrides=changed))
+        }
+        known = {
+            "method": former.get(point.method, point.method),
+            "seed": 0,
+            "study": values,
+            "needs": {former.get(m, m): found[m] for m in point.needs},
+        }
+        assert point.digest == digest(known)
