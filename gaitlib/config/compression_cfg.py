@@ -60,7 +60,7 @@ Criteria = Annotated[
 
 
 #: The keys that say how far to prune; a section has exactly one of them.
-TARGETS = ("target_group_sparsity", "target_macs", "target_params")
+TARGETS = ("target_group_sparsity", "target_macs", "target_params", "target_latency_ms")
 BUDGETS = TARGETS[1:]
 #: What a section without any of TARGETS prunes to.
 DEFAULT_SPARSITY = 0.5
@@ -68,6 +68,31 @@ DEFAULT_SPARSITY = 0.5
 WITH_BUDGET = {"importance": "taylor", "min_channels_share": 0.1}
 
 Budget = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
+
+
+class LatencyCfg(Section):
+    """What ``target_latency_ms`` measures: the time to embed a batch of clips on this machine.
+
+    - ``runtime``: torch, or ONNX Runtime on the CPU. Both compute in float32, with as many threads
+      as this process gives torch.
+    - ``batch``: clips at a time.
+    - ``frames``: of each clip.
+    - ``device``: of torch; ``auto`` is the one that the run trains on.
+    """
+
+    runtime: Literal["torch", "onnxruntime"] = "torch"
+    batch: PositiveInt = 1
+    frames: PositiveInt = 30
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _onnx_runs_on_the_cpu(self) -> "LatencyCfg":
+        if self.runtime == "onnxruntime" and self.device == "cuda":
+            raise ValueError(
+                "latency.device 'cuda': onnxruntime is measured on the CPU: write device: cpu, or "
+                "runtime: torch"
+            )
+        return self
 
 
 class HessoCfg(Section):
@@ -88,6 +113,8 @@ class HessoCfg(Section):
         - ``target_group_sparsity``: share of the prunable channels to remove.
         - ``target_macs``: the backbone's multiply-adds per frame to end at or just below.
         - ``target_params``: the number of parameters to end at or just below.
+        - ``target_latency_ms``: the milliseconds to embed clips, to end at or just below by a table
+          of the layers measured on this machine; ``latency`` says how they are measured.
       A budget below 1 is a share of the dense network's, any other number is absolute.
     - ``importance``, with a budget: what ranks the channels. ``taylor`` is the squared first-order
       change of the loss per unit of cost that a channel saves; ``hesso`` is the sum of HESSO's five
@@ -110,6 +137,8 @@ class HessoCfg(Section):
     target_group_sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     target_macs: Budget | None = None
     target_params: Budget | None = None
+    target_latency_ms: Budget | None = None
+    latency: LatencyCfg | None = None
     importance: Literal["taylor", "hesso"] | None = None
     min_channels_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     start_pruning_step: NonNegativeInt
@@ -131,6 +160,12 @@ class HessoCfg(Section):
                 f"{told}: a network is pruned to one target, so leave one of them, and write null "
                 "for those that a base file has"
             )
+        if values.get("latency") is not None and given != ["target_latency_ms"]:
+            others = "".join(f" instead of {key}" for key in given)
+            raise ValueError(
+                f"latency {values['latency']} is read only with target_latency_ms: give "
+                f"that{others}, or leave latency out"
+            )
         if given in ([], [TARGETS[0]]):
             for key in WITH_BUDGET:
                 if values.get(key) is not None:
@@ -144,7 +179,8 @@ class HessoCfg(Section):
                 f"only_train_once's own HESSO knows no {given[0]}: write implementation: gaitlib, "
                 "or give target_group_sparsity"
             )
-        return WITH_BUDGET | {key: value for key, value in values.items() if value is not None}
+        defaults = WITH_BUDGET | ({"latency": {}} if given == ["target_latency_ms"] else {})
+        return defaults | {key: value for key, value in values.items() if value is not None}
 
     @field_validator("importance_score_criteria", mode="before")
     @classmethod

@@ -46,6 +46,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+VERSION = f"onnxruntime {onnxruntime.__version__}"
 OPSET = 21  # the first whose DequantizeLinear takes int16
 FRAME = (64, 44)  # height and width of a silhouette
 INPUT, OUTPUT = "silhouettes", "embeddings"
@@ -124,6 +125,49 @@ class OnnxNetwork(nn.Module):
             return GaitOutput(self.embed(sils), None)
         clips = sils.split(torch.as_tensor(seqL).tolist(), dim=1)
         return GaitOutput(torch.cat([self.embed(clip) for clip in clips]), None)
+
+
+class OnnxConvolution(nn.Module):
+    """One float convolution with what follows it, in ONNX Runtime on the CPU, to be timed alone.
+
+    Args:
+        layers: a convolution without bias, if there is one a batch norm, and a ReLU; in eval mode.
+        threads: as in `OnnxNetwork`.
+
+    Shape:
+        x: float32 ``(N, C, H, W)`` on the CPU
+        returns: what ``layers`` returns
+    """
+
+    def __init__(self, layers: nn.Sequential, threads: int | None = None) -> None:
+        super().__init__()
+        conv, *norms, _ = layers
+        weights = {"weight": conv.weight}
+        for norm in norms:
+            factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+            bias = norm.bias - factor * norm.running_mean
+            weights = {"weight": conv.weight * _by_channel(factor), "bias": bias}
+        shape = {
+            "kernel_shape": conv.kernel_size,
+            "strides": conv.stride,
+            "pads": 2 * conv.padding,
+        }
+        nodes = [
+            onnx.helper.make_node("Conv", ["x", *weights], ["y"], **shape),
+            onnx.helper.make_node("Relu", ["y"], ["z"]),
+        ]
+        graph = onnx.helper.make_graph(
+            nodes,
+            "convolution",
+            [_described("x", ["N", conv.in_channels, "H", "W"])],
+            [_described("z", ["N", conv.out_channels, "H'", "W'"])],
+            [onnx.numpy_helper.from_array(_array(w), name) for name, w in weights.items()],
+        )
+        self.session = _session(_model(graph).SerializeToString(), threads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        return torch.from_numpy(self.session.run(["z"], {"x": _array(x)})[0])
 
 
 def check_onnx(path: Path | str, model: GaitBase, clips: Tensor) -> float:

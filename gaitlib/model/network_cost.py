@@ -116,18 +116,23 @@ def measure_latency(
     generator = torch.Generator().manual_seed(0)
     clips = torch.rand(batch, frames, *FRAME, generator=generator).to(device, home.dtype)
 
-    def wait() -> None:
+    with in_eval_mode(model), torch.inference_mode():
+        return median_ms(lambda: model.embed(clips), device, repeats=repeats, warmup=warmup)
+
+
+def median_ms(
+    call: Callable[[], Any], device: torch.device, *, repeats: int, warmup: int = 1
+) -> float:
+    """Return the median time of a call in milliseconds; on CUDA each waits for the device."""
+    times = []
+    for _ in range(warmup + repeats):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-    times = []
-    with in_eval_mode(model), torch.inference_mode():
-        for _ in range(warmup + repeats):
-            wait()
-            start = time.perf_counter()
-            model.embed(clips)
-            wait()
-            times.append(1000 * (time.perf_counter() - start))
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[warmup:])
 
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 #: A choice ends at most this share below its budget, unless every bundle of channels is coarser.
 TOLERANCE = 0.01
+#: A saving of at most this share of the cost is rounding.
+_NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def choose_within(
 
     Bundles leave one at a time, the lowest first. What a bundle saves is computed anew after each,
     at the widths of the moment. A bundle that would end more than `TOLERANCE` below the budget
-    waits for finer ones; if there are none, the one that ends nearest leaves.
+    waits for finer ones; if there are none, the one that ends nearest leaves. A bundle that saves
+    nothing, as a measured cost may have it, leaves only if all others that may leave do so too.
 
     Args:
         scores: for each group, a score for each of its channels.
@@ -95,6 +98,7 @@ def choose_within(
                 candidates.append((rank, position, id_, size, saving))
         if not candidates:
             break
+        candidates = [c for c in candidates if c[4] > _NOTHING * total] or candidates
         lowest = (1 - TOLERANCE) * budget
         fitting = [c for c in candidates if total - c[4] >= lowest]
         _, _, id_, size, saving = (
@@ -114,7 +118,8 @@ class BudgetRule:
         groups: the prunable parameter groups, from `Graph.param_groups`.
         schedule: when channels leave.
         cost: of the network, as a function of the groups' widths.
-        budget: the cost to end at, in the unit of ``cost``.
+        asked: the cost to end at, as a share of the whole network's if it is below 1, else in the
+            unit of ``cost``.
         limits: how far each group may shrink.
         taylor: gathers the importance, which ranks the channels per unit of cost; None ranks them
             by HESSO's five scores, the lowest first.
@@ -130,16 +135,21 @@ class BudgetRule:
         groups: Sequence[Mapping[str, Any]],
         schedule: PruningSchedule,
         cost: ChannelCost,
-        budget: float,
+        asked: float,
         limits: Limits,
         taylor: TaylorSums | None,
         criteria: Mapping[str, float],
     ) -> None:
         self.ids = [group["id"] for group in groups]
-        self.schedule, self.cost, self.budget, self.limits = schedule, cost, budget, limits
+        self.schedule, self.cost, self.asked, self.limits = schedule, cost, asked, limits
         self.taylor, self.criteria = taylor, dict(criteria)
         self.names = PROXIES if taylor is None else ("taylor",)
         self._check_budget()
+
+    @property
+    def budget(self) -> float:
+        """The cost to end at, in the unit of ``cost``."""
+        return self.asked * self.cost.total(self.cost.full) if self.asked < 1 else self.asked
 
     def observe(self, groups: Sequence[dict[str, Any]]) -> None:
         """Add the step's gradients to the importance."""
@@ -148,8 +158,15 @@ class BudgetRule:
 
     def satisfied(self, period: int, removed: Sequence[Sequence[int]]) -> bool:
         """Return whether the network already costs no more than the period's budget."""
-        share = self.cost_share(dict(zip(self.ids, removed, strict=True)))
-        return share * self.cost.total(self.cost.full) <= self.budget_of(period)
+        return self.cost_without(removed) <= self.budget_of(period)
+
+    def cost_without(self, removed: Sequence[Sequence[int]]) -> float:
+        """Return the cost of the network without the channels ``removed`` of each group."""
+        widths = {
+            id_: self.cost.full[id_] - len(gone)
+            for id_, gone in zip(self.ids, removed, strict=True)
+        }
+        return self.cost.total(widths)
 
     def score(self, groups: Sequence[dict[str, Any]], moves: Moves) -> Tensor:
         """Return the importance ``(1, N)`` since the last choice, or five proxies ``(5, N)``."""
@@ -174,43 +191,51 @@ class BudgetRule:
         )
         return list(chosen.values())
 
-    def cost_share(self, removed: Mapping[str, Sequence[int]]) -> float:
-        """Return the cost without the removed channels (by group id), of the whole network's."""
-        widths = {id_: n - len(removed[id_]) for id_, n in self.cost.full.items()}
-        return self.cost.total(widths) / self.cost.total(self.cost.full)
-
     def budget_of(self, period: int) -> float:
         """Return the cost to end ``period`` at: the cost falls by the same amount in each."""
         whole = self.cost.total(self.cost.full)
         return whole + (period + 1) / self.schedule.periods * (self.budget - whole)
 
     def settings(self) -> dict[str, Any]:
-        """Return importance, divisor, floor and budget."""
+        """Return importance, divisor, floor and budget; of a measured cost the budget as asked."""
         return {
             "importance": self.names[0] if self.taylor else dict(self.criteria),
             "group_divisible": self.limits.divisible,
             "min_channels_share": self.limits.least_share,
-            "budget": self.budget,
+            "budget": self.asked if self.cost.table else self.budget,
             "unit": self.cost.unit,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the importance gathered since the last choice."""
-        return {} if self.taylor is None else self.taylor.state_dict()
+        """Return the importance gathered since the last choice, and the table of a measured cost.
+
+        So a resumed run goes on with the table that it began with, also on another machine.
+        """
+        state = {} if self.taylor is None else self.taylor.state_dict()
+        return state | ({"table": self.cost.table} if self.cost.table else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``."""
         if self.taylor is not None:
             self.taylor.load_state_dict(state)
+        if self.cost.table and self.cost.table != state["table"]:
+            log.info("the latencies on file are not those this run began with: it keeps the latter")
+            self.cost = self.cost.from_table(state["table"])
 
     def _check_budget(self) -> None:
         least = {id_: self.limits.least(self.cost.full[id_]) for id_ in self.ids}
         reached = self.cost.total(least)
         if reached > self.budget:
             layer, most = self.cost.most_expensive(least)
+            whole = self.cost.total(self.cost.full)
             raise ValueError(
-                f"the budget is {self.budget:,.0f} {self.cost.unit}, but with group_divisible "
+                f"the budget is {_figure(self.budget)} {self.cost.unit}, but with group_divisible "
                 f"{self.limits.divisible} and min_channels_share {self.limits.least_share} the "
-                f"network needs at least {reached:,.0f} of {self.cost.total(self.cost.full):,.0f}; "
-                f"{most:,.0f} of them are {layer}'s: lower these keys or raise the budget"
+                f"network needs at least {_figure(reached)} of {_figure(whole)}; {_figure(most)} "
+                f"of them are of {layer}: lower these keys or raise the budget"
             )
+
+
+def _figure(value: float) -> str:
+    """Write a cost: MACs and parameters to the last, milliseconds to three digits."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -53,10 +53,21 @@ class ChannelCost:
         full: the widths of the whole network, by group id.
         terms: the layers that shrink.
         fixed: the cost of everything that does not shrink.
+        table: the measurements that the terms come from, as text; empty if the network decides.
+        from_table: returns the cost by another such table; needed with ``table``.
     """
 
-    def __init__(self, unit: str, full: Widths, terms: Sequence[Term], fixed: float = 0.0) -> None:
+    def __init__(
+        self,
+        unit: str,
+        full: Widths,
+        terms: Sequence[Term],
+        fixed: float = 0.0,
+        table: str = "",
+        from_table: "Callable[[str], ChannelCost] | None" = None,
+    ) -> None:
         self.unit, self.full, self.terms, self.fixed = unit, dict(full), tuple(terms), fixed
+        self.table, self.from_table = table, from_table
         self._of_group = {g: [t for t in self.terms if g in t.groups] for g in self.full}
 
     def total(self, widths: Widths) -> float:
@@ -69,9 +80,9 @@ class ChannelCost:
         return sum(term.at(widths) - term.at(narrower) for term in self._of_group[group])
 
     def most_expensive(self, widths: Widths) -> tuple[str, float]:
-        """Return the layer that costs most at ``widths``, and its cost."""
-        term = max(self.terms, key=lambda term: term.at(widths))
-        return term.layer, term.at(widths)
+        """Return the layer that costs most at ``widths``, or all that does not shrink; its cost."""
+        costs = {term.layer: term.at(widths) for term in self.terms}
+        return max((("all that keeps its size", self.fixed), *costs.items()), key=lambda c: c[1])
 
 
 def macs_cost(graph: Graph) -> ChannelCost:
@@ -106,11 +117,16 @@ def widths_of(graph: Graph) -> dict[str, int]:
     return {group.id: group.channels for group in graph.prunable()}
 
 
-def _groups_of(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Return the prunable groups that each parameter shrinks with, in the order of dimensions."""
+def shrinking_dims(graph: Graph) -> dict[str, dict[int, str]]:
+    """Return the dimensions of each parameter that shrink: name -> dimension -> prunable group."""
     prunable = widths_of(graph)
     found: dict[str, dict[int, str]] = {}
-    for cut in graph.cuts:
+    for cut in sorted(graph.cuts, key=lambda cut: cut.dim):
         if cut.group in prunable:
             found.setdefault(cut.name, {})[cut.dim] = cut.group
-    return {name: tuple(dims[d] for d in sorted(dims)) for name, dims in found.items()}
+    return found
+
+
+def _groups_of(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Return the prunable groups that each parameter shrinks with, in the order of dimensions."""
+    return {name: tuple(dims.values()) for name, dims in shrinking_dims(graph).items()}

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.config.compression_cfg import HessoCfg
+from gaitlib.config.compression_cfg import BUDGETS, HessoCfg
 from gaitlib.prune.base_optimizer import build_base, next_move
 from gaitlib.prune.budget_rule import BudgetRule, Limits
 from gaitlib.prune.channel_cost import ChannelCost, macs_cost, params_cost
@@ -24,7 +24,7 @@ from gaitlib.prune.graph import Graph
 from gaitlib.prune.pruner import Pruner
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
 
-#: The cost that each budget limits, by its key.
+#: The cost that each budget limits, by its key; a latency is measured, so it has to be given.
 COSTS = {"target_macs": macs_cost, "target_params": params_cost}
 
 _MAX_SPARSITY = 0.999  # the largest share of channels to remove, as in only_train_once
@@ -82,7 +82,7 @@ class HESSO(torch.optim.Optimizer):
         self._base = build_base(copies, cfg)
         super().__init__(copies, dict(self._base.defaults))
         prunable = [group for group in self.param_groups if group["is_prunable"]]
-        key, value = cfg.target
+        self._target = key, value = cfg.target
         if value and not prunable:
             raise ValueError(f"{key} is {value}, but no group is prunable: Graph.table() shows why")
         self.num_channels = sum(group["num_groups"] for group in prunable)
@@ -120,19 +120,41 @@ class HESSO(torch.optim.Optimizer):
         zero = [zero_channels(g["params"], g["p_dims"]).sum() for g in self.pruner.groups]
         return torch.stack(zero).sum().item() / self.num_channels if zero else 0.0
 
+    def budget(self) -> dict[str, Any] | None:
+        """Return what was asked for and what is left; None without a budget.
+
+        Keys:
+            key, asked: of the section, for example ``target_macs`` and 0.25.
+            limit: the cost that ``asked`` means, in ``unit``.
+            reached: the cost without the channels removed so far.
+            dense: the cost of the whole network.
+            unit: for example ``MACs per frame``.
+        """
+        rule = self.pruner.rule
+        if not isinstance(rule, BudgetRule):
+            return None
+        return {
+            "key": self._target[0],
+            "asked": self._target[1],
+            "limit": rule.budget,
+            "reached": rule.cost_without([self.pruner.pruned[id_] for id_ in rule.ids]),
+            "dense": rule.cost.total(rule.cost.full),
+            "unit": rule.cost.unit,
+        }
+
     @property
     def cost_share(self) -> float | None:
         """What the network costs without its removed channels, of the whole; None if no budget."""
-        rule = self.pruner.rule
-        return rule.cost_share(self.pruner.pruned) if isinstance(rule, BudgetRule) else None
+        budget = self.budget()
+        return None if budget is None else budget["reached"] / budget["dense"]
 
     @property
     def target_share(self) -> float:
         """Where pruning ends: a share of the network's cost, or of the prunable channels."""
-        rule = self.pruner.rule
-        if isinstance(rule, BudgetRule):
-            return rule.budget / rule.cost.total(rule.cost.full)
-        return rule.target / max(self.num_channels, 1)
+        budget = self.budget()
+        if budget is None:
+            return self.pruner.rule.target / max(self.num_channels, 1)
+        return budget["limit"] / budget["dense"]
 
     @property
     def num_steps(self) -> int:
@@ -216,12 +238,28 @@ class NetworkBudget:
     scored: Mapping[str, Sequence[str]]
 
 
-def network_budget(graph: Graph, cfg: HessoCfg) -> NetworkBudget | None:
-    """Return the cost that ``cfg`` limits, for the model of ``graph``; None without a budget."""
+def network_budget(
+    graph: Graph, cfg: HessoCfg, latency: ChannelCost | None = None
+) -> NetworkBudget | None:
+    """Return the cost that ``cfg`` limits, for the model of ``graph``; None without a budget.
+
+    Args:
+        graph: of the network.
+        cfg: its target names the cost.
+        latency: from `LatencyTable.cost`, for ``target_latency_ms``.
+
+    Raises:
+        ValueError: if ``cfg`` limits the latency, and it is not given.
+    """
     key, _ = cfg.target
-    if key not in COSTS:
+    if key not in BUDGETS:
         return None
-    return NetworkBudget(COSTS[key](graph), scored_tensors(graph))
+    cost = COSTS[key](graph) if key in COSTS else latency
+    if cost is None:
+        raise ValueError(
+            f"{key} needs layers that were measured: pass network_budget the cost of a LatencyTable"
+        )
+    return NetworkBudget(cost, scored_tensors(graph))
 
 
 def _build_rule(
@@ -229,7 +267,7 @@ def _build_rule(
 ) -> ChannelRule:
     key, value = cfg.target
     criteria = cfg.scores.model_dump()
-    if key not in COSTS:
+    if key not in BUDGETS:
         channels = sum(group["num_groups"] for group in groups)
         target = int(channels * min(value, _MAX_SPARSITY))
         return SparsityRule(groups, cfg.schedule, target, criteria, cfg.group_divisible)
@@ -239,13 +277,16 @@ def _build_rule(
         groups,
         cfg.schedule,
         budget.cost,
-        value * budget.cost.total(budget.cost.full) if value < 1 else value,
+        value,
         Limits(cfg.group_divisible, cfg.min_channels_share),
         TaylorSums(budget.scored) if cfg.importance == "taylor" else None,
         criteria,
     )
 
 
-def build_hesso(graph: Graph, cfg: HessoCfg) -> HESSO:
-    """Build a `HESSO` for the model of ``graph``, which `gaitlib.prune.oto.trace` made."""
-    return HESSO(graph.param_groups(), cfg, network_budget(graph, cfg))
+def build_hesso(graph: Graph, cfg: HessoCfg, latency: ChannelCost | None = None) -> HESSO:
+    """Build a `HESSO` for the model of ``graph``, which `gaitlib.prune.oto.trace` made.
+
+    ``latency`` is needed for ``target_latency_ms``; see `network_budget`.
+    """
+    return HESSO(graph.param_groups(), cfg, network_budget(graph, cfg, latency))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gaitlib.config.compression_cfg import GetaCfg
 from gaitlib.model.float_state import quantization_of
+from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import HESSO, NetworkBudget, network_budget
 from gaitlib.quantize.bit_control import BitControl
@@ -209,7 +210,12 @@ class GETA(HESSO):
         self._zero_pruned(group)
 
 
-def build_geta(graph: Graph, cfg: GetaCfg, quantization: Quantization | None = None) -> GETA:
+def build_geta(
+    graph: Graph,
+    cfg: GetaCfg,
+    quantization: Quantization | None = None,
+    latency: ChannelCost | None = None,
+) -> GETA:
     """Build a `GETA` for the model of ``graph``.
 
     Args:
@@ -217,6 +223,7 @@ def build_geta(graph: Graph, cfg: GetaCfg, quantization: Quantization | None = N
         cfg: the section; without any key of quantization the optimizer only prunes.
         quantization: the result of `quantize_network`, attached to the model of ``graph``. Before
             the first step, calibrate it or load it from a checkpoint.
+        latency: needed for ``target_latency_ms``; see `gaitlib.prune.hesso.network_budget`.
 
     Raises:
         ValueError: if section, quantizers and model do not belong together, or the target cannot be
@@ -230,4 +237,5 @@ def build_geta(graph: Graph, cfg: GetaCfg, quantization: Quantization | None = N
                 "quantize is 'weights', but the network has quantizers of activations: call "
                 "quantize_network(model, 'weights')"
             )
-    return GETA(graph.param_groups(), cfg, quantization, network_budget(graph, cfg))
+    budget = network_budget(graph, cfg, latency)
+    return GETA(graph.param_groups(), cfg, quantization, budget)

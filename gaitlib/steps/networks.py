@@ -13,6 +13,7 @@ from gaitlib.prune import hesso, oto
 from gaitlib.quantize import geta
 from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
 from gaitlib.runs import Run
+from gaitlib.steps.budgets import latency_cost
 from gaitlib.steps.dataset import calibration_clips
 from gaitlib.system import distributed
 from gaitlib.train.checkpoint import find_checkpoint, load_weights
@@ -96,6 +97,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the dense optimizer, or the compressing one when a graph is given.
 
+    With ``target_latency_ms`` the layers are measured on first use: see `latency_cost`.
+
     Args:
         experiment: the section that fits is used.
         model: what the dense optimizer trains.
@@ -108,9 +111,10 @@ def build_optimizer(
     cfg = experiment.compression
     if cfg.implementation == "only_train_once":
         return oto.package_hesso(graph, cfg)
+    latency = latency_cost(cfg, graph)
     if isinstance(cfg, GetaCfg):
-        return geta.build_geta(graph, cfg, quantization)
-    return hesso.build_hesso(graph, cfg)
+        return geta.build_geta(graph, cfg, quantization, latency)
+    return hesso.build_hesso(graph, cfg, latency)
 
 
 def start_weights(run: Run, model: nn.Module, stage: str | None = None) -> str:

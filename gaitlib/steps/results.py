@@ -19,6 +19,7 @@ from gaitlib.model.float_state import float_state, quantization_of
 from gaitlib.prune.graph import Graph
 from gaitlib.quantize import bit_operations
 from gaitlib.runs import Run
+from gaitlib.steps.budgets import read_budget
 from gaitlib.steps.dataset import transform_of
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
@@ -195,7 +196,10 @@ def record_compressed(
     compressed: cut_network.Compressed,
     stage: str | None = None,
 ) -> dict[str, Any]:
-    """Write a compressing stage's ``results.json``: the small network's, and the dense costs."""
+    """Write a compressing stage's ``results.json``: the small network's, and the dense costs.
+
+    After a run with a budget it says what was asked for and reached: `read_budget`.
+    """
     extra = {
         "dense": measure(dense),
         "group_sparsity": compressed.group_sparsity,
@@ -203,5 +207,7 @@ def record_compressed(
     }
     if quantization_of(compressed.model) is not None:
         extra |= measure_bits(compressed.model, dense, compressed.path)
+    folder = run.folder(stage or run.compressing_stage)
+    extra |= read_budget(run.experiment.compression, folder, dense, compressed.model)
     costs = measure(compressed.model, compressed.state_dict_path)
     return record(run, stage or run.compressing_stage, data, evaluation, costs, extra)

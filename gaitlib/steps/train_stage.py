@@ -19,6 +19,7 @@ from gaitlib.prune import hesso
 from gaitlib.quantize import geta
 from gaitlib.quantize.bit_history import bits_row
 from gaitlib.runs import Run
+from gaitlib.steps.budgets import write_budget
 from gaitlib.steps.dataset import transform_of
 from gaitlib.steps.launch import train_in_processes
 from gaitlib.steps.results import evaluate_network
@@ -201,6 +202,7 @@ def train_stage(
             )
     if isinstance(optimizer, hesso.HESSO) and distributed.is_main():
         write_atomically(folder / "saliency.csv", optimizer.importance().to_csv(index=False))
+        write_budget(optimizer, folder)
     return stage_log.history.table()
 
 

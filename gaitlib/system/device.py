@@ -2,8 +2,10 @@
 
 import ctypes
 import logging
+import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -46,6 +48,16 @@ def choose_device(
             f"write --nproc_per_node={count}, or --device cpu"
         )
     return torch.device("cuda", local_rank) if local_processes > 1 else chosen
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model of a GPU, or of this machine's processor, for example ``AMD EPYC 7763``."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty or "x86_64" there
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)

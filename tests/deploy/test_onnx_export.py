@@ -18,7 +18,12 @@ from gaitlib.quantize.grid import Grid, step_size
 ort = pytest.importorskip("onnxruntime", reason="ONNX files need pip install 'gaitlib[onnx]'")
 onnx = pytest.importorskip("onnx", reason="ONNX files need pip install 'gaitlib[onnx]'")
 
-from gaitlib.deploy.onnx_export import OnnxNetwork, check_onnx, export_onnx  # noqa: E402
+from gaitlib.deploy.onnx_export import (  # noqa: E402
+    OnnxConvolution,
+    OnnxNetwork,
+    check_onnx,
+    export_onnx,
+)
 
 NETWORKS = {
     "resnet": partial(resnet, 4, 8, 8, layers=(1, 2, 1)),
@@ -230,6 +235,18 @@ def test_network_in_onnx_runtime_is_evaluated_like_one_in_torch(tmp_path):
     ]
     expected, found = (embed(m, batches, lambda sils: sils) for m in (model, onnx_network))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norms", [[nn.BatchNorm2d(3)], []])
+def test_a_convolution_alone_is_the_one_in_torch(norms):
+    conv = nn.Conv2d(2, 3, (3, 1), (2, 1), (1, 0), bias=False)
+    for norm in norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 1.5)
+    layers = nn.Sequential(conv, *norms, nn.ReLU()).eval()
+    x = torch.rand(4, 2, 8, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(OnnxConvolution(layers, threads=1)(x), layers(x))
 
 
 def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path):

@@ -129,6 +129,19 @@ def test_a_bundle_too_coarse_for_the_budget_waits_for_finer_ones():
     assert choose_within(scores, NOTHING, CHAIN, 124.0, Limits(), per_cost=True)["b"] == [0]
 
 
+@pytest.mark.parametrize("per_cost", [True, False])
+def test_a_bundle_that_saves_nothing_leaves_only_when_it_is_the_last_resort(per_cost):
+    flat = Term("first", ("a",), lambda a: 10.0 * max(a, 3))  # as a measured layer may be
+    cost = ChannelCost("ms", {"a": 4, "b": 2}, [flat, Term("second", ("b",), Product(5.0))])
+    scores = {"a": [0.0, 1.0, 2.0, 3.0], "b": [8.0, 9.0]}
+    # all cost 50; a0 saves 10, and after it a saves nothing more: b has to leave, down to its floor
+    for budget, gone in ((40.0, {"a": [0], "b": []}), (35.0, {"a": [0], "b": [0]})):
+        chosen = choose_within(scores, NOTHING, cost, budget, Limits(), per_cost=per_cost)
+        assert chosen == gone
+    chosen = choose_within(scores, NOTHING, cost, 1.0, Limits(), per_cost=per_cost)
+    assert chosen == {"a": [0, 1, 2], "b": [0]}  # out of reach: it ends at the floors
+
+
 def test_groups_keep_their_floor_and_a_multiple_of_the_divisor():
     assert [Limits(1, 0.25).least(n) for n in (1, 4, 6, 64)] == [1, 1, 2, 16]
     assert [Limits(4, 0.3).least(n) for n in (3, 4, 6, 30, 32)] == [3, 4, 4, 12, 12]
@@ -220,6 +233,8 @@ def test_a_budget_out_of_reach_is_refused_before_training():
         build_hesso(graph, cfg)
     with pytest.raises(ValueError, match="network_budget"):
         HESSO(graph.param_groups(), hesso_cfg(**BUDGET, target_macs=0.5))
+    with pytest.raises(ValueError, match="target_latency_ms needs layers that were measured"):
+        build_hesso(graph, hesso_cfg(**BUDGET, target_latency_ms=0.5))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +247,15 @@ def test_a_budget_out_of_reach_is_refused_before_training():
         ({"target_macs": 0.2, "implementation": "only_train_once"}, "knows no target_macs"),
         ({"target_macs": 0.0}, "greater than 0"),
         ({"target_macs": 0.2, "importance": "magnitude"}, "'taylor' or 'hesso'"),
+        ({"latency": {"batch": 2}}, "read only with target_latency_ms: give that, or"),
+        ({"target_macs": 0.2, "latency": {}}, "give that instead of target_macs"),
+        ({"target_latency_ms": 0.2, "target_macs": 0.2}, "leave one of them"),
+        ({"target_latency_ms": 0.2, "latency": {"runtime": "tflite"}}, "'torch' or 'onnxruntime'"),
+        (
+            {"target_latency_ms": 0.2, "latency": {"runtime": "onnxruntime", "device": "cuda"}},
+            "write device: cpu, or runtime: torch",
+        ),
+        ({"target_latency_ms": 2, "implementation": "only_train_once"}, "knows no target_latency"),
     ],
 )
 def test_sections_that_ask_for_two_things_are_refused(keys, message):
@@ -243,4 +267,6 @@ def test_defaults_follow_the_target():
     assert hesso_cfg().target == ("target_group_sparsity", 0.5)
     found = hesso_cfg(target_macs=0.25, target_group_sparsity=None)
     assert found.target == ("target_macs", 0.25)
-    assert (found.importance, found.min_channels_share) == ("taylor", 0.1)
+    assert (found.importance, found.min_channels_share, found.latency) == ("taylor", 0.1, None)
+    timed = hesso_cfg(target_latency_ms=0.25).latency
+    assert (timed.runtime, timed.batch, timed.frames, timed.device) == ("torch", 1, 30, "auto")

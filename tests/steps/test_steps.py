@@ -1,5 +1,6 @@
 """A stage on disk: resumed it is the run that never stopped; a new start loses nothing."""
 
+import logging
 import os
 import random
 import signal
@@ -16,7 +17,9 @@ from gaitlib import runs, steps
 from gaitlib.config import ConfigError, load_experiment
 from gaitlib.data.batches import training_batches
 from gaitlib.deploy.network_file import load_network
+from gaitlib.model.network_cost import layer_table
 from gaitlib.prune import oto
+from gaitlib.steps import budgets
 from gaitlib.system.random_streams import random_state, restore_random_state, seed_streams
 from gaitlib.system.signals import TrainingStopped
 from gaitlib.train.checkpoint import CheckpointError, checkpoints, load_checkpoint
@@ -213,6 +216,49 @@ def test_the_packages_own_hesso_runs_and_refuses_to_resume(train, data):
         else:
             history = steps.train_stage(*arguments)
             assert history["group_sparsity"].iloc[-1] > 0.4
+
+
+def test_results_say_what_was_asked_for_and_what_the_network_measures(
+    data, tmp_path, monkeypatch, caplog
+):
+    """The machine is one that needs 1 us for 1000 MACs and half a millisecond for the rest."""
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+
+    def layer_ms(clock, shape, c_in, c_out):
+        return 1e-6 * c_in * c_out * shape.frames * shape.height * shape.width * 9
+
+    def stopwatch(clock, model):
+        table = layer_table(model)
+        first, second = table["macs"][:2]  # the first convolution is 5 x 5
+        return lambda: 0.5 + 60e-6 * (first * 9 / 25 + second)
+
+    monkeypatch.setattr(budgets._Clock, "layer_ms", layer_ms)
+    monkeypatch.setattr(budgets._Clock, "stopwatch", stopwatch)
+
+    def train(name, **keys):
+        changes = {
+            "data_cfg.dataset_root": str(data[0]),
+            "hesso_optimizer_cfg": SMALL["hesso_optimizer_cfg"] | keys,
+            "trainer_cfg.restore_hint": "latest",
+        }
+        steps.run_stage(runs.Run(name, load_experiment(None, SMALL | changes)), "hesso")
+        return runs.load_results(name, "hesso")
+
+    keys = {"latency": {"batch": 2}, "target_latency_ms": 0.6}
+    with caplog.at_level(logging.INFO):
+        budget = train("timed", **keys)["budget"]
+    assert (budget["key"], budget["asked"], budget["unit"]) == ("target_latency_ms", 0.6, "ms")
+    assert budget["reached"] <= budget["limit"] == pytest.approx(0.6 * budget["dense"], rel=1e-5)
+    assert budget["measured_ms"] == pytest.approx(budget["reached"], rel=1e-5)
+    assert budget["measured_dense_ms"] == pytest.approx(budget["dense"], rel=1e-5)
+    assert "expected (+0 %)" in caplog.text
+    (file,) = (tmp_path / "data" / "latency").iterdir()
+    before = file.read_text()
+    assert train("timed", **keys)["budget"] == budget and file.read_text() == before  # resumed
+    results = train("counted", target_macs=0.7)
+    budget = results["budget"]
+    assert budget["reached"] == results["macs_per_frame"] <= budget["limit"]
+    assert budget["dense"] == results["dense"]["macs_per_frame"] and "measured_ms" not in budget
 
 
 GETA = {
