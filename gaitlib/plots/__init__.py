@@ -17,7 +17,12 @@ from gaitlib.plots.pruning_figures import (
     pruning_schedule,
     saliency_of_groups,
 )
-from gaitlib.plots.study_figures import cuts_by_method, frontier_by_condition, frontiers
+from gaitlib.plots.study_figures import (
+    cuts_by_method,
+    frontier_by_condition,
+    frontiers,
+    paired_differences,
+)
 from gaitlib.plots.style import CONDITION_COLOURS, save_figure
 from gaitlib.plots.training_figures import hits_and_misses, model_blocks, training_curves
 from gaitlib.plots.view_figures import drop_intervals, view_curves, view_heatmaps
@@ -38,6 +43,7 @@ __all__ = [
     "gei_grid",
     "hits_and_misses",
     "model_blocks",
+    "paired_differences",
     "saliency_of_groups",
     "save_figure",
     "sequences_heatmap",

@@ -1,4 +1,4 @@
-"""Figures of a finished study: accuracy against costs, and the cuts of each method."""
+"""Figures of a finished study: differences, accuracy against costs, and each method's cuts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gaitlib.report.frontier import (
     pareto,
     tested_conditions,
 )
-from gaitlib.report.method_names import in_order
+from gaitlib.report.method_names import in_order, words_of
 from gaitlib.report.recommendation import LIMITS, Recommendation
 
 #: A colour and a marker for each method, in every figure. Colours that other figures do not use are
@@ -60,6 +60,7 @@ SPARE_STYLES = (("#661100", "d"), ("#6699CC", "8"), ("#888800", "d"), ("#000000"
 MARKER_SIZES = {"*": 12, "P": 9, "X": 9, "p": 9, "h": 9}
 BAR_SHIFT = 2  # largest sideways shift of a seed bar, in points, so that bars do not overlap
 FAR_BELOW = 15  # settings this many rank-1 points below the dense network are named, not drawn
+LEAST_REACH = 10  # points of rank-1 that the axis of differences may always show on either side
 EXCLUDED_STYLE = {"facecolor": "none", "edgecolor": "#C0C0C0", "hatch": "///", "linewidth": 0}
 LIMIT_STYLE = {"color": "#202020", "linewidth": 1, "linestyle": "--"}
 SHARE_COLOURS = {"cmap": "viridis", "vmin": 0, "vmax": 100}
@@ -72,6 +73,77 @@ def _styles_of(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     unknown = [method for method in methods if method not in METHOD_STYLES]
     spare = {m: SPARE_STYLES[i % len(SPARE_STYLES)] for i, m in enumerate(unknown)}
     return {method: (METHOD_STYLES | spare)[method] for method in methods}
+
+
+@plt.rc_context(STYLE)
+def paired_differences(table: pd.DataFrame, reference: str = "budget") -> Figure:
+    """Draw how far a method is above every other at each setting, with the 95 % interval.
+
+    A panel is a setting of the reference, a row is a method. The mean over the seeds is a marker,
+    the interval a bar (none for a single seed; one much longer than all means leaves the panel).
+    Right of 0 the reference is better. The numbers at the right edge are the methods' MACs,
+    in % of the reference's.
+
+    Args:
+        table: from `gaitlib.report.frontier.paired_differences`.
+        reference: the method that was given there.
+
+    Raises:
+        ValueError: nothing was compared.
+    """
+    if table.empty:
+        raise ValueError(f"no method has a seed in common with {reference!r}: nothing to draw")
+    methods = in_order(table["method"])
+    names = dict(zip(table["method"], table["name"], strict=True))
+    settings = list(dict.fromkeys(table["values"]))
+    fig, axes = plt.subplots(
+        1,
+        len(settings),
+        figsize=(2.6 + 3.1 * len(settings), 1.5 + 0.38 * len(methods)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax, setting in zip(axes[0], settings, strict=True):
+        _draw_differences(ax, table[table["values"] == setting], methods)
+    axes[0, 0].set_yticks(range(len(methods)), [names[method] for method in methods])
+    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
+    reach = max(LEAST_REACH, 1.5 * table["difference"].abs().max())
+    ends = table[["low", "high", "difference"]].clip(-reach, reach)
+    axes[0, 0].set_xlim(ends.min().min() - 1, ends.max().max() + 1)
+    low, high = table["seeds"].min(), table["seeds"].max()
+    seeds = f"{low} seed{'s' if low > 1 else ''}" if low == high else f"{low} to {high} seeds"
+    fig.supxlabel(
+        f"mean rank-1 of {words_of(reference)} minus the method's, in points\n"
+        f"mean and 95 % interval of {seeds}; right edge: MACs, {words_of(reference)} = 100 %",
+        fontsize=STYLE["axes.labelsize"],
+    )
+    plt.close(fig)
+    return fig
+
+
+def _draw_differences(ax: Axes, rows: pd.DataFrame, methods: Sequence[str]) -> None:
+    """Draw one panel: the differences at one setting."""
+    ax.axvline(0, color="#202020", linewidth=1)
+    styles = _styles_of(methods)
+    for row in rows.to_dict("records"):
+        colour, marker = styles[row["method"]]
+        height = methods.index(row["method"])
+        ax.hlines(height, row["low"], row["high"], color=colour, linewidth=2)
+        ax.plot(row["difference"], height, linestyle="none", **_marker_style(colour, marker))
+        ax.annotate(
+            f"{100 * row['macs_per_frame'] / row['reference_macs']:.0f} %",
+            (1, height),
+            (4, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color="#595959",
+        )
+    ax.set_title(rows["setting"].iloc[0] or "all settings", loc="left")
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(axis="y", length=0)
 
 
 @plt.rc_context(STYLE)

@@ -1,4 +1,4 @@
-"""Analyse a finished study: means over seeds, frontiers, gaps at equal cost, and cuts.
+"""Analyse a finished study: means over seeds, frontiers, differences at equal cost, and cuts.
 
 The functions take the tables of `gaitlib.study.tables.read_tables`. Accuracy is rank-1 in %, with
 the identical view excluded; ``rank1`` without a condition is the mean over the tested conditions.
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mpmath  # torch needs it too, through sympy
 import numpy as np
 import pandas as pd
 
@@ -229,10 +230,7 @@ def gaps(
     Raises:
         ValueError: as `summarise`, or the study has no such method.
     """
-    if reference not in set(points["method"]):
-        raise ValueError(
-            f"no {reference!r} to compare with; the study has {in_order(points['method'])}"
-        )
+    _check_reference(points, reference)
     keys, rows = grid_keys(points), []
     table = _with_drop(points, keys)
     for _, comparable in table.groupby(_baseline_keys(table, keys), sort=False, dropna=False):
@@ -245,6 +243,89 @@ def gaps(
             rows.append({**point, "reference": rank1, "gap": point["rank1"] - rank1, "note": note})
     columns = ["method", *keys, "seed", cost, "rank1", "reference", "gap", "note"]
     return _named(pd.DataFrame(rows, columns=columns), keys).drop(columns=[*keys, "values"])
+
+
+def paired_differences(points: pd.DataFrame, reference: str = "budget") -> pd.DataFrame:
+    """Compare a method with every other at the same setting, seed by seed.
+
+    Networks of one seed share their batches, and so a part of their luck: it cancels in the
+    difference, which therefore varies less than the two accuracies do. A method that does not
+    depend on a key of the grid, such as the baseline, is compared at each of its values.
+
+    Args:
+        points: from `gaitlib.study.tables.read_tables`.
+        reference: a method.
+
+    Returns:
+        One row per setting of the reference and other method: method, name, the grid's keys,
+        setting, values, budget (NaN in tables without this column), seeds (how many both have), the
+        mean over them of ``difference`` (percentage points of rank1, the reference's minus the
+        method's), its standard_error, low and high (95 % interval of Student's t with seeds - 1
+        degrees of freedom: wide for three seeds, and NaN for one), macs_per_frame and
+        reference_macs (means). Methods without a common seed have no row.
+
+    Raises:
+        ValueError: as `summarise`, or the study has no such method.
+    """
+    _check_reference(points, reference)
+    keys, rows = grid_keys(points), []
+    table = _with_drop(points, keys)
+    is_reference = table["method"] == reference
+    for _, ours in table[is_reference].groupby(["method", *keys], sort=False, dropna=False):
+        setting = ours.iloc[0][["method", *keys]].to_dict()
+        theirs = table[~is_reference]
+        for key in keys:
+            theirs = theirs[theirs[key].isna() | (theirs[key] == setting[key])]
+        for method, networks in theirs.groupby("method", sort=False):
+            pairs = ours.merge(networks, on="seed", suffixes=("", "_other"))
+            differences = (pairs["rank1"] - pairs["rank1_other"]).dropna()
+            if len(differences):
+                means = pairs.loc[differences.index].mean(numeric_only=True)
+                rows.append(
+                    setting
+                    | {"method": method, "budget": means.get("budget", np.nan)}
+                    | _mean_with_interval(differences)
+                    | {"macs_per_frame": means["macs_per_frame_other"]}
+                    | {"reference_macs": means["macs_per_frame"]}
+                )
+    columns = ["method", *keys, "budget", "seeds", "difference", "standard_error", "low", "high"]
+    columns += ["macs_per_frame", "reference_macs"]
+    return _named(pd.DataFrame(rows, columns=columns), keys)
+
+
+def _check_reference(points: pd.DataFrame, reference: str) -> None:
+    if reference not in set(points["method"]):
+        raise ValueError(
+            f"no {reference!r} to compare with; the study has {in_order(points['method'])}"
+        )
+
+
+def _mean_with_interval(differences: pd.Series) -> dict[str, float]:
+    """Return the number of differences, their mean, its standard error and its 95 % interval."""
+    count, mean = len(differences), differences.mean()
+    error = differences.std(ddof=1) / np.sqrt(count)  # NaN for one
+    reach = error * t_quantile(0.975, count - 1) if count > 1 else np.nan
+    limits = {"low": mean - reach, "high": mean + reach}
+    return {"seeds": count, "difference": mean, "standard_error": error, **limits}
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Return the quantile of Student's t distribution.
+
+    Its two tails beyond t hold the regularised incomplete beta function of
+    x = degrees / (degrees + t^2), with parameters degrees / 2 and 1 / 2 (Abramowitz and Stegun,
+    26.7.1), which is solved for x.
+
+    Args:
+        probability: above 0.5 and below 1.
+        degrees: of freedom, 1 or more.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(60):  # bits of the result
+        x = (low + high) / 2
+        tails = mpmath.betainc(degrees / 2, 0.5, 0, x, regularized=True)
+        low, high = (low, x) if tails > 2 * (1 - probability) else (x, high)
+    return float(np.sqrt(degrees * (1 - high) / high))
 
 
 def _reference_line(table: pd.DataFrame, cost: str, reference: str) -> pd.Series:

@@ -14,8 +14,14 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
-from gaitlib.plots import cuts_by_method, frontier_by_condition, frontiers  # noqa: E402
+from gaitlib.plots import (  # noqa: E402
+    cuts_by_method,
+    frontier_by_condition,
+    frontiers,
+    paired_differences,
+)
 from gaitlib.plots.study_figures import METHOD_STYLES  # noqa: E402
+from gaitlib.report import frontier  # noqa: E402
 from gaitlib.report.frontier import COSTS, cuts, summarise  # noqa: E402
 from gaitlib.report.recommendation import recommend  # noqa: E402
 from gaitlib.study import METHODS  # noqa: E402
@@ -164,6 +170,27 @@ def test_log_axes_have_a_few_round_numbers_in_sight(macs):
     ticks, (low, high) = ax.get_xticks(), ax.get_xlim()
     assert 3 <= len(ticks) <= 9 and low <= min(ticks) and max(ticks) <= high
     assert len(set(texts(ax.xaxis)) - {""}) >= 3
+
+
+def test_differences_have_a_panel_per_setting_and_a_marker_where_the_table_says():
+    table = frontier.paired_differences(points(), "geta")
+    fig = paired_differences(table, "geta")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == [
+        *(f"target_group_sparsity {s}" for s in (0.3, 0.5, 0.7)),
+    ]
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["dense", "uniformly slim"]
+    marks = [
+        {line.get_marker(): tuple(line.get_xydata()[0]) for line in ax.lines[1:]} for ax in fig.axes
+    ]
+    assert marks == [{"o": (-1, 0)}, {"o": (2, 0), "X": (5, 1)}, {"o": (-5, 0)}]
+    macs = [[t.get_text() for t in ax.texts] for ax in fig.axes]
+    assert macs == [["133 %"], ["200 %", "100 %"], ["400 %"]]
+    assert all(ax.lines[0].get_xdata() == [0, 0] for ax in fig.axes)
+    one_seed = points()[lambda t: t["seed"] == 0]
+    alone = paired_differences(frontier.paired_differences(one_seed, "geta"), "geta")
+    assert "mean and 95 % interval of 1 seed;" in texts(alone)[-1]
+    with pytest.raises(ValueError, match="no method has a seed in common with 'geta'"):
+        paired_differences(table[:0], "geta")
 
 
 def layers_of(table, bits=32):

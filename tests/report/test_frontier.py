@@ -6,7 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gaitlib.report.frontier import cuts, gaps, in_order, mean_gaps, overview, pareto, summarise
+from gaitlib.report.frontier import (
+    cuts,
+    gaps,
+    in_order,
+    mean_gaps,
+    overview,
+    paired_differences,
+    pareto,
+    summarise,
+    t_quantile,
+)
 from gaitlib.report.recommendation import recommend
 
 KEY = "geta_optimizer_cfg.target_group_sparsity"
@@ -182,6 +192,48 @@ def test_a_seed_without_the_reference_is_noted():
     with pytest.raises(ValueError, match=r"no 'ptq'.*'hesso'"):
         gaps(table(), reference="ptq")
     assert mean_gaps(gaps(table([n for n in NETWORKS if n[0] == "hesso"]))).empty
+
+
+def test_differences_are_paired_by_seed_at_the_same_budget():
+    key, rows = "geta_optimizer_cfg.target_macs", []
+    for seed, (dense, ours, uniform) in enumerate([(80, 79, 76), (84, 82, 77), (82, 81, 75)]):
+        rows.append(("baseline", math.nan, seed, (dense,) * 3, 16, 500, 100))
+        rows.append(("budget", 0.25, seed, (ours, ours + 1, ours - 1), 4, 130, 25))
+        rows.append(("budget", 0.5, seed, (90, 90, 90), 8, 130, 50))
+        rows.append(("uniform", 0.25, seed, (uniform,) * 3, 4.1, 130, 25))
+    rows.append(("hesso", 0.5, 1, (89, 89, 89), 8, 130, 50))
+    points = table(rows, key)
+    points.insert(points.columns.get_loc("params"), "budget", points[key])
+    found = paired_differences(points).set_index(["method", "values"])
+    assert found.index.tolist() == [
+        *(("baseline", "0.25"), ("baseline", "0.5"), ("hesso", "0.5"), ("uniform", "0.25")),
+    ]
+    uniform = found.loc[("uniform", "0.25")]  # 3, 5 and 6 points: mean 14 / 3, variance 7 / 3
+    assert (uniform["seeds"], uniform["budget"]) == (3, 0.25)
+    assert uniform["difference"] == pytest.approx(14 / 3)
+    assert uniform["standard_error"] == pytest.approx(math.sqrt(7 / 3 / 3))
+    reach = 4.302653 * math.sqrt(7 / 9)  # two degrees of freedom
+    assert (uniform["low"], uniform["high"]) == pytest.approx((14 / 3 - reach, 14 / 3 + reach))
+    assert uniform["macs_per_frame"] == pytest.approx(4.1e6) and uniform["reference_macs"] == 4e6
+    dense = found.loc[("baseline", "0.25")]
+    assert (dense["difference"], dense["macs_per_frame"]) == pytest.approx((-4 / 3, 16e6))
+    one = found.loc[("hesso", "0.5")]
+    assert (one["seeds"], one["difference"]) == (1, 1) and math.isnan(one["low"])
+    old = paired_differences(table(), reference="hesso")  # a table without the column
+    assert old["budget"].isna().all() and set(old["values"]) == {"0.5", "0.8"}
+    with pytest.raises(ValueError, match=r"no 'budget'.*'hesso'"):
+        paired_differences(table())
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(1, 12.7062), (2, 4.30265), (9, 2.26216)])
+def test_quantiles_of_students_t_are_those_of_its_tables(degrees, expected):
+    assert t_quantile(0.975, degrees) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_column_of_budgets_is_no_setting():
+    points = table()
+    points.insert(points.columns.get_loc("params"), "budget", 0.25)
+    pd.testing.assert_frame_equal(summarise(points), summarise(table()))
 
 
 def test_mean_gaps_count_what_they_compare():

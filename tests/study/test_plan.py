@@ -25,10 +25,15 @@ NEED_A_BUDGET = ("budget", "uniform_longer")
 
 @pytest.fixture
 def plan(tmp_path):
-    """Return a function that writes a study's file with the given keys and reads its plan."""
+    """Return a function that writes a study's file with the given keys and reads its plan.
+
+    The quickstart's own budget, if it has one, is taken away unless the keys give one.
+    """
 
     def plan(**keys):
         path = tmp_path / "s.yaml"
+        if "base" not in keys and MACS not in keys.get("grid", ()):
+            keys["overrides"] = {MACS: None} | keys.get("overrides", {})
         path.write_text(yaml.safe_dump({"base": "params/quickstart.yaml", **keys}))
         return read_plan(path)
 

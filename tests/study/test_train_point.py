@@ -7,8 +7,10 @@ import torch
 import yaml
 from small_experiment import small_experiment, write_experiment
 
-from gaitlib.config import ConfigError
-from gaitlib.study import expand, read_plan, read_point, run_point
+from gaitlib import runs
+from gaitlib.config import ConfigError, read_yaml
+from gaitlib.model import network_cost
+from gaitlib.study import expand, point_table, read_plan, read_point, run_point
 from gaitlib.study.points import load_point, prepare, state_of
 
 CPU = torch.device("cpu")
@@ -78,3 +80,38 @@ def test_a_points_folder_says_what_it_is_and_keeps_what_other_settings_left(poin
     assert (aside / "results.json").exists()
     with pytest.raises(ConfigError, match="cannot read"):
         read_point("s/nothing")
+
+
+@pytest.mark.slow
+def test_rivals_of_a_budget_end_at_its_macs_and_only_train_once_at_the_sparsity_of_hesso(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    monkeypatch.setattr(network_cost, "measure_latency", lambda *_, **__: 1.0)  # takes longest
+    base = write_experiment(small_experiment(tmp_path / "walkers"), tmp_path / "base.yaml")
+    values = {
+        "base": str(base),
+        "overrides": {
+            "hesso_optimizer_cfg.target_group_sparsity": None,
+            "scheduler_cfg.cycle_momentum": False,
+        },
+        "grid": {"hesso_optimizer_cfg.target_macs": [0.5]},
+        "methods": ["baseline", "budget", "only_train_once", "uniform_longer", "torch_pruning"],
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+    points = [replace(p, notebooks=()) for p in expand(read_plan(tmp_path / "s.yaml"))]
+    for point in points:
+        _run("s", point)
+    table = point_table("s", points).set_index("method")
+    assert table.loc[["baseline", "dense_half"], "budget"].isna().all()
+    assert (table["budget"].drop(["baseline", "dense_half"]) == 0.5).all()
+    half = 0.5 * table.loc["baseline", "macs_per_frame"]
+    assert (table.loc[["budget", "hesso"], "macs_per_frame"] <= half).all()
+    slim = table.loc[["uniform_longer", "torch_pruning"], "macs_per_frame"]
+    assert slim.tolist() == pytest.approx([half] * 2, rel=0.15)  # four and eight channels
+    steps = table.loc["uniform_longer", "total_iterations"]
+    assert steps * slim["uniform_longer"] == pytest.approx(20 * half, rel=0.05)
+    (shipped,) = (p for p in points if p.method == "only_train_once")
+    cfg = read_yaml(runs.stage_dir(f"s/{shipped.name}", "hesso") / "config.yaml")
+    given = cfg["hesso_optimizer_cfg"]["target_group_sparsity"]
+    assert given == pytest.approx(table.loc["hesso", "group_sparsity"])
