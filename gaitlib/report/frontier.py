@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mpmath  # torch needs it too, through sympy
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from gaitlib.evaluate import CONDITIONS
 from gaitlib.report.method_names import in_order, words_of
@@ -304,28 +304,9 @@ def _mean_with_interval(differences: pd.Series) -> dict[str, float]:
     """Return the number of differences, their mean, its standard error and its 95 % interval."""
     count, mean = len(differences), differences.mean()
     error = differences.std(ddof=1) / np.sqrt(count)  # NaN for one
-    reach = error * t_quantile(0.975, count - 1) if count > 1 else np.nan
+    reach = error * scipy.stats.t.ppf(0.975, count - 1) if count > 1 else np.nan
     limits = {"low": mean - reach, "high": mean + reach}
     return {"seeds": count, "difference": mean, "standard_error": error, **limits}
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """Return the quantile of Student's t distribution.
-
-    Its two tails beyond t hold the regularised incomplete beta function of
-    x = degrees / (degrees + t^2), with parameters degrees / 2 and 1 / 2 (Abramowitz and Stegun,
-    26.7.1), which is solved for x.
-
-    Args:
-        probability: above 0.5 and below 1.
-        degrees: of freedom, 1 or more.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(60):  # bits of the result
-        x = (low + high) / 2
-        tails = mpmath.betainc(degrees / 2, 0.5, 0, x, regularized=True)
-        low, high = (low, x) if tails > 2 * (1 - probability) else (x, high)
-    return float(np.sqrt(degrees * (1 - high) / high))
 
 
 def _reference_line(table: pd.DataFrame, cost: str, reference: str) -> pd.Series:

@@ -15,7 +15,6 @@ from gaitlib.report.frontier import (
     paired_differences,
     pareto,
     summarise,
-    t_quantile,
 )
 from gaitlib.report.recommendation import recommend
 
@@ -223,11 +222,6 @@ def test_differences_are_paired_by_seed_at_the_same_budget():
     assert old["budget"].isna().all() and set(old["values"]) == {"0.5", "0.8"}
     with pytest.raises(ValueError, match=r"no 'budget'.*'hesso'"):
         paired_differences(table())
-
-
-@pytest.mark.parametrize(("degrees", "expected"), [(1, 12.7062), (2, 4.30265), (9, 2.26216)])
-def test_quantiles_of_students_t_are_those_of_its_tables(degrees, expected):
-    assert t_quantile(0.975, degrees) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_column_of_budgets_is_no_setting():
