@@ -16,6 +16,8 @@ from gaitlib.prune.taylor import TaylorSums, scored_tensors
 from gaitlib.quantize.geta import build_geta
 from gaitlib.quantize.quantization import quantize_network
 
+#: Three periods of four steps, after two steps of training.
+BUDGET = {"start_pruning_step": 2, "pruning_steps": 12, "pruning_periods": 3}
 COUNT = {macs_cost: macs_per_frame, params_cost: count_parameters}
 
 
@@ -91,6 +93,23 @@ def test_only_batch_norms_count_where_there_is_one():
     assert any(name.endswith("weight") and ".bn" not in name for name in names)
 
 
+def test_the_importance_is_that_of_unscaled_gradients():
+    cfg = hesso_cfg(**BUDGET, target_macs=0.4)
+    sums = []
+    for scale in (1.0, 1024.0):
+        model = residual()
+        optimizer = build_hesso(traced(model), cfg)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(torch.ones(()))  # makes the scale
+        for step in range(2):
+            fill_gradients(model, step, scale=0.1 * scale)
+            scaler.step(optimizer)
+            scaler.update()
+        sums.append(optimizer.pruner.rule.taylor.means(optimizer.pruner.groups))
+    assert sums[0].any()
+    torch.testing.assert_close(*sums)
+
+
 # --- the choice -------------------------------------------------------------------------------
 
 #: Two groups in a chain, a of 4 channels and b of 6: cost 10 a + 2 a b + 5 b.
@@ -153,8 +172,6 @@ def test_groups_keep_their_floor_and_a_multiple_of_the_divisor():
 
 
 # --- the run ----------------------------------------------------------------------------------
-
-BUDGET = {"start_pruning_step": 2, "pruning_steps": 12, "pruning_periods": 3}
 
 
 def run(optimizer, model, start, stop):
