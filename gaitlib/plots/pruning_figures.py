@@ -143,9 +143,16 @@ def block_cost(before: pd.DataFrame, after: pd.DataFrame, name: str = "compresse
     return fig
 
 
+#: The ratio of scores up to which a linear axis shows them all.
+MOST_ON_A_LINE = 100
+
+
 @plt.rc_context(STYLE)
 def saliency_of_groups(scores: pd.DataFrame) -> Figure:
     """Draw the saliency score of every channel, one line of points per layer.
+
+    The axis is logarithmic if all scores are positive and span more than `MOST_ON_A_LINE`, as the
+    squared changes of the loss do.
 
     Args:
         scores: one row per channel with columns layer, score, kept (bool); layers in network order.
@@ -167,6 +174,8 @@ def saliency_of_groups(scores: pd.DataFrame) -> Figure:
         )
     ax.set_yticks(np.arange(len(layers)), layers)
     ax.set_ylim(len(layers) - 0.5, -0.5)
+    if 0 < scores["score"].min() < scores["score"].max() / MOST_ON_A_LINE:
+        ax.set_xscale("log")
     ax.set_xlabel("saliency score")
     ax.grid(axis="y", visible=False)
     for edge in np.arange(len(layers) - 1) + 0.5:
