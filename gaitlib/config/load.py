@@ -115,17 +115,23 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
 def _drop_other_targets(
     values: Mapping[str, Any], dotted: str, overrides: Mapping[str, Any]
 ) -> None:
-    """If an override is a target of pruning, remove the targets that the section had before.
+    """If an override is a target of pruning, remove what the section had for another one.
 
-    ``target_group_sparsity`` also removes the keys that only a budget reads.
+    That is the other targets and, unless a budget is left, the keys that only a budget reads.
     """
     section, _, target = dotted.rpartition(".")
     held = values.get(section)
-    if target not in TARGETS or overrides[dotted] is None or not isinstance(held, dict):
+    if target not in TARGETS or not isinstance(held, dict):
         return
-    replaced = (*TARGETS, *WITH_BUDGET) if target not in BUDGETS else TARGETS
+    new = {k: overrides[name] for k in TARGETS if (name := f"{section}.{k}") in overrides}
+    if new[target] is not None:
+        replaced = {*TARGETS, "latency"} - {target}
+    else:
+        replaced = {"latency"} if target == "target_latency_ms" else set()
+    if all((held | new).get(key) is None for key in BUDGETS if key not in replaced):
+        replaced |= WITH_BUDGET.keys()
     for key in replaced:
-        if key != target and f"{section}.{key}" not in overrides:
+        if f"{section}.{key}" not in overrides:
             held.pop(key, None)
 
 

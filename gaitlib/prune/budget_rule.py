@@ -118,6 +118,7 @@ class BudgetRule:
         groups: the prunable parameter groups, from `Graph.param_groups`.
         schedule: when channels leave.
         cost: of the network, as a function of the groups' widths.
+        key: of the section that gives the budget, for messages: ``target_macs``.
         asked: the cost to end at, as a share of the whole network's if it is below 1, else in the
             unit of ``cost``.
         limits: how far each group may shrink.
@@ -135,16 +136,20 @@ class BudgetRule:
         groups: Sequence[Mapping[str, Any]],
         schedule: PruningSchedule,
         cost: ChannelCost,
+        key: str,
         asked: float,
         limits: Limits,
         taylor: TaylorSums | None,
         criteria: Mapping[str, float],
     ) -> None:
         self.ids = [group["id"] for group in groups]
-        self.schedule, self.cost, self.asked, self.limits = schedule, cost, asked, limits
+        self.schedule, self.cost, self.limits = schedule, cost, limits
+        self.key, self.asked = key, asked
         self.taylor, self.criteria = taylor, dict(criteria)
         self.names = PROXIES if taylor is None else ("taylor",)
-        self._check_budget()
+        self._is_checked = False
+        if not cost.table:  # a resumed run still loads the table that it began with
+            self._check_budget()
 
     @property
     def budget(self) -> float:
@@ -152,7 +157,13 @@ class BudgetRule:
         return self.asked * self.cost.total(self.cost.full) if self.asked < 1 else self.asked
 
     def observe(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Add the step's gradients to the importance."""
+        """Add the step's gradients to the importance.
+
+        Raises:
+            ValueError: at the first step of a run whose budget is out of reach of a measured cost.
+        """
+        if not self._is_checked:
+            self._check_budget()
         if self.taylor is not None:
             self.taylor.add(groups)
 
@@ -223,16 +234,24 @@ class BudgetRule:
             self.cost = self.cost.from_table(state["table"])
 
     def _check_budget(self) -> None:
+        """Refuse a budget below the least cost, and warn of one that removes nothing."""
+        self._is_checked = True
         least = {id_: self.limits.least(self.cost.full[id_]) for id_ in self.ids}
-        reached = self.cost.total(least)
+        reached, whole = self.cost.total(least), self.cost.total(self.cost.full)
+        asked = f"{self.key} {self.asked:g} means {_figure(self.budget)} {self.cost.unit}"
+        if self.asked >= 1:
+            asked += " (a number below 1 is a share)"
         if reached > self.budget:
             layer, most = self.cost.most_expensive(least)
-            whole = self.cost.total(self.cost.full)
             raise ValueError(
-                f"the budget is {_figure(self.budget)} {self.cost.unit}, but with group_divisible "
-                f"{self.limits.divisible} and min_channels_share {self.limits.least_share} the "
-                f"network needs at least {_figure(reached)} of {_figure(whole)}; {_figure(most)} "
-                f"of them are of {layer}: lower these keys or raise the budget"
+                f"{asked}, but with group_divisible {self.limits.divisible} and min_channels_share "
+                f"{self.limits.least_share} the network needs at least {_figure(reached)} of "
+                f"{_figure(whole)}, a share of {math.ceil(1000 * reached / whole) / 1000:g}; "
+                f"{_figure(most)} of them are {layer}'s: raise the budget, or lower these keys"
+            )
+        if whole <= self.budget:
+            log.warning(
+                "%s, and the dense network has %s: no channel leaves", asked, _figure(whole)
             )
 
 

@@ -6,6 +6,7 @@ AdamW. In each period it chooses the channels with the lowest scores, shrinks th
 step, and keeps them at zero.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ class HESSO(torch.optim.Optimizer):
         self._base = build_base(copies, cfg)
         super().__init__(copies, dict(self._base.defaults))
         prunable = [group for group in self.param_groups if group["is_prunable"]]
-        self._target = key, value = cfg.target
+        key, value = cfg.target
         if value and not prunable:
             raise ValueError(f"{key} is {value}, but no group is prunable: Graph.table() shows why")
         self.num_channels = sum(group["num_groups"] for group in prunable)
@@ -133,14 +134,14 @@ class HESSO(torch.optim.Optimizer):
         rule = self.pruner.rule
         if not isinstance(rule, BudgetRule):
             return None
-        return {
-            "key": self._target[0],
-            "asked": self._target[1],
+        costs = {
             "limit": rule.budget,
             "reached": rule.cost_without([self.pruner.pruned[id_] for id_ in rule.ids]),
             "dense": rule.cost.total(rule.cost.full),
-            "unit": rule.cost.unit,
         }
+        if not rule.cost.table:  # MACs and parameters are counted
+            costs = {name: math.floor(cost + 1e-3) for name, cost in costs.items()}
+        return {"key": rule.key, "asked": rule.asked, **costs, "unit": rule.cost.unit}
 
     @property
     def cost_share(self) -> float | None:
@@ -277,6 +278,7 @@ def _build_rule(
         groups,
         cfg.schedule,
         budget.cost,
+        key,
         value,
         Limits(cfg.group_divisible, cfg.min_channels_share),
         TaylorSums(budget.scored) if cfg.importance == "taylor" else None,

@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -35,6 +36,8 @@ from gaitlib.prune.graph import Graph
 from gaitlib.system.files import write_atomically
 
 log = logging.getLogger(__name__)
+
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 #: Widths at which a layer is measured, as shares of the whole; 0 is the least.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -100,7 +103,11 @@ class Grid:
 
     ins: tuple[int, ...]
     outs: tuple[int, ...]
-    ms: tuple[tuple[float, ...], ...]
+    ms: tuple[tuple[Milliseconds, ...], ...]
+
+    def __post_init__(self) -> None:
+        if [len(row) for row in self.ms] != [len(self.outs)] * len(self.ins):
+            raise ValueError(f"ms needs {len(self.ins)} rows of {len(self.outs)} values")
 
     def monotone(self) -> "Grid":
         """Return the grid in which no value falls along either axis."""
@@ -140,8 +147,8 @@ class LatencyTable:
     layers: Mapping[str, Grid]
     dense: Mapping[str, tuple[int, int]]
     narrow: Mapping[str, tuple[int, int]]
-    dense_ms: float
-    narrow_ms: float
+    dense_ms: Milliseconds
+    narrow_ms: Milliseconds
     measured: Mapping[str, Any]
 
     def text(self) -> str:
@@ -150,13 +157,16 @@ class LatencyTable:
 
     @classmethod
     def from_text(cls, text: str) -> "LatencyTable":
-        """Read what `text` wrote."""
-        content = json.loads(text)
-        grids = {
-            name: Grid(tuple(grid["ins"]), tuple(grid["outs"]), tuple(map(tuple, grid["ms"])))
-            for name, grid in content.pop("layers").items()
-        }
-        return cls(layers=grids, **content)
+        """Read what `text` wrote.
+
+        Raises:
+            ValueError: if it is not such a text, or a number in it is not positive and finite.
+        """
+        return TypeAdapter(cls).validate_json(text)
+
+    def __post_init__(self) -> None:
+        if not self.layers or not self.layers.keys() == self.dense.keys() == self.narrow.keys():
+            raise ValueError("layers, dense and narrow have to hold the same layers")
 
     def cost(self, graph: Graph) -> ChannelCost:
         """Return the latency as a function of the widths of a graph's groups, in ms."""
@@ -290,9 +300,10 @@ def read_or_measure(
         log.info("measured %d layers for %s", len(layers), path)
     try:
         return LatencyTable.from_text(path.read_text())
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
+        first = str(error).splitlines()[0]
         raise ValueError(
-            f"{path} is not a table of latencies ({error!r}): delete it, and it is measured anew"
+            f"{path} is not a table of latencies ({first}): delete it, and it is measured anew"
         ) from error
 
 

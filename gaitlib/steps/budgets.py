@@ -136,12 +136,7 @@ def write_budget(optimizer: HESSO, folder: Path) -> None:
         return
     write_atomically(folder / FILE, json.dumps(found, indent=1) + "\n")
     below = 1 - found["reached"] / found["limit"]
-    if found["dense"] <= found["limit"]:
-        log.warning(
-            "%s %g asks for nothing: the dense network has %g %s",
-            *(found[key] for key in ("key", "asked", "dense", "unit")),
-        )
-    elif below > TOLERANCE:
+    if found["reached"] < found["dense"] and below > TOLERANCE:
         log.info(
             "the network ends at %g %s, %.1f %% below its budget of %g: one bundle of channels is "
             "coarser than %g %%",

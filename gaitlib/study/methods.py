@@ -2,8 +2,9 @@
 
 All methods use the same data and the same test protocol. Every compressing method takes as many
 steps in total as HESSO does, including those of the baseline that HESSO starts from. With a budget
-(``target_macs`` or ``target_params``) HESSO, the methods that differ from it in one key, and the
-dense rivals all end at the same cost; only_train_once knows no budget and ends at HESSO's sparsity.
+HESSO and the methods that differ from it in one key all end at the same cost. The dense rivals end
+at the same multiply-adds: those of ``target_macs``, or else those that HESSO ended at.
+only_train_once knows no budget and ends at HESSO's sparsity.
 """
 
 import functools
@@ -85,7 +86,7 @@ def steps_of_start(experiment: Experiment, baseline_steps: int | None = None) ->
 
 
 def budget_of(experiment: Experiment) -> float | None:
-    """Return what ``target_macs`` or ``target_params`` asks for; None without either."""
+    """Return what a budget asks for (see `BUDGETS`); None without one."""
     if experiment.compression is None:
         return None
     key, value = experiment.compression.target
@@ -98,8 +99,22 @@ def macs_budget(experiment: Experiment) -> float | None:
 
 
 def absolute_macs(experiment: Experiment, budget: float) -> int:
-    """Return the MACs per frame that a ``target_macs`` means for a dense experiment's network."""
-    return round(budget * _macs(experiment.model_cfg) if budget < 1 else budget)
+    """Return the MACs per frame that a ``target_macs`` means for a dense experiment's network.
+
+    Raises:
+        ConfigError: if the network needs more with one channel in each stage, or less as it is.
+    """
+    network = experiment.model_cfg
+    whole = _macs(network)
+    macs = round(budget * whole if budget < 1 else budget)
+    least = _macs(_with_channels(network, dict.fromkeys(_stages(network), 1)))
+    if not least <= macs < whole:
+        raise ConfigError(
+            f"target_macs {budget:g} means {macs:,} MACs per frame (a number below 1 is a share of "
+            f"the dense network's): write a budget from {least:,} ({least / whole:.2g}) to below "
+            f"{whole:,}"
+        )
+    return macs
 
 
 def dense(experiment: Experiment) -> Experiment:
@@ -171,7 +186,7 @@ def pruned_by_only_train_once(experiment: Experiment) -> Experiment:
     """
     changed: dict[str, Any] = {"implementation": "only_train_once"}
     if budget_of(experiment) is not None:
-        changed |= dict.fromkeys((*TARGETS, *WITH_BUDGET))
+        changed |= dict.fromkeys((*TARGETS, *WITH_BUDGET, "latency"))
     return _pruned_with(experiment, changed)
 
 

@@ -22,7 +22,14 @@ from gaitlib.config.run_changes import digest
 from gaitlib.config.section import Section, nearest
 from gaitlib.report.method_names import FORMER_METHODS
 from gaitlib.runs import locate
-from gaitlib.study.methods import METHODS, budget_of, macs_budget, starts_from, steps_of_start
+from gaitlib.study.methods import (
+    METHODS,
+    absolute_macs,
+    budget_of,
+    macs_budget,
+    starts_from,
+    steps_of_start,
+)
 from gaitlib.study.points import Point
 
 #: Keys that do not affect results. A point is not trained again when they change.
@@ -142,6 +149,8 @@ def expand(plan: StudyPlan) -> list[Point]:
             try:
                 experiment = load_experiment(locate(plan.base), {**plan.overrides, **settings})
                 _check_start(experiment, plan.baseline_steps)
+                if (budget := macs_budget(experiment)) is not None:
+                    absolute_macs(experiment, budget)  # refuses one that no network can have
                 for method in plan.methods:
                     _add_point(found, method, experiment, settings, seed, plan.baseline_steps)
             except ConfigError as error:

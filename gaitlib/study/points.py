@@ -37,7 +37,7 @@ class Point:
             starts from.
         notebooks: run in this order, the training one first. Relative paths start at the working
             folder, or else at the project's.
-        budget: what ``target_macs`` or ``target_params`` asks for, of the experiment or of a needed
+        budget: what a budget (such as ``target_macs``) asks for, of the experiment or of a needed
             point; None if the method has no such limit.
     """
 

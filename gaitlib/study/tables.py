@@ -27,7 +27,7 @@ def point_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
         point, method, seed; then the grid's keys, spelled as in the study's file, empty where a
         method does not read them (as JSON if a key has neither only numbers nor only text).
         rank1_NM, rank1_BG, rank1_CL: %.
-        budget: what target_macs or target_params asks for; empty for a method without a limit.
+        budget: what target_macs, target_params or target_latency_ms asks for; empty if none.
         params: count. macs_per_frame: of the backbone. relative_bops: % of the dense network's.
         weight_bits, activation_bits: averages; 32 in float.
         file_bytes: size of a quantized network's file, or of the float weights in torch's format.

@@ -164,5 +164,9 @@ def test_an_overridden_target_replaces_the_files():
     assert sparse.target == ("target_group_sparsity", 0.7) and sparse.importance is None
     params = load_experiment(None, {"geta_optimizer_cfg.target_params": 0.5}).compression
     assert params.target == ("target_params", 0.5) and params.importance == budget.importance
+    latency = load_experiment(None, {"geta_optimizer_cfg.target_latency_ms": 0.5})
+    assert latency.compression.latency.runtime == "torch"
+    again = load_experiment(latency.sections(), {"geta_optimizer_cfg.target_macs": 0.5})
+    assert again.compression.latency is None
     with pytest.raises(ConfigError, match="target_group_sparsity 0.7, target_macs 0.5"):
         load_experiment(None, {key: 0.7, "geta_optimizer_cfg.target_macs": 0.5})

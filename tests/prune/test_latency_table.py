@@ -118,9 +118,21 @@ def test_a_table_is_measured_once_and_its_file_says_for_what(tmp_path, caplog):
         read_or_measure(graph, tmp_path, other, 1, by_area, lambda _: lambda: 1.0)
     measured(graph, tmp_path, divisible=8)
     assert len(list(tmp_path.iterdir())) == 4
-    file.write_text("{}")
-    with pytest.raises(ValueError, match="delete it, and it is measured anew"):
-        measured(graph, tmp_path)
+    content = json.loads(file.read_text())
+    layer = next(iter(content["layers"]))
+    short = {"ins": [8, 16], "outs": [8], "ms": [[1.0]]}
+    damaged = [
+        "{}",
+        "null",
+        json.dumps(content | {"layers": {}}),
+        json.dumps(content | {"dense_ms": "x"}),
+        json.dumps(content | {"dense_ms": float("nan")}),
+        json.dumps(content | {"layers": content["layers"] | {layer: short}}),
+    ]
+    for text in damaged:
+        file.write_text(text)
+        with pytest.raises(ValueError, match="delete it, and it is measured anew"):
+            measured(graph, tmp_path)
 
 
 # --- the run ----------------------------------------------------------------------------------
@@ -136,17 +148,23 @@ def run(optimizer, model, start, stop):
 
 def test_a_resumed_run_goes_on_with_the_table_it_began_with(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    cfg = hesso_cfg(**BUDGET, target_latency_ms=0.6, lr=0.01)
     model = residual()
     graph = traced(model)
-    optimizer = build_hesso(graph, cfg, measured(graph, tmp_path / "a").cost(graph))
+    mine = measured(graph, tmp_path / "a", factor=10.0).cost(graph)
+    asked = 0.6 * mine.total(mine.full)  # the other machine is too slow for it
+    cfg = hesso_cfg(**BUDGET, target_latency_ms=asked, lr=0.01)
+    optimizer = build_hesso(graph, cfg, mine)
     run(optimizer, model, 0, 7)
     state = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
     torch.save(state, tmp_path / "state.pt")
     weights, saved = torch.load(tmp_path / "state.pt", weights_only=True)
     second = residual(seed=1)
     second.load_state_dict(weights)
-    other = measured(traced(second), tmp_path / "b", rest=0.1, factor=7.0).cost(traced(second))
+    other = measured(traced(second), tmp_path / "b", rest=0.1, factor=7000.0).cost(traced(second))
+    too_slow = build_hesso(traced(second), cfg, other)
+    with pytest.raises(ValueError, match="target_latency_ms .* needs at least"):
+        run(too_slow, second, 0, 1)
+    second.load_state_dict(weights)
     resumed = build_hesso(traced(second), cfg, other)
     resumed.load_state_dict(saved)
     assert "it keeps the latter" in caplog.text
@@ -155,8 +173,8 @@ def test_a_resumed_run_goes_on_with_the_table_it_began_with(tmp_path, caplog):
     assert resumed.pruner.pruned == optimizer.pruner.pruned
     assert resumed.budget() == optimizer.budget()
     found = optimizer.budget()
-    assert 0.99 * found["limit"] <= found["reached"] <= found["limit"] == 0.6 * found["dense"]
-    assert found["reached"] == pytest.approx(whole_ms(graph, graph.slice()))
+    assert 0.99 * found["limit"] <= found["reached"] <= found["limit"] == asked
+    assert found["reached"] == pytest.approx(whole_ms(graph, graph.slice(), factor=10.0))
 
 
 def test_a_table_that_misses_by_a_tenth_is_a_warning(caplog):
@@ -181,7 +199,7 @@ def test_a_bundle_coarser_than_the_tolerance_is_said(tmp_path, caplog):
 
     assert end_at(496.0, 500.0) == ""
     assert "ends at 480 MACs per frame, 4.0 % below its budget of 500" in end_at(480.0, 500.0)
-    assert "asks for nothing: the dense network has 1000 MACs" in end_at(1000.0, 1200.0)
+    assert end_at(1000.0, 1200.0) == ""
     budgets.write_budget(SimpleNamespace(budget=lambda: None), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

@@ -269,3 +269,13 @@ def test_a_study_of_sparsities_keeps_the_digests_of_the_versions_that_knew_no_bu
             "needs": {former.get(m, m): found[m] for m in point.needs},
         }
         assert point.digest == digest(known)
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.0e-5, 1.0e9])
+def test_a_budget_that_no_network_can_have_is_refused(budget, tmp_path):
+    path = tmp_path / "study.yaml"
+    key = "geta_optimizer_cfg.target_macs"
+    plan = {"base": "params/quickstart.yaml", "methods": ["budget"], "grid": {key: [budget]}}
+    path.write_text(yaml.safe_dump(plan))
+    with pytest.raises(ConfigError, match="a number below 1 is a share"):
+        expand(read_plan(path))
