@@ -99,7 +99,7 @@ def paired_differences(table: pd.DataFrame, reference: str = "budget") -> Figure
     fig, axes = plt.subplots(
         1,
         len(settings),
-        figsize=(2.6 + 3.1 * len(settings), 1.5 + 0.38 * len(methods)),
+        figsize=(max(8.5, 2.6 + 3.1 * len(settings)), 1.5 + 0.38 * len(methods)),  # its label
         sharex=True,
         sharey=True,
         squeeze=False,

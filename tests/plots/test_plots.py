@@ -14,7 +14,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from gaitlib import plots  # noqa: E402
 from gaitlib.plots.style import mosaic, with_prefix  # noqa: E402
-from gaitlib.report.frontier import cuts, summarise  # noqa: E402
+from gaitlib.report.frontier import cuts, paired_differences, summarise  # noqa: E402
 
 VIEWS = ["000", "018", "036"]
 TYPES = ["nm-01", "bg-01", "cl-01"]
@@ -50,6 +50,7 @@ POINTS = pd.DataFrame({"point": ["a", "b"], "method": ["baseline", "hesso"], "se
 )
 CUT = LAYERS.rename(columns={"name": "layer"}).assign(point="b", weight_bits=4, activation_bits=8)
 SUMMARY = summarise(POINTS)
+DIFFERENCES = paired_differences(POINTS, "hesso")
 CURVES = pd.DataFrame(
     itertools.product(["dense", "compressed"], ["NM", "CL"], VIEWS),
     columns=["model", "condition", "view"],
@@ -101,6 +102,7 @@ CASES = [
     (plots.size_and_accuracy, (NETWORKS,), 3, "24.3"),
     (plots.frontiers, (SUMMARY,), 6, "rank-1 (%), mean of NM, CL"),
     (plots.frontier_by_condition, (SUMMARY,), 2, "CL, in a coat"),
+    (plots.paired_differences, (DIFFERENCES, "hesso"), 1, "dense"),
     (plots.cuts_by_method, (cuts(CUT, POINTS),), 2, "HESSO   0.5"),
 ]
 
