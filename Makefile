@@ -29,7 +29,7 @@ help:
 	@echo "make workbook   run the five notebooks with $(CFGS) and print a table of the results"
 	@echo "                (CFGS=params/casia_b/gaitbase_resnet_geta.yaml RUN=my-run for another experiment)"
 	@echo "make study      train the missing networks of $(STUDY), then run notebook 6 on their table"
-	@echo "                (STUDY=params/studies/mine.yaml NAME=mine for another; about half an hour on 2 cores)"
+	@echo "                (STUDY=params/studies/mine.yaml NAME=mine for another; under an hour on 2 cores)"
 	@echo "make test       unit tests, every notebook at smoke size (papermill), the committed notebooks (nbval)"
 	@echo "make lab        JupyterLab on the notebooks and the page that leads through them (LAB=--no-browser for a server)"
 	@echo "make browser-test  notebooks 1 and 5 in that lab, in chromium; screenshots in build/browser"
