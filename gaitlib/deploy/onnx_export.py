@@ -131,7 +131,7 @@ class OnnxConvolution(nn.Module):
     """One float convolution with what follows it, in ONNX Runtime on the CPU, to be timed alone.
 
     Args:
-        layers: a convolution without bias, if there is one a batch norm, and a ReLU; in eval mode.
+        layers: a convolution without bias, its batch norm (optional) and a ReLU; in eval mode.
         threads: as in `OnnxNetwork`.
 
     Shape:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gaitlib.config.schedules import PruningSchedule
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.channel_rules import Moves
-from gaitlib.prune.importance import PROXIES, proxies, weigh
+from gaitlib.prune.importance import PROXIES, five_scores
 from gaitlib.prune.taylor import TaylorSums
 
 log = logging.getLogger(__name__)
@@ -182,8 +181,7 @@ class BudgetRule:
     def score(self, groups: Sequence[dict[str, Any]], moves: Moves) -> Tensor:
         """Return the importance ``(1, N)`` since the last choice, or five proxies ``(5, N)``."""
         if self.taylor is None:
-            raw = [proxies(g["params"], moves(g), g["p_dims"]).float() for g in groups]
-            return weigh(torch.cat(raw, dim=1), self.criteria)
+            return five_scores(groups, moves, self.criteria)
         importance = self.taylor.means(groups).unsqueeze(0)
         self.taylor.restart()
         return importance

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from gaitlib.model.float_state import of_quantizer
-from gaitlib.model.network_cost import layer_table
+from gaitlib.model.network_cost import backbone_macs
 from gaitlib.prune.graph import Graph
 
 Widths = Mapping[str, int]
@@ -85,31 +85,36 @@ class ChannelCost:
         return max((("all that keeps its size", self.fixed), *costs.items()), key=lambda c: c[1])
 
 
+def product_cost(
+    unit: str, full: Widths, counts: Mapping[str, int], groups: Mapping[str, Sequence[str]]
+) -> ChannelCost:
+    """Return a cost whose layers are each in proportion to the widths that they shrink with.
+
+    Args:
+        unit: as in `ChannelCost`.
+        full: as in `ChannelCost`.
+        counts: the cost of each layer of the whole network, by name.
+        groups: ids of the groups that a layer shrinks with; a layer that is missing keeps its size.
+    """
+    terms = [
+        Term(layer, tuple(shrinks), Product(count / prod(full[g] for g in shrinks)))
+        for layer, count in counts.items()
+        if (shrinks := groups.get(layer, ()))
+    ]
+    fixed = sum(counts.values()) - sum(term.at(full) for term in terms)
+    return ChannelCost(unit, full, terms, fixed)
+
+
 def macs_cost(graph: Graph) -> ChannelCost:
     """Return the backbone's MACs per frame, as `network_cost.macs_per_frame` counts them."""
-    table = layer_table(graph.model)
-    macs = {row.layer: row.macs for row in table.itertuples() if row.layer.startswith("Backbone.")}
-    groups, full = _groups_of(graph), widths_of(graph)
-    terms = [
-        Term(layer, shrinks, Product(count / prod(full[g] for g in shrinks)))
-        for layer, count in macs.items()
-        if (shrinks := groups.get(f"{layer}.weight", ()))
-    ]
-    fixed = sum(macs.values()) - sum(term.at(full) for term in terms)
-    return ChannelCost("MACs per frame", full, terms, fixed)
+    groups = {name.removesuffix(".weight"): ids for name, ids in _groups_of(graph).items()}
+    return product_cost("MACs per frame", widths_of(graph), backbone_macs(graph.model), groups)
 
 
 def params_cost(graph: Graph) -> ChannelCost:
     """Return the number of parameters, as `network_cost.count_parameters` counts them."""
-    groups, full = _groups_of(graph), widths_of(graph)
     counts = {n: p.numel() for n, p in graph.model.named_parameters() if not of_quantizer(n)}
-    terms = [
-        Term(name, shrinks, Product(count / prod(full[g] for g in shrinks)))
-        for name, count in counts.items()
-        if (shrinks := groups.get(name, ()))
-    ]
-    fixed = sum(counts.values()) - sum(term.at(full) for term in terms)
-    return ChannelCost("parameters", full, terms, fixed)
+    return product_cost("parameters", widths_of(graph), counts, _groups_of(graph))
 
 
 def widths_of(graph: Graph) -> dict[str, int]:

@@ -4,11 +4,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from gaitlib.config.schedules import PruningSchedule
-from gaitlib.prune.importance import PROXIES, choose, proxies, removable, weigh
+from gaitlib.prune.importance import PROXIES, choose, five_scores, removable
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +84,7 @@ class SparsityRule:
 
     def score(self, groups: Sequence[dict[str, Any]], moves: Moves) -> Tensor:
         """Return the five weighted proxies, ``(5, N)``."""
-        raw = [proxies(g["params"], moves(g), g["p_dims"]).float() for g in groups]
-        return weigh(torch.cat(raw, dim=1), self.criteria)
+        return five_scores(groups, moves, self.criteria)
 
     def choose(
         self, scores: Sequence[Sequence[float]], removed: Sequence[Sequence[int]], period: int

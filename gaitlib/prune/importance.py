@@ -8,7 +8,8 @@ Letters: G channels of one group, N channels of all groups.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,16 @@ def weigh(raw: Tensor, criteria: Mapping[str, float]) -> Tensor:
     weights = raw.new_tensor([criteria.get(name, 0.0) for name in PROXIES])
     length = ((raw**2).sum(dim=1) + _EPS).sqrt() + _EPS
     return raw * (weights / length).unsqueeze(1)
+
+
+def five_scores(
+    groups: Sequence[Mapping[str, Any]],
+    moves: Callable[[dict[str, Any]], Sequence[Tensor | None]],
+    criteria: Mapping[str, float],
+) -> Tensor:
+    """Return the weighted proxies of the channels of all parameter groups, ``(5, N)``."""
+    raw = [proxies(g["params"], moves(g), g["p_dims"]).float() for g in groups]
+    return weigh(torch.cat(raw, dim=1), criteria)
 
 
 def removable(channels: int, divisible: int) -> int:

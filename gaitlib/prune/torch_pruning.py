@@ -23,8 +23,8 @@ from gaitlib.model import GaitBase
 from gaitlib.model.backbones import FocalConv2d
 from gaitlib.model.float_state import quantization_of
 from gaitlib.model.heads import SeparateFCs
-from gaitlib.model.network_cost import FRAME, layer_table, macs_per_frame
-from gaitlib.prune.channel_cost import ChannelCost, Product, Term
+from gaitlib.model.network_cost import FRAME, backbone_macs, macs_per_frame
+from gaitlib.prune.channel_cost import ChannelCost, product_cost
 
 log = logging.getLogger(__name__)
 
@@ -226,14 +226,7 @@ def _cost(graph: Any, dense: GaitBase, groups: dict[str, Any]) -> ChannelCost:
                 layer = graph._module2name[item.dep.layer]
                 shrinks.setdefault(layer, []).append(name)
     full = {name: len(group[0].idxs) for name, group in groups.items()}
-    table = layer_table(dense)
-    macs = {row.layer: row.macs for row in table.itertuples() if row.layer.startswith("Backbone.")}
-    terms = [
-        Term(layer, tuple(names), Product(macs[layer] / math.prod(full[n] for n in names)))
-        for layer, names in shrinks.items()
-    ]
-    fixed = sum(macs.values()) - sum(term.at(full) for term in terms)
-    return ChannelCost("MACs per frame", full, terms, fixed)
+    return product_cost("MACs per frame", full, backbone_macs(dense), shrinks)
 
 
 def _pruner(twin: GaitBase, ratio: float, way: _Way) -> Any:

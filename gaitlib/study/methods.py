@@ -22,7 +22,7 @@ from gaitlib.config import ConfigError, Experiment, load_experiment
 from gaitlib.config.compression_cfg import BUDGETS, TARGETS, WITH_BUDGET
 from gaitlib.config.model_cfg import ModelCfg
 from gaitlib.model import build_model
-from gaitlib.model.network_cost import layer_table, macs_per_frame
+from gaitlib.model.network_cost import backbone_macs, macs_per_frame
 from gaitlib.steps import require_compression
 
 #: `narrowed` scales channels by k / WIDTH_STEPS, with k from 1 to WIDTH_STEPS.
@@ -339,14 +339,13 @@ def _macs_by_stage(
     A convolution's MACs are in proportion to its inputs and to its outputs. So a network with one
     stage `PROBE` times as wide shows which convolutions depend on it, and how often.
     """
-    rows = layer_table(build_model(**network.build_arguments())).set_index("layer")["macs"]
-    macs = rows[rows.index.str.startswith("Backbone.")]
+    macs = backbone_macs(build_model(**network.build_arguments()))
 
     def numbers(widths: Mapping[int, int]) -> list[int]:
         with torch.device("meta"):  # takes no memory and no random numbers
             model = build_model(**_with_channels(network, widths).build_arguments())
         layers = dict(model.named_modules())
-        return [layers[name].weight.numel() for name in macs.index]
+        return [layers[name].weight.numel() for name in macs]
 
     same = {channels: channels for channels in stages}
     grown = [numbers(same | {channels: PROBE * channels}) for channels in stages]
@@ -354,7 +353,7 @@ def _macs_by_stage(
 
     def cost(widths: tuple[int, ...]) -> float:
         shares = np.divide(widths, stages)[:, None] ** powers
-        return float(macs.to_numpy() @ shares.prod(axis=0))
+        return float(np.array(list(macs.values())) @ shares.prod(axis=0))
 
     return cost
 
