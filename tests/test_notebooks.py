@@ -127,6 +127,7 @@ def test_the_command_line_repeats_a_notebook_figure_for_figure(in_workspace):
         by_notebook, by_command = (_results(in_workspace, stage, run) for run in ("smoke", "cli"))
         for results in (by_notebook, by_command):
             results.pop("latency_ms")
+            results.pop("training_seconds")
             results.get("dense", {}).pop("latency_ms", None)
         assert by_command == by_notebook
     assert "GETA" in done.stdout

@@ -120,6 +120,9 @@ class HessoCfg(Section):
       change of the loss per unit of cost that a channel saves; ``hesso`` is the sum of HESSO's five
       scores, as with ``target_group_sparsity``.
     - ``min_channels_share``, with a budget: share of its channels that each group keeps at least.
+    - ``shrink``: removed channels leave the network at the end of their pruning period, so that
+      later steps cost less; ``false`` keeps them as zeros. By default they leave with a budget, and
+      stay with ``target_group_sparsity``, as in only_train_once.
     - ``start_pruning_step``, ``pruning_steps``, ``pruning_periods``: see `PruningSchedule`.
     - ``group_divisible``: each group keeps a multiple of this number of channels.
     - ``importance_score_criteria``: the weights of the five scores that rank the channels.
@@ -141,6 +144,7 @@ class HessoCfg(Section):
     latency: LatencyCfg | None = None
     importance: Literal["taylor", "hesso"] | None = None
     min_channels_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    shrink: bool | None = None
     start_pruning_step: NonNegativeInt
     pruning_steps: PositiveInt
     pruning_periods: PositiveInt
@@ -197,6 +201,15 @@ class HessoCfg(Section):
         _ = self.schedule  # raises
         return self
 
+    @model_validator(mode="after")
+    def _package_keeps_zeros(self) -> "HessoCfg":
+        if self.shrinks and self.implementation == "only_train_once":
+            raise ValueError(
+                "shrink true: only_train_once's own HESSO keeps removed channels as zeros: write "
+                "implementation: gaitlib, or leave shrink out"
+            )
+        return self
+
     @property
     def schedule(self) -> PruningSchedule:
         """When channels leave."""
@@ -206,6 +219,11 @@ class HessoCfg(Section):
     def target(self) -> tuple[str, float]:
         """The key of TARGETS that is given, and its value."""
         return next((k, v) for k in TARGETS if (v := getattr(self, k)) is not None)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether removed channels leave the network during training."""
+        return self.target[0] in BUDGETS if self.shrink is None else self.shrink
 
     @property
     def scores(self) -> ImportanceScores:

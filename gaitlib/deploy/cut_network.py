@@ -41,7 +41,7 @@ class Compressed:
 
     Attributes:
         model: the small network, in eval mode, on the device of the full one.
-        full: the sparse network that it was cut from, as given.
+        full: the sparse network that it was cut from; as given, if no channels had left that.
         params: numbers in the parameters of ``model``; the scalars of quantizers do not count.
         full_params: the same of ``full``.
         group_sparsity: share of removable channels that were zero, 0..1.
@@ -79,6 +79,9 @@ def construct_compressed_model(
 ) -> Compressed:
     """Remove the zero channels of ``model``, compare, and write both networks.
 
+    Of a model that channels have left while it trained, the full network is `Graph.widen`'s copy,
+    which has zeros in their place. The compressed one is compared with both.
+
     Writes ``compressed_gaitbase_<stage>_<timestamp>.safetensors`` into ``out_dir``, the file that
     this package loads, and for other programs the weights of the compressed and of the full network
     as plain state_dicts: ``compressed_gaitbase_<stage>_<timestamp>.pt`` and
@@ -106,9 +109,10 @@ def construct_compressed_model(
         CompressionError: if the outputs differ by more; what was written stays for inspection.
         ValueError: if ``architecture`` is missing, or does not make this model.
     """
-    model = graph.model if model is None else model
-    small = settled_copy(graph.slice(model)).eval()
-    sparsity, widths = graph.group_sparsity(model), layer_widths(small)
+    trained = graph.model if model is None else model
+    small = settled_copy(graph.slice(trained)).eval()
+    sparsity, widths = graph.group_sparsity(trained), layer_widths(small)
+    full = graph.widen(trained) if graph.is_narrow(trained) else trained
     paths: list[Path | None] = [None, None, None]
     candidate = copy.deepcopy(small).cpu().float()
     if out_dir is not None:
@@ -117,27 +121,28 @@ def construct_compressed_model(
                 f"to write into {out_dir}, pass architecture, the arguments of build_model: "
                 "a network on disk is rebuilt from them"
             )
-        if layer_widths(dense_outline(architecture)) != layer_widths(model):
+        if layer_widths(dense_outline(architecture)) != layer_widths(full):
             raise ValueError(f"architecture {dict(architecture)} builds another network than this")
         path = network_path(out_dir, stage, timestamp)
         full_path = path.with_name(path.name.replace("compressed", "full", 1)).with_suffix(".pt")
-        export_state_dict(model, full_path)
+        export_state_dict(full, full_path)
         state_dict_path = export_state_dict(small, path.with_suffix(".pt"))
         write_network(small, architecture, path)
         paths = [path, state_dict_path, full_path]
         candidate = load_network(path)
-    error = _relative_error(model, candidate, example)
+    originals = [full] if full is trained else [full, trained]
+    error = max(_relative_error(original, candidate, example) for original in originals)
     if not error <= tolerance:  # NaN is refused too
         kept = "" if out_dir is None else f"; both networks are in {out_dir}"
         raise CompressionError(
             f"full and compressed differ by {error:.3g} of the largest output, "
             f"tolerance {tolerance:.3g}{kept}"
         )
-    params, full_params = _count_parameters(small), _count_parameters(model)
+    params, full_params = _count_parameters(small), _count_parameters(full)
     log.info("%d of %d parameters left, error %.2g", params, full_params, error)
     quantization = quantization_of(small)
     bits = None if quantization is None else quantization.bits()
-    return Compressed(small, model, params, full_params, sparsity, error, widths, bits, *paths)
+    return Compressed(small, full, params, full_params, sparsity, error, widths, bits, *paths)
 
 
 def drop_bnnecks(model: GaitBase) -> GaitBase:

@@ -53,6 +53,18 @@ def backbone_macs(model: GaitBase) -> dict[str, int]:
     return {n: row["macs"] for n, row in rows.items() if n.startswith(_BACKBONE_PREFIX)}
 
 
+def training_macs(model: GaitBase) -> tuple[int, int]:
+    """Return the MACs of one training step: per frame, in the backbone, and per clip, in the heads.
+
+    A layer computes its output, and in the backward pass the gradients of its weights and of its
+    input, which take as many MACs each. The first convolution needs no gradient of its input.
+    """
+    backbone = list(backbone_macs(model).values())
+    rows = _count_macs(model, FRAME)
+    heads = sum(row["macs"] for row in rows.values()) - sum(backbone)
+    return 3 * sum(backbone) - backbone[0], 3 * heads
+
+
 def layer_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame:
     """Return one row per convolution and head, in the order they run.
 

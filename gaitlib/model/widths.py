@@ -62,6 +62,33 @@ def resize_layers(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> 
             _resize(model.get_submodule(name), **{f"{k}_": v for k, v in width.items()})
 
 
+def widths_of_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Widths:
+    """Return the widths that ``model`` has after channels have left, from the weights that remain.
+
+    What a compressed network keeps, embedding and classes, is the model's.
+
+    Args:
+        model: the dense network.
+        weights: some or all of its names, with tensors that are as wide or narrower.
+    """
+    found = layer_widths(model)
+    for name, width in found.items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, SeparateFCs):
+            own, sides = "fc_bin", {"in": 1}
+        elif isinstance(layer, nn.Conv2d):
+            own, sides = "weight", {"out": 0, "in": 1}
+        elif isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
+            own, sides = "running_mean", {"out": 0}
+        else:
+            continue
+        there = weights.get(f"{name}.{own}")
+        if there is not None and there.dim() == getattr(layer, own).dim():
+            for side, dim in sides.items():
+                width[side] = min(width[side], max(there.shape[dim], 1))
+    return found
+
+
 def _resize(layer: nn.Module, out_: int, in_: int | None = None) -> None:
     if isinstance(layer, nn.Conv2d):
         shapes = {"weight": (out_, in_, *layer.weight.shape[2:]), "bias": (out_,)}

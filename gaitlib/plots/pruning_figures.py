@@ -21,6 +21,7 @@ from gaitlib.plots.style import (
     with_prefix,
 )
 
+STEP_COLOUR = "#000000"  # of the line of a step's multiply-adds
 #: What a run's history counts of pruning, and how the figure names it: the first that is there.
 _PROGRESS = {"cost_share": "cost, of the dense network's", "group_sparsity": "group sparsity"}
 
@@ -32,11 +33,13 @@ def pruning_schedule(
     target: float | None = None,
     smooth: int = 10,
 ) -> Figure:
-    """Draw loss and pruning over iterations, with shaded pruning periods.
+    """Draw loss, pruning and the cost of a step over iterations, with shaded pruning periods.
 
     Args:
         history: one row per logged step with columns iteration, total, and cost_share (with a
-            budget) or group_sparsity (0-1; NaN where it was not counted).
+            budget) or group_sparsity (0-1; NaN where it was not counted). The multiply-adds of a
+            step are drawn, as a share of the first's, if training_macs falls off (removed channels
+            have left the network).
         periods: first and last iteration of each pruning period.
         target: the cost share or group sparsity to end at, 0-1.
         smooth: rows in the running mean of the loss.
@@ -58,6 +61,17 @@ def pruning_schedule(
         drawstyle="steps-post",
         label=_PROGRESS[column],
     )
+    steps = _step_macs(history)
+    if len(steps) and steps.iloc[-1] < 0.999 * steps.iloc[0]:
+        lines += twin.plot(
+            history["iteration"],
+            steps / steps.iloc[0],
+            color=STEP_COLOUR,
+            linewidth=1.5,
+            linestyle="--",
+            drawstyle="steps-pre",
+            label="multiply-adds of a step",
+        )
     if target is not None:
         lines += [twin.axhline(target, color=CUT_COLOUR, linestyle=":", label="target")]
     if periods:
@@ -71,6 +85,14 @@ def pruning_schedule(
     fig.legend(handles=lines, loc="outside upper center", ncols=len(lines))
     plt.close(fig)
     return fig
+
+
+def _step_macs(history: pd.DataFrame) -> pd.Series:
+    """Return the multiply-adds of a step, the mean since the last row; empty if not counted."""
+    if "training_macs" not in history:
+        return pd.Series(dtype=float)
+    done = history[["iteration", "training_macs"]]
+    return done.diff().fillna(done).eval("training_macs / iteration")
 
 
 @plt.rc_context(STYLE)

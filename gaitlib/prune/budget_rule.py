@@ -205,6 +205,11 @@ class BudgetRule:
         whole = self.cost.total(self.cost.full)
         return whole + (period + 1) / self.schedule.periods * (self.budget - whole)
 
+    def narrow(self, kept: Mapping[str, Tensor]) -> None:
+        """Forget the importance of channels that left the network."""
+        if self.taylor is not None:
+            self.taylor.narrow(kept)
+
     def settings(self) -> dict[str, Any]:
         """Return importance, divisor, floor and budget; of a measured cost the budget as asked."""
         return {

@@ -122,16 +122,6 @@ def widths_of(graph: Graph) -> dict[str, int]:
     return {group.id: group.channels for group in graph.prunable()}
 
 
-def shrinking_dims(graph: Graph) -> dict[str, dict[int, str]]:
-    """Return the dimensions of each parameter that shrink: name -> dimension -> prunable group."""
-    prunable = widths_of(graph)
-    found: dict[str, dict[int, str]] = {}
-    for cut in sorted(graph.cuts, key=lambda cut: cut.dim):
-        if cut.group in prunable:
-            found.setdefault(cut.name, {})[cut.dim] = cut.group
-    return found
-
-
 def _groups_of(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Return the prunable groups that each parameter shrinks with, in the order of dimensions."""
-    return {name: tuple(dims.values()) for name, dims in shrinking_dims(graph).items()}
+    return {name: tuple(dims.values()) for name, dims in graph.shrinking_dims().items()}

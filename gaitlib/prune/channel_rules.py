@@ -37,6 +37,12 @@ class ChannelRule(Protocol):
     ) -> list[list[int]]:
         """Return the channels of each group that leave in ``period``."""
 
+    def narrow(self, kept: Mapping[str, Tensor]) -> None:
+        """Follow channels that leave the network: keep these places of each group that lost some.
+
+        Until the next choice ``removed`` and the scores of ``choose`` still count all channels.
+        """
+
     def settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share, as plain values."""
 
@@ -91,6 +97,9 @@ class SparsityRule:
     ) -> list[list[int]]:
         """Return the channels of the lowest scores: `importance.choose`."""
         return choose(scores, removed, self._quota(period, removed), self.divisible)
+
+    def narrow(self, kept: Mapping[str, Tensor]) -> None:
+        """Do nothing: it gathers nothing."""
 
     def settings(self) -> dict[str, Any]:
         """Return criteria, divisor and target."""

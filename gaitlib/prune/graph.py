@@ -4,8 +4,8 @@ A `Graph` holds the traced model, names and numbers, but no object of the tool t
 """
 
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
@@ -43,12 +43,19 @@ class Graph:
         groups: in the model's order; together they hold every parameter exactly once.
         cuts: the dimensions that shrink when channels of a group leave.
         edges: pairs of layer names in the direction of the data, from ``input`` to ``output``.
+        left: the channels of each group that the model still has, by group id and in the order of
+            the model; all of them until `narrow` takes some out.
     """
 
     model: nn.Module
     groups: tuple[Group, ...]
     cuts: tuple[Cut, ...]
     edges: tuple[tuple[str, str], ...]
+    left: dict[str, list[int]] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        left = {group.id: list(range(group.channels)) for group in self.groups}
+        object.__setattr__(self, "left", left)
 
     def reason(self, group: Group) -> str:
         """Return why no channel of ``group`` may leave now; empty if channels may.
@@ -72,6 +79,15 @@ class Graph:
         """N, the number of channels that may leave, over all prunable groups."""
         return sum(group.channels for group in self.prunable())
 
+    def shrinking_dims(self) -> dict[str, dict[int, str]]:
+        """Return the dimensions of each tensor that shrink: name -> dimension -> prunable group."""
+        prunable = {group.id for group in self.prunable()}
+        found: dict[str, dict[int, str]] = {}
+        for cut in sorted(self.cuts, key=lambda cut: cut.dim):
+            if cut.group in prunable:
+                found.setdefault(cut.name, {})[cut.dim] = cut.group
+        return found
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups for a torch optimizer, one per group; new dicts at each call.
 
@@ -80,7 +96,12 @@ class Graph:
         ``num_groups`` (the number of channels), ``is_prunable``, ``is_auxiliary``. gaitlib adds
         ``p_dims``, the dimension of the channels. All values but ``params`` are plain, so that an
         optimizer's ``state_dict`` loads with ``weights_only=True``.
+
+        Raises:
+            ValueError: if channels have left the model since it was traced.
         """
+        if self.is_narrow():
+            raise ValueError("channels have left this model since it was traced: trace it again")
         result = []
         for group in self.groups:
             tensors = [self.model.get_parameter(name) for name in group.names]
@@ -152,9 +173,13 @@ class Graph:
         }
 
     def group_sparsity(self, model: nn.Module | None = None) -> float:
-        """Return the share of channels that are zero, of those that may leave: 0..1."""
-        zero = self.zero_channels(model).values()
-        return sum(int(z.sum()) for z in zero) / max(self.num_channels, 1)
+        """Return the share of channels that are zero or taken out, of those that may leave: 0..1.
+
+        Args:
+            model: as in `zero_channels`.
+        """
+        kept = sum(int((~zero).sum()) for zero in self.zero_channels(model).values())
+        return (self.num_channels - kept) / max(self.num_channels, 1)
 
     def zero(self, channels: Mapping[str, Iterable[int]]) -> None:
         """Set channels to zero in place.
@@ -186,11 +211,110 @@ class Graph:
             if zero.all():
                 zero[0] = False
             kept[id_] = (~zero).nonzero().flatten()
-        for cut in self.cuts:
-            if cut.group in kept:
-                layer_name, _, name = cut.name.rpartition(".")
-                layer = twin.get_submodule(layer_name)
-                old = getattr(layer, name).detach()
-                replace_tensor(layer, name, old.index_select(cut.dim, kept[cut.group]))
-                sync_widths(layer)
+        for name, dims in self.shrinking_dims().items():
+            _replace(twin, name, select(_tensor(twin, name), dims, kept))
         return twin
+
+    def narrow(self, left: Mapping[str, Sequence[int]]) -> list["Narrowed"]:
+        """Take channels out of the traced model, in place; its parameters are new tensors then.
+
+        Args:
+            left: the channels that stay, of each prunable group and in ascending order.
+
+        Returns:
+            What was replaced, with what other tensors of the same shape need to follow.
+
+        Raises:
+            ValueError: if a channel should stay that the model no longer has.
+        """
+        kept = {}
+        for id_, channels in left.items():
+            place = {channel: i for i, channel in enumerate(self.left[id_])}
+            if missing := [channel for channel in channels if channel not in place]:
+                raise ValueError(
+                    f"{id_} should keep channel {missing[0]}, which has left this model: build it "
+                    "anew"
+                )
+            if not channels or sorted(set(channels)) != list(channels):
+                raise ValueError(f"{id_} should keep {channels}: give one or more, in order")
+            if len(channels) < len(place):
+                kept[id_] = torch.tensor([place[channel] for channel in channels])
+        replaced = []
+        for name, dims in self.shrinking_dims().items():
+            if not kept.keys() & set(dims.values()):
+                continue
+            old = _tensor(self.model, name)
+            _replace(self.model, name, select(old, dims, kept))
+            replaced.append(Narrowed(old, _tensor(self.model, name), dims, kept))
+        self.left.update({id_: list(channels) for id_, channels in left.items()})
+        return replaced
+
+    def is_narrow(self, model: nn.Module | None = None) -> bool:
+        """Return whether channels have left a model; the traced one if None."""
+        model = self.model if model is None else model
+        return any(
+            model.get_parameter(group.names[0]).shape[group.dims[0]] < group.channels
+            for group in self.prunable()
+        )
+
+    @torch.no_grad()
+    def widen(self, model: nn.Module | None = None) -> nn.Module:
+        """Return a copy of the model as wide as it was traced: what was taken out is zero there.
+
+        Args:
+            model: as wide as the traced one is now; the traced one if None.
+        """
+        twin = copy.deepcopy(self.model if model is None else model)
+        full = {group.id: group.channels for group in self.groups}
+        for name, dims in self.shrinking_dims().items():
+            tensor = _tensor(twin, name)
+            for dim, id_ in dims.items():
+                if tensor.shape[dim] < full[id_]:
+                    narrow, shape = tensor, list(tensor.shape)
+                    shape[dim] = full[id_]
+                    places = torch.tensor(self.left[id_], device=tensor.device)
+                    tensor = narrow.new_zeros(shape).index_copy_(dim, places, narrow)
+            _replace(twin, name, tensor)
+        return twin
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """A tensor of a model that lost channels.
+
+    Attributes:
+        old, new: before and after.
+        dims: dimension -> group id, of `Graph.shrinking_dims`.
+        kept: the places that stay, by group id; a group that lost none is missing.
+    """
+
+    old: Tensor
+    new: Tensor
+    dims: Mapping[int, str]
+    kept: Mapping[str, Tensor]
+
+    def follow(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the old shape, such as a momentum, without the same channels."""
+        return select(tensor, self.dims, self.kept)
+
+
+def select(tensor: Tensor, dims: Mapping[int, str], kept: Mapping[str, Tensor]) -> Tensor:
+    """Return a tensor with only the kept places of its dimensions, by their groups' ids."""
+    tensor = tensor.detach()
+    for dim, id_ in dims.items():
+        if id_ in kept:
+            tensor = tensor.index_select(dim, kept[id_].to(tensor.device))
+    return tensor
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    """Return a parameter or a buffer."""
+    layer, _, last = name.rpartition(".")
+    return getattr(model.get_submodule(layer), last)
+
+
+def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
+    layer_name, _, last = name.rpartition(".")
+    layer = model.get_submodule(layer_name)
+    replace_tensor(layer, last, tensor)
+    sync_widths(layer)

@@ -2,8 +2,9 @@
 
 Hybrid Efficient Structured Sparse Optimizer (Chen et al., https://arxiv.org/abs/2409.09085, part of
 GETA, https://arxiv.org/abs/2502.16638). Between its pruning periods it is torch's SGD, Adam or
-AdamW. In each period it chooses the channels with the lowest scores, shrinks them to zero step by
-step, and keeps them at zero.
+AdamW. In each period it chooses the channels with the lowest scores and shrinks them to zero step
+by step. Then it keeps them at zero, or takes them out of the network, so that later steps cost
+less.
 """
 
 import math
@@ -23,6 +24,7 @@ from gaitlib.prune.channel_groups import zero_channels
 from gaitlib.prune.channel_rules import ChannelRule, SparsityRule
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.pruner import Pruner
+from gaitlib.prune.removal import Removal, removal_of
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
 
 #: The cost that each budget limits, by its key; a latency is measured, so it has to be given.
@@ -45,7 +47,8 @@ class HESSO(torch.optim.Optimizer):
        K = ``int(N * min(target_group_sparsity, 0.999))`` channels becomes redundant.
     2. The base optimizer moves all weights, with its weight decay.
     3. Redundant channels are multiplied by (D - t - 1) / (D - t).
-    4. Removed channels are set to zero again.
+    4. Removed channels are set to zero again. At the end of their period they leave the network, if
+       ``removal`` says so: its parameters are new and smaller tensors then.
 
     A step waits for the device only when it chooses channels, once per period.
 
@@ -66,6 +69,8 @@ class HESSO(torch.optim.Optimizer):
         cfg: the base optimizer, the schedule and the target. The learning rate of a step is
             ``param_groups[i]["lr"]``, which starts at ``cfg.lr``.
         budget: what the network costs, from `network_budget`; needed if ``cfg`` has a budget.
+        removal: what becomes of removed channels; None keeps their own numbers at zero and leaves
+            the weights that read them alone, as only_train_once does.
 
     Raises:
         ValueError: if the groups have too few channels for the target, or a budget is out of reach;
@@ -77,6 +82,7 @@ class HESSO(torch.optim.Optimizer):
         groups: Sequence[Mapping[str, Any]],
         cfg: HessoCfg,
         budget: "NetworkBudget | None" = None,
+        removal: Removal | None = None,
     ) -> None:
         copies = [dict(group) for group in groups]
         self.variant = cfg.variant
@@ -88,6 +94,7 @@ class HESSO(torch.optim.Optimizer):
             raise ValueError(f"{key} is {value}, but no group is prunable: Graph.table() shows why")
         self.num_channels = sum(group["num_groups"] for group in prunable)
         self.pruner = Pruner(prunable, cfg.schedule, _build_rule(prunable, cfg, budget))
+        self.removal, self._num_removed = removal, 0
         self._share_groups()
 
     @torch.no_grad()
@@ -100,6 +107,8 @@ class HESSO(torch.optim.Optimizer):
         self.pruner.begin_step(self._moves)
         self._update()
         self.pruner.end_step()
+        if self.removal is not None:
+            self._remove()
         return loss
 
     def _update(self) -> None:
@@ -117,9 +126,11 @@ class HESSO(torch.optim.Optimizer):
         self.pruner.steps += 1
 
     def group_sparsity(self) -> float:
-        """Measure the share of channels that are exactly zero, of those that may leave: 0..1."""
-        zero = [zero_channels(g["params"], g["p_dims"]).sum() for g in self.pruner.groups]
-        return torch.stack(zero).sum().item() / self.num_channels if zero else 0.0
+        """Measure the share of channels that are exactly zero or gone, of those that may leave."""
+        kept = [(~zero_channels(g["params"], g["p_dims"])).sum() for g in self.pruner.groups]
+        if not kept:
+            return 0.0
+        return (self.num_channels - torch.stack(kept).sum().item()) / self.num_channels
 
     def budget(self) -> dict[str, Any] | None:
         """Return what was asked for and what is left; None without a budget.
@@ -176,10 +187,11 @@ class HESSO(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``.
+        """Continue from ``state_dict``; channels that are out of its network leave this one.
 
         Raises:
-            ValueError: if it comes from another optimizer, network or schedule.
+            ValueError: if it comes from another optimizer, network or schedule, or this network has
+                lost channels that its has.
         """
         if "hesso" not in state_dict:
             raise ValueError(
@@ -195,14 +207,50 @@ class HESSO(torch.optim.Optimizer):
         if saved["variant"] != self.variant:
             raise ValueError(f"the state is of variant {saved['variant']!r}, not {self.variant!r}")
         self.pruner.check_state(saved)
+        self.narrow_as(state_dict)
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         self._share_groups()
         self.pruner.load_state_dict(saved)
+        self._num_removed = self.num_channels - sum(map(len, self.pruner.left.values()))
+
+    def narrow_as(self, state_dict: Mapping[str, Any]) -> None:
+        """Let the channels leave that are out of a state's network, so that its weights fit.
+
+        `load_state_dict` does so too; the weights of the network load after it.
+
+        Raises:
+            ValueError: if this network has lost channels that the state's has, or keeps zeros.
+        """
+        left = self.pruner.left_in(state_dict.get("hesso", {}))
+        if left.keys() == self.pruner.left.keys():  # else the state is of another network
+            self._narrow(left)
 
     def _share_groups(self) -> None:
         """Give the base optimizer and the pruner this optimizer's groups and state."""
         self._base.param_groups, self._base.state = self.param_groups, self.state
         self.pruner.groups = [group for group in self.param_groups if group["is_prunable"]]
+
+    def _remove(self) -> None:
+        """If channels were removed in this step, let them leave the network, or clear them."""
+        if self._num_removed == self.pruner.num_pruned:
+            return
+        if self.removal.narrows:
+            self._narrow(self.pruner.without_pruned())
+        else:
+            self.removal.clear(self.pruner.pruned, self.param_groups, self.state)
+        self._num_removed = self.pruner.num_pruned
+
+    def _narrow(self, left: Mapping[str, Sequence[int]]) -> None:
+        """Let the network, its groups, the state and the pruner have only these channels."""
+        if left == self.pruner.left:
+            return
+        if self.removal is None or not self.removal.narrows:
+            raise ValueError(
+                "channels have left the network of this state, and here they stay as zeros: write "
+                "shrink: true"
+            )
+        kept = self.removal.narrow(left, self.param_groups, self.state)
+        self.pruner.narrow(left, kept)
 
     def _moves(self, group: dict[str, Any]) -> list[Tensor | None]:
         return [
@@ -291,4 +339,5 @@ def build_hesso(graph: Graph, cfg: HessoCfg, latency: ChannelCost | None = None)
 
     ``latency`` is needed for ``target_latency_ms``; see `network_budget`.
     """
-    return HESSO(graph.param_groups(), cfg, network_budget(graph, cfg, latency))
+    budget = network_budget(graph, cfg, latency)
+    return HESSO(graph.param_groups(), cfg, budget, removal_of(graph, cfg))

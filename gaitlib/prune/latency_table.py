@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gaitlib.model.eval_mode import in_eval_mode
 from gaitlib.model.network_cost import FRAME
 from gaitlib.model.widths import layer_widths
-from gaitlib.prune.channel_cost import ChannelCost, Term, shrinking_dims, widths_of
+from gaitlib.prune.channel_cost import ChannelCost, Term, widths_of
 from gaitlib.prune.graph import Graph
 from gaitlib.system.files import write_atomically
 
@@ -170,7 +170,7 @@ class LatencyTable:
 
     def cost(self, graph: Graph) -> ChannelCost:
         """Return the latency as a function of the widths of a graph's groups, in ms."""
-        full, dims, factor = widths_of(graph), shrinking_dims(graph), self._factor
+        full, dims, factor = widths_of(graph), graph.shrinking_dims(), self._factor
         terms = []
         for name, grid in self.layers.items():
             if shrinks := dims.get(f"{name}.weight"):
@@ -311,7 +311,7 @@ def _axes(
     graph: Graph, shapes: Mapping[str, ConvShape], divisible: int
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return the input and output widths at which each layer is measured."""
-    dims = shrinking_dims(graph)
+    dims = graph.shrinking_dims()
     axes = {}
     for name, (c_in, c_out) in _sizes(graph.model, shapes).items():
         shrinks = dims.get(f"{name}.weight", {})

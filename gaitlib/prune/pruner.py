@@ -1,8 +1,11 @@
 """Choose which channels leave, and when: HESSO's part around its base optimizer's step.
 
 A `Pruner` counts steps and chooses channels at the start of each period. It records which channels
-are redundant (shrinking) and which are pruned (kept at zero). It does not move weights, so that
-an optimizer with another shrinking rule, such as GETA's, can use it.
+are redundant (shrinking), which are pruned (kept at zero) and which are left, because pruned ones
+may leave the network. It does not move weights, so that an optimizer with another shrinking rule,
+such as GETA's, can use it.
+
+A channel's number never changes; its place in a tensor does when others leave.
 """
 
 import logging
@@ -32,8 +35,10 @@ class Pruner:
     Attributes:
         steps: optimizer steps so far.
         period: number of pruning periods that have begun.
+        channels: the number of channels of each group at the start, by group id.
         redundant: channels that are shrinking, by group id.
         pruned: channels that are removed, by group id.
+        left: channels that the network still has, by group id, in the order of their places.
         choices: every choice so far.
     """
 
@@ -45,8 +50,10 @@ class Pruner:
         self.rule = rule
         self.steps = 0
         self.period = 0
-        self.redundant: dict[str, list[int]] = {g["id"]: [] for g in self.groups}
-        self.pruned: dict[str, list[int]] = {g["id"]: [] for g in self.groups}
+        self.channels: dict[str, int] = {g["id"]: g["num_groups"] for g in self.groups}
+        self.redundant: dict[str, list[int]] = {id_: [] for id_ in self.channels}
+        self.pruned: dict[str, list[int]] = {id_: [] for id_ in self.channels}
+        self.left: dict[str, list[int]] = self._all_channels()
         self.choices: list[Choice] = []
         self._indices: dict[str, dict[str, Tensor]] = {}
 
@@ -87,23 +94,40 @@ class Pruner:
         return sum(map(len, self.pruned.values()))
 
     def indices(self, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the channels of ``group`` that are ``redundant`` or ``pruned``, by these names.
+        """Return the places of ``group``'s ``redundant`` and ``pruned`` channels, by these names.
 
         The values are int64 tensors on the group's device, cached until the next choice. A name
-        without channels is missing.
+        without channels in the network is missing.
         """
         id_, device = group["id"], group["params"][0].device
         if id_ not in self._indices:
+            places = {channel: place for place, channel in enumerate(self.left[id_])}
             self._indices[id_] = {
-                name: torch.tensor(lists[id_], dtype=torch.long, device=device)
+                name: torch.tensor(found, dtype=torch.long, device=device)
                 for name, lists in (("redundant", self.redundant), ("pruned", self.pruned))
-                if lists[id_]
+                if (found := [places[channel] for channel in lists[id_] if channel in places])
             }
         return self._indices[id_]
 
+    def without_pruned(self) -> dict[str, list[int]]:
+        """Return ``left`` without the channels that are removed."""
+        gone = {id_: set(channels) for id_, channels in self.pruned.items()}
+        return {id_: [c for c in left if c not in gone[id_]] for id_, left in self.left.items()}
+
+    def narrow(self, left: Mapping[str, Sequence[int]], kept: Mapping[str, Tensor]) -> None:
+        """Follow channels that leave the network.
+
+        Args:
+            left: the channels that stay, by group id.
+            kept: their present places, for each group that loses channels.
+        """
+        self.left = _copy(left)
+        self.rule.narrow(kept)
+        self._indices.clear()
+
     def importance(self) -> pd.DataFrame:
         """Return every score of every choice, one row per channel: `importance_table`."""
-        return importance_table(self.choices, {g["id"]: g["num_groups"] for g in self.groups})
+        return importance_table(self.choices, self.channels)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as tensors and plain values."""
@@ -113,6 +137,7 @@ class Pruner:
             "period": self.period,
             "redundant": _copy(self.redundant),
             "pruned": _copy(self.pruned),
+            "left": _copy(self.left),
             "choices": [choice.as_dict() for choice in self.choices],
             "rule": self.rule.state_dict(),
         }
@@ -128,13 +153,21 @@ class Pruner:
             raise ValueError(f"the state is of another schedule, (saved, here): {differing}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state``; see `check_state`."""
+        """Continue from ``state``; see `check_state`. The groups are as wide as its are."""
         self.check_state(state)
         self.steps, self.period = state["steps"], state["period"]
         self.redundant, self.pruned = _copy(state["redundant"]), _copy(state["pruned"])
+        self.left = self.left_in(state)
         self.choices = [Choice(**c | {"scores": c["scores"].cpu()}) for c in state["choices"]]
         self.rule.load_state_dict(state.get("rule", {}))  # earlier versions saved none
         self._indices.clear()
+
+    def left_in(self, state: Mapping[str, Any]) -> dict[str, list[int]]:
+        """Return the channels that the network of ``state`` has; earlier versions took none out."""
+        return _copy(state.get("left") or self._all_channels())
+
+    def _all_channels(self) -> dict[str, list[int]]:
+        return {id_: list(range(count)) for id_, count in self.channels.items()}
 
     def _settings(self) -> dict[str, Any]:
         return self.rule.settings() | {
@@ -149,10 +182,11 @@ class Pruner:
         removed = [self.pruned[g["id"]] for g in self.groups]
         if self.rule.satisfied(period, removed):
             return
-        scores = from_rank_0(self.rule.score(self.groups, moves)).cpu()  # (rows, N)
-        if not scores.isfinite().all():
+        found = from_rank_0(self.rule.score(self.groups, moves)).cpu()
+        if not found.isfinite().all():
             raise FloatingPointError(f"importance scores at step {self.steps} are not finite")
-        totals = scores.sum(dim=0).split([g["num_groups"] for g in self.groups])
+        scores = self._of_all_channels(found)  # (rows, N)
+        totals = scores.sum(dim=0).split(list(self.channels.values()))
         chosen = self.rule.choose([t.tolist() for t in totals], removed, period)
         self.redundant = {
             g["id"]: sorted(channels) for g, channels in zip(self.groups, chosen, strict=True)
@@ -169,6 +203,14 @@ class Pruner:
                 self.rule.names,
             )
         )
+
+    def _of_all_channels(self, scores: Tensor) -> Tensor:
+        """Return scores of the channels left as scores of all; those of the others are 0."""
+        places, first = [], 0
+        for id_, count in self.channels.items():
+            places += [first + channel for channel in self.left[id_]]
+            first += count
+        return scores.new_zeros(len(scores), first).index_copy_(1, torch.tensor(places), scores)
 
     def _remove(self) -> None:
         for id_, channels in self.redundant.items():

@@ -89,6 +89,12 @@ class TaylorSums:
         ]
         return torch.cat(rows)
 
+    def narrow(self, kept: Mapping[str, Tensor]) -> None:
+        """Keep these places of the groups that lost channels."""
+        for id_, places in kept.items():
+            if id_ in self.sums:
+                self.sums[id_] = self.sums[id_][places.to(self.sums[id_].device)]
+
     def restart(self) -> None:
         """Forget the steps so far."""
         self.steps, self.sums = 0, {}

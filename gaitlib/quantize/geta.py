@@ -16,6 +16,7 @@ from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import HESSO, NetworkBudget, network_budget
+from gaitlib.prune.removal import Removal, removal_of
 from gaitlib.quantize.bit_control import BitControl
 from gaitlib.quantize.qasso import choose_rate_and_steps
 from gaitlib.quantize.quantization import Quantization
@@ -55,7 +56,7 @@ class GETA(HESSO):
         groups: parameter groups from `Graph.param_groups` (copied).
         cfg: the settings of `HESSO`, and the bit plan.
         quantization: the quantizers of the network; None without a plan.
-        budget: as in `HESSO`.
+        budget, removal: as in `HESSO`.
 
     Raises:
         ValueError: as `HESSO` does; also if there is a plan without quantizers, or the reverse.
@@ -67,6 +68,7 @@ class GETA(HESSO):
         cfg: GetaCfg,
         quantization: Quantization | None = None,
         budget: NetworkBudget | None = None,
+        removal: Removal | None = None,
     ) -> None:
         plan = cfg.bit_plan
         if plan is not None and quantization is None:
@@ -80,7 +82,7 @@ class GETA(HESSO):
             )
         self.control = None if plan is None else BitControl(quantization, plan)
         groups = [*groups, self.control.param_group()] if self.control else list(groups)
-        super().__init__(groups, cfg, budget)
+        super().__init__(groups, cfg, budget, removal)
 
     @property
     def phase(self) -> str:
@@ -238,4 +240,4 @@ def build_geta(
                 "quantize_network(model, 'weights')"
             )
     budget = network_budget(graph, cfg, latency)
-    return GETA(graph.param_groups(), cfg, quantization, budget)
+    return GETA(graph.param_groups(), cfg, quantization, budget, removal_of(graph, cfg))

@@ -49,7 +49,8 @@ COSTS = {
 }
 
 #: Other columns of points that `summarise` averages over seeds, besides accuracy and costs.
-OTHER_MEANS = ("weight_bits", "activation_bits", "group_sparsity", "total_iterations")
+OTHER_MEANS = ("weight_bits", "activation_bits", "group_sparsity")
+OTHER_MEANS += ("total_iterations", "training_macs")
 
 
 def number(value: float) -> str:
@@ -78,8 +79,8 @@ def summarise(points: pd.DataFrame) -> pd.DataFrame:
     Returns:
         method and name (as tables show it); the grid's keys; setting ("target_group_sparsity 0.5")
         and values ("0.5"); seeds (how many); rank1, drop and rank1_<condition>, each with _min and
-        _max over seeds; the COSTS; weight_bits, activation_bits, group_sparsity and
-        total_iterations. ``drop`` is in percentage points: rank1 of the baseline minus rank1 of
+        _max over seeds; the COSTS; weight_bits, activation_bits, group_sparsity, total_iterations
+        and training_macs. ``drop`` is in percentage points: rank1 of the baseline minus rank1 of
         this network, negative if this one is better, NaN without a baseline. The baseline has the
         same seed, and the same settings as far as it has any. A network that lacks one of the
         tested conditions has no rank1. Methods are in the order of METHOD_WORDS, settings in the

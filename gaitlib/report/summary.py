@@ -59,6 +59,31 @@ def summary_table(run: str) -> str:
             "between the zeroed network and the cut one "
             f"{compressed['full_equals_compressed']:.1e}"
         )
+    lines += [training_cost(found, stage) for stage in found if _has_training_cost(found, stage)]
     lines.append(f"results and checkpoints: {runs.runs_folder() / run}")
     lines.append(f"figures:                 {runs.figures_folder() / run}")
     return "\n".join(lines)
+
+
+def _has_training_cost(results: Mapping[str, Mapping[str, Any]], stage: str) -> bool:
+    return stage != "baseline" and all(
+        "training_macs" in results.get(name, {}) for name in ("baseline", stage)
+    )
+
+
+def training_cost(results: Mapping[str, Mapping[str, Any]], stage: str) -> str:
+    """Say what a stage's steps cost, as shares of as many steps of the baseline.
+
+    Args:
+        results: by stage; the baseline and the stage both have ``training_macs``.
+        stage: a compressing stage.
+    """
+    one, dense = results[stage], results["baseline"]
+    macs, seconds = (
+        (one[key] / one["iterations"]) / (dense[key] / dense["iterations"])
+        for key in ("training_macs", "training_seconds")
+    )
+    return (
+        f"training {runs.STAGES[stage].words}: {one['iterations']} steps for {macs:.2f} of the "
+        f"multiply-adds and {seconds:.2f} of the time of as many dense ones"
+    )

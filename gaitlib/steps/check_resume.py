@@ -34,7 +34,7 @@ from gaitlib.train.checkpoint import checkpoints, find_checkpoint, load_checkpoi
 log = logging.getLogger(__name__)
 
 WHOLE, KILLED = "check-resume/whole", "check-resume/killed"
-TIMING = {"latency_ms", "measured_dense_ms", "measured_ms", "step_ms"}
+TIMING = {"latency_ms", "measured_dense_ms", "measured_ms", "step_ms", "training_seconds"}
 STARTS = 20  # to hit one moment
 PATIENCE = 120.0  # seconds a start may take to come to the moment where it is killed
 

@@ -8,6 +8,7 @@ from gaitlib.deploy import network_file
 from gaitlib.evaluate import Evaluation, to_results
 from gaitlib.model import GaitBase
 from gaitlib.model.float_state import of_quantizer
+from gaitlib.model.widths import resize_layers, widths_of_weights
 from gaitlib.runs import Run
 from gaitlib.steps.dataset import open_data
 from gaitlib.steps.networks import build_network, new_quantizers
@@ -18,7 +19,9 @@ from gaitlib.system.files import write_atomically
 from gaitlib.train.checkpoint import (
     CheckpointError,
     find_checkpoint,
+    is_narrow,
     load_checkpoint,
+    match_keys,
     restore_model,
 )
 
@@ -70,7 +73,8 @@ def find_tested_checkpoint(run: Run, stage: str, iteration: int | None = None) -
 def load_network(run: Run, path: Path) -> GaitBase:
     """Load any network of this project for testing: a checkpoint, or a compressed network's file.
 
-    A checkpoint of a quantized network gets the quantizers that the experiment asks for.
+    A checkpoint of a quantized network gets the quantizers that the experiment asks for. One of a
+    network that channels have left during training gives the narrow network.
 
     Raises:
         CheckpointError: if a checkpoint does not fit the experiment's network.
@@ -80,7 +84,8 @@ def load_network(run: Run, path: Path) -> GaitBase:
     if network_file.is_network_file(path):
         return network_file.load_network(path, run.device)
     model = build_network(run.experiment, run.device)
-    weights = load_checkpoint(path, run.device)["model"]
+    state = load_checkpoint(path, run.device)
+    weights = state["model"]
     if any(of_quantizer(name) for name in weights):
         if not run.experiment.quantizes:
             raise ConfigError(
@@ -88,5 +93,9 @@ def load_network(run: Run, path: Path) -> GaitBase:
                 "take the config.yaml of its run"
             )
         new_quantizers(run.experiment, model)
+    if is_narrow(state):
+        names = match_keys(weights, model.state_dict())
+        here = {names[name]: value for name, value in weights.items() if name in names}
+        resize_layers(model, widths_of_weights(model, here))
     restore_model(model, weights, run.experiment.evaluator_cfg.restore_ckpt_strict)
     return model

@@ -18,7 +18,7 @@ from torch import nn
 
 from gaitlib.runs import Run, runs_folder, workspace
 from gaitlib.system.processes import cores
-from gaitlib.train.checkpoint import find_checkpoint, load_weights
+from gaitlib.train.checkpoint import find_checkpoint, load_checkpoint, restore_model
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,10 @@ def train_in_processes(
                         on_history(pd.read_csv(history))
     cfg = run.experiment.trainer_cfg
     path = find_checkpoint(run.folder(stage) / "checkpoints", cfg.save_name, cfg.total_iter)
-    state = load_weights(path, model)
+    state = load_checkpoint(path)
     if state["optimizer"] is not None:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(state["optimizer"])  # first: channels leave the network with it
+    restore_model(model, state["model"])
 
 
 def _torchrun(processes: int, arguments: list[str]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from gaitlib.steps.dataset import transform_of
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
 from gaitlib.system.files import tensor_bytes
+from gaitlib.train.training_cost import read_training_cost
 
 
 @contextlib.contextmanager
@@ -158,6 +159,7 @@ def record(
         "device": str(run.device),
         "bits": {"weights": 32, "activations": 32},
         **evaluate.to_results(evaluation),
+        **read_training_cost(run.folder(stage) / "history.csv"),
         **costs,
         **(extra or {}),
     }
@@ -192,7 +194,6 @@ def record_compressed(
     run: Run,
     data: DataSplit,
     evaluation: evaluate.Evaluation,
-    dense: GaitBase,
     compressed: cut_network.Compressed,
     stage: str | None = None,
 ) -> dict[str, Any]:
@@ -200,6 +201,7 @@ def record_compressed(
 
     After a run with a budget it says what was asked for and reached: `read_budget`.
     """
+    dense = compressed.full
     extra = {
         "dense": measure(dense),
         "group_sparsity": compressed.group_sparsity,

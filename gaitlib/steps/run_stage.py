@@ -100,5 +100,5 @@ def run_stage(
         compressed = compress_stage(run, graph, model, stage)
         _, evaluation = evaluate_network(run.experiment, compressed.model, data)
         if distributed.is_main():
-            record_compressed(run, data, evaluation, model, compressed, stage)
+            record_compressed(run, data, evaluation, compressed, stage)
     distributed.wait()

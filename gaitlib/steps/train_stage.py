@@ -40,6 +40,7 @@ from gaitlib.train.resume import (
     set_aside,
     set_later_aside,
 )
+from gaitlib.train.training_cost import TrainingCost
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +129,8 @@ def train_stage(
     device = next(model.parameters()).device
     scheduler = experiment.scheduler_cfg.build(optimizer, cfg.total_iter)
     precision = choose_precision(cfg.enable_float16, cfg.amp_dtype, device)
-    scaler, window = precision.scaler(), LogWindow()
-    restore(experiment, start, model, optimizer, scheduler, scaler, window)
+    scaler, window, cost = precision.scaler(), LogWindow(), TrainingCost(model)
+    restore(experiment, start, model, optimizer, scheduler, scaler, window, cost)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     # whole sequences of a batch are joined to one clip, which each process augments by itself
     joined = cfg.sampler.sample_type.startswith("all")
@@ -163,7 +164,7 @@ def train_stage(
             return distributed.largest(signals[0] if signals else 0)
 
         def on_save(iteration: int) -> None:
-            extra = extra_state(record, scaler, window)
+            extra = extra_state(record, scaler, window, cost)
             if distributed.is_main():
                 save_checkpoint(
                     folder / "checkpoints",
@@ -191,6 +192,7 @@ def train_stage(
                 precision=precision,
                 scaler=scaler,
                 window=window,
+                cost=cost,
                 fix_bn=cfg.fix_BN,
                 log_iter=cfg.log_iter,
                 save_iter=cfg.save_iter,

@@ -156,11 +156,11 @@ def pruned_by_hesso(experiment: Experiment) -> Experiment:
     """Return the experiment that only cuts channels, by HESSO's five scores.
 
     With a budget the channels of lowest score leave until the period's budget is met, so that it
-    ends at the same cost as `cut_to_budget`.
+    ends at the same cost as `cut_to_budget`. They stay as zeros, as published.
     """
     if budget_of(experiment) is None:
         return channels_only(experiment)
-    return _pruned_with(experiment, {"importance": "hesso"})
+    return _pruned_with(experiment, {"importance": "hesso", "shrink": False})
 
 
 def quantized(experiment: Experiment) -> Experiment:
@@ -186,7 +186,7 @@ def pruned_by_only_train_once(experiment: Experiment) -> Experiment:
     """
     changed: dict[str, Any] = {"implementation": "only_train_once"}
     if budget_of(experiment) is not None:
-        changed |= dict.fromkeys((*TARGETS, *WITH_BUDGET, "latency"))
+        changed |= dict.fromkeys((*TARGETS, *WITH_BUDGET, "latency", "shrink"))
     return _pruned_with(experiment, changed)
 
 

@@ -33,6 +33,7 @@ def point_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
         file_bytes: size of a quantized network's file, or of the float weights in torch's format.
         group_sparsity: share of the prunable channels that were cut; empty if the method cuts none.
         total_iterations: steps that trained the weights, including the baseline's.
+        training_macs: multiply-adds of all these steps, forward and backward.
         ms_1_clip, ms_16_clips: time to embed clips of 30 frames; other points may have been running
         at the same time.
         seconds: how long the point took.
@@ -68,6 +69,7 @@ def _row(point: Point, results: dict[str, Any], keys: Sequence[str]) -> dict[str
         "file_bytes": results.get("lowbit_bytes", results["file_bytes"]),
         "group_sparsity": results.get("group_sparsity"),
         "total_iterations": results["total_iterations"],
+        "training_macs": results.get("total_training_macs"),
         "ms_1_clip": results["latency_ms"]["batch_1"],
         "ms_16_clips": results["latency_ms"]["batch_16"],
         "seconds": results["seconds"],

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -19,6 +19,7 @@ from gaitlib.study.methods import (
     METHODS,
     absolute_macs,
     narrowed,
+    rounded_method,
     with_group_sparsity,
 )
 from gaitlib.study.points import RESULTS, Point, has_results, load_point, point_dir, run_of
@@ -45,8 +46,8 @@ def run_point(
 
     Returns:
         The results of the point's stage, and ``point``, ``method``, ``settings``, ``digest``,
-        ``total_iterations`` (including the baseline's), ``layers`` (channels and bits) and
-        ``seconds`` (of the last attempt).
+        ``total_iterations`` and ``total_training_macs`` (including the baseline's), ``layers``
+        (channels and bits) and ``seconds`` (of the last attempt).
     """
     if has_results(run, point):
         return load_point(run, point)
@@ -80,6 +81,7 @@ def run_point(
         "settings": dict(point.settings),
         "digest": point.digest,
         "total_iterations": point.total_iterations,
+        **_total_training_macs(run, point, results),
         "layers": _layers(point, this, results),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -115,6 +117,21 @@ def _macs_asked(run: str, point: Point) -> int:
 def _results_of(run: str, point: Point, method: str) -> dict[str, Any]:
     """Return the results of a needed point."""
     return runs.load_results(run_of(run, point.needs[method]), METHODS[method].stage)
+
+
+def _total_training_macs(run: str, point: Point, results: Mapping[str, Any]) -> dict[str, int]:
+    """Return the multiply-adds that trained a point's weights, those of its start included."""
+    sources = [point.starts_from] if point.starts_from else []
+    if point.method == "ptq":  # it rounds a network and trains none
+        sources = [rounded_method(point.experiment)]
+    parts = [_point_results(run, point.needs[m]).get("total_training_macs") for m in sources]
+    if point.method != "ptq":
+        parts.append(results.get("training_macs"))
+    return {} if None in parts else {"total_training_macs": sum(parts)}
+
+
+def _point_results(run: str, name: str) -> dict[str, Any]:
+    return json.loads((runs.runs_folder() / run_of(run, name) / RESULTS).read_text())
 
 
 def _costs_of(experiment: Experiment) -> dict[str, int]:

@@ -214,7 +214,8 @@ def data_parallel(
     In the block, gradients are averaged over processes. Every process starts with rank 0's weights,
     and gets rank 0's batch-norm statistics before each step (call `share_buffers` after the last).
     The model's parameters remain the same tensors, so existing optimizers and channel groups stay
-    valid. On exit its original batch-norm modules are restored, with the trained statistics.
+    valid. They may be replaced between steps, in all processes alike (`gaitlib.prune.removal`). On
+    exit the original batch-norm modules are restored, with the trained tensors.
 
     Args:
         model: on its process's device.
@@ -240,9 +241,36 @@ def data_parallel(
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, on the same tensors
     ids = [device.index] if device.type == "cuda" else None
     try:
-        yield DistributedDataParallel(
-            model, device_ids=ids, find_unused_parameters=find_unused_parameters
-        )
+        yield _DataParallel(model, device_ids=ids, find_unused_parameters=find_unused_parameters)
     finally:
         for name, layer in originals.items():
+            trained = model.get_submodule(name)
+            layer._parameters.update(trained._parameters)
+            layer._buffers.update(trained._buffers)
+            layer.num_features = trained.num_features
             model.set_submodule(name, layer.train(model.training))
+
+
+class _DataParallel(nn.Module):
+    """A DistributedDataParallel that is made anew when the model's parameters were replaced.
+
+    DistributedDataParallel keeps the parameters that it began with, and buckets of their size.
+
+    Args:
+        model: as DistributedDataParallel takes it, like the arguments.
+    """
+
+    def __init__(self, model: nn.Module, **arguments: Any) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self._wrap(model)
+
+    def _wrap(self, model: nn.Module) -> None:
+        self._wrapped = tuple(model.parameters())
+        self.replica = DistributedDataParallel(model, **self._arguments)
+
+    def forward(self, *inputs: Any) -> Any:
+        model = self.replica.module
+        if any(a is not b for a, b in zip(self._wrapped, model.parameters(), strict=True)):
+            self._wrap(model)
+        return self.replica(*inputs)

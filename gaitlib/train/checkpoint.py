@@ -121,6 +121,28 @@ def _type_and_start(value: Any) -> str:
     return f"{type(value).__name__} {str(value):.40}"
 
 
+def is_narrow(state: Mapping[str, Any]) -> bool:
+    """Return whether channels have left the network of a checkpoint (`gaitlib.prune.removal`)."""
+    optimizer = state.get("optimizer")
+    pruning = optimizer.get("hesso", {}) if isinstance(optimizer, Mapping) else {}
+    left, gone = pruning.get("left", {}), pruning.get("pruned", {})
+    return any(set(channels) - set(left[id_]) for id_, channels in gone.items() if id_ in left)
+
+
+def refuse_narrow(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that another run than its own should start from, if it is narrow.
+
+    Raises:
+        CheckpointError: with what to do instead.
+    """
+    if is_narrow(state):
+        raise CheckpointError(
+            f"channels have left the network of {path}, so no other run can start from it: name a "
+            "checkpoint from before pruning began, or continue its own run with "
+            "trainer_cfg.restore_hint: latest"
+        )
+
+
 def checkpoints(folder: Path, save_name: str) -> dict[int, Path]:
     """Return the checkpoints of a stage by iteration, ascending."""
     pattern = re.compile(re.escape(save_name) + r"-(\d+)\.pt")
@@ -299,9 +321,10 @@ def load_weights(
         optional: a submodule that may be missing, here or in the file.
 
     Raises:
-        CheckpointError: as `load_checkpoint` and `restore_model`.
+        CheckpointError: as `load_checkpoint`, `refuse_narrow` and `restore_model`.
     """
     state = load_checkpoint(path)
+    refuse_narrow(state, Path(path))
     for line in restore_model(model, state["model"], strict, optional=optional):
         log.warning("%s: not restored: %s", Path(path).name, line)
     return state

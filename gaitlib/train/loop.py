@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from gaitlib.data.batches import Batch
 from gaitlib.system.device import Precision
 from gaitlib.system.signals import TrainingStopped
+from gaitlib.train.training_cost import TrainingCost
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -33,6 +34,7 @@ def fit(
     precision: Precision | None = None,
     scaler: torch.amp.GradScaler | None = None,
     window: "LogWindow | None" = None,
+    cost: TrainingCost | None = None,
     fix_bn: bool = False,
     log_iter: int = 100,
     save_iter: int = 0,
@@ -60,6 +62,7 @@ def fit(
         precision: the number format of the network's forward; float32 if None.
         scaler: for ``precision``; a new one if None.
         window: the scalars since the last row of history; an empty one if None.
+        cost: counts the multiply-adds of the steps.
         fix_bn: do not update the statistics of batch norms.
         log_iter: iterations per row of history, which holds means since the last row.
         save_iter: iterations between calls of ``on_save``, which is also called at the end; 0 calls
@@ -72,7 +75,8 @@ def fit(
 
     Returns:
         One row per logged step: ``iteration`` (done so far), ``total`` loss, the scalars, ``lr``,
-        ``group_sparsity`` (when pruning), ``cost_share`` (with a budget), ``step_ms``.
+        ``group_sparsity`` (when pruning), ``cost_share`` (with a budget), ``training_macs`` (with
+        ``cost``: of all steps so far), ``step_ms``.
 
     Raises:
         NonFiniteLossError: at once on a CPU; on a GPU at the next row or save, before saving.
@@ -100,6 +104,8 @@ def fit(
         lengths = batch.seqL if batch.seqL is None else batch.seqL.to(device)
         with precision.autocast():
             output = model(clips, lengths)
+        if cost is not None:
+            cost.add_step(len(labels), clips.shape[0] * clips.shape[1])
         total, scalars = losses(output, labels)
         done = batch.iteration + 1
         window.add(done, {"total": total.detach(), **scalars})
@@ -122,6 +128,8 @@ def fit(
                 row["group_sparsity"] = float(optimizer.group_sparsity())
             if getattr(optimizer, "cost_share", None) is not None:
                 row["cost_share"] = optimizer.cost_share
+            if cost is not None:
+                row["training_macs"] = cost.macs
             rows.append(row)
             if on_log is not None:
                 on_log(row)

@@ -27,9 +27,11 @@ from gaitlib.train.checkpoint import (
     checkpoints,
     find_checkpoint,
     load_checkpoint,
+    refuse_narrow,
     restore_model,
 )
 from gaitlib.train.loop import LogWindow
+from gaitlib.train.training_cost import TrainingCost
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ def _read(run: Run, stage: str) -> Start:
     if path is None:
         return Start()
     start = Start(path.name, load_checkpoint(path), continues)
+    if not continues:
+        refuse_narrow(start.state, path)
     total = run.experiment.trainer_cfg.total_iter
     if start.iteration > total:
         raise CheckpointError(
@@ -133,6 +137,7 @@ def restore(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     scaler: torch.amp.GradScaler,
     window: LogWindow,
+    cost: TrainingCost,
 ) -> None:
     """Load the state that `find_start` read; the ``*_reset`` settings skip a part of it.
 
@@ -147,6 +152,8 @@ def restore(
             "optimizer_reset would forget in mid-run which channels are pruned: remove it, or "
             "start a new run from these weights with restore_hint: <path>"
         )
+    if start.continues and state.get("optimizer"):
+        narrow_as(state["optimizer"], optimizer)
     optional = "" if start.continues else QUANTIZATION  # a dense file has no quantizers
     for line in restore_model(model, state["model"], cfg.restore_ckpt_strict, optional=optional):
         log.warning("not restored: %s", line)
@@ -168,18 +175,47 @@ def restore(
             scaler.load_state_dict(state["scaler"])
         if "window" in state:
             window.load_state_dict(state["window"])
+        if "cost" in state:
+            cost.load_state_dict(state["cost"])
+        else:
+            log.warning(
+                "an earlier version wrote %s: training_macs counts from iteration %d on",
+                *(start.name, start.iteration),
+            )
         streams = state.get("random", [])
         if distributed.rank() < len(streams):
             restore_random_state(streams[distributed.rank()])
 
 
+def narrow_as(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Take the channels out of a network that are out of a checkpoint's, so that its weights fit.
+
+    Args:
+        state: the checkpoint's ``optimizer``.
+        optimizer: of the network, which changes with it.
+
+    Raises:
+        CheckpointError: if channels cannot leave this network.
+    """
+    if not isinstance(optimizer, hesso.HESSO):
+        return
+    try:
+        optimizer.narrow_as(state)
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint does not fit the network: {error}") from error
+
+
 def extra_state(
-    record: Mapping[str, Any], scaler: torch.amp.GradScaler, window: LogWindow
+    record: Mapping[str, Any],
+    scaler: torch.amp.GradScaler,
+    window: LogWindow,
+    cost: TrainingCost,
 ) -> dict[str, Any]:
     """Return a checkpoint's entries that OpenGait's do not have; every process must call this."""
     return {
         "scaler": scaler.state_dict(),
         "window": window.state_dict(),
+        "cost": cost.state_dict(),
         "random": distributed.gather(random_state()),
         "config": dict(record),
         "config_digest": digest(record),

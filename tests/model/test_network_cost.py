@@ -1,5 +1,7 @@
+import nets
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gaitlib.model import build_model
 from gaitlib.model.network_cost import (
@@ -9,6 +11,7 @@ from gaitlib.model.network_cost import (
     layer_table,
     macs_per_frame,
     measure_latency,
+    training_macs,
 )
 
 
@@ -72,6 +75,20 @@ def test_layers_are_counted_as_channels_times_kernel_times_positions(gaitbase):
     assert last[["block", "in_channels", "out_channels", "height", "width"]].tolist() == [
         "layer4", 512, 512, 16, 11,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments", [nets.resnet(4, 8, 8), nets.plain("BC-4", "M", "FC-8-2", "BC-8")]
+)
+def test_a_training_step_costs_what_torch_counts_of_its_two_passes(arguments):
+    model = nets.build(arguments).train()
+    per_frame, per_clip = training_macs(model)
+    clips, frames = 3, 2
+    with FlopCounterMode(display=False) as counter:
+        output = model(torch.rand(clips, frames, 64, 44))
+        (output.embeddings.sum() + output.logits.sum()).backward()
+    counted = counter.get_total_flops() // 2
+    assert clips * (frames * per_frame + per_clip) == counted
 
 
 def test_a_focal_convolution_costs_what_a_plain_one_does():

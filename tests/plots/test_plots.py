@@ -29,6 +29,7 @@ HISTORY = pd.DataFrame({"iteration": [10, 20, 30], "total": [3.0, 2.0, 1.0]}).as
     **{"triplet/loss": 0.2, "softmax/loss": 1.0, "softmax/accuracy": 0.5, "lr": 0.1},
     group_sparsity=[0.0, np.nan, 0.5],
 )
+CHEAPER = HISTORY.assign(cost_share=[1.0, 0.6, 0.4], training_macs=[100, 180, 220])
 LAYERS = pd.DataFrame({"name": ["conv1", "layer1.conv1"], "kept": [3, 8], "total": [8, 8]})
 SCORES = pd.DataFrame({"layer": ["conv1", "conv1"], "score": [0.1, 0.9], "kept": [False, True]})
 DROP = pd.DataFrame(
@@ -91,6 +92,7 @@ CASES = [
     (plots.model_blocks, (BLOCKS,), 2, "74 k  (99%)"),
     (plots.dependency_graph, (network(),), 1, "a: 3 layers"),
     (plots.pruning_schedule, (HISTORY, [(10, 20), (20, 30)], 0.5), 2, "pruning periods"),
+    (plots.pruning_schedule, (CHEAPER,), 2, "multiply-adds of a step"),
     (plots.channels_kept, (LAYERS,), 1, "3 of 8  (38%)"),
     (plots.block_cost, (BLOCKS, BLOCKS.assign(params=288)), 2, "288  (50%)"),
     (plots.saliency_of_groups, (SCORES,), 1, "cut (1)"),

@@ -190,11 +190,12 @@ def test_a_run_ends_at_its_budget_or_just_below(variant, importance, target):
     optimizer = build_hesso(graph, hesso_cfg(**BUDGET, **keys))
     run(optimizer, model, 0, 14)
     count = COUNT[{"target_macs": macs_cost, "target_params": params_cost}[target]]
-    share = count(graph.slice()) / count(model)
-    assert 0.4 * (1 - TOLERANCE) <= share <= 0.4
+    whole = count(residual(width=16))
+    share = count(graph.slice()) / whole
+    assert 0.4 * (1 - 1.5 * TOLERANCE) <= share <= 0.4  # a bundle is 1 % of so small a network
     assert optimizer.cost_share == pytest.approx(share)
     assert optimizer.target_share == pytest.approx(0.4, rel=1e-3)  # whole multiply-adds
-    budgets = [optimizer.pruner.rule.budget_of(period) / count(model) for period in range(3)]
+    budgets = [optimizer.pruner.rule.budget_of(period) / whole for period in range(3)]
     assert budgets == pytest.approx([0.8, 0.6, 0.4])
     scores = optimizer.importance()
     assert scores["period"].max() == 2 and scores["score"].ge(0).all()
@@ -217,9 +218,9 @@ def test_a_resumed_run_continues_bit_for_bit(step, tmp_path):
     torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
     weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
     second = residual(seed=1)
-    second.load_state_dict(weights)
     resumed = build_hesso(traced(second), cfg)
     resumed.load_state_dict(state)
+    second.load_state_dict(weights)
     run(optimizer, model, step, 16)
     run(resumed, second, step, 16)
     assert resumed.pruner.pruned == optimizer.pruner.pruned

@@ -71,7 +71,7 @@ def _everything(root, run):
     gradients, total, scalars = _gradients(experiment, data)
     model, pruner, history = _pruned(experiment, data, run)
     budget = load_experiment(experiment.sections(), {"hesso_optimizer_cfg.target_macs": 0.5})
-    _, of_budget, _ = _pruned(budget, data, f"{run}-budget")
+    narrow, of_budget, narrow_history = _pruned(budget, data, f"{run}-budget")
     torch.manual_seed(0)
     fresh = steps.build_network(experiment, torch.device("cpu"))
     features, evaluation = steps.evaluate_network(experiment, fresh, data)
@@ -84,6 +84,8 @@ def _everything(root, run):
         "chosen": [choice["chosen"] for choice in pruner["choices"]],
         "scores": [choice["scores"] for choice in of_budget["choices"]],
         "chosen within a budget": [choice["chosen"] for choice in of_budget["choices"]],
+        "narrow weights": dict(narrow.state_dict()),
+        "losses within a budget": narrow_history["total"].tolist(),
         "losses": history["total"].tolist(),
         "features": features,
         "results": to_results(evaluation),
@@ -173,6 +175,19 @@ def test_importance_is_that_of_the_whole_batch(found):
     for rank in two:
         torch.testing.assert_close(rank["scores"], one["scores"], atol=1e-6, rtol=1e-3)
         assert rank["chosen within a budget"] == one["chosen within a budget"]
+
+
+def test_channels_leave_the_network_of_every_process_alike(found):
+    one, two = found
+    whole, narrow = (sum(w.numel() for w in one[k].values()) for k in ("weights", "narrow weights"))
+    assert narrow < 0.9 * whole
+    for rank in two:
+        torch.testing.assert_close(
+            rank["narrow weights"], one["narrow weights"], atol=1e-4, rtol=1e-4
+        )
+        assert rank["losses within a budget"] == pytest.approx(
+            one["losses within a budget"], abs=1e-4
+        )
 
 
 def test_a_sharded_evaluation_embeds_every_sequence_once_and_gives_one_processes_results(found):

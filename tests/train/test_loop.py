@@ -11,9 +11,11 @@ from nets import build, hesso_cfg, resnet, traced
 from gaitlib.data.batches import training_batches
 from gaitlib.data.transforms import build_transform
 from gaitlib.model import build_losses
+from gaitlib.model.network_cost import training_macs
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.system.device import choose_device, choose_precision
 from gaitlib.train.loop import NonFiniteLossError, fit
+from gaitlib.train.training_cost import TrainingCost
 
 LOSSES = [{"type": "TripletLoss", "margin": 0.2}, {"type": "CrossEntropyLoss"}]
 TRANSFORM = [
@@ -45,7 +47,7 @@ def _build():
     return model, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [8], gamma=0.1)
 
 
-def _build_pruning():
+def _build_pruning(**keys):
     """The same network under HESSO: channels are chosen at steps 3 and 7, and gone by step 9."""
     model, *_ = _build()
     cfg = hesso_cfg(
@@ -55,6 +57,7 @@ def _build_pruning():
         start_pruning_step=2,
         pruning_steps=8,
         pruning_periods=2,
+        **keys,
     )
     optimizer = build_hesso(traced(model), cfg)
     return model, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [8], gamma=0.1)
@@ -67,6 +70,24 @@ def _fit(model, optimizer, scheduler, start, stop, **options):
     losses = build_losses(LOSSES)
     transform = build_transform(TRANSFORM)
     return fit(model, batches, transform, losses, optimizer, scheduler, log_iter=2, **options)
+
+
+def test_training_costs_what_its_steps_cost_at_the_widths_of_the_moment():
+    """Channels that leave make the steps after cheaper; zeros do not."""
+    totals = {}
+    for shrink in (False, True):
+        model, optimizer, scheduler = _build_pruning(shrink=shrink)
+        before = training_macs(model)
+        cost = TrainingCost(model)
+        history = _fit(model, optimizer, scheduler, 0, 12, cost=cost)
+        steps = history["training_macs"].diff().fillna(history["training_macs"]) / 2
+        clips, frames = 3 * 2, 3 * 2 * 3
+        assert steps.iloc[0] == frames * before[0] + clips * before[1]
+        after = training_macs(model)
+        assert steps.iloc[-1] == frames * after[0] + clips * after[1]
+        assert steps.is_monotonic_decreasing and (steps.nunique() > 1) == shrink
+        totals[shrink] = cost.macs
+    assert totals[True] < 0.8 * totals[False]
 
 
 def test_the_loss_falls_and_the_history_has_a_row_every_log_iter():

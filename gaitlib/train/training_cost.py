@@ -1,0 +1,68 @@
+"""What training costs: the multiply-adds and the seconds of its steps so far."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gaitlib.model import GaitBase
+from gaitlib.model.network_cost import training_macs
+from gaitlib.model.widths import layer_widths
+from gaitlib.system import distributed
+
+
+class TrainingCost:
+    """Counts what a network's training costs, while channels may leave it.
+
+    Args:
+        model: the network itself, not a wrapper.
+
+    Attributes:
+        macs: multiply-adds of all steps so far, forward and backward, of all processes.
+    """
+
+    def __init__(self, model: GaitBase) -> None:
+        self.model = model
+        self.macs = 0
+        self._widths: dict[str, dict[str, int]] | None = None
+        self._per_frame = self._per_clip = 0
+
+    def add_step(self, clips: int, frames: int) -> None:
+        """Count a step on this process's clips, which have ``frames`` frames in all."""
+        widths = layer_widths(self.model)
+        if widths != self._widths:
+            self._per_frame, self._per_clip = training_macs(self.model)
+            self._widths = widths
+        step = frames * self._per_frame + clips * self._per_clip
+        self.macs += step * distributed.world_size()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sum so far."""
+        return {"macs": self.macs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a sum."""
+        self.macs = state["macs"]
+
+
+def read_training_cost(history: Path) -> dict[str, Any]:
+    """Return ``training_macs`` and ``training_seconds`` of a finished training.
+
+    The seconds are those of the steps alone, without saving and testing. Steps that a killed run
+    had taken since its last checkpoint do not count.
+
+    Args:
+        history: the stage's ``history.csv``.
+
+    Returns:
+        The two entries of results.json; empty without that file.
+    """
+    if not history.exists():
+        return {}
+    rows = pd.read_csv(history)
+    steps = rows["iteration"].diff().fillna(rows["iteration"])
+    found: dict[str, Any] = {"training_seconds": float((steps * rows["step_ms"]).sum() / 1e3)}
+    if "training_macs" in rows:  # earlier versions counted none
+        found["training_macs"] = int(rows["training_macs"].iloc[-1])
+    return found
