@@ -87,7 +87,7 @@ def test_training_costs_what_its_steps_cost_at_the_widths_of_the_moment():
         assert steps.iloc[-1] == frames * after[0] + clips * after[1]
         assert steps.is_monotonic_decreasing and (steps.nunique() > 1) == shrink
         totals[shrink] = cost.macs
-    assert totals[True] < 0.8 * totals[False]
+    assert totals[True] < 0.9 * totals[False]
 
 
 def test_the_loss_falls_and_the_history_has_a_row_every_log_iter():
