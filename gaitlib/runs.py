@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from gaitlib.config import Experiment, read_yaml
+from gaitlib.config import Experiment, at_equal_compute, read_yaml
 from gaitlib.system.files import ROOT, write_atomically
 
 SCHEMA = 1
@@ -228,10 +228,14 @@ class Run:
         return "geta" if self.experiment.quantizes else "hesso"
 
     def of_stage(self, stage: str) -> "Run":
-        """Return the run with the stage's experiment: for ``hesso`` it chooses no bits."""
-        if stage != "hesso":
+        """Return the run with the stage's experiment, which has all of the stage's steps.
+
+        For ``hesso`` it chooses no bits; see `gaitlib.config.at_equal_compute` for the steps.
+        """
+        if stage not in ("hesso", "geta"):
             return self
-        return replace(self, experiment=self.experiment.without_bits())
+        chosen = self.experiment.without_bits() if stage == "hesso" else self.experiment
+        return replace(self, experiment=at_equal_compute(chosen))
 
     def folder(self, stage: str) -> Path:
         """Return the stage's folder; see `stage_dir`."""

@@ -9,6 +9,7 @@ from gaitlib.config.compression_cfg import GetaCfg, HessoCfg
 from gaitlib.config.experiment import SECTIONS, Experiment
 from gaitlib.config.load import load_experiment, notebook_experiment, refuse_unknown
 from gaitlib.config.section import ConfigError
+from gaitlib.config.stretch import at_equal_compute, stretch
 from gaitlib.config.yaml_reader import read_value, read_yaml
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "GetaCfg",
     "HessoCfg",
     "Experiment",
+    "at_equal_compute",
     "load_experiment",
     "notebook_experiment",
     "read_value",
     "read_yaml",
     "refuse_unknown",
+    "stretch",
 ]

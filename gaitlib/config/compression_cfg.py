@@ -123,6 +123,9 @@ class HessoCfg(Section):
     - ``shrink``: removed channels leave the network at the end of their pruning period, so that
       later steps cost less; ``false`` keeps them as zeros. By default they leave with a budget, and
       stay with ``target_group_sparsity``, as in only_train_once.
+    - ``steps: equal_compute``, with ``target_macs`` as a share: train for so many steps more that
+      the run costs what ``trainer_cfg.total_iter`` steps of the dense network cost. The steps of
+      all schedules, of the learning rate, pruning and bits, are stretched by the same factor.
     - ``start_pruning_step``, ``pruning_steps``, ``pruning_periods``: see `PruningSchedule`.
     - ``group_divisible``: each group keeps a multiple of this number of channels.
     - ``importance_score_criteria``: the weights of the five scores that rank the channels.
@@ -145,6 +148,7 @@ class HessoCfg(Section):
     importance: Literal["taylor", "hesso"] | None = None
     min_channels_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     shrink: bool | None = None
+    steps: Literal["equal_compute"] | None = None
     start_pruning_step: NonNegativeInt
     pruning_steps: PositiveInt
     pruning_periods: PositiveInt
@@ -207,6 +211,19 @@ class HessoCfg(Section):
             raise ValueError(
                 "shrink true: only_train_once's own HESSO keeps removed channels as zeros: write "
                 "implementation: gaitlib, or leave shrink out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _equal_compute_is_known(self) -> "HessoCfg":
+        if self.steps is None:
+            return self
+        if self.target_macs is None or self.target_macs >= 1 or not self.shrinks:
+            zeros = "" if self.shrinks else " and shrink false"
+            raise ValueError(
+                "steps equal_compute needs a network whose steps get cheaper by a known share, and "
+                f"here are {self.target[0]} {self.target[1]:g}{zeros}: give target_macs below 1 "
+                "and leave shrink out, or leave steps out"
             )
         return self
 

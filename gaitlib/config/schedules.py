@@ -83,6 +83,21 @@ class PruningSchedule:
             return target
         return (period + 1) * (target // self.periods)
 
+    def compute_share(self, total: int, target: float) -> float:
+        """Return what ``total`` steps cost if channels leave at the end of their period.
+
+        Args:
+            total: steps of the run.
+            target: cost of a step at the end, as a share of the first one's; it falls by the same
+                amount in each period.
+
+        Returns:
+            The cost as a share of as many steps that are all like the first.
+        """
+        inside = [1 + period / self.periods * (target - 1) for period in range(self.periods)]
+        after = total - self.start - self.periods * self.duration
+        return (self.start + self.duration * sum(inside) + after * target) / total
+
     def spans(self) -> list[tuple[int, int]]:
         """Return the first and last iteration of each period, for figures."""
         starts = [self.start + i * self.duration for i in range(self.periods)]

@@ -44,6 +44,7 @@ METHOD_STYLES = {
     LONGER: ("#000000", "p"),
     HALF: ("#A6A6A6", "H"),
     "budget": ("#882255", "<"),
+    "budget_longer": ("#CC3311", "d"),
     "geta": (MODEL_COLOURS["GETA"], "s"),
     "hesso": (MODEL_COLOURS["HESSO"], "D"),
     "ptq": (MODEL_COLOURS["HESSO + rounding (PTQ)"], "^"),
@@ -55,7 +56,7 @@ METHOD_STYLES = {
     "torch_pruning": ("#44AA99", "*"),
 }
 #: For unknown methods, in the order in which they appear.
-SPARE_STYLES = (("#661100", "d"), ("#6699CC", "8"), ("#888800", "d"), ("#000000", "8"))
+SPARE_STYLES = tuple((colour, "8") for colour in ("#661100", "#6699CC", "#888800", "#000000"))
 #: Sizes of markers that look too small in the usual size.
 MARKER_SIZES = {"*": 12, "P": 9, "X": 9, "p": 9, "h": 9}
 BAR_SHIFT = 2  # largest sideways shift of a seed bar, in points, so that bars do not overlap

@@ -10,6 +10,7 @@ METHOD_WORDS = {
     "dense_longer": "dense, as many steps",
     "dense_half": "dense, half as many steps",
     "budget": "budget (Taylor)",
+    "budget_longer": "budget (Taylor), as many MACs in training",
     "geta": STAGES["geta"].words,
     "hesso": STAGES["hesso"].words,
     "ptq": "rounded afterwards (PTQ)",

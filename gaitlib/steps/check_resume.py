@@ -75,7 +75,7 @@ def check_resume(
     rows = []
     for stage, share in zip(checked, (kills // 2, kills - kills // 2), strict=True):
         _Attempt(whole, stage).finish()
-        total = experiment.trainer_cfg.total_iter
+        total = whole.of_stage(stage).experiment.trainer_cfg.total_iter
         moments = sorted(chance.uniform(-0.05, 1.05) * total for _ in range(share))
         for number, moment in enumerate(moments):
             row = _kill(killed, stage, moment, at_save=number % 3 == 1, chance=chance)
@@ -97,7 +97,7 @@ def compare_runs(first: Run, second: Run, stage: str) -> list[str]:
     for name in ("history.csv", "bits.csv", "hits.csv", "saliency.csv", "results.json"):
         texts = [_without_timing(folder / name) for folder in folders]
         found += _differences(*texts, f"{stage}/{name}")
-    cfg = first.experiment.trainer_cfg
+    cfg = first.of_stage(stage).experiment.trainer_cfg
     paths = [find_checkpoint(f / "checkpoints", cfg.save_name, cfg.total_iter) for f in folders]
     found += _differences(*map(load_checkpoint, paths), f"{stage}/checkpoint")
     if stage != "baseline":
@@ -159,7 +159,8 @@ def _kill(
     run: Run, stage: str, moment: float, at_save: bool, chance: random.Random
 ) -> dict[str, Any]:
     """Start the run and kill it when ``moment`` iterations are done, or at the save after that."""
-    experiment, folder = run.experiment, run.folder(stage) / "checkpoints"
+    experiment = run.of_stage(stage).experiment
+    folder = run.folder(stage) / "checkpoints"
     total = experiment.trainer_cfg.total_iter
     for _ in range(STARTS):
         trained = _saved(experiment, folder) == total

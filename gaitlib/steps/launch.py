@@ -72,7 +72,7 @@ def train_in_processes(
                     if (size := history.stat().st_size) > bytes_seen:
                         bytes_seen = size
                         on_history(pd.read_csv(history))
-    cfg = run.experiment.trainer_cfg
+    cfg = run.of_stage(stage).experiment.trainer_cfg
     path = find_checkpoint(run.folder(stage) / "checkpoints", cfg.save_name, cfg.total_iter)
     state = load_checkpoint(path)
     if state["optimizer"] is not None:

@@ -154,7 +154,8 @@ def train_stage(
     distributed.wait()  # until rank 0 has moved earlier files aside
     folder = run.folder(stage)
     if distributed.is_main():
-        runs.save_config(run.name, stage, record, of_run=whole.experiment is run.experiment)
+        of_run = stage != "hesso" or not whole.experiment.quantizes  # else it is GETA's yardstick
+        runs.save_config(run.name, stage, record, of_run=of_run)
     stage_log = _StageLog(
         folder, stage, optimizer, start.iteration, cfg.total_iter, watch.on_history
     )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gaitlib.config import ConfigError, Experiment, load_experiment
+from gaitlib.config import ConfigError, Experiment, at_equal_compute, load_experiment, stretch
 from gaitlib.config.compression_cfg import BUDGETS, TARGETS, WITH_BUDGET
 from gaitlib.config.model_cfg import ModelCfg
 from gaitlib.model import build_model
@@ -52,7 +52,7 @@ class Method:
         needs: the methods whose points with the same settings and seed must be done first.
         steps: how long it trains, from the grid point's experiment and the steps of the baseline
             that this starts from (0 if it starts from random weights). Another number than the
-            experiment's own stretches a dense network's learning-rate schedule.
+            experiment's own stretches its schedules.
         is_cut_to_macs: whether a dense network is made to have the MACs that ``target_macs`` asks
             for, or without that key those of the needed ``hesso`` point.
     """
@@ -73,9 +73,14 @@ class Method:
         Raises:
             ConfigError: if the method cannot run with it.
         """
+        if given.compression is not None and given.compression.steps is not None:
+            raise ConfigError(
+                f"steps {given.compression.steps}: a study compares methods of as many steps, and "
+                "budget_longer is the one with more: leave the key out"
+            )
         resolved = self.resolve(given)
         steps = self.steps(given, steps_of_start(given, baseline_steps))
-        return _with_iterations(resolved, steps)
+        return stretch(resolved, steps)
 
 
 def steps_of_start(experiment: Experiment, baseline_steps: int | None = None) -> int:
@@ -234,6 +239,20 @@ def steps_of_fine_tuning(experiment: Experiment, start: int) -> int:
     return own if start else own // 2
 
 
+def cut_at_equal_compute(experiment: Experiment) -> Experiment:
+    """Return the experiment of `cut_to_budget`, with ``steps: equal_compute``.
+
+    Raises:
+        ConfigError: if its steps do not get cheaper by a known share.
+    """
+    return _pruned_with(cut_to_budget(experiment), {"steps": "equal_compute"})
+
+
+def steps_at_equal_compute(experiment: Experiment, start: int) -> int:
+    """Return the steps that make the pruned network's run cost what the experiment's dense does."""
+    return at_equal_compute(cut_at_equal_compute(experiment)).trainer_cfg.total_iter
+
+
 def half_of_the_steps(experiment: Experiment, start: int) -> int:
     """Return half of the experiment's steps, rounded up, for the network that is cut then."""
     return -(-experiment.trainer_cfg.total_iter // 2)
@@ -245,9 +264,7 @@ def steps_of_baseline(experiment: Experiment, start: int) -> int:
 
 
 def steps_at_equal_training_macs(experiment: Experiment, start: int) -> int:
-    """Return the steps for which the uniform network costs what training the pruned one costs.
-
-    A masked network pays for the whole one in every step, and a slim network for itself.
+    """Return the steps for which training the uniform network costs what the dense one's costs.
 
     Raises:
         ConfigError: without ``target_macs``: the slim network's cost is not known beforehand.
@@ -261,22 +278,6 @@ def steps_at_equal_training_macs(experiment: Experiment, start: int) -> int:
     slim = narrowed(experiment, absolute_macs(experiment, macs_budget(experiment)))
     share = _macs(slim.model_cfg) / _macs(experiment.model_cfg)
     return round(total_steps(experiment, start) / share)
-
-
-def _with_iterations(experiment: Experiment, total: int) -> Experiment:
-    """Return a dense experiment with another number of iterations.
-
-    The learning rate's milestones are scaled by the same factor, so the schedule keeps its shape.
-    """
-    before = experiment.trainer_cfg.total_iter
-    if total == before:
-        return experiment
-    changed = {"trainer_cfg.total_iter": total}
-    extra = experiment.scheduler_cfg.model_extra or {}
-    if "milestones" in extra:
-        scaled = [step * total // before for step in extra["milestones"]]
-        changed["scheduler_cfg.milestones"] = scaled
-    return load_experiment(experiment.sections(), changed)
 
 
 def _starts_from_baseline(experiment: Experiment) -> bool:
@@ -426,6 +427,9 @@ METHODS = {
     "dense_longer": Method("baseline", dense_rival, _needs_nothing, total_steps),
     "dense_half": Method("baseline", dense, _needs_nothing, half_of_the_steps),
     "budget": Method("hesso", cut_to_budget, _needs_its_start),
+    "budget_longer": Method(
+        "hesso", cut_at_equal_compute, _needs_its_start, steps_at_equal_compute
+    ),
     "geta": Method("geta", quantized, _needs_its_start),
     "hesso": Method("hesso", pruned_by_hesso, _needs_its_start),
     "ptq": Method("ptq", quantized, _needs_what_is_rounded),

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from small_experiment import SMALL
 
 from gaitlib import runs
-from gaitlib.config import ConfigError, load_experiment
+from gaitlib.config import ConfigError, at_equal_compute, load_experiment
 from gaitlib.config.compression_cfg import QUANTIZATION, GetaCfg, HessoCfg, ImportanceScores
 from gaitlib.prune import oto
 from gaitlib.prune.importance import PROXIES
@@ -170,3 +170,48 @@ def test_an_overridden_target_replaces_the_files():
     assert again.compression.latency is None
     with pytest.raises(ConfigError, match="target_group_sparsity 0.7, target_macs 0.5"):
         load_experiment(None, {key: 0.7, "geta_optimizer_cfg.target_macs": 0.5})
+
+
+LONGER = {"geta_optimizer_cfg.steps": "equal_compute"}
+
+
+def test_equal_compute_stretches_every_schedule_by_what_a_step_saves_on_average():
+    """A quarter of the cost from step 150 of 250 on, and steps down to it from 50 on."""
+    changed = LONGER | {
+        "scheduler_cfg": {"scheduler": "MultiStepLR", "milestones": [100, 200]},
+    }
+    asked = load_experiment(None, changed)
+    share = (50 + 20 * (1 + 0.85 + 0.7 + 0.55 + 0.4) + 100 * 0.25) / 250
+    found = at_equal_compute(asked)
+    total = round(250 / share)
+    cfg = found.compression
+    assert found.trainer_cfg.total_iter == total == 431
+    assert (cfg.start_pruning_step, cfg.pruning_steps) == (86, 172)
+    assert (cfg.start_projection_step, cfg.projection_steps) == (8, 77)
+    assert found.scheduler_cfg.model_extra["milestones"] == [172, 344]
+    assert found.evaluator_cfg.restore_hint == total
+    assert cfg.schedule.compute_share(total, 0.25) * total == pytest.approx(250, rel=0.01)
+    assert at_equal_compute(found) == found  # so a stage's config.yaml repeats it
+    assert runs.Run("r", asked).of_stage("baseline").experiment == asked
+    assert runs.Run("r", asked).of_stage("geta").experiment == found
+    assert runs.Run("r", asked).of_stage("hesso").experiment.trainer_cfg.total_iter == total
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"geta_optimizer_cfg.target_params": 0.5}, "here are target_params 0.5: give target_macs"),
+        ({"geta_optimizer_cfg.target_macs": 4e6}, "here are target_macs 4e\\+06"),
+        ({"geta_optimizer_cfg.shrink": False}, "and shrink false"),
+    ],
+)
+def test_equal_compute_needs_steps_that_get_cheaper_by_a_known_share(changed, words):
+    with pytest.raises(ConfigError, match=words):
+        load_experiment(None, LONGER | changed)
+
+
+def test_only_train_onces_own_hesso_keeps_zeros():
+    keys = {"start_pruning_step": 0, "pruning_steps": 1, "pruning_periods": 1}
+    with pytest.raises(ValueError, match="shrink true: only_train_once.*implementation: gaitlib"):
+        HessoCfg(implementation="only_train_once", shrink=True, **keys)
+    assert HessoCfg(target_macs=0.5, **keys).shrinks and not HessoCfg(**keys).shrinks

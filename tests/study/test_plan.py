@@ -20,7 +20,7 @@ BITS = "geta_optimizer_cfg.max_bit_act"
 #: A target of each kind, whatever the quickstart has.
 HALF = {SPARSITY: 0.5, MACS: None}
 QUARTER_OF_MACS = {SPARSITY: None, MACS: 0.25}
-NEED_A_BUDGET = ("budget", "uniform_longer")
+NEED_A_BUDGET = ("budget", "budget_longer", "uniform_longer")
 
 
 @pytest.fixture
@@ -133,6 +133,13 @@ def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters
         ),
         ({"methods": ["geta"], "base": "params/casia_b/gaitbase_geta.yaml"}, "chooses no bits"),
         ({"methods": ["hesso"], "base": "params/casia_b/gaitbase.yaml"}, "has no compression"),
+        (
+            {
+                "methods": ["budget"],
+                "overrides": QUARTER_OF_MACS | {"geta_optimizer_cfg.steps": "equal_compute"},
+            },
+            "budget_longer is the one with more",
+        ),
         ({"methods": ["geta"], "base": "none.yaml"}, "cannot read"),
         (
             {"methods": ["geta"], "overrides": {"trainer_cfg.restore_hint": "latest"}},
@@ -205,10 +212,13 @@ def test_methods_of_a_budget_end_at_it_by_one_rule_and_need_no_other_point_for_i
     shipped = at["only_train_once"].experiment.compression
     assert (shipped.target_macs, shipped.importance) == (None, None)
     steps = {m: point.total_iterations for m, point in at.items()}
-    longer = steps.pop("uniform_longer")
+    longer, stretched = steps.pop("uniform_longer"), steps.pop("budget_longer")
     assert set(steps.values()) == {250}
     slim = narrowed(at["uniform"].experiment, absolute_macs(at["uniform"].experiment, 0.25))
     assert longer == round(250 * _macs(at["uniform"].experiment) / _macs(slim))
+    # 50 steps dense, 100 in five periods at 1, .85, .7, .55 and .4 of the cost, 100 at a quarter
+    assert stretched == round(250 / ((50 + 20 * 3.5 + 100 * 0.25) / 250)) == 431
+    assert at["budget_longer"].experiment.compression.start_pruning_step == 50 * 431 // 250
 
 
 def test_a_budget_of_parameters_leaves_the_macs_to_the_hesso_point(plan):
