@@ -16,6 +16,7 @@ from benchmarks import (
     feed,
     memory,
     optimizers,
+    shrinking,
     step,
 )
 from benchmarks.timing import ROOT, Result, Row, Setting, machine, measure
@@ -24,6 +25,7 @@ THEMES = {
     "feed": feed,
     "step": step,
     "optimizers": optimizers,
+    "shrinking": shrinking,
     "evaluation": evaluation,
     "embedding": embedding,
     "deployment": deployment,

@@ -122,7 +122,9 @@ class HessoCfg(Section):
     - ``min_channels_share``, with a budget: share of its channels that each group keeps at least.
     - ``shrink``: removed channels leave the network at the end of their pruning period, so that
       later steps cost less; ``false`` keeps them as zeros. By default they leave with a budget, and
-      stay with ``target_group_sparsity``, as in only_train_once.
+      stay with ``target_group_sparsity``, as in only_train_once. With the importance ``taylor``
+      the same channels leave either way; HESSO's five scores also count a channel's weights that
+      read removed ones, so with them ``shrink`` has a say in which channels leave.
     - ``steps: equal_compute``, with ``target_macs`` as a share: train for so many steps more that
       the run costs what ``trainer_cfg.total_iter`` steps of the dense network cost. The steps of
       all schedules, of the learning rate, pruning and bits, are stretched by the same factor.

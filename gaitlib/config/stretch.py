@@ -4,6 +4,8 @@ So a run whose steps get cheaper as channels leave can take more of them, until 
 dense network's training costs: ``steps: equal_compute``.
 """
 
+import bisect
+from dataclasses import replace
 from typing import Any
 
 from gaitlib.config.experiment import Experiment
@@ -39,12 +41,12 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
     for key in SCHEDULER_STEPS:
         if key in extra:
             changed[f"scheduler_cfg.{key}"] = scaled(extra[key])
-    cfg = experiment.compression
+    if experiment.scheduler_cfg.scheduler == "ExponentialLR" and "gamma" in extra:
+        changed["scheduler_cfg.gamma"] = extra["gamma"] ** (before / total)
+    section, cfg = f"{experiment.compression_optimizer}_optimizer_cfg", experiment.compression
     for key in COMPRESSION_STEPS:
-        if getattr(cfg, key, None):
-            changed[f"{experiment.compression_optimizer}_optimizer_cfg.{key}"] = scaled(
-                getattr(cfg, key)
-            )
+        if steps := getattr(cfg, key, None):
+            changed[f"{section}.{key}"] = scaled(steps)
     if experiment.evaluator_cfg.restore_hint == before:
         changed["evaluator_cfg.restore_hint"] = total
     return load_experiment(experiment.sections(), changed)
@@ -58,8 +60,15 @@ def at_equal_compute(experiment: Experiment) -> Experiment:
     cfg = experiment.compression
     if cfg is None or cfg.steps is None:
         return experiment
-    total = experiment.trainer_cfg.total_iter
-    longer = round(total / cfg.schedule.compute_share(total, cfg.target_macs))
+    total, target, schedule = experiment.trainer_cfg.total_iter, cfg.target_macs, cfg.schedule
+
+    def cost(steps: int) -> float:
+        start, pruning = (n * steps // total for n in (schedule.start, schedule.steps))
+        longer = replace(schedule, start=start, steps=pruning)
+        return steps * longer.compute_share(steps, target)
+
+    most = int(total / target) + 1
+    longer = total + bisect.bisect_right(range(total, most), total, key=cost) - 1
     section = f"{experiment.compression_optimizer}_optimizer_cfg"
     spelled_out = load_experiment(experiment.sections(), {f"{section}.steps": None})
     return stretch(spelled_out, longer)

@@ -130,7 +130,7 @@ class Graph:
                 {
                     "group": group.id,
                     "layers": ", ".join(group.layers),
-                    "channels": group.channels,
+                    "channels": len(self.left[group.id]),
                     "tensors": len(tensors),
                     "params": sum(tensor.numel() for tensor in tensors),
                     "prunable": not self.reason(group),
@@ -188,15 +188,16 @@ class Graph:
             channels: group id -> channel numbers.
 
         Raises:
-            ValueError: for an id that is not a prunable group's.
+            ValueError: for an id that is not a prunable group's, or a channel that has left.
         """
         named = {group.id: group for group in self.prunable()}
         for id_, chosen in channels.items():
             if id_ not in named:
                 raise ValueError(f"no prunable group {id_!r}; choose from {sorted(named)}")
+            places = [self.left[id_].index(channel) for channel in chosen]
             for name, dim in zip(named[id_].names, named[id_].dims, strict=True):
                 tensor = self.model.get_parameter(name).detach()
-                tensor.index_fill_(dim, torch.tensor(list(chosen), device=tensor.device).long(), 0)
+                tensor.index_fill_(dim, torch.tensor(places, device=tensor.device).long(), 0)
 
     def slice(self, model: nn.Module | None = None) -> nn.Module:
         """Return a copy of the model without its zero channels; the given model does not change.

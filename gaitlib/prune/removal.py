@@ -16,7 +16,7 @@ class Removal:
     """Removes channels from a network and from the optimizer that trains it.
 
     Both ways remove a channel from all tensors: from those of its group, and from the weights that
-    read it. So a run whose channels leave computes what a run with zeros does.
+    read it. So a run whose channels leave computes what a run with such zeros does.
 
     Args:
         graph: of the network.
@@ -64,7 +64,7 @@ class Removal:
         groups: Sequence[dict[str, Any]],
         state: State,
     ) -> None:
-        """Set removed channels to zero in every parameter, and in its state, that has them."""
+        """Set removed channels to zero in every trained parameter that has them, and its state."""
         dims = self.graph.shrinking_dims()
         for group in groups:
             for param, name in zip(group["params"], group["p_names"], strict=True):

@@ -56,7 +56,7 @@ def summary_table(run: str) -> str:
     if compressed is not None and "group_sparsity" in compressed:
         lines.append(
             f"group sparsity {compressed['group_sparsity']:.3f}; largest relative difference "
-            "between the zeroed network and the cut one "
+            "between the full-size network with zeros and the small one "
             f"{compressed['full_equals_compressed']:.1e}"
         )
     lines += [training_cost(found, stage) for stage in found if _has_training_cost(found, stage)]

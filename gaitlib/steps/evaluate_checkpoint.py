@@ -60,6 +60,7 @@ def find_tested_checkpoint(run: Run, stage: str, iteration: int | None = None) -
     Raises:
         CheckpointError: if the stage has no such checkpoint.
     """
+    run = run.of_stage(stage)
     hint = run.experiment.evaluator_cfg.restore_hint if iteration is None else iteration
     folder, name = run.folder(stage) / "checkpoints", run.experiment.trainer_cfg.save_name
     path = find_checkpoint(folder, name, hint or "latest")

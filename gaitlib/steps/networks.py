@@ -154,6 +154,8 @@ def baseline_weights(run: Run, model: nn.Module) -> str:
     if path is None:
         path = run.file("baseline", f"checkpoints/{cfg.save_name}-*.pt")  # raises
     state = load_weights(path, model, cfg.restore_ckpt_strict)
-    if (done := state.get("iteration", cfg.total_iter)) < cfg.total_iter:
-        log.warning("%s is not finished: iteration %s of %s", path.name, done, cfg.total_iter)
+    own = (state.get("config") or {}).get("trainer_cfg", {})
+    total = own.get("total_iter", cfg.total_iter)  # a baseline may have steps of its own
+    if (done := state.get("iteration", total)) < total:
+        log.warning("%s is not finished: iteration %s of %s", path.name, done, total)
     return path.name

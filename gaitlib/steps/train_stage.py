@@ -276,8 +276,11 @@ class _History:
             write_atomically(path, text)
 
     def append(self, row: Mapping[str, float]) -> None:
+        same_columns = not self.rows or self.rows[-1].keys() == row.keys()
         self.rows.append(dict(row))
-        if self.writes:
+        if self.writes and not same_columns:  # an earlier version wrote the rows before
+            write_atomically(self.path, self.table().to_csv(index=False))
+        elif self.writes:
             with self.path.open("a") as stream:
                 pd.DataFrame([row]).to_csv(stream, header=stream.tell() == 0, index=False)
 

@@ -240,17 +240,18 @@ def steps_of_fine_tuning(experiment: Experiment, start: int) -> int:
 
 
 def cut_at_equal_compute(experiment: Experiment) -> Experiment:
-    """Return the experiment of `cut_to_budget`, with ``steps: equal_compute``.
+    """Return the experiment of `cut_to_budget` with the steps of ``steps: equal_compute``.
 
     Raises:
         ConfigError: if its steps do not get cheaper by a known share.
     """
-    return _pruned_with(cut_to_budget(experiment), {"steps": "equal_compute"})
+    longer = _pruned_with(cut_to_budget(experiment), {"steps": "equal_compute"})
+    return at_equal_compute(longer)
 
 
 def steps_at_equal_compute(experiment: Experiment, start: int) -> int:
     """Return the steps that make the pruned network's run cost what the experiment's dense does."""
-    return at_equal_compute(cut_at_equal_compute(experiment)).trainer_cfg.total_iter
+    return cut_at_equal_compute(experiment).trainer_cfg.total_iter
 
 
 def half_of_the_steps(experiment: Experiment, start: int) -> int:

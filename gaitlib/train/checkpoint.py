@@ -122,11 +122,29 @@ def _type_and_start(value: Any) -> str:
 
 
 def is_narrow(state: Mapping[str, Any]) -> bool:
-    """Return whether channels have left the network of a checkpoint (`gaitlib.prune.removal`)."""
+    """Return whether channels have left the network of a checkpoint (`gaitlib.prune.removal`).
+
+    Raises:
+        CheckpointError: if what it says of its channels is not what an optimizer writes.
+    """
     optimizer = state.get("optimizer")
-    pruning = optimizer.get("hesso", {}) if isinstance(optimizer, Mapping) else {}
-    left, gone = pruning.get("left", {}), pruning.get("pruned", {})
-    return any(set(channels) - set(left[id_]) for id_, channels in gone.items() if id_ in left)
+    pruning = optimizer.get("hesso") if isinstance(optimizer, Mapping) else None
+    if not isinstance(pruning, Mapping) or "left" not in pruning:
+        return False
+    left, gone = (_channel_numbers(pruning.get(name), name) for name in ("left", "pruned"))
+    return any(channels - left[id_] for id_, channels in gone.items() if id_ in left)
+
+
+def _channel_numbers(value: Any, name: str) -> dict[str, set[int]]:
+    """Return the channels by group of an entry of a pruning optimizer's state."""
+    lists = value.values() if isinstance(value, Mapping) else [None]
+    if any(not isinstance(c, list) or any(type(n) is not int for n in c) for c in lists):
+        raise CheckpointError(
+            f"the checkpoint's optimizer is damaged: {name} should be lists of channel numbers by "
+            f"group, not {_type_and_start(value)}. Take an earlier one, trainer_cfg.restore_hint: "
+            "<iteration>"
+        )
+    return {id_: set(channels) for id_, channels in value.items()}
 
 
 def refuse_narrow(state: Mapping[str, Any], path: Path) -> None:

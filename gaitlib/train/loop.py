@@ -128,8 +128,8 @@ def fit(
                 row["group_sparsity"] = float(optimizer.group_sparsity())
             if getattr(optimizer, "cost_share", None) is not None:
                 row["cost_share"] = optimizer.cost_share
-            if cost is not None:
-                row["training_macs"] = cost.macs
+            if cost is not None and (macs := cost.total()) is not None:
+                row["training_macs"] = macs
             rows.append(row)
             if on_log is not None:
                 on_log(row)
@@ -170,6 +170,7 @@ class LogWindow:
         self.iterations: list[int] = []
         self.values: list[dict[str, Tensor]] = []
         self.step_ms = 0.0
+        self.seconds_before = 0.0  # of steps before a resumption inside the window
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -203,20 +204,25 @@ class LogWindow:
     def close(self) -> dict[str, float]:
         """Return the means and start the next window."""
         means = self.check()
-        self.step_ms = 1e3 * (time.perf_counter() - self.started) / len(self.values)
-        self.iterations, self.values = [], []
+        self.step_ms = 1e3 * self._seconds() / len(self.values)
+        self.iterations, self.values, self.seconds_before = [], [], 0.0
         self.restart_clock()
         return means
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window as plain values and one tensor."""
         if not self.values:
-            return {"iterations": [], "names": [], "table": torch.empty(0)}
+            return {"iterations": [], "names": [], "table": torch.empty(0), "seconds": 0.0}
         names, table = self._table()
-        return {"iterations": list(self.iterations), "names": names, "table": table}
+        window = {"iterations": list(self.iterations), "names": names, "table": table}
+        return window | {"seconds": self._seconds()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue a saved window."""
+        self.seconds_before = state.get("seconds", 0.0)  # earlier versions saved none
         self.iterations = list(state["iterations"])
         names = state["names"]
         self.values = [dict(zip(names, row, strict=True)) for row in state["table"]]

@@ -26,6 +26,7 @@ from gaitlib.train.checkpoint import (
     CheckpointError,
     checkpoints,
     find_checkpoint,
+    is_narrow,
     load_checkpoint,
     refuse_narrow,
     restore_model,
@@ -150,8 +151,9 @@ def restore(
     if start.continues and cfg.optimizer_reset and isinstance(optimizer, hesso.HESSO):
         raise CheckpointError(
             "optimizer_reset would forget in mid-run which channels are pruned: remove it, or "
-            "start a new run from these weights with restore_hint: <path>"
+            "start a new run, with restore_hint: <path of a checkpoint from before pruning began>"
         )
+    narrow = is_narrow(state)
     if start.continues and state.get("optimizer"):
         narrow_as(state["optimizer"], optimizer)
     optional = "" if start.continues else QUANTIZATION  # a dense file has no quantizers
@@ -165,23 +167,21 @@ def restore(
             continue
         try:
             target.load_state_dict(state[name])
-        except (ValueError, KeyError, RuntimeError) as error:
+        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            fix = f"trainer_cfg.{name}_reset: true starts it afresh"
+            if narrow and name == "optimizer":
+                fix = "channels have left its network, so it goes on only as its own run was set up"
             raise CheckpointError(
-                f"the checkpoint's {name} state does not fit this experiment ({error}); "
-                f"trainer_cfg.{name}_reset: true starts it afresh"
+                f"the checkpoint's {name} state does not fit this experiment ({error}); {fix}"
             ) from error
     if start.continues:
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
         if "window" in state:
             window.load_state_dict(state["window"])
-        if "cost" in state:
-            cost.load_state_dict(state["cost"])
-        else:
-            log.warning(
-                "an earlier version wrote %s: training_macs counts from iteration %d on",
-                *(start.name, start.iteration),
-            )
+        cost.load_state_dict(state.get("cost"))
+        if cost.macs is None:
+            log.warning("%s does not say what its steps cost: training_macs stays out", start.name)
         streams = state.get("random", [])
         if distributed.rank() < len(streams):
             restore_random_state(streams[distributed.rank()])
@@ -201,7 +201,7 @@ def narrow_as(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Non
         return
     try:
         optimizer.narrow_as(state)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint does not fit the network: {error}") from error
 
 

@@ -19,31 +19,42 @@ class TrainingCost:
         model: the network itself, not a wrapper.
 
     Attributes:
-        macs: multiply-adds of all steps so far, forward and backward, of all processes.
+        macs: multiply-adds of this process's steps, and of all processes' before a resumption;
+            None after the resumption of a run that had not counted them.
     """
 
     def __init__(self, model: GaitBase) -> None:
         self.model = model
-        self.macs = 0
+        self.macs: int | None = 0
+        self._before = 0  # of them, those before the resumption
         self._widths: dict[str, dict[str, int]] | None = None
         self._per_frame = self._per_clip = 0
 
     def add_step(self, clips: int, frames: int) -> None:
         """Count a step on this process's clips, which have ``frames`` frames in all."""
+        if self.macs is None:
+            return
         widths = layer_widths(self.model)
         if widths != self._widths:
             self._per_frame, self._per_clip = training_macs(self.model)
             self._widths = widths
-        step = frames * self._per_frame + clips * self._per_clip
-        self.macs += step * distributed.world_size()
+        self.macs += frames * self._per_frame + clips * self._per_clip
+
+    def total(self) -> int | None:
+        """Return the multiply-adds of all processes so far; every process must call this."""
+        if self.macs is None:
+            return None
+        return self._before + sum(distributed.gather(self.macs - self._before))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sum so far."""
-        return {"macs": self.macs}
+        """Return the total; every process must call this."""
+        return {"macs": self.total()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a sum."""
-        self.macs = state["macs"]
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Continue from a total, if ``state`` has one."""
+        macs = state.get("macs") if isinstance(state, Mapping) else None
+        self.macs = macs if type(macs) is int and macs >= 0 else None
+        self._before = self.macs or 0
 
 
 def read_training_cost(history: Path) -> dict[str, Any]:
@@ -56,13 +67,13 @@ def read_training_cost(history: Path) -> dict[str, Any]:
         history: the stage's ``history.csv``.
 
     Returns:
-        The two entries of results.json; empty without that file.
+        The two entries of results.json, as far as it counted them.
     """
-    if not history.exists():
+    if not history.exists() or not history.stat().st_size:
         return {}
     rows = pd.read_csv(history)
     steps = rows["iteration"].diff().fillna(rows["iteration"])
     found: dict[str, Any] = {"training_seconds": float((steps * rows["step_ms"]).sum() / 1e3)}
-    if "training_macs" in rows:  # earlier versions counted none
+    if "training_macs" in rows and rows["training_macs"].notna().all():
         found["training_macs"] = int(rows["training_macs"].iloc[-1])
     return found

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from small_experiment import SMALL
 
 from gaitlib import runs
-from gaitlib.config import ConfigError, at_equal_compute, load_experiment
+from gaitlib.config import ConfigError, at_equal_compute, load_experiment, stretch
 from gaitlib.config.compression_cfg import QUANTIZATION, GetaCfg, HessoCfg, ImportanceScores
 from gaitlib.prune import oto
 from gaitlib.prune.importance import PROXIES
@@ -183,18 +183,38 @@ def test_equal_compute_stretches_every_schedule_by_what_a_step_saves_on_average(
     asked = load_experiment(None, changed)
     share = (50 + 20 * (1 + 0.85 + 0.7 + 0.55 + 0.4) + 100 * 0.25) / 250
     found = at_equal_compute(asked)
-    total = round(250 / share)
-    cfg = found.compression
-    assert found.trainer_cfg.total_iter == total == 431
-    assert (cfg.start_pruning_step, cfg.pruning_steps) == (86, 172)
-    assert (cfg.start_projection_step, cfg.projection_steps) == (8, 77)
-    assert found.scheduler_cfg.model_extra["milestones"] == [172, 344]
+    cfg, total = found.compression, found.trainer_cfg.total_iter
+    assert total == pytest.approx(250 / share, rel=0.01)
+    stretched = [steps * total // 250 for steps in (50, 100, 5, 45, 100, 200)]
+    assert [cfg.start_pruning_step, cfg.pruning_steps] == stretched[:2]
+    assert [cfg.start_projection_step, cfg.projection_steps] == stretched[2:4]
+    assert found.scheduler_cfg.model_extra["milestones"] == stretched[4:]
     assert found.evaluator_cfg.restore_hint == total
-    assert cfg.schedule.compute_share(total, 0.25) * total == pytest.approx(250, rel=0.01)
     assert at_equal_compute(found) == found  # so a stage's config.yaml repeats it
     assert runs.Run("r", asked).of_stage("baseline").experiment == asked
     assert runs.Run("r", asked).of_stage("geta").experiment == found
     assert runs.Run("r", asked).of_stage("hesso").experiment.trainer_cfg.total_iter == total
+
+
+@pytest.mark.parametrize("total, start, steps, periods", [(250, 50, 100, 5), (100, 0, 79, 40)])
+def test_equal_compute_costs_what_dense_steps_cost_to_a_step(total, start, steps, periods):
+    """Also where the periods leave a remainder, which has another length when it is stretched."""
+    pruning = {"start_pruning_step": start, "pruning_steps": steps, "pruning_periods": periods}
+    changed = {f"geta_optimizer_cfg.{key}": value for key, value in pruning.items()}
+    bits = {"start_projection_step": 0, "projection_steps": 1, "projection_periods": 1}
+    changed |= {f"geta_optimizer_cfg.{key}": None for key in (*QUANTIZATION, *bits)}
+    found = at_equal_compute(
+        load_experiment(None, changed | LONGER | {"trainer_cfg.total_iter": total})
+    )
+    steps = found.trainer_cfg.total_iter
+    cost = steps * found.compression.schedule.compute_share(steps, 0.25)
+    assert 0.96 * total <= cost <= total
+
+
+def test_equal_compute_stretches_a_rate_that_falls_with_each_step():
+    changed = {"scheduler_cfg": {"scheduler": "ExponentialLR", "gamma": 0.99}}
+    found = stretch(load_experiment(None, changed), 500)
+    assert found.scheduler_cfg.model_extra["gamma"] ** 2 == pytest.approx(0.99)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from gaitlib.steps import budgets
 from gaitlib.system.random_streams import random_state, restore_random_state, seed_streams
 from gaitlib.system.signals import TrainingStopped
 from gaitlib.train.checkpoint import CheckpointError, checkpoints, load_checkpoint
+from gaitlib.train.training_cost import read_training_cost
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,11 @@ def data(tmp_path_factory):
 def train(data, tmp_path, monkeypatch):
     monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
 
-    def train(run, stop=None, force=False, seed=0, **overrides):
+    def train(run, stop=None, force=False, seed=0, budget=None, **overrides):
         experiment = small_experiment(data[0], **overrides)
+        if budget is not None:
+            changed = {"hesso_optimizer_cfg.target_macs": budget}
+            experiment = load_experiment(experiment.sections(), changed)
         torch.manual_seed(0)
         model = steps.build_network(experiment, torch.device("cpu"))
         graph = oto.trace(model)
@@ -118,6 +122,34 @@ def test_a_changed_experiment_is_named_and_refused_unless_forced(train, caplog):
     assert "seed: 0 in the checkpoint, 5 here" in str(refused.value)
     assert "save_iter" not in str(refused.value)
     train("changed", fix_BN=True, seed=5, force=True, **go_on)
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_and_claims_no_training_macs(train, caplog):
+    train("older")
+    folder = runs.stage_dir("older", "hesso")
+    path = folder / "checkpoints" / "GaitBase-00003.pt"
+    state = torch.load(path, weights_only=True)
+    del state["cost"], state["optimizer"]["hesso"]["left"]
+    torch.save(state, path)
+    rows = pd.read_csv(folder / "history.csv").drop(columns="training_macs")
+    rows.to_csv(folder / "history.csv", index=False)
+    train("older", restore_hint=3)
+    assert "does not say what its steps cost: training_macs stays out" in caplog.text
+    assert pd.read_csv(folder / "history.csv")["iteration"].tolist() == list(range(1, 11))
+    assert read_training_cost(folder / "history.csv").keys() == {"training_seconds"}
+
+
+def test_a_checkpoint_from_half_way_gives_the_narrow_network_and_starts_no_other_run(
+    train,
+):
+    run, model, _, _ = train("narrow", budget=0.5)
+    path = runs.stage_dir("narrow", "hesso") / "checkpoints" / "GaitBase-00003.pt"
+    found = steps.load_network(run, path)
+    dense = steps.build_network(run.experiment, torch.device("cpu"))
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (dense, found, model)]
+    assert sizes[0] > sizes[1] > sizes[2]
+    with pytest.raises(CheckpointError, match="channels have left the network of .*-00003.pt"):
+        train("other", restore_hint=str(path), budget=0.5)
 
 
 def test_resets_and_paths_mean_what_they_mean_in_opengait(train):

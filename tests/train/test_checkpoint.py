@@ -12,6 +12,7 @@ from torch import nn
 from gaitlib.train.checkpoint import (
     CheckpointError,
     find_checkpoint,
+    is_narrow,
     load_checkpoint,
     match_keys,
     prune_checkpoints,
@@ -143,6 +144,20 @@ def test_a_file_without_weights_is_refused(tmp_path, content, words):
     torch.save(content, tmp_path / "odd.pt")
     with pytest.raises(CheckpointError, match=words):
         load_checkpoint(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize("left", [7, None, {"a": 3}, {"a": [[1]]}, {"a": ["0"]}, ["a"]])
+def test_channels_of_a_damaged_state_are_refused_with_what_they_should_be(left):
+    state = {"optimizer": {"hesso": {"left": left, "pruned": {"a": [1]}}}}
+    with pytest.raises(CheckpointError, match="left should be lists of channel numbers by group"):
+        is_narrow(state)
+
+
+@pytest.mark.parametrize("optimizer", [None, [], {}, {"hesso": None}, {"hesso": {"pruned": 3}}])
+def test_a_state_that_says_nothing_of_channels_left_is_of_a_whole_network(optimizer):
+    assert not is_narrow({"optimizer": optimizer})
+    assert not is_narrow({"optimizer": {"hesso": {"left": {"a": [0, 1]}, "pruned": {"a": [1]}}}})
+    assert is_narrow({"optimizer": {"hesso": {"left": {"a": [0]}, "pruned": {"a": [1]}}}})
 
 
 def test_mismatches_are_a_table_of_names_and_shapes():
