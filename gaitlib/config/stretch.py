@@ -15,7 +15,10 @@ from gaitlib.config.load import load_experiment
 SCHEDULER_STEPS = ("milestones", "step_size")
 #: Keys of a compression section that are steps.
 COMPRESSION_STEPS = (
-    *("start_pruning_step", "pruning_steps", "start_projection_step", "projection_steps"),
+    "start_pruning_step",
+    "pruning_steps",
+    "start_projection_step",
+    "projection_steps",
 )
 
 

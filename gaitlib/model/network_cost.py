@@ -49,7 +49,10 @@ def macs_per_frame(model: GaitBase) -> int:
 
 def backbone_macs(model: GaitBase) -> dict[str, int]:
     """Return the MACs per frame of each convolution of the backbone, by module name."""
-    rows = _count_macs(model, FRAME)
+    return _of_backbone(_count_macs(model, FRAME))
+
+
+def _of_backbone(rows: dict[str, dict[str, int]]) -> dict[str, int]:
     return {n: row["macs"] for n, row in rows.items() if n.startswith(_BACKBONE_PREFIX)}
 
 
@@ -59,8 +62,8 @@ def training_macs(model: GaitBase) -> tuple[int, int]:
     A layer computes its output, and in the backward pass the gradients of its weights and of its
     input, which take as many MACs each. The first convolution needs no gradient of its input.
     """
-    backbone = list(backbone_macs(model).values())
     rows = _count_macs(model, FRAME)
+    backbone = list(_of_backbone(rows).values())
     heads = sum(row["macs"] for row in rows.values()) - sum(backbone)
     return 3 * sum(backbone) - backbone[0], 3 * heads
 

@@ -216,14 +216,16 @@ class Graph:
             _replace(twin, name, select(_tensor(twin, name), dims, kept))
         return twin
 
-    def narrow(self, left: Mapping[str, Sequence[int]]) -> list["Narrowed"]:
+    def narrow(
+        self, left: Mapping[str, Sequence[int]]
+    ) -> tuple[dict[str, Tensor], list["Narrowed"]]:
         """Take channels out of the traced model, in place; its parameters are new tensors then.
 
         Args:
             left: the channels that stay, of each prunable group and in ascending order.
 
         Returns:
-            What was replaced, with what other tensors of the same shape need to follow.
+            The places that stay in each group that lost channels, and what was replaced.
 
         Raises:
             ValueError: if a channel should stay that the model no longer has.
@@ -248,7 +250,7 @@ class Graph:
             _replace(self.model, name, select(old, dims, kept))
             replaced.append(Narrowed(old, _tensor(self.model, name), dims, kept))
         self.left.update({id_: list(channels) for id_, channels in left.items()})
-        return replaced
+        return kept, replaced
 
     def is_narrow(self, model: nn.Module | None = None) -> bool:
         """Return whether channels have left a model; the traced one if None."""

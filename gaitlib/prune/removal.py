@@ -39,10 +39,8 @@ class Removal:
         Returns:
             The places that stay in each group that lost channels.
         """
-        replaced = {narrowed.old: narrowed for narrowed in self.graph.narrow(left)}
-        kept: dict[str, Tensor] = {}
-        for narrowed in replaced.values():
-            kept.update(narrowed.kept)
+        kept, narrowed_tensors = self.graph.narrow(left)
+        replaced = {narrowed.old: narrowed for narrowed in narrowed_tensors}
         for group in groups:
             for i, param in enumerate(group["params"]):
                 if (narrowed := replaced.get(param)) is None:

@@ -49,8 +49,13 @@ COSTS = {
 }
 
 #: Other columns of points that `summarise` averages over seeds, besides accuracy and costs.
-OTHER_MEANS = ("weight_bits", "activation_bits", "group_sparsity")
-OTHER_MEANS += ("total_iterations", "training_macs")
+OTHER_MEANS = (
+    "weight_bits",
+    "activation_bits",
+    "group_sparsity",
+    "total_iterations",
+    "training_macs",
+)
 
 
 def number(value: float) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -81,7 +81,7 @@ def run_point(
         "settings": dict(point.settings),
         "digest": point.digest,
         "total_iterations": point.total_iterations,
-        **_total_training_macs(run, point, results),
+        **_total_training_macs(this.name, point),
         "layers": _layers(point, this, results),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -119,19 +119,18 @@ def _results_of(run: str, point: Point, method: str) -> dict[str, Any]:
     return runs.load_results(run_of(run, point.needs[method]), METHODS[method].stage)
 
 
-def _total_training_macs(run: str, point: Point, results: Mapping[str, Any]) -> dict[str, int]:
-    """Return the multiply-adds that trained a point's weights, those of its start included."""
-    sources = [point.starts_from] if point.starts_from else []
-    if point.method == "ptq":  # it rounds a network and trains none
-        sources = [rounded_method(point.experiment)]
-    parts = [_point_results(run, point.needs[m]).get("total_training_macs") for m in sources]
-    if point.method != "ptq":
-        parts.append(results.get("training_macs"))
+def _total_training_macs(run: str, point: Point) -> dict[str, int]:
+    """Return the multiply-adds that trained a point's weights, those of its start included.
+
+    Args:
+        run: the point's own, which the stages of its start are linked into.
+        point: its stage is finished.
+    """
+    # ptq rounds a network and trains none
+    trained = rounded_method(point.experiment) if point.method == "ptq" else point.method
+    stages = [METHODS[m].stage for m in (point.starts_from, trained) if m is not None]
+    parts = [runs.load_results(run, stage).get("training_macs") for stage in stages]
     return {} if None in parts else {"total_training_macs": sum(parts)}
-
-
-def _point_results(run: str, name: str) -> dict[str, Any]:
-    return json.loads((runs.runs_folder() / run_of(run, name) / RESULTS).read_text())
 
 
 def _costs_of(experiment: Experiment) -> dict[str, int]:

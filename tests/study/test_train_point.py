@@ -114,6 +114,11 @@ def test_rivals_of_a_budget_end_at_its_macs_and_only_train_once_at_the_sparsity_
     assert slim.tolist() == pytest.approx([half] * 2, rel=0.15)  # four and eight channels
     steps = table.loc["uniform_longer", "total_iterations"]
     assert steps * slim["uniform_longer"] == pytest.approx(20 * half, rel=0.05)
+    trained = table["training_macs"]
+    own = runs.load_results(f"s/{table.loc['torch_pruning', 'point']}", "torch_pruning")
+    start = trained["dense_half"]
+    assert trained["torch_pruning"] == start + own["training_macs"] < trained["baseline"]
+    assert trained["budget"] < trained["baseline"]
     (shipped,) = (p for p in points if p.method == "only_train_once")
     cfg = read_yaml(runs.stage_dir(f"s/{shipped.name}", "hesso") / "config.yaml")
     given = cfg["hesso_optimizer_cfg"]["target_group_sparsity"]
