@@ -64,7 +64,7 @@ test: $(READY)
 	$(MAKE) --no-print-directory test-notebooks
 
 test-code: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not notebooks and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not notebooks and not browser"
 	$(BIN)/pytest -m notebooks
 
 test-notebooks: $(READY)

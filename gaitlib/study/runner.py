@@ -7,6 +7,7 @@ machines must see the same ``runs/``.
 
 import contextlib
 import logging
+import multiprocessing
 import time
 import traceback
 from collections import deque
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import dask
 from distributed import CancelledError, Client, Future, KilledWorker, LocalCluster, get_worker, wait
+from distributed.utils import get_mp_context
 
 from gaitlib import runs, steps
 from gaitlib.config import ConfigError
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two checks of the workers, and between two progress lines.
 LOOK, REPORT = 1, 10
+#: Seconds without any worker on this machine until new ones start, and for a cluster to close.
+LOST, CLOSE = 120, 60
 
 OnLine = Callable[[str], None]
 
@@ -98,7 +102,7 @@ def run_study(
         workers = _plan_workers(run, points, device, on_line)
     with _errors_only(), _connect(scheduler, scheduler_file, workers) as client:
         on_line(f"dashboard: {client.dashboard_link}")
-        _Batch(run, todo, outcome, client, device, on_line).run()
+        _Batch(run, todo, outcome, client, workers, device, on_line).run()
     return outcome
 
 
@@ -153,19 +157,26 @@ def _connect(
         "distributed.scheduler.allowed-failures": 0,  # `_Batch` says why
     }
     environment = {"GAITLIB_WORKSPACE": str(runs.workspace()), "OMP_NUM_THREADS": "1"}
-    with (
-        dask.config.set(settings),
-        LocalCluster(
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    if forks:
+        settings["distributed.worker.multiprocessing-method"] = "forkserver"
+    with dask.config.set(settings):
+        if forks:  # a worker then starts without importing anything
+            get_mp_context().set_forkserver_preload([__name__])
+        cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             memory_limit=0,  # Dask's default pauses a worker that uses more than its share
             silence_logs=logging.ERROR,  # in the worker processes
             dashboard_address="127.0.0.1:0",
             env=environment,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+        )
+        try:
+            with Client(cluster) as client:
+                yield client
+        finally:
+            with contextlib.suppress(TimeoutError):  # its processes end with this one
+                cluster.close(timeout=CLOSE)
 
 
 class _Batch:
@@ -183,10 +194,12 @@ class _Batch:
         todo: Sequence[Point],
         outcome: Outcome,
         client: Client,
+        workers: int | None,
         device: str,
         on_line: OnLine,
     ) -> None:
         self.name, self.outcome, self.client, self.on_line = run, outcome, client, on_line
+        self.workers = workers  # on this machine; None where a scheduler brings its own
         self.arguments = {"device": device, "folder": str(runs.runs_folder())}
         self.points = {point.name: point for point in todo}
         needs = {point.name: self.points.keys() & point.needs.values() for point in todo}
@@ -194,12 +207,14 @@ class _Batch:
         self.ready: deque[Point] = deque()
         self.running: dict[Future, Point] = {}
         self.killed: set[str] = set()  # names of points that are on their second try
+        self.seen = time.monotonic()  # when there was a worker last
 
     def run(self) -> None:
         """Return when every point is done or has failed."""
         self.graph.prepare()
         reported = time.monotonic()
         while self.graph.is_active():
+            self._replace_lost_workers()
             self._submit()
             if self.running:
                 with contextlib.suppress(TimeoutError, CancelledError):
@@ -209,6 +224,20 @@ class _Batch:
             if time.monotonic() - reported > REPORT:
                 self._say("")
                 reported = time.monotonic()
+
+    def _replace_lost_workers(self) -> None:
+        """Start new workers on this machine when Dask has not restarted a single one.
+
+        A nanny that fails to restart its worker leaves for good, and a cluster of a fixed size
+        then waits for ever (https://github.com/dask/distributed/issues/8537).
+        """
+        if self.workers is None or self.client.nthreads():
+            self.seen = time.monotonic()
+        elif time.monotonic() - self.seen > LOST:
+            self._say("no worker is left, new ones start")
+            self.client.cluster.scale(0)
+            self.client.cluster.scale(self.workers)
+            self.seen = time.monotonic()
 
     def _submit(self) -> None:
         """Submit one ready point per free worker; fail points that need a failed one."""

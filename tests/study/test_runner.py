@@ -32,6 +32,9 @@ from gaitlib.study import (
 pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
 
+from distributed import Client, LocalCluster  # noqa: E402
+
+from gaitlib.study import runner  # noqa: E402
 from gaitlib.study.runner import run_study  # noqa: E402
 
 QUANTIZED = {
@@ -88,9 +91,9 @@ def _kill_the_worker_once(folder, stage):
 
 
 def _kill_the_workers():
-    for child in psutil.Process().children():
-        if any("spawn_main" in word for word in child.cmdline()):
-            child.kill()
+    (server,) = [c for c in psutil.Process().children() if "forkserver" in " ".join(c.cmdline())]
+    for worker in server.children():
+        worker.kill()
 
 
 def _scripted(point, folder, name, code, **changed):
@@ -269,6 +272,20 @@ def test_points_whose_workers_die_together_are_all_tried_once_more(walkers, tmp_
     assert sorted(outcome.done) == ["a", "b", "c"] and not outcome.failed
     assert _tries(tmp_path, points) == [2, 2, 1]
     assert sum("its process was killed, once more" in line for line in lines) == 2
+
+
+def test_new_workers_start_when_dask_has_lost_all_of_them(monkeypatch):
+    monkeypatch.setattr(runner, "LOST", 0)
+    lines = []
+    options = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        batch = runner._Batch("s", [], runner.Outcome(), client, 1, "cpu", lines.append)
+        batch._replace_lost_workers()
+        assert client.nthreads() and not lines
+        client.retire_workers()
+        batch._replace_lost_workers()
+        client.wait_for_workers(1, timeout=60)
+    assert lines == ["0 of 0 done; no worker is left, new ones start"]
 
 
 def test_requests_that_contradict_each_other_are_refused():
