@@ -158,20 +158,30 @@ def describe(
     override: Overrides = [],  # noqa: B006 (typer needs a list)
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the parameters and MACs of an experiment's network, one row per block."""
+    """Show the parameters and MACs of an experiment's network by block, and its budget."""
     experiment = _load(cfgs, override)
     model = steps.build_network(experiment, torch.device("cpu"))
+    budget = None
+    if experiment.compression is not None:
+        budget = steps.describe_budget(experiment.compression, steps.trace(experiment, model))
     blocks = network_cost.block_table(model)
     totals = {
         "params": network_cost.count_parameters(model),
         "macs_per_frame": network_cost.macs_per_frame(model),
     }
     if as_json:
-        typer.echo(json.dumps({**totals, "blocks": blocks.to_dict("records")}))
+        found = {**totals, "blocks": blocks.to_dict("records")}
+        typer.echo(json.dumps(found | ({} if budget is None else {"budget": budget})))
         return
     typer.echo(blocks.to_string(index=False))
     gmacs = totals["macs_per_frame"] / 1e9
     typer.echo(f"{totals['params']:,} parameters, {gmacs:.3f} GMAC per frame")
+    if budget is not None:
+        limit, dense, least = budget["limit"], budget["dense"], budget["least"]
+        typer.echo(
+            f"budget: at most {limit:,} of {dense:,} {budget['unit']} ({limit / dense:.1%}); "
+            f"the layers' floors allow {least:,}"
+        )
 
 
 @app.command()

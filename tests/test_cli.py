@@ -26,6 +26,19 @@ def test_describe_prints_the_parameters_and_macs_of_every_block():
     assert sum(block["params"] for block in described["blocks"]) == described["params"]
 
 
+def test_describe_says_what_a_budget_means_before_anything_is_trained():
+    quarter = ("-o", "geta_optimizer_cfg.target_macs=0.25")
+    done = _run("describe", "--cfgs", QUICKSTART, *quarter, "--json")
+    budget, dense = json.loads(done.stdout)["budget"], json.loads(done.stdout)["macs_per_frame"]
+    assert (budget["dense"], budget["limit"]) == (dense, dense // 4)
+    line = f"budget: at most {dense // 4:,} of {dense:,} MACs per frame (25.0%)"
+    assert line in _run("describe", "--cfgs", QUICKSTART, *quarter).stdout
+    lowest = ("-o", f"geta_optimizer_cfg.target_macs={budget['least']}")
+    assert _run("describe", "--cfgs", QUICKSTART, *lowest).exit_code == 0
+    below = ("-o", f"geta_optimizer_cfg.target_macs={budget['least'] - 1}")
+    assert "needs at least" in _run("describe", "--cfgs", QUICKSTART, *below).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Discriminator,
     Field,
     NonNegativeFloat,
@@ -67,7 +68,21 @@ DEFAULT_SPARSITY = 0.5
 #: Keys that only a budget reads, with their defaults.
 WITH_BUDGET = {"importance": "taylor", "min_channels_share": 0.1}
 
-Budget = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
+
+def _no_percent(value: object) -> object:
+    """Refuse ``50%`` with the share that it means."""
+    if isinstance(value, str) and value.rstrip().endswith("%"):
+        try:
+            share = float(value.rstrip()[:-1]) / 100
+        except ValueError:
+            return value
+        raise ValueError(f"a share is written as a number: {share:g}")
+    return value
+
+
+Budget = Annotated[
+    float, BeforeValidator(_no_percent), Field(gt=0.0, allow_inf_nan=False, strict=True)
+]
 
 
 class LatencyCfg(Section):

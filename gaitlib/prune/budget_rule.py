@@ -155,6 +155,14 @@ class BudgetRule:
         """The cost to end at, in the unit of ``cost``."""
         return self.asked * self.cost.total(self.cost.full) if self.asked < 1 else self.asked
 
+    @property
+    def least(self) -> float:
+        """The least cost that the limits allow, in the unit of ``cost``."""
+        return self.cost.total(self._least_widths())
+
+    def _least_widths(self) -> dict[str, int]:
+        return {id_: self.limits.least(self.cost.full[id_]) for id_ in self.ids}
+
     def observe(self, groups: Sequence[dict[str, Any]]) -> None:
         """Add the step's gradients to the importance.
 
@@ -239,13 +247,12 @@ class BudgetRule:
     def _check_budget(self) -> None:
         """Refuse a budget below the least cost, and warn of one that removes nothing."""
         self._is_checked = True
-        least = {id_: self.limits.least(self.cost.full[id_]) for id_ in self.ids}
-        reached, whole = self.cost.total(least), self.cost.total(self.cost.full)
+        reached, whole = self.least, self.cost.total(self.cost.full)
         asked = f"{self.key} {self.asked:g} means {_figure(self.budget)} {self.cost.unit}"
         if self.asked >= 1:
             asked += " (a number below 1 is a share)"
         if reached > self.budget:
-            layer, most = self.cost.most_expensive(least)
+            layer, most = self.cost.most_expensive(self._least_widths())
             raise ValueError(
                 f"{asked}, but with group_divisible {self.limits.divisible} and min_channels_share "
                 f"{self.limits.least_share} the network needs at least {_figure(reached)} of "

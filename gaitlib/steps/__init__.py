@@ -1,5 +1,6 @@
 """What notebooks and the command line do with a run: single steps, and whole stages."""
 
+from gaitlib.steps.budgets import describe_budget
 from gaitlib.steps.check_resume import ResumeError, check_resume
 from gaitlib.steps.dataset import make_walkers, open_data, transform_of
 from gaitlib.steps.deployment import compare_latency, deployed, load_networks
@@ -48,6 +49,7 @@ __all__ = [
     "compress_stage",
     "cut_and_fine_tune",
     "deployed",
+    "describe_budget",
     "evaluate_checkpoint",
     "evaluate_network",
     "export_network",

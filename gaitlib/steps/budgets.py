@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from gaitlib.model.network_cost import measure_latency, median_ms
 from gaitlib.prune.budget_rule import TOLERANCE
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph
-from gaitlib.prune.hesso import HESSO
+from gaitlib.prune.hesso import COSTS, HESSO, build_hesso
 from gaitlib.prune.latency_table import ROUNDS, ConvShape, LatencyTable, read_or_measure
 from gaitlib.runs import data_folder
 from gaitlib.system import distributed
@@ -30,6 +31,29 @@ log = logging.getLogger(__name__)
 FILE = "budget.json"
 #: A network may be this share slower or faster than its table says before a warning reports it.
 LATENCY_TOLERANCE = 0.1
+
+
+def describe_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
+    """Return what a budget allows, before anything is trained.
+
+    Args:
+        cfg: the compression section.
+        graph: of the dense network.
+
+    Returns:
+        ``key``, ``asked``, ``limit``, ``dense`` and ``unit`` as `HESSO.budget`, and ``least``: what
+        the floors of the layers can reach. None without a budget, and for ``target_latency_ms``,
+        whose layers are measured when training begins.
+
+    Raises:
+        ValueError: if the floors keep the network above the budget.
+    """
+    if cfg.target[0] not in COSTS:
+        return None
+    optimizer = build_hesso(graph, cfg)
+    found = optimizer.budget() | {"least": math.ceil(optimizer.pruner.rule.least)}
+    del found["reached"]  # nothing is removed yet
+    return found
 
 
 def latency_cost(cfg: HessoCfg, graph: Graph) -> ChannelCost | None:

@@ -168,6 +168,8 @@ def test_an_overridden_target_replaces_the_files():
     assert latency.compression.latency.runtime == "torch"
     again = load_experiment(latency.sections(), {"geta_optimizer_cfg.target_macs": 0.5})
     assert again.compression.latency is None
+    with pytest.raises(ConfigError, match="target_macs: a share is written as a number: 0.5"):
+        load_experiment(None, {"geta_optimizer_cfg.target_macs": "50%"})
     with pytest.raises(ConfigError, match="target_group_sparsity 0.7, target_macs 0.5"):
         load_experiment(None, {key: 0.7, "geta_optimizer_cfg.target_macs": 0.5})
 
