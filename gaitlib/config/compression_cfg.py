@@ -292,6 +292,7 @@ QUANTIZATION = {
     "max_bit_act": 16,
     "quantize": "weights_and_activations",
     "uniform": False,
+    "ranges": "learned",
     "target_bits": None,
 }
 
@@ -320,6 +321,10 @@ class GetaCfg(HessoCfg):
     ``uniform: true`` keeps the exponent t of every grid at 1. This is plain uniform quantization,
     which integer arithmetic needs.
 
+    ``ranges: learned`` is the published rule: d, q_m and t start from the first weights and move by
+    the base optimizer. With ``ranges: follow`` the clipping magnitudes q_m follow the numbers that
+    they clip until pruning ends, and are then learned on a logarithmic scale; see `BitControl`.
+
     ``yardstick: false`` makes notebook 3 skip its comparison: the same run without bits, a second
     training of full length, and the rounding of its result.
     """
@@ -336,6 +341,7 @@ class GetaCfg(HessoCfg):
     max_bit_act: ActivationBits | None = None
     quantize: Literal["weights", "weights_and_activations"] | None = None
     uniform: bool | None = None
+    ranges: Literal["learned", "follow"] | None = None
     target_bits: WeightBits | None = None
 
     @model_validator(mode="before")
@@ -402,6 +408,7 @@ class GetaCfg(HessoCfg):
             activations=BitInterval(self.min_bit_act, self.max_bit_act, others, "act"),
             joint=self.schedule.start,
             cool_down=self.schedule.end,
+            follow_until=self.schedule.end if self.ranges == "follow" else None,
         )
 
     def check_fits(self, total: int) -> None:

@@ -192,6 +192,8 @@ class BitPlan:
         weights, activations: the intervals.
         joint: the step after which the joint phase begins.
         cool_down: the last step of pruning, after which bits are whole.
+        follow_until: the last step at which ranges follow what they clip; None if they are learned
+            in all steps.
 
     Raises:
         ValueError: if projection ends after pruning has begun.
@@ -203,6 +205,7 @@ class BitPlan:
     activations: BitInterval
     joint: int
     cool_down: int
+    follow_until: int | None = None
 
     def __post_init__(self) -> None:
         if self.schedule.end > self.joint:

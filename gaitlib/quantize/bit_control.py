@@ -6,7 +6,7 @@ set so that every quantizer keeps a whole number of bits. Clipping comes last in
 inside their interval after every step of the last three phases.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +21,12 @@ from gaitlib.system.distributed import from_rank_0
 TOLERANCE = 1e-3  # bits; rounding error of float32
 SMALLEST_Q_M = 1e-6
 T_RANGE = (0.25, 4.0)
+#: The clipping magnitude of a signed grid with the least squared error for normally distributed
+#: numbers, in standard deviations, at 2 to 8 bits: as in Banner et al., 2019
+#: (https://arxiv.org/abs/1810.05723), for a grid whose levels lie evenly around 0.
+NORMAL_CLIPPING = (1.22, 1.95, 2.47, 2.90, 3.27, 3.61, 3.92)
+#: How far an input's range moves towards the last batch's in one step.
+FOLLOW_RATE = 0.05
 
 
 class BitControl:
@@ -28,6 +34,13 @@ class BitControl:
 
     All arithmetic is on tensors of ``(Q,)``, one entry per quantizer (those of weights first), on
     the quantizers' device. No method waits for the device.
+
+    With ``plan.follow_until``, ranges follow what they clip up to that step. A weight's q_m is the
+    multiple of its root mean square that `NORMAL_CLIPPING` gives for its bits, at most its largest
+    magnitude; zeros do not count. An input's q_m moves by `FOLLOW_RATE` of the distance to the
+    magnitude that 99.9 % of the last batch are below. Bits stay as they are: d changes with q_m.
+    Afterwards the base optimizer moves the logarithms of d, q_m and t, so that ``lr_quant`` is a
+    relative step for small and large scalars alike.
 
     Attributes:
         whole: the bits kept in cool-down, ``(Q,)``; None before.
@@ -43,6 +56,7 @@ class BitControl:
         self.whole: Tensor | None = None
         self.outside = torch.zeros((), dtype=torch.long, device=self.quantizers[0].d.device)
         self._cached: dict[Any, Tensor] = {}
+        self.watch(0)
 
     def param_group(self) -> dict[str, Any]:
         """Return the scalars as a parameter group, without weight decay.
@@ -98,6 +112,40 @@ class BitControl:
         self._write("d", d)
         self._write("q_m", q_m.clamp(min=SMALLEST_Q_M))
         self._write("t", t.clamp(*T_RANGE))
+
+    def follows(self, step: int) -> bool:
+        """Return whether ranges follow what they clip after ``step``."""
+        return self.plan.follow_until is not None and step <= self.plan.follow_until
+
+    def watch(self, step: int) -> None:
+        """Make inputs note their magnitude in the step after ``step``, if ranges follow then."""
+        for quantizer in self.quantizers[len(self.positions) :]:
+            quantizer.watched = self.follows(step + 1)
+
+    def follow(self, step: int, weights: Sequence[Tensor]) -> None:
+        """Set the ranges for the next step, if they follow at ``step``; bits stay as they are.
+
+        Args:
+            step: steps that have been done.
+            weights: the quantized parameters, in the order of their quantizers.
+        """
+        self.watch(step)
+        if not self.follows(step):
+            return
+        d, q_m, t = self.scalars()
+        bits = bit_width(d, q_m, t, self._signs())
+        wanted = torch.stack(
+            [normal_clipping(w, b) for w, b in zip(weights, bits, strict=False)]
+            + [q.seen_range() for q in self.quantizers[len(weights) :]]
+        )
+        rates = self._constant(
+            "rates",
+            [1.0] * len(weights) + [FOLLOW_RATE] * (len(self.quantizers) - len(weights)),
+            len(weights),
+        )
+        q_m = from_rank_0(torch.lerp(q_m, wanted, rates).clamp(min=SMALLEST_Q_M))
+        self._write("q_m", q_m)
+        self._write("d", step_size(bits, q_m, t, self._signs()))
 
     def bounds(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the finest and coarsest step sizes allowed for the current q_m and t: ``(Q,)``."""
@@ -177,3 +225,17 @@ class BitControl:
             self._cached[name] = torch.tensor(values, device=device)
             self._cached[f"{name} of"] = (key, device)
         return self._cached[name]
+
+
+def normal_clipping(weight: Tensor, bits: Tensor) -> Tensor:
+    """Return the clipping magnitude for a weight at real-valued ``bits``, without dimensions.
+
+    It is the root mean square of the entries that are not zero times `NORMAL_CLIPPING`, which is
+    interpolated between whole bits; at most the largest magnitude.
+    """
+    table = weight.new_tensor(NORMAL_CLIPPING, dtype=torch.float32)
+    place = (bits - 2).clamp(0, len(table) - 1)
+    below = place.floor().long().clamp(max=len(table) - 2)
+    multiple = torch.lerp(table[below], table[below + 1], place - below)
+    rms = weight.detach().float().square().sum().div(weight.count_nonzero().clamp(min=1)).sqrt()
+    return torch.minimum(multiple * rms, weight.detach().abs().amax().float())

@@ -111,6 +111,7 @@ class GETA(HESSO):
         super().load_state_dict(state_dict)
         if self.control is not None:
             self.control.load_state_dict(state_dict["geta"])
+            self.control.watch(self.num_steps)
 
     def _share_groups(self) -> None:
         super()._share_groups()
@@ -134,15 +135,37 @@ class GETA(HESSO):
                 self._subtract(group, losses[group["id"]])
             else:
                 self._shrink(group)
+        self.control.follow(step, self._quantized())
         self.control.project(step)
 
+    def _quantized(self) -> list[Tensor]:
+        """Return the quantized parameters, in the order of their quantizers."""
+        places = self.control.positions
+        found = {
+            places[name]: param
+            for group in self.param_groups
+            for name, param in zip(group["p_names"], group["params"], strict=True)
+            if name in places
+        }
+        return [found[place] for place in range(len(places))]
+
     def _step_scalars(self) -> None:
-        """Move d, q_m and t by the base optimizer, with ``lr_quant``."""
+        """Move d, q_m and t by the base optimizer, with ``lr_quant``.
+
+        If ranges follow, it moves their logarithms, whose gradients are ``x dL/dx``.
+        """
         (group,) = self._scalar_groups
         weights, scheduled = self._base.param_groups, group["lr"]
         self._base.param_groups, group["lr"] = self._scalar_groups, self.control.plan.lr_quant
+        scalars = [s for s in group["params"] if s.grad is not None]
+        is_log = self.control.plan.follow_until is not None
         try:
+            if is_log:
+                torch._foreach_mul_([s.grad for s in scalars], scalars)
+                torch._foreach_log_(scalars)
             self._base.step()
+            if is_log:
+                torch._foreach_exp_(scalars)
         finally:
             self._base.param_groups, group["lr"] = weights, scheduled
 

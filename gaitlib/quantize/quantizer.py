@@ -14,6 +14,7 @@ from gaitlib.quantize.grid import TINY, Grid, bend, bit_width, clip, step_size
 COVERAGE = 0.999  # share of a layer's inputs that calibration does not clip
 
 _SAMPLE_SIZE = 2**20  # numbers of one input that calibration sorts
+_WATCHED_SIZE = 2**14  # numbers of one input that a training step sorts
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -183,6 +184,7 @@ class ActivationQuantizer(Quantizer):
         calibrated: whether range and sign are set.
         observed: during calibration, one tensor per batch: the input's lowest value and its upper
             magnitude. None at other times.
+        watched: whether training steps note the upper magnitude of their input.
     """
 
     def __init__(self, bits: float = 16, uniform: bool = False) -> None:
@@ -190,6 +192,8 @@ class ActivationQuantizer(Quantizer):
         self.bits = bits
         self.calibrated = False
         self.observed: list[Tensor] | None = None
+        self.watched = False
+        self._seen: Tensor | None = None
 
     def attach(self, layer: nn.Module) -> list[Any]:
         """Register a hook on ``layer`` and return its handle; as `WeightQuantizer.attach` does."""
@@ -208,7 +212,13 @@ class ActivationQuantizer(Quantizer):
                 "an activation quantizer has no range yet: call calibrate(model, quantization, "
                 "batches), or load a checkpoint of a quantized network"
             )
+        if self.watched and self.training:
+            self._seen = _range(x.detach(), _WATCHED_SIZE)[1]
         return super().forward(x)
+
+    def seen_range(self) -> Tensor:
+        """Return the upper magnitude of the last input while watched, else q_m."""
+        return self.q_m.detach() if self._seen is None else self._seen
 
     def set_range(self, observed: list[Tensor]) -> None:
         """Set sign and range from the values that calibration recorded."""
@@ -231,9 +241,12 @@ class ActivationQuantizer(Quantizer):
         self.calibrated, self.signed = int(state) >= 0, int(state) == 1
 
 
-def _range(x: Tensor) -> Tensor:
-    """Return the lowest value of x, and the magnitude that a share COVERAGE of x is below: (2,)."""
-    stride = max(x.numel() // _SAMPLE_SIZE, 1) | 1  # odd, so that it varies over the columns
+def _range(x: Tensor, most: int = _SAMPLE_SIZE) -> Tensor:
+    """Return the lowest value of x, and the magnitude that a share COVERAGE of x is below: (2,).
+
+    The magnitude is that of ``most`` to twice as many entries if x has more.
+    """
+    stride = max(x.numel() // most, 1) | 1  # odd, so that it varies over the columns
     sizes = x.flatten()[::stride].abs().float()
     rank = max(int(COVERAGE * len(sizes)), 1)
     upper = sizes.kthvalue(rank).values

@@ -15,8 +15,9 @@ from gaitlib.deploy.network_file import load_network
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.base_optimizer import next_move
 from gaitlib.prune.hesso import build_hesso
+from gaitlib.quantize.bit_control import FOLLOW_RATE, normal_clipping
 from gaitlib.quantize.geta import build_geta
-from gaitlib.quantize.grid import bit_width
+from gaitlib.quantize.grid import Grid, bit_width, step_size
 from gaitlib.quantize.quantization import calibrate, quantize_network
 
 ARCHITECTURE = nets.resnet(4, 8, 8, embedding=6)
@@ -303,17 +304,75 @@ def test_what_is_left_when_channels_go_is_logged(caplog):
     assert any("redundant channels leave with 0." in record.message for record in caplog.records)
 
 
+# --- ranges that follow ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_normal_numbers_are_clipped_where_their_rounding_error_is_least(bits):
+    weight = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    errors = {}
+    for q_m in torch.linspace(1.0, 4.5, 71).tolist():
+        grid = Grid(step_size(bits, q_m, 1.0), q_m, 1.0, bits, True)
+        errors[q_m] = (grid.fake(weight) - weight).square().mean().item()
+    chosen = normal_clipping(weight, torch.tensor(float(bits))).item()
+    nearest = min(errors, key=lambda q_m: abs(q_m - chosen))
+    assert errors[nearest] < 1.01 * min(errors.values())
+    with_zeros = torch.cat([weight, torch.zeros_like(weight)])
+    assert normal_clipping(with_zeros, torch.tensor(float(bits))).item() == pytest.approx(chosen)
+    few = torch.tensor([1.0, -1.0])
+    assert normal_clipping(few, torch.tensor(float(bits))).item() == 1.0  # never above max |w|
+
+
+@pytest.mark.parametrize("target", [{}, {"target_group_sparsity": None, "target_macs": 0.5}])
+def test_ranges_follow_until_pruning_ends_and_are_learned_afterwards(target):
+    model, _, optimizer = quantized(variant="adamw", ranges="follow", **target)
+    quantization = quantization_of(model)
+    inputs = list(quantization.activations.values())
+    for step in range(TOTAL):
+        with torch.no_grad():
+            for layer in (model.Backbone, model.FCs):  # weights that grow beyond their first range
+                for p in layer.parameters():
+                    p.mul_(1.1)
+        before = [q.q_m.item() for q in inputs]
+        size = sum(p.numel() for p in model.parameters())
+        train(model, optimizer, 1, start=step)
+        if sum(p.numel() for p in model.parameters()) < size:
+            continue  # channels have left, and with them entries of the weights that read them
+        follows = step + 1 <= SETTINGS["start_pruning_step"] + SETTINGS["pruning_steps"]
+        named = dict(model.named_parameters())
+        bits = quantization.bits()["bits"].tolist()
+        at = [
+            q.q_m.item()
+            == pytest.approx(normal_clipping(named[name], torch.tensor(b)).item(), rel=1e-2)
+            for (name, q), b in zip(quantization.weights.items(), bits, strict=False)
+        ]
+        assert all(at) if follows else not all(at)
+        if follows:
+            moved = [
+                then + FOLLOW_RATE * (q.seen_range().item() - then)
+                for q, then in zip(inputs, before, strict=True)
+            ]
+            # the optimizer moves q_m by a thousandth first
+            assert [q.q_m.item() for q in inputs] == pytest.approx(moved, rel=2e-3)
+    assert optimizer.control.outside == 0
+
+
 # --- resuming and scaling --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("stop", [2, 5, 8, 11, 15, 18])
-def test_a_run_resumed_in_any_phase_is_the_uninterrupted_one_bit_for_bit(variant, stop):
+@pytest.mark.parametrize(
+    ("stop", "variant", "ranges"),
+    [
+        *[(stop, variant, "learned") for stop in (2, 5, 8, 11, 15, 18) for variant in VARIANTS],
+        *[(stop, "adamw", "follow") for stop in (2, 15, 18)],
+    ],
+)
+def test_a_run_resumed_in_any_phase_is_the_uninterrupted_one_bit_for_bit(stop, variant, ranges):
     def build(seed):
         model = network(seed)
         quantization = quantize_network(model)
         calibrate(model, quantization, [clips(100 + seed)])
-        cfg = geta_cfg(**SETTINGS | {"variant": variant})
+        cfg = geta_cfg(**SETTINGS | {"variant": variant, "ranges": ranges})
         optimizer = build_geta(traced(model), cfg, quantization)
         return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL)
 
