@@ -141,8 +141,8 @@ class HessoCfg(Section):
       the same channels leave either way; HESSO's five scores also count a channel's weights that
       read removed ones, so with them ``shrink`` has a say in which channels leave.
     - ``steps: equal_compute``, with ``target_macs`` as a share: train for so many steps more that
-      the run costs what ``trainer_cfg.total_iter`` steps of the dense network cost. The steps of
-      all schedules, of the learning rate, pruning and bits, are stretched by the same factor.
+      the run costs what ``trainer_cfg.total_iter`` steps of the dense network cost. The learning
+      rate's schedule stretches with them; channels leave, and bits shrink, at the steps given.
     - ``start_pruning_step``, ``pruning_steps``, ``pruning_periods``: see `PruningSchedule`.
     - ``group_divisible``: each group keeps a multiple of this number of channels.
     - ``importance_score_criteria``: the weights of the five scores that rank the channels.

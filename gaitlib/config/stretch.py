@@ -1,11 +1,10 @@
-"""An experiment that trains for more or fewer steps, whose schedules stretch with it.
+"""An experiment that trains for more or fewer steps, and whose learning rate stretches with it.
 
 So a run whose steps get cheaper as channels leave can take more of them, until it costs what the
 dense network's training costs: ``steps: equal_compute``.
 """
 
 import bisect
-from dataclasses import replace
 from typing import Any
 
 from gaitlib.config.experiment import Experiment
@@ -13,20 +12,13 @@ from gaitlib.config.load import load_experiment
 
 #: Arguments of a learning-rate scheduler that are steps, or lists of them.
 SCHEDULER_STEPS = ("milestones", "step_size")
-#: Keys of a compression section that are steps.
-COMPRESSION_STEPS = (
-    "start_pruning_step",
-    "pruning_steps",
-    "start_projection_step",
-    "projection_steps",
-)
 
 
 def stretch(experiment: Experiment, total: int) -> Experiment:
-    """Return the experiment with another number of iterations; its schedules keep their shape.
+    """Return the experiment with another number of iterations; its learning rate keeps its shape.
 
-    The steps of the learning rate, of pruning and of bits are scaled by the same factor, and so is
-    the iteration that is tested if it is the last.
+    The steps of the learning rate are scaled by the same factor, and so is the iteration that is
+    tested if it is the last. Channels leave, and bits shrink, at the same steps as before.
 
     Args:
         experiment: any.
@@ -46,10 +38,6 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
             changed[f"scheduler_cfg.{key}"] = scaled(extra[key])
     if experiment.scheduler_cfg.scheduler == "ExponentialLR" and "gamma" in extra:
         changed["scheduler_cfg.gamma"] = extra["gamma"] ** (before / total)
-    section, cfg = f"{experiment.compression_optimizer}_optimizer_cfg", experiment.compression
-    for key in COMPRESSION_STEPS:
-        if steps := getattr(cfg, key, None):
-            changed[f"{section}.{key}"] = scaled(steps)
     if experiment.evaluator_cfg.restore_hint == before:
         changed["evaluator_cfg.restore_hint"] = total
     return load_experiment(experiment.sections(), changed)
@@ -66,12 +54,10 @@ def at_equal_compute(experiment: Experiment) -> Experiment:
     total, target, schedule = experiment.trainer_cfg.total_iter, cfg.target_macs, cfg.schedule
 
     def cost(steps: int) -> float:
-        start, pruning = (n * steps // total for n in (schedule.start, schedule.steps))
-        longer = replace(schedule, start=start, steps=pruning)
-        return steps * longer.compute_share(steps, target)
+        return steps * schedule.compute_share(steps, target)
 
     most = int(total / target) + 1
-    longer = total + bisect.bisect_right(range(total, most), total, key=cost) - 1
+    longer = total + bisect.bisect_right(range(total, most), total + 1e-6, key=cost) - 1
     section = f"{experiment.compression_optimizer}_optimizer_cfg"
     spelled_out = load_experiment(experiment.sections(), {f"{section}.steps": None})
     return stretch(spelled_out, longer)
