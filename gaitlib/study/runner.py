@@ -234,10 +234,12 @@ class _Batch:
         if self.workers is None or self.client.nthreads():
             self.seen = time.monotonic()
         elif time.monotonic() - self.seen > LOST:
-            self._say("no worker is left, new ones start")
-            self.client.cluster.scale(0)
-            self.client.cluster.scale(self.workers)
-            self.seen = time.monotonic()
+            if self.client.cluster.workers:  # what is left of the old ones has to close first
+                self.client.cluster.scale(0)
+            else:
+                self._say("no worker is left, new ones start")
+                self.client.cluster.scale(self.workers)
+                self.seen = time.monotonic()
 
     def _submit(self) -> None:
         """Submit one ready point per free worker; fail points that need a failed one."""

@@ -283,7 +283,9 @@ def test_new_workers_start_when_dask_has_lost_all_of_them(monkeypatch):
         batch._replace_lost_workers()
         assert client.nthreads() and not lines
         client.retire_workers()
-        batch._replace_lost_workers()
+        while not lines:
+            batch._replace_lost_workers()
+            time.sleep(0.05)
         client.wait_for_workers(1, timeout=60)
     assert lines == ["0 of 0 done; no worker is left, new ones start"]
 
