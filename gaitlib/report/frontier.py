@@ -251,6 +251,12 @@ def gaps(
     return _named(pd.DataFrame(rows, columns=columns), keys).drop(columns=[*keys, "values"])
 
 
+def default_reference(points: pd.DataFrame) -> str:
+    """Return the method that others are compared with: budget, else hesso, geta or the first."""
+    present = list(points["method"])
+    return next(method for method in ("budget", "hesso", "geta", *present) if method in present)
+
+
 def paired_differences(points: pd.DataFrame, reference: str = "budget") -> pd.DataFrame:
     """Compare a method with every other at the same setting, seed by seed.
 

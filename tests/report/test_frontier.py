@@ -8,6 +8,7 @@ import pytest
 
 from gaitlib.report.frontier import (
     cuts,
+    default_reference,
     gaps,
     in_order,
     mean_gaps,
@@ -55,6 +56,15 @@ def row(frame, method, setting=None):
     chosen = frame[(frame["method"] == method) & (frame[KEY].isna() if setting is None else True)]
     (found,) = chosen[chosen[KEY].isna() | (chosen[KEY] == setting)].to_dict("records")
     return found
+
+
+def test_others_are_compared_with_the_budget_or_what_comes_nearest():
+    for methods, reference in (
+        (["baseline", "hesso", "budget"], "budget"),
+        (["baseline", "geta", "hesso"], "hesso"),
+        (["uniform", "baseline"], "uniform"),
+    ):
+        assert default_reference(pd.DataFrame({"method": methods})) == reference
 
 
 def test_a_setting_has_the_mean_and_spread_of_its_seeds_and_its_drop_compares_equal_seeds():
