@@ -99,7 +99,7 @@ def compare_runs(first: Run, second: Run, stage: str) -> list[str]:
         found += _differences(*texts, f"{stage}/{name}")
     cfg = first.of_stage(stage).experiment.trainer_cfg
     paths = [find_checkpoint(f / "checkpoints", cfg.save_name, cfg.total_iter) for f in folders]
-    found += _differences(*map(load_checkpoint, paths), f"{stage}/checkpoint")
+    found += _differences(*(_drop(load_checkpoint(p)) for p in paths), f"{stage}/checkpoint")
     if stage != "baseline":
         cut = [run.file(stage, "compressed/compressed_*.pt") for run in (first, second)]
         found += _differences(*map(load_checkpoint, cut), f"{stage}/compressed")
@@ -240,7 +240,16 @@ def _differences(first: Any, second: Any, where: str) -> list[str]:
             return [f"{where}: {len(first)} and {len(second)} entries"]
         pairs = [(a, b, f"{where}/{i}") for i, (a, b) in enumerate(zip(first, second, strict=True))]
     elif isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        return [] if torch.equal(first, second) else [f"{where}: other values"]
+        return [] if _equal(first, second) else [f"{where}: other values"]
     else:
         return [] if first == second else [f"{where}: {str(first)[:60]} and {str(second)[:60]}"]
     return [found for pair in pairs for found in _differences(*pair)]
+
+
+def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether two tensors are equal, NaN to NaN too."""
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return torch.equal(first.nan_to_num(nan=0.0), second.nan_to_num(nan=0.0)) and torch.equal(
+        first.isnan(), second.isnan()
+    )

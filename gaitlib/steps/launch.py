@@ -19,6 +19,7 @@ from torch import nn
 from gaitlib.runs import Run, runs_folder, workspace
 from gaitlib.system.processes import cores
 from gaitlib.train.checkpoint import find_checkpoint, load_checkpoint, restore_model
+from gaitlib.train.history import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def train_in_processes(
                 if on_history is not None and history.is_file():
                     if (size := history.stat().st_size) > bytes_seen:
                         bytes_seen = size
-                        on_history(pd.read_csv(history))
+                        on_history(pd.DataFrame(read_rows(history)))
     cfg = run.of_stage(stage).experiment.trainer_cfg
     path = find_checkpoint(run.folder(stage) / "checkpoints", cfg.save_name, cfg.total_iter)
     state = load_checkpoint(path)

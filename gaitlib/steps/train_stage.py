@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from gaitlib import runs
@@ -29,8 +29,10 @@ from gaitlib.system.files import write_atomically
 from gaitlib.system.signals import deferred_signals
 from gaitlib.train.checkpoint import CheckpointError, prune_checkpoints, save_checkpoint
 from gaitlib.train.gathered_loss import GatheredLoss
+from gaitlib.train.history import History, read_rows, rows_to_continue
 from gaitlib.train.loop import LogWindow, fit
 from gaitlib.train.resume import (
+    Start,
     check_same_run,
     extra_state,
     find_start,
@@ -115,7 +117,7 @@ def train_stage(
             on_history=watch.on_history,
             on_line=watch.on_line,
         )
-        return _History(run.folder(stage) / "history.csv").table()
+        return pd.DataFrame(read_rows(run.folder(stage) / "history.csv"))
 
     start = find_start(run, stage)
     record = run_record(run, data)
@@ -156,9 +158,7 @@ def train_stage(
     if distributed.is_main():
         of_run = stage != "hesso" or not whole.experiment.quantizes  # else it is GETA's yardstick
         runs.save_config(run.name, stage, record, of_run=of_run)
-    stage_log = _StageLog(
-        folder, stage, optimizer, start.iteration, cfg.total_iter, watch.on_history
-    )
+    stage_log = _StageLog(folder, stage, optimizer, start, cfg.total_iter, watch.on_history)
     with stage_log, deferred_signals() as signals:
 
         def should_stop() -> int:
@@ -174,7 +174,7 @@ def train_stage(
                     model,
                     optimizer if has_complete_state_dict(optimizer) else None,
                     scheduler,
-                    extra=extra,
+                    extra=extra | {"history": stage_log.columns()},
                 )
                 prune_checkpoints(folder / "checkpoints", cfg.save_name, cfg.keep_checkpoints)
             if cfg.with_test and iteration % cfg.save_iter == 0 and iteration < cfg.total_iter:
@@ -217,20 +217,25 @@ class _StageLog:
         folder: Path,
         stage: str,
         optimizer: torch.optim.Optimizer,
-        start: int,
+        start: Start,
         total: int,
         on_history: OnHistory | None,
     ) -> None:
         self.stage, self.optimizer, self.total = stage, optimizer, total
         self.on_history = on_history
         self.writes = distributed.is_main()
-        self.history = _History(folder / "history.csv", start, self.writes)
-        self.bits = None
+
+        def history(name: str) -> History:
+            path = folder / name
+            rows = rows_to_continue(start.state, path) if start.continues else []
+            return History(path, rows, self.writes)
+
+        self.history, self.bits = history("history.csv"), None
         if isinstance(optimizer, geta.GETA) and optimizer.control is not None:
-            self.bits = _History(folder / "bits.csv", start, self.writes)
+            self.bits = history("bits.csv")
         self.board = None
         if self.writes:
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start.iteration)
 
     def __enter__(self) -> "_StageLog":
         return self
@@ -238,6 +243,11 @@ class _StageLog:
     def __exit__(self, *exception: object) -> None:
         if self.board is not None:
             self.board.close()
+
+    def columns(self) -> dict[str, dict[str, Tensor]]:
+        """Return the columns of each file by its stem, for a checkpoint."""
+        files = [self.history] + ([self.bits] if self.bits is not None else [])
+        return {file.path.stem: file.columns() for file in files}
 
     def log_row(self, row: dict[str, float]) -> None:
         """Write a row of history, and pass the history on to ``on_history``."""
@@ -259,30 +269,3 @@ class _StageLog:
             for condition, value in rank1.items():
                 self.board.add_scalar(f"rank1/{condition}", value, iteration)
             log.info("%s %s: rank-1 %s", self.stage, iteration, rank1)
-
-
-class _History:
-    """A CSV file with one row per logged step. A resumed run keeps the rows up to its start."""
-
-    def __init__(self, path: Path, start: int | None = None, writes: bool = False) -> None:
-        self.path, self.writes = path, writes
-        self.rows: list[dict[str, float]] = []
-        if start != 0 and path.exists() and path.stat().st_size:
-            rows = pd.read_csv(path)
-            kept = rows if start is None else rows[rows["iteration"] <= start]
-            self.rows = kept.to_dict("records")
-        if writes:
-            text = self.table().to_csv(index=False) if self.rows else ""
-            write_atomically(path, text)
-
-    def append(self, row: Mapping[str, float]) -> None:
-        same_columns = not self.rows or self.rows[-1].keys() == row.keys()
-        self.rows.append(dict(row))
-        if self.writes and not same_columns:  # an earlier version wrote the rows before
-            write_atomically(self.path, self.table().to_csv(index=False))
-        elif self.writes:
-            with self.path.open("a") as stream:
-                pd.DataFrame([row]).to_csv(stream, header=stream.tell() == 0, index=False)
-
-    def table(self) -> pd.DataFrame:
-        return pd.DataFrame(self.rows)

@@ -23,6 +23,7 @@ from gaitlib.steps import budgets
 from gaitlib.system.random_streams import random_state, restore_random_state, seed_streams
 from gaitlib.system.signals import TrainingStopped
 from gaitlib.train.checkpoint import CheckpointError, checkpoints, load_checkpoint
+from gaitlib.train.history import read_rows
 from gaitlib.train.training_cost import read_training_cost
 
 
@@ -107,6 +108,42 @@ def test_a_signal_saves_the_iteration_and_the_resumed_stage_is_the_one_that_neve
     assert resumed_history["group_sparsity"].iloc[-1] == 0.5
     saved = pd.read_csv(runs.stage_dir("cut", "hesso") / "history.csv")
     assert saved["iteration"].tolist() == [3, 6, 9, 10]
+
+
+HISTORY = {
+    "half a row": lambda path: path.write_text(path.read_text()[:-9]),
+    "empty": lambda path: path.write_text(""),
+    "garbage": lambda path: path.write_bytes(b"\x00\xff,\n1"),
+    "later rows": lambda path: path.write_text(path.read_text() + "11,5\n12,5\n"),
+    "removed": lambda path: path.unlink(),
+}
+
+
+def test_the_rows_of_a_resumed_stage_are_those_of_its_checkpoint(train):
+    *_, history = train("rows")
+    folder = runs.stage_dir("rows", "hesso")
+    for damage in HISTORY.values():
+        damage(folder / "history.csv")
+        *_, resumed = train("rows", restore_hint=6)
+        pd.testing.assert_frame_equal(resumed[:6], history[:6])
+        saved = pd.read_csv(folder / "history.csv")
+        pd.testing.assert_frame_equal(saved, resumed)
+    path = folder / "checkpoints" / "GaitBase-00006.pt"
+    torch.save(load_checkpoint(path) | {"history": {"history": {"iteration": [1]}}}, path)
+    with pytest.raises(CheckpointError, match="history is damaged: history should be a column of"):
+        train("rows", restore_hint=6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [("half a row", 4), ("empty", 0), ("garbage", 0), ("later rows", 5), ("removed", 0)],
+)
+def test_the_rows_of_an_earlier_version_are_the_whole_rows_of_its_file(damage, kept, tmp_path):
+    path = tmp_path / "history.csv"
+    rows = pd.DataFrame({"iteration": range(1, 6), "total": 0.123456789})
+    rows.to_csv(path, index=False)
+    HISTORY[damage](path)
+    assert read_rows(path, 5) == rows[:kept].to_dict("records")
 
 
 def test_a_changed_experiment_is_named_and_refused_unless_forced(train, caplog):
