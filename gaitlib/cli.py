@@ -34,6 +34,7 @@ from gaitlib.steps import Watch
 from gaitlib.steps.dataset import walkers_command
 from gaitlib.system import distributed
 from gaitlib.system.files import PARAMS
+from gaitlib.system.lock import LockedError
 from gaitlib.system.processes import WorkerError
 from gaitlib.system.signals import TrainingStopped, exit_on_sigterm
 from gaitlib.train.loop import NonFiniteLossError
@@ -53,6 +54,7 @@ USER_ERRORS = (
     steps.ProcessesFailedError,
     distributed.LostProcessError,
     steps.ResumeError,
+    LockedError,
     WorkerError,
     OSError,
     ValueError,  # ConfigError and CheckpointError among them

@@ -4,11 +4,12 @@ A run is a folder ``runs/<run>/``. A stage is a folder in it, named after what m
 Later notebooks read everything from these files, never from a kernel's memory.
 """
 
+import contextlib
 import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,9 @@ import torch
 import yaml
 
 from gaitlib.config import Experiment, at_equal_compute, read_yaml
+from gaitlib.system import distributed
 from gaitlib.system.files import ROOT, write_atomically
+from gaitlib.system.lock import Lock, locked
 
 SCHEMA = 1
 
@@ -240,6 +243,20 @@ class Run:
     def folder(self, stage: str) -> Path:
         """Return the stage's folder; see `stage_dir`."""
         return stage_dir(self.name, stage)
+
+    @contextlib.contextmanager
+    def locked(self, stage: str) -> Iterator[Lock | None]:
+        """Let no other process write the stage in the block; of several ranks, 0 holds the lock.
+
+        Raises:
+            LockedError: if another process writes it.
+        """
+        if not distributed.is_main():
+            yield None
+            return
+        path = runs_folder() / self.name / f".{stage}.lock"
+        with locked(path, f"runs/{self.name}/{stage}") as lock:
+            yield lock
 
     def file(self, stage: str, *patterns: str) -> Path:
         """Return the newest file of a stage; see `stage_file`."""

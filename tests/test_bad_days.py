@@ -19,6 +19,7 @@ from gaitlib import runs
 from gaitlib.cli import app
 from gaitlib.data.casia_b import SilhouetteDataset
 from gaitlib.steps import dataset as stages_data
+from gaitlib.system import lock
 from walkers import make_walkers
 
 SECTIONS = {
@@ -129,6 +130,18 @@ def test_data_that_cannot_be_used_are_one_message_and_status_2(root, gaitlib, na
     damage, words = REFUSED[name]
     damage(root)
     assert_refused(gaitlib("train"), *words)
+
+
+def test_a_stage_that_another_process_writes_is_refused_and_stays_as_it_is(root, gaitlib):
+    path = runs.runs_folder() / "bad" / ".baseline.lock"
+    path.parent.mkdir(parents=True)
+    other = os.getppid()  # it lives
+    holder = {"pid": other, "machine": lock._machine(), "began": lock._began(other), "host": "here"}
+    path.write_text(json.dumps(holder | {"since": "noon"}))
+    done = gaitlib("train")
+    words = f"runs/bad/baseline is being written by process {other} on here since noon"
+    assert_refused(done, words, "use another --run")
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 class Hostile:

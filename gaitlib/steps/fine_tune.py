@@ -36,7 +36,13 @@ def cut_and_fine_tune(
 
     Raises:
         MissingRunError: if the baseline has not been trained.
+        LockedError: if another process writes this stage.
     """
+    with run.locked(STAGE):
+        _cut_and_fine_tune(run, macs, watch, isomorphic)
+
+
+def _cut_and_fine_tune(run: Run, macs: int, watch: Watch, isomorphic: bool) -> None:
     data = open_data(run.experiment)
     check_test_set(run.experiment, data)
     prepare_process(run)

@@ -31,7 +31,13 @@ def round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
 
     Raises:
         MissingRunError: if one of the two stages has not finished.
+        LockedError: if another process writes this stage.
     """
+    with run.locked("ptq"):
+        return _round_hesso(run, data)
+
+
+def _round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
     keep_freed_memory(run.device)
     pruned = network_file.load_network(run.network_file("hesso"), run.device)
     # not from GETA's network file, which stores weights of more than 16 bits as floats

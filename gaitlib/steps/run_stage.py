@@ -76,7 +76,18 @@ def run_stage(
         test: False stops after training.
         processes: as in `train_stage`.
         force: as in `train_stage`.
+
+    Raises:
+        LockedError: if another process writes this stage.
     """
+    if processes == 1:
+        with run.locked(stage):
+            _run(run, stage, watch, test, processes, force)
+    else:  # the processes hold the lock while they train
+        _run(run, stage, watch, test, processes, force)
+
+
+def _run(run: Run, stage: str, watch: Watch, test: bool, processes: int, force: bool) -> None:
     whole, run = run, run.of_stage(stage)
     data = open_data(run.experiment, watch.progress)
     if test:

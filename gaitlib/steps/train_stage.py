@@ -26,6 +26,7 @@ from gaitlib.steps.results import evaluate_network
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
 from gaitlib.system.files import write_atomically
+from gaitlib.system.lock import Lock
 from gaitlib.system.signals import deferred_signals
 from gaitlib.train.checkpoint import CheckpointError, prune_checkpoints, save_checkpoint
 from gaitlib.train.gathered_loss import GatheredLoss
@@ -103,9 +104,9 @@ def train_stage(
         NonFiniteLossError: as in `gaitlib.train.loop.fit`.
         TrainingStopped: by a signal, after the checkpoint is written.
         ProcessesFailedError: if one of several processes failed.
+        LockedError: if another process writes this stage.
     """
     whole, run = run, run.of_stage(stage)
-    experiment, cfg = run.experiment, run.experiment.trainer_cfg
     if processes > 1:
         train_in_processes(
             whole,
@@ -119,6 +120,23 @@ def train_stage(
         )
         return pd.DataFrame(read_rows(run.folder(stage) / "history.csv"))
 
+    with run.locked(stage) as lock:
+        return _train(whole, run, stage, model, data, optimizer, watch, lock, force)
+
+
+def _train(
+    whole: Run,
+    run: Run,
+    stage: str,
+    model: nn.Module,
+    data: DataSplit,
+    optimizer: torch.optim.Optimizer,
+    watch: Watch,
+    lock: Lock | None,
+    force: bool,
+) -> pd.DataFrame:
+    """Train in this process, as `train_stage` describes it; the lock is rank 0's."""
+    experiment, cfg = run.experiment, run.experiment.trainer_cfg
     start = find_start(run, stage)
     record = run_record(run, data)
     if start.continues:
@@ -166,7 +184,8 @@ def train_stage(
 
         def on_save(iteration: int) -> None:
             extra = extra_state(record, scaler, window, cost)
-            if distributed.is_main():
+            if lock is not None:
+                lock.check()
                 save_checkpoint(
                     folder / "checkpoints",
                     cfg.save_name,
