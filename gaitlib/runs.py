@@ -20,7 +20,7 @@ import yaml
 
 from gaitlib.config import Experiment, at_equal_compute, read_yaml
 from gaitlib.system import distributed
-from gaitlib.system.files import ROOT, write_atomically
+from gaitlib.system.files import ROOT, name_fault, write_atomically
 from gaitlib.system.lock import Lock, locked
 
 SCHEMA = 1
@@ -51,6 +51,8 @@ STAGES = {
 NETWORK_FILES = ("compressed/compressed_*.safetensors", "compressed/compressed_*.pt")
 #: The stages' present names, by their names in earlier versions.
 FORMER_STAGES = {"pruned": "hesso"}
+#: Names that a folder of a run has, so that no run inside of it can have them.
+FOLDERS_OF_A_RUN = {*STAGES, *FORMER_STAGES, "previous", "notebooks"}
 
 
 class MissingRunError(FileNotFoundError):
@@ -83,6 +85,25 @@ def locate(path: str | None) -> Path:
     return here if here.is_absolute() or here.exists() else ROOT / here
 
 
+def run_dir(run: str) -> Path:
+    """Return the folder of a run, which may not exist yet.
+
+    Args:
+        run: a name, or ``<study>/<point>``.
+
+    Raises:
+        ValueError: if that is no name of a folder, or is inside of another run's stage.
+    """
+    if not isinstance(run, str):
+        raise ValueError(f"run is {run!r}, not text: quote it; in papermill, write -r run {run}")
+    study, *inner = run.split("/")
+    faults = [name_fault(name) for name in (study, *inner)]
+    faults += [f"{n!r} is a folder of runs/{study}" for n in inner if n in FOLDERS_OF_A_RUN]
+    if fault := next(filter(None, faults), ""):
+        raise ValueError(f"run {run!r} is not a folder name below runs/: {fault}; use letters")
+    return runs_folder().joinpath(study, *inner)
+
+
 def stage_dir(run: str, stage: str) -> Path:
     """Return the folder of a stage: ``runs/<run>/<stage>``, which may not exist yet.
 
@@ -91,14 +112,12 @@ def stage_dir(run: str, stage: str) -> Path:
     (`make_stage_dir`).
 
     Raises:
-        ValueError: if the stage is unknown, or the run's name points outside the runs folder.
+        ValueError: if the stage is unknown, or as `run_dir`.
     """
     if stage not in STAGES:
         hint = f"it is called {FORMER_STAGES[stage]!r} now" if stage in FORMER_STAGES else ""
         raise ValueError(f"unknown stage {stage!r}; {hint or f'choose from {sorted(STAGES)}'}")
-    path = (runs_folder() / run / stage).resolve()
-    if not run or runs_folder() not in path.parents or path.parent == runs_folder():
-        raise ValueError(f"run {run!r} is not a folder name below runs/; use letters and -")
+    path = run_dir(run) / stage
     if path.exists():
         return path
     pruned, geta = path.with_name("pruned"), path.with_name("geta")
@@ -206,7 +225,7 @@ def save_config(run: str, stage: str, record: Mapping[str, Any], *, of_run: bool
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     text = yaml.safe_dump({**record, "versions": versions}, sort_keys=False)
     path = write_atomically(stage_dir(run, stage) / "config.yaml", text)
-    return write_atomically(runs_folder() / run / "config.yaml", text) if of_run else path
+    return write_atomically(run_dir(run) / "config.yaml", text) if of_run else path
 
 
 @dataclass(frozen=True)
@@ -218,12 +237,20 @@ class Run:
         experiment: the sections that it runs.
         seed: of weights, batches and augmentation.
         device: where this process computes.
+
+    Raises:
+        ValueError: for a name as `run_dir`, or a seed that is not a whole number from 0.
     """
 
     name: str
     experiment: Experiment
     seed: int = 0
     device: torch.device = torch.device("cpu")
+
+    def __post_init__(self) -> None:
+        run_dir(self.name)  # raises
+        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed!r}: write a whole number from 0 to 2147483647")
 
     @property
     def compressing_stage(self) -> str:
@@ -254,7 +281,7 @@ class Run:
         if not distributed.is_main():
             yield None
             return
-        path = runs_folder() / self.name / f".{stage}.lock"
+        path = run_dir(self.name) / f".{stage}.lock"
         with locked(path, f"runs/{self.name}/{stage}") as lock:
             yield lock
 

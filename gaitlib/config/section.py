@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from gaitlib.system.files import name_fault
 
 
 class ConfigError(ValueError):
@@ -36,6 +38,14 @@ class Section(BaseModel):
         return dict(values)
 
 
+def _begins_file_names(name: str) -> str:
+    if fault := name_fault(name, longest=200):  # more is added to it
+        raise ValueError(f"{name!r} cannot begin the names of files: {fault}; use letters")
+    return name
+
+
+#: Text that begins the names of files.
+FileName = Annotated[str, AfterValidator(_begins_file_names)]
 Pair = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
 Ints = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from gaitlib.config.section import Pair, Section, is_number, nearest, number_as_yaml
+from gaitlib.config.section import FileName, Pair, Section, is_number, nearest, number_as_yaml
 
 
 class TripletLossCfg(Section):
@@ -256,7 +256,7 @@ class TrainerCfg(Section):
     total_iter: PositiveInt = 80000
     save_iter: PositiveInt = 2000
     log_iter: PositiveInt = 100
-    save_name: str = "GaitBase"
+    save_name: FileName = "GaitBase"
     keep_checkpoints: PositiveInt | None = None
     with_test: bool = False
     enable_float16: bool = True
@@ -292,7 +292,7 @@ class EvaluatorCfg(Section):
     amp_dtype: AmpDtype = "float16"
     restore_hint: NonNegativeInt | str = 80000
     restore_ckpt_strict: bool = True
-    save_name: str = "GaitBase"
+    save_name: FileName = "GaitBase"
     eval_func: str = "evaluate_indoor_dataset"
     sampler: InferenceSampling = InferenceSampling()
     metric: Literal["euc", "cos"] = "euc"

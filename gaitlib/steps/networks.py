@@ -1,5 +1,6 @@
 """Build what a stage needs for training: network, first weights, quantizers and optimizer."""
 
+import glob
 import logging
 
 import torch
@@ -152,7 +153,7 @@ def baseline_weights(run: Run, model: nn.Module) -> str:
     cfg = run.experiment.trainer_cfg
     path = find_checkpoint(run.folder("baseline") / "checkpoints", cfg.save_name, "latest")
     if path is None:
-        path = run.file("baseline", f"checkpoints/{cfg.save_name}-*.pt")  # raises
+        path = run.file("baseline", f"checkpoints/{glob.escape(cfg.save_name)}-*.pt")  # raises
     state = load_weights(path, model, cfg.restore_ckpt_strict)
     own = (state.get("config") or {}).get("trainer_cfg", {})
     total = own.get("total_iter", cfg.total_iter)  # a baseline may have steps of its own

@@ -21,7 +21,7 @@ from gaitlib.config import ConfigError, Experiment, load_experiment, read_yaml
 from gaitlib.config.run_changes import digest
 from gaitlib.config.section import Section, nearest
 from gaitlib.report.method_names import FORMER_METHODS
-from gaitlib.runs import locate
+from gaitlib.runs import locate, run_dir
 from gaitlib.study.methods import (
     METHODS,
     absolute_macs,
@@ -119,6 +119,7 @@ def read_plan(path: str | Path) -> StudyPlan:
 
     Raises:
         ConfigError: if the file is not a valid study; the message has one line per problem.
+        ValueError: if its name is not that of a run, as `gaitlib.runs.run_dir`.
     """
     path = Path(path)
     try:
@@ -130,7 +131,9 @@ def read_plan(path: str | Path) -> StudyPlan:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{place}: {message}" if place else message)
         raise ConfigError("\n  ".join(lines)) from error
-    return plan.model_copy(update={"name": plan.name or path.stem})
+    name = path.stem if plan.name is None else plan.name
+    run_dir(name)  # raises
+    return plan.model_copy(update={"name": name})
 
 
 def expand(plan: StudyPlan) -> list[Point]:

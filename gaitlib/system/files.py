@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,24 @@ import torch
 #: The project's folder, and the folder of its experiments.
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params"
+
+
+def name_fault(name: str, longest: int = 255) -> str:
+    """Return why a text cannot be the name of a file or folder, as "it ..."; "" if it can.
+
+    Args:
+        name: the text.
+        longest: the most bytes that it may have in UTF-8.
+    """
+    if not name or name != name.strip():
+        return "it is empty, or begins or ends with a space"
+    if set("/\\") & set(name):
+        return "it has a / or \\, which separate folders"
+    if name.startswith("."):
+        return "it begins with a ."
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        return "it has a control character"
+    return f"it is longer than {longest} bytes" if len(name.encode()) > longest else ""
 
 
 @contextlib.contextmanager

@@ -292,3 +292,10 @@ def test_a_budget_that_no_network_can_have_is_refused(budget, tmp_path):
     path.write_text(yaml.safe_dump(plan))
     with pytest.raises(ConfigError, match="a number below 1 is a share"):
         expand(read_plan(path))
+
+
+def test_a_studys_name_is_that_of_a_folder(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("name: ../elsewhere\nbase: params/quickstart.yaml\nmethods: [baseline]\n")
+    with pytest.raises(ValueError, match="'../elsewhere' is not a folder name below runs/"):
+        read_plan(path)
