@@ -198,6 +198,13 @@ def train(
     with_test: Annotated[
         bool, typer.Option("--test/--no-test", help="Test after training and write results.json.")
     ] = True,
+    compress: Annotated[
+        bool,
+        typer.Option(
+            "--compress/--no-compress",
+            help="Cut the trained network and write its files, or stop after training.",
+        ),
+    ] = True,
     force: Annotated[
         bool,
         typer.Option(help="Resume even if the experiment differs from the checkpoint's."),
@@ -210,8 +217,8 @@ def train(
         this = Run(run or cfgs.stem, experiment, seed, where)
         stage = steps.choose_stage(this, stage)
         watch = Watch(progress=sys.stderr.isatty())
-        steps.run_stage(this, stage, watch, test=with_test, force=force)
-        if with_test and distributed.is_main():
+        steps.run_stage(this, stage, watch, test=with_test, compress=compress, force=force)
+        if with_test and compress and distributed.is_main():
             typer.echo(summary_table(this.name))
 
 

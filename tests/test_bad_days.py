@@ -152,6 +152,13 @@ class Hostile:
         return os.remove, (self.victim,)
 
 
+def test_a_test_while_training_needs_a_test_set_before_training(root, gaitlib):
+    remove(root, "*/nm-01")
+    done = gaitlib("train", "--no-test", "-o", "trainer_cfg.with_test=true")
+    assert_refused(done, "no gallery")
+    assert not list(runs.runs_folder().rglob("*.pt"))
+
+
 def test_damaged_and_hostile_files_are_named_left_out_and_not_run(root, gaitlib, caplog):
     victim = root / "walkers.json"
     whole = (root / "001/bg-01/000/000.pkl").read_bytes()

@@ -62,7 +62,7 @@ def train_in_processes(
         cfgs = Path(folder) / "experiment.yaml"
         cfgs.write_text(yaml.safe_dump(run.experiment.sections(), sort_keys=False))
         arguments = ["--cfgs", str(cfgs), "--run-name", run.name, "--stage", stage]
-        arguments += ["--seed", str(run.seed), "--device", device, "--no-test"]
+        arguments += ["--seed", str(run.seed), "--device", device, "--no-test", "--no-compress"]
         arguments += ["--force"] if force else []
         bytes_seen = 0  # of history.csv
         with contextlib.closing(_torchrun(processes, arguments)) as lines:

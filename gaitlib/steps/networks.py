@@ -13,7 +13,7 @@ from gaitlib.model.float_state import QUANTIZATION
 from gaitlib.prune import hesso, oto
 from gaitlib.quantize import geta
 from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
-from gaitlib.runs import Run
+from gaitlib.runs import Run, finished
 from gaitlib.steps.budgets import latency_cost
 from gaitlib.steps.dataset import calibration_clips
 from gaitlib.system import distributed
@@ -121,27 +121,34 @@ def build_optimizer(
 def start_weights(run: Run, model: nn.Module, stage: str | None = None) -> str:
     """Load a compressing stage's first weights as ``start_from`` says; return their source.
 
-    In a distributed job rank 0 loads them, and training broadcasts them to the other processes.
+    In a distributed job rank 0 loads them, and training broadcasts them to the other processes. A
+    checkpoint that the stage continues from is loaded by training, as all of ``baseline``'s are.
 
     Args:
         run: the run of the stage.
         model: changed in place.
-        stage: the compressing stage; by default the run's own.
+        stage: a stage that can be trained; by default the run's compressing one.
 
     Raises:
         MissingRunError: if the stage starts from a baseline that has not been trained.
     """
     if not distributed.is_main():
         return "the weights of rank 0"
-    path, continues = checkpoint_to_restore(run, stage or run.compressing_stage)
+    stage = stage or run.compressing_stage
+    path, continues = checkpoint_to_restore(run, stage)
     if path is not None:
-        if not continues:  # quantizers read these weights before training loads them
+        if not continues and stage != "baseline":  # quantizers read these weights before training
             strict = run.experiment.trainer_cfg.restore_ckpt_strict
             load_weights(path, model, strict, optional=QUANTIZATION)
         return f"restore_hint, {path.name}"
-    if run.experiment.compression.start_from == "scratch":
+    if stage == "baseline":
         return "random weights"
-    return f"the baseline's {baseline_weights(run, model)}"
+    if run.experiment.compression.start_from == "baseline":
+        return f"the baseline's {baseline_weights(run, model)}"
+    unused = "baseline" in finished(run.name)
+    return "random weights" + unused * (
+        ", not from this run's finished baseline, which start_from: baseline would take"
+    )
 
 
 def baseline_weights(run: Run, model: nn.Module) -> str:

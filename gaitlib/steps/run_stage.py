@@ -1,5 +1,7 @@
 """Run a whole stage in one call, as notebooks 02 and 03 do cell by cell."""
 
+import logging
+
 from gaitlib.config import ConfigError
 from gaitlib.runs import FORMER_STAGES, Run
 from gaitlib.steps.dataset import open_data
@@ -23,6 +25,8 @@ from gaitlib.steps.train_stage import Watch, train_stage
 from gaitlib.system import distributed
 from gaitlib.system.device import keep_freed_memory
 from gaitlib.system.random_streams import seed_streams
+
+log = logging.getLogger(__name__)
 
 #: The stages that can be trained.
 TRAINABLE = ("baseline", "geta", "hesso")
@@ -62,6 +66,7 @@ def run_stage(
     watch: Watch = Watch(),  # noqa: B008 (frozen)
     *,
     test: bool = True,
+    compress: bool = True,
     processes: int = 1,
     force: bool = False,
 ) -> None:
@@ -73,7 +78,8 @@ def run_stage(
         run: its experiment has a compression section, except for ``baseline``.
         stage: ``baseline``; ``geta``, which prunes and quantizes; or ``hesso``, which prunes.
         watch: receives the progress of training.
-        test: False stops after training.
+        test: False writes no results.json.
+        compress: False stops after training.
         processes: as in `train_stage`.
         force: as in `train_stage`.
 
@@ -82,34 +88,39 @@ def run_stage(
     """
     if processes == 1:
         with run.locked(stage):
-            _run(run, stage, watch, test, processes, force)
+            _run(run, stage, watch, test, compress, processes, force)
     else:  # the processes hold the lock while they train
-        _run(run, stage, watch, test, processes, force)
+        _run(run, stage, watch, test, compress, processes, force)
 
 
-def _run(run: Run, stage: str, watch: Watch, test: bool, processes: int, force: bool) -> None:
+def _run(
+    run: Run, stage: str, watch: Watch, test: bool, compress: bool, processes: int, force: bool
+) -> None:
     whole, run = run, run.of_stage(stage)
     data = open_data(run.experiment, watch.progress)
-    if test:
+    if test or run.experiment.trainer_cfg.with_test:
         check_test_set(run.experiment, data)
     prepare_process(run)
     model = build_network(run.experiment, run.device)
+    log.info("%s starts from %s", stage, start_weights(run, model, stage))
     graph = quantization = None
     if stage != "baseline":
-        start_weights(run, model, stage)
         graph = trace(run.experiment, model)
         quantization = attach_quantizers(run.experiment, model, data, seed=run.seed)
     optimizer = build_optimizer(run.experiment, model, graph, quantization)
     train_stage(whole, stage, model, data, optimizer, watch, processes=processes, force=force)
-    if not test:
+    if not compress:
         return
     if graph is None:
-        _, evaluation = evaluate_network(run.experiment, model, data)
-        if distributed.is_main():
-            record(run, stage, data, evaluation, measure(model))
+        network = model
     else:
         compressed = compress_stage(run, graph, model, stage)
-        _, evaluation = evaluate_network(run.experiment, compressed.model, data)
-        if distributed.is_main():
+        network = compressed.model
+    if test:
+        _, evaluation = evaluate_network(run.experiment, network, data)
+    if test and distributed.is_main():
+        if graph is None:
+            record(run, stage, data, evaluation, measure(model))
+        else:
             record_compressed(run, data, evaluation, compressed, stage)
     distributed.wait()

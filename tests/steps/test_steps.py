@@ -1,5 +1,6 @@
 """A stage on disk: resumed it is the run that never stopped; a new start loses nothing."""
 
+import dataclasses
 import logging
 import os
 import random
@@ -242,6 +243,7 @@ def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, tmp_pa
     optimizer = steps.build_optimizer(experiment, baseline)
     steps.train_stage(run, "baseline", baseline, data[1], optimizer)
     assert steps.start_weights(run, model) == "the baseline's GaitBase-00010.pt"
+    assert steps.start_weights(run, model, "baseline") == "restore_hint, GaitBase-00010.pt"
     assert torch.equal(model.FCs.fc_bin, baseline.FCs.fc_bin)
 
 
@@ -465,9 +467,30 @@ def _again(geta, run, **trainer_cfg):
     """Train the quantized stage once more; return the weights and scalars it ends with."""
     cfg = geta.experiment.trainer_cfg.model_copy(update=trainer_cfg)
     experiment = geta.experiment.model_copy(update={"trainer_cfg": cfg})
-    steps.run_stage(runs.Run(run, experiment), "geta", test=False)
+    steps.run_stage(runs.Run(run, experiment), "geta", test=False, compress=False)
     path = runs.stage_dir(run, "geta") / "checkpoints" / "GaitBase-00010.pt"
     return load_checkpoint(path)["model"]
+
+
+def test_a_stage_without_a_test_is_compressed_and_says_what_it_started_from(geta, caplog):
+    cfg = geta.experiment.trainer_cfg.model_copy(update={"restore_hint": "latest"})
+    run = dataclasses.replace(
+        geta, experiment=geta.experiment.model_copy(update={"trainer_cfg": cfg})
+    )
+    before = len(list(geta.folder("hesso").glob("compressed/*.safetensors")))
+    results = geta.folder("hesso") / "results.json"
+    written = results.stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        steps.run_stage(run, "hesso", test=False)
+    assert len(list(geta.folder("hesso").glob("compressed/*.safetensors"))) == before + 1
+    assert results.stat().st_mtime_ns == written
+    assert "hesso starts from restore_hint, GaitBase-00010.pt" in caplog.text
+    network = steps.build_network(geta.experiment, torch.device("cpu"))
+    said = steps.start_weights(geta, network, "geta")
+    assert said == (
+        "random weights, not from this run's finished baseline, which start_from: baseline "
+        "would take"
+    )
 
 
 def test_a_quantized_stage_resumed_while_it_prunes_ends_as_before(geta):
