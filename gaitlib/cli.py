@@ -31,7 +31,7 @@ from gaitlib.report.run_tables import compressed_stage
 from gaitlib.report.summary import summary_table
 from gaitlib.runs import Run
 from gaitlib.steps import Watch
-from gaitlib.steps.dataset import walkers_command
+from gaitlib.steps.dataset import CHECKS, walkers_command
 from gaitlib.system import distributed
 from gaitlib.system.files import PARAMS
 from gaitlib.system.lock import LockedError
@@ -129,7 +129,7 @@ def _load(cfgs: Path, overrides: list[str]) -> Experiment:
         if not equals:
             raise ConfigError(f"override {item!r} is not section.key=value")
         values[key] = read_value(text)
-    return load_experiment(cfgs, values)
+    return load_experiment(cfgs, values, CHECKS)
 
 
 app.command("walkers")(_one_line_errors(walkers_command))

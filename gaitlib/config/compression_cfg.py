@@ -7,9 +7,7 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     Tag,
     field_validator,
@@ -23,7 +21,16 @@ from gaitlib.config.schedules import (
     ProjectionSchedule,
     PruningSchedule,
 )
-from gaitlib.config.section import Section
+from gaitlib.config.section import (
+    Clips,
+    Dampening,
+    Frames,
+    LearningRate,
+    Momentum,
+    Section,
+    WeightDecay,
+    Width,
+)
 
 Share = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
@@ -96,8 +103,8 @@ class LatencyCfg(Section):
     """
 
     runtime: Literal["torch", "onnxruntime"] = "torch"
-    batch: PositiveInt = 1
-    frames: PositiveInt = 30
+    batch: Clips = 1
+    frames: Frames = 30
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")
@@ -152,11 +159,11 @@ class HessoCfg(Section):
     implementation: Literal["gaitlib", "only_train_once"] = "gaitlib"
     start_from: Literal["scratch", "baseline"] = "scratch"
     variant: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.1
-    weight_decay: NonNegativeFloat = 5.0e-4
-    first_momentum: NonNegativeFloat = 0.9
-    second_momentum: NonNegativeFloat = 0.999
-    dampening: NonNegativeFloat = 0.0
+    lr: LearningRate = 0.1
+    weight_decay: WeightDecay = 5.0e-4
+    first_momentum: Momentum = 0.9
+    second_momentum: Momentum = 0.999
+    dampening: Dampening = 0.0
     target_group_sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     target_macs: Budget | None = None
     target_params: Budget | None = None
@@ -169,7 +176,7 @@ class HessoCfg(Section):
     start_pruning_step: NonNegativeInt
     pruning_steps: PositiveInt
     pruning_periods: PositiveInt
-    group_divisible: PositiveInt = 1
+    group_divisible: Width = 1
     importance_score_criteria: Criteria = "default"
 
     @model_validator(mode="before")
@@ -330,7 +337,7 @@ class GetaCfg(HessoCfg):
     """
 
     yardstick: bool = True
-    lr_quant: PositiveFloat | None = None
+    lr_quant: LearningRate | None = None
     start_projection_step: NonNegativeInt | None = None
     projection_steps: PositiveInt | None = None
     projection_periods: PositiveInt | None = None

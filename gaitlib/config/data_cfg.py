@@ -1,12 +1,10 @@
 """The data_cfg section: which silhouettes are used, and how they are read."""
 
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
     PositiveInt,
     StrictBool,
     StrictInt,
@@ -14,17 +12,17 @@ from pydantic import (
     model_validator,
 )
 
-from gaitlib.config.section import Pair, Section
+from gaitlib.config.section import Frames, PathText, Section, Words
 
 
 class WalkerCfg(Section):
     """The embedded data set (`walkers`), drawn at ``dataset_root`` on first use."""
 
-    subjects: PositiveInt = 34
+    subjects: Annotated[int, Field(ge=1, le=999)] = 34  # ids have three digits
     train: PositiveInt = 24
-    frames: Pair = (16, 20)
-    seed: NonNegativeInt = 0
-    noise: NonNegativeFloat = 1.0
+    frames: Annotated[tuple[Frames, Frames], Field(strict=False)] = (16, 20)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    noise: Annotated[float, Field(ge=0, le=1000)] = 1.0
 
     @model_validator(mode="after")
     def _some_of_each(self) -> "WalkerCfg":
@@ -53,10 +51,10 @@ class DataCfg(Section):
     - ``walker``: use the embedded data set. (Not OpenGait's.)
     """
 
-    dataset_name: str = "CASIA-B"
-    dataset_root: str | None = None
-    dataset_partition: str | None = None
-    num_workers: NonNegativeInt = 1
+    dataset_name: Words = "CASIA-B"
+    dataset_root: PathText | None = None
+    dataset_partition: PathText | None = None
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 1
     remove_no_gallery: bool = False
     cache: Literal[False, True, "mapped"] = False
     data_in_use: tuple[StrictBool | StrictInt, ...] | None = Field(default=None, strict=False)

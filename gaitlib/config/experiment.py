@@ -25,7 +25,7 @@ class Experiment(Section):
 
     data_cfg: DataCfg
     model_cfg: ModelCfg = ModelCfg()
-    loss_cfg: Annotated[tuple[LossCfg, ...], Field(strict=False)] = (
+    loss_cfg: Annotated[tuple[LossCfg, ...], Field(strict=False, min_length=1)] = (
         TripletLossCfg(),
         CrossEntropyLossCfg(),
     )
@@ -42,8 +42,19 @@ class Experiment(Section):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, Mapping) else value
 
+    @field_validator("loss_cfg")
+    @classmethod
+    def _some_loss_counts(cls, value: tuple[LossCfg, ...]) -> tuple[LossCfg, ...]:
+        if not any(loss.loss_term_weight for loss in value):
+            raise ValueError("every loss_term_weight is 0, so nothing is learned: raise one")
+        return value
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "Experiment":
+        try:
+            self.scheduler_cfg.check_fits(self.trainer_cfg.total_iter)
+        except ValueError as error:
+            raise ValueError(f"scheduler_cfg: {error}") from None
         self._check_compression()
         walker = self.data_cfg.walker
         if walker is not None:
@@ -72,8 +83,8 @@ class Experiment(Section):
             )
         if self.compression is not None:
             cycles_momentum = self.scheduler_cfg.scheduler == "OneCycleLR" and (
-                self.scheduler_cfg.model_extra or {}
-            ).get("cycle_momentum", True)
+                self.scheduler_cfg.cycle_momentum is not False
+            )
             if cycles_momentum and self.compression.implementation == "only_train_once":
                 raise ValueError(
                     "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "

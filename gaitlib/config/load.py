@@ -1,8 +1,9 @@
 """Build a checked `Experiment` from YAML, a mapping or a notebook's parameters cell."""
 
+import functools
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ RECORD_KEYS = ("seed", "device", "processes", "data", "versions")
 
 
 def load_experiment(
-    source: str | Path | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
+    source: str | Path | Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    checks: Mapping[Place, Callable[[Any], Any]] | None = None,
 ) -> Experiment:
     """Build an experiment from a YAML file or a mapping of sections.
 
@@ -33,6 +36,8 @@ def load_experiment(
         overrides: dotted keys, each replacing one value: ``{"trainer_cfg.total_iter": 10}``.
             List entries count from 0: ``{"loss_cfg.0.margin": 0.3}``. A target of pruning also
             replaces the other targets of its section: see `TARGETS`.
+        checks: more checks, by the place of the value that each receives; they raise ValueError or
+            TypeError.
 
     Raises:
         ConfigError: if the experiment is invalid; the message lists each section, value and fix.
@@ -62,6 +67,8 @@ def load_experiment(
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
         refused += _explain(error, lines)
+    else:
+        refused += _failed(checks or {}, experiment, lines)
     if refused:
         name = f" {source}" if isinstance(source, str | Path) else ""
         raise ConfigError("\n  ".join([f"the experiment{name} cannot run:", *refused]))
@@ -157,6 +164,22 @@ def _explain(error: ValidationError, lines: Mapping[Place, int | None]) -> list[
         line = _line_of(problem["loc"], message, lines)
         explained.append(f"{place}{f' (line {line})' if line else ''}: {message}")
     return explained
+
+
+def _failed(
+    checks: Mapping[Place, Callable[[Any], Any]],
+    experiment: Experiment,
+    lines: Mapping[Place, int | None],
+) -> list[str]:
+    """Return one line per check that a value of the experiment fails, as `_explain` does."""
+    failed = []
+    for place, check in checks.items():
+        try:
+            check(functools.reduce(getattr, place, experiment))
+        except (ValueError, TypeError) as error:
+            line = lines.get(place)
+            failed.append(f"{'.'.join(place)}{f' (line {line})' if line else ''}: {error}")
+    return failed
 
 
 def _line_of(loc: Place, message: str, lines: Mapping[Place, int | None]) -> int | None:

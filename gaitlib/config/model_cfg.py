@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from gaitlib.config.section import Ints, Section
+from gaitlib.config.section import Section, Width, Widths
+
+Blocks = Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(strict=False)]
+Strides = Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(strict=False)]
 
 
 class ResNet9Cfg(Section):
@@ -14,9 +17,9 @@ class ResNet9Cfg(Section):
     type: Literal["ResNet9"] = "ResNet9"
     block: Literal["BasicBlock", "Bottleneck"] = "BasicBlock"
     in_channel: Literal[1] = 1  # silhouettes
-    channels: Ints = (64, 128, 256, 512)
-    layers: Ints = (1, 1, 1, 1)
-    strides: Ints = (1, 2, 2, 1)
+    channels: Widths = (64, 128, 256, 512)
+    layers: Blocks = (1, 1, 1, 1)
+    strides: Strides = (1, 2, 2, 1)
     maxpool: bool = False
 
     @model_validator(mode="after")
@@ -50,8 +53,10 @@ class PlainCfg(Section):
         for token in value:
             kind, *numbers = token.split("-")
             arity = {"M": 0, "BC": 1, "FC": 2}.get(kind)
-            if arity != len(numbers) or not all(number.isdigit() for number in numbers):
+            if arity != len(numbers) or not all(number.isdecimal() for number in numbers):
                 raise ValueError(f"layer {token!r} is not one of 'BC-<c>', 'FC-<c>-<h>', 'M'")
+            if not all(1 <= int(number[:9]) <= 16_384 for number in numbers):
+                raise ValueError(f"layer {token!r}: its numbers are 1 to 16384")
         if not value or value[0] == "M":
             raise ValueError(f"layers_cfg {list(value)} must start with a convolution")
         return value
@@ -65,18 +70,18 @@ class PlainCfg(Section):
 class SeparateFCsCfg(Section):
     """One linear map per part, from the backbone's channels to the embedding."""
 
-    in_channels: PositiveInt = 512
-    out_channels: PositiveInt = 256
-    parts_num: PositiveInt = 16
+    in_channels: Width = 512
+    out_channels: Width = 256
+    parts_num: Width = 16
     norm: bool = False
 
 
 class SeparateBNNecksCfg(Section):
     """One BatchNorm and one normalised classifier per part, used only in training."""
 
-    class_num: PositiveInt = 74
-    in_channels: PositiveInt = 256
-    parts_num: PositiveInt = 16
+    class_num: Width = 74
+    in_channels: Width = 256
+    parts_num: Width = 16
     norm: bool = True
     parallel_BN1d: bool = True
 
@@ -92,7 +97,7 @@ class ModelCfg(Section):
     backbone_cfg: Annotated[ResNet9Cfg | PlainCfg, Field(discriminator="type")] = ResNet9Cfg()
     SeparateFCs: SeparateFCsCfg = SeparateFCsCfg()
     SeparateBNNecks: SeparateBNNecksCfg = SeparateBNNecksCfg()
-    bin_num: Ints = (16,)
+    bin_num: Widths = (16,)
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from gaitlib.system.files import name_fault
 
@@ -25,7 +25,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 class Section(BaseModel):
     """A section: frozen, without unknown keys, and never silently turning text into numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, populate_by_name=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -46,8 +48,22 @@ def _begins_file_names(name: str) -> str:
 
 #: Text that begins the names of files.
 FileName = Annotated[str, AfterValidator(_begins_file_names)]
-Pair = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
-Ints = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+#: Text for tables and messages.
+Words = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+#: A path as text.
+PathText = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+# Numbers and their usual ranges. What is beyond them is a mistake, and ends a run late or never.
+Steps = Annotated[int, Field(ge=1, le=10**9)]
+StepsFrom0 = Annotated[int, Field(ge=0, le=10**9)]
+Frames = Annotated[int, Field(ge=1, le=100_000)]
+Clips = Annotated[int, Field(ge=1, le=10_000)]
+Width = Annotated[int, Field(ge=1, le=16_384)]  # channels, parts or classes
+LearningRate = Annotated[float, Field(gt=0, le=100)]
+WeightDecay = Annotated[float, Field(ge=0, le=10)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]  # and Adam's betas
+Dampening = Annotated[float, Field(ge=0, le=1)]
+Widths = Annotated[tuple[Width, ...], Field(strict=False, max_length=100)]
 
 
 def is_number(text: Any) -> bool:

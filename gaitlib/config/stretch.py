@@ -32,7 +32,7 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
         return [scaled(s) for s in steps] if isinstance(steps, list) else steps * total // before
 
     changed: dict[str, Any] = {"trainer_cfg.total_iter": total}
-    extra = experiment.scheduler_cfg.model_extra or {}
+    extra = experiment.scheduler_cfg.arguments()
     for key in SCHEDULER_STEPS:
         if key in extra:
             changed[f"scheduler_cfg.{key}"] = scaled(extra[key])

@@ -1,5 +1,6 @@
 """Losses, optimizer, schedule, trainer and evaluator sections."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -9,36 +10,48 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from gaitlib.config.section import FileName, Pair, Section, is_number, nearest, number_as_yaml
+from gaitlib.config.section import (
+    Clips,
+    Dampening,
+    FileName,
+    Frames,
+    LearningRate,
+    Momentum,
+    PathText,
+    Section,
+    Steps,
+    StepsFrom0,
+    WeightDecay,
+    Words,
+    nearest,
+)
+
+LossWeight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class TripletLossCfg(Section):
     """`gaitlib.model.losses.TripletLoss`."""
 
     type: Literal["TripletLoss"] = "TripletLoss"
-    margin: NonNegativeFloat = 0.2
-    loss_term_weight: NonNegativeFloat = 1.0
-    log_prefix: str = "triplet"
+    margin: Annotated[float, Field(ge=0, le=1000)] = 0.2
+    loss_term_weight: LossWeight = 1.0
+    log_prefix: Words = "triplet"
 
 
 class CrossEntropyLossCfg(Section):
     """`gaitlib.model.losses.CrossEntropyLoss`."""
 
     type: Literal["CrossEntropyLoss"] = "CrossEntropyLoss"
-    scale: PositiveFloat = 16.0
+    scale: Annotated[float, Field(gt=0, le=10_000)] = 16.0
     label_smooth: bool = True
-    eps: NonNegativeFloat = 0.1
-    loss_term_weight: NonNegativeFloat = 1.0
-    log_prefix: str = "softmax"
+    eps: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    loss_term_weight: LossWeight = 1.0
+    log_prefix: Words = "softmax"
     log_accuracy: bool = True
 
 
@@ -53,13 +66,13 @@ class OptimizerCfg(Section):
     """
 
     solver: Literal["SGD", "Adam", "AdamW"] = "SGD"
-    lr: PositiveFloat = 0.1
-    weight_decay: NonNegativeFloat = 5.0e-4
-    momentum: NonNegativeFloat = 0.9
-    dampening: NonNegativeFloat = 0.0
+    lr: LearningRate = 0.1
+    weight_decay: WeightDecay = 5.0e-4
+    momentum: Momentum = 0.9
+    dampening: Dampening = 0.0
     nesterov: bool = False
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
-    eps: PositiveFloat = 1.0e-8
+    betas: Annotated[tuple[Momentum, Momentum], Field(strict=False)] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0, le=1)] = 1.0e-8
     amsgrad: bool = False
 
     @model_validator(mode="after")
@@ -92,22 +105,33 @@ DERIVED_ARGUMENTS = {
 }
 
 
-def scheduler_arguments(name: str) -> set[str]:
+@functools.cache
+def scheduler_arguments(name: str) -> frozenset[str]:
     """Return the argument names of a torch scheduler, without the optimizer."""
     signature = inspect.signature(getattr(torch.optim.lr_scheduler, name))
-    return set(signature.parameters) - {"optimizer", "last_epoch", "verbose"}
+    return frozenset(signature.parameters) - {"optimizer", "last_epoch", "verbose"}
 
 
-class SchedulerCfg(BaseModel):
+class SchedulerCfg(Section):
     """A torch.optim.lr_scheduler class by name, and its arguments by torch's names.
 
     OneCycleLR takes its peak from the optimizer's ``lr``. OneCycleLR and CosineAnnealingLR take
-    their length from ``trainer_cfg.total_iter``.
+    their length from ``trainer_cfg.total_iter``. An argument that is not given has torch's default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
     scheduler: Literal[SCHEDULERS] = "MultiStepLR"
+    gamma: Annotated[float, Field(gt=0, le=10)] | None = None
+    milestones: Annotated[tuple[StepsFrom0, ...], Field(strict=False)] | None = None
+    step_size: Steps | None = None
+    eta_min: Annotated[float, Field(ge=0, le=100)] | None = None
+    pct_start: Annotated[float, Field(gt=0, lt=1)] | None = None
+    anneal_strategy: Literal["cos", "linear"] | None = None
+    cycle_momentum: bool | None = None
+    base_momentum: Momentum | None = None
+    max_momentum: Momentum | None = None
+    div_factor: Annotated[float, Field(ge=1, le=1e9)] | None = None
+    final_div_factor: Annotated[float, Field(ge=1, le=1e15)] | None = None
+    three_phase: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -131,18 +155,29 @@ class SchedulerCfg(BaseModel):
                 )
             if key not in valid:
                 raise ValueError(f"unknown key {key!r}; {nearest(str(key), valid - derived)}")
-        texts = {k: v for k, v in values.items() if isinstance(v, str) and is_number(v)}
-        if texts:
-            right = ", ".join(f"{key}: {number_as_yaml(text)}" for key, text in texts.items())
-            raise ValueError(f"{texts} is text in YAML 1.1: write {right}")
         missing = [
             key
             for key, parameter in signature.parameters.items()
-            if parameter.default is parameter.empty and key not in {*values, *derived, "optimizer"}
+            if parameter.default is parameter.empty
+            and values.get(key) is None
+            and key not in {*derived, "optimizer"}
         ]
         if missing:
             raise ValueError(f"{name} needs {', '.join(missing)}")
         return values
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that are given."""
+        return self.model_dump(mode="json", exclude={"scheduler"}, exclude_none=True)
+
+    def check_fits(self, total: int) -> None:
+        """Refuse what torch divides by zero with: a rise of OneCycleLR that is one step long."""
+        share = 0.3 if self.pct_start is None else self.pct_start
+        if self.scheduler == "OneCycleLR" and share * total == 1:
+            raise ValueError(
+                f"pct_start {share:g} of trainer_cfg.total_iter {total} is one step, which "
+                "torch's OneCycleLR cannot take: raise one of them a little"
+            )
 
     def build(
         self, optimizer: torch.optim.Optimizer, total_iter: int
@@ -153,7 +188,7 @@ class SchedulerCfg(BaseModel):
             "CosineAnnealingLR": {"T_max": total_iter},
         }.get(self.scheduler, {})
         schedule = getattr(torch.optim.lr_scheduler, self.scheduler)
-        return schedule(optimizer, **(self.model_extra or {}), **derived)
+        return schedule(optimizer, **self.arguments(), **derived)
 
 
 # ---------------------------------------------------------------------------- training and testing
@@ -167,20 +202,21 @@ SampleType = Literal[
     "all_ordered",
 ]
 
-FramesLimit = PositiveInt | Literal[-1]  # -1: no limit
+FramesLimit = Annotated[int, Field(ge=1, le=10**9)] | Literal[-1]  # -1: no limit
+Hint = StepsFrom0 | PathText
 
 
 class TripletSampling(Section):
     """How a training batch is drawn: P subjects, K clips each."""
 
     type: Literal["TripletSampler"] = "TripletSampler"
-    batch_size: Pair = (8, 16)
+    batch_size: Annotated[tuple[Clips, Clips], Field(strict=False)] = (8, 16)
     batch_shuffle: bool = False
     sample_type: SampleType = "fixed_unordered"
-    frames_num_fixed: PositiveInt = 30
-    frames_num_min: PositiveInt = 25
-    frames_num_max: PositiveInt = 50
-    frames_skip_num: NonNegativeInt = 0
+    frames_num_fixed: Frames = 30
+    frames_num_min: Frames = 25
+    frames_num_max: Frames = 50
+    frames_skip_num: Annotated[int, Field(ge=0, le=100_000)] = 0
     frames_all_limit: FramesLimit = 720
 
     @model_validator(mode="after")
@@ -201,7 +237,7 @@ class InferenceSampling(Section):
     """How test sequences are read: all of each, or its first ``frames_all_limit`` frames."""
 
     type: Literal["InferenceSampler"] = "InferenceSampler"
-    batch_size: PositiveInt = 4
+    batch_size: Clips = 4
     sample_type: SampleType = "all_ordered"
     frames_all_limit: FramesLimit = 720
 
@@ -253,17 +289,17 @@ class TrainerCfg(Section):
     - ``transform``: what is done to them.
     """
 
-    total_iter: PositiveInt = 80000
-    save_iter: PositiveInt = 2000
-    log_iter: PositiveInt = 100
+    total_iter: Steps = 80000
+    save_iter: Steps = 2000
+    log_iter: Steps = 100
     save_name: FileName = "GaitBase"
-    keep_checkpoints: PositiveInt | None = None
+    keep_checkpoints: Steps | None = None
     with_test: bool = False
     enable_float16: bool = True
     amp_dtype: AmpDtype = "float16"
     fix_BN: bool = False
     sync_BN: bool = False
-    restore_hint: NonNegativeInt | str = 0
+    restore_hint: Hint = 0
     restore_ckpt_strict: bool = True
     optimizer_reset: bool = False
     scheduler_reset: bool = False
@@ -290,7 +326,7 @@ class EvaluatorCfg(Section):
 
     enable_float16: bool = False
     amp_dtype: AmpDtype = "float16"
-    restore_hint: NonNegativeInt | str = 80000
+    restore_hint: Hint = 80000
     restore_ckpt_strict: bool = True
     save_name: FileName = "GaitBase"
     eval_func: str = "evaluate_indoor_dataset"

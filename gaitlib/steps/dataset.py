@@ -17,6 +17,11 @@ from walkers.command import walkers_command
 
 __all__ = ["calibration_clips", "make_walkers", "open_data", "transform_of", "walkers_command"]
 
+#: Checks of an experiment that `gaitlib.config.load_experiment` cannot make by itself.
+CHECKS = {
+    (section, "transform"): lambda cfgs: build_transform([cfg.model_dump() for cfg in cfgs])
+    for section in ("trainer_cfg", "evaluator_cfg")
+}
 #: The first iteration of calibration batches; training never gets this far.
 CALIBRATION_ITERATION = 2**31
 
@@ -29,9 +34,11 @@ def open_data(experiment: Experiment, progress: bool = False) -> DataSplit:
         progress: draw a bar while walkers are generated.
 
     Raises:
-        ConfigError: if the network's classes or the sampler do not fit the training subjects.
+        ConfigError: if a transform cannot be built, or the network's classes or the sampler do not
+            fit the training subjects.
         OSError: if the disk is too full for ``data_cfg.cache: mapped``.
     """
+    check_transforms(experiment)
     name, root, partition = _dataset_paths(experiment, progress)
     mapped = experiment.data_cfg.cache == "mapped"
     cache = data_folder() / "mapped" if mapped else experiment.data_cfg.cache
@@ -41,9 +48,7 @@ def open_data(experiment: Experiment, progress: bool = False) -> DataSplit:
         )
     try:
         experiment.check_subjects(len(train.subjects))
-        for section in (experiment.trainer_cfg, experiment.evaluator_cfg):
-            transform_of(section)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from error
     return DataSplit(name, train, test)
 
@@ -90,3 +95,16 @@ def calibration_clips(
 def transform_of(section: Any) -> Transform:
     """Build the transform of a trainer_cfg or evaluator_cfg."""
     return build_transform([transform.model_dump() for transform in section.transform])
+
+
+def check_transforms(experiment: Experiment) -> None:
+    """Refuse transforms that cannot be built.
+
+    Raises:
+        ConfigError: with the section.
+    """
+    for (section, key), check in CHECKS.items():
+        try:
+            check(getattr(getattr(experiment, section), key))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{section}.{key}: {error}") from error

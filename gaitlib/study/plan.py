@@ -218,7 +218,7 @@ def _add_point(
         for other in definition.needs(experiment)
     }
     read = {key: value for key, value in settings.items() if _reads(resolved, key, experiment)}
-    has_milestones = "milestones" in (experiment.scheduler_cfg.model_extra or {})
+    has_milestones = experiment.scheduler_cfg.milestones is not None
     if method == "baseline" and baseline_steps and not has_milestones:
         read.pop("trainer_cfg.total_iter", None)  # milestones are scaled from it
     cut_to = macs_budget(experiment) if definition.is_cut_to_macs else None

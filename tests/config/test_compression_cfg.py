@@ -190,7 +190,7 @@ def test_equal_compute_adds_steps_after_the_cuts_and_stretches_the_learning_rate
     assert cfg.schedule == asked.compression.schedule
     assert cfg.bit_plan == asked.compression.bit_plan
     milestones = [steps * total // 250 for steps in (100, 200)]
-    assert found.scheduler_cfg.model_extra["milestones"] == milestones
+    assert found.scheduler_cfg.arguments()["milestones"] == milestones
     assert found.evaluator_cfg.restore_hint == total
     assert at_equal_compute(found) == found  # so a stage's config.yaml repeats it
     assert runs.Run("r", asked).of_stage("baseline").experiment == asked
@@ -216,7 +216,7 @@ def test_equal_compute_costs_what_dense_steps_cost_to_a_step(total, start, steps
 def test_equal_compute_stretches_a_rate_that_falls_with_each_step():
     changed = {"scheduler_cfg": {"scheduler": "ExponentialLR", "gamma": 0.99}}
     found = stretch(load_experiment(None, changed), 500)
-    assert found.scheduler_cfg.model_extra["gamma"] ** 2 == pytest.approx(0.99)
+    assert found.scheduler_cfg.arguments()["gamma"] ** 2 == pytest.approx(0.99)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_a_section_left_out_means_what_opengait_documents():
     experiment = load_experiment({"data_cfg": {"dataset_root": "a", "dataset_partition": "b"}})
     assert experiment.trainer_cfg.total_iter == 80000
     assert experiment.trainer_cfg.sampler.batch_size == (8, 16)
-    assert experiment.scheduler_cfg.model_extra == {
+    assert experiment.scheduler_cfg.arguments() == {
         "gamma": 0.1,
         "milestones": [20000, 40000, 60000],
     }
@@ -76,7 +76,10 @@ HESSO = {
         ({"trainer_cfg.total_iter": "6e4"}, ["'6e4'", "write 60000"]),
         ({"optimizer_cfg.lr": "1e-20"}, ["'1e-20'", "write 1.0e-20"]),
         ({"trainer_cfg.amp_dtype": "float8"}, ["'float16' or 'bfloat16'", "'float8'"]),
-        ({"trainer_cfg.keep_checkpoints": 0}, ["keep_checkpoints", "greater than 0", "0"]),
+        (
+            {"trainer_cfg.keep_checkpoints": 0},
+            ["keep_checkpoints", "greater than or equal to 1", "0"],
+        ),
         ({"optimizer_cfg": {"nesterov": True, "momentum": 0.0}}, ["nesterov needs momentum"]),
         ({"trainer_cfg.sampler.batch_size": [6, 1]}, ["[6, 1]", "2 clips of one subject"]),
         ({"trainer_cfg.sampler.batch_size": [99, 2]}, ["99", "24 subjects"]),

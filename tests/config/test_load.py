@@ -17,7 +17,10 @@ DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
             "YAML 1.1 reads 1e-3 as text, write 0.001",
         ),
         ("trainer_cfg: {log_iter: 08}\n", "reads 08 as text, write 8"),
-        ("scheduler_cfg: {gamma: 1e-1}\n", "scheduler_cfg (line 2): {'gamma': '1e-1'} is text"),
+        (
+            "scheduler_cfg: {gamma: 1e-1}\n",
+            "scheduler_cfg.gamma (line 2): Input should be",
+        ),
         (
             "loss_cfg:\n- type: TripletLoss\n  margin: wide\n",
             "loss_cfg.0.TripletLoss.margin (line 4): ",

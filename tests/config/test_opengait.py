@@ -196,7 +196,7 @@ def test_the_keys_that_change_nothing_are_listed_in_one_line(name, keys, tmp_pat
 def test_what_follows_from_another_key_may_say_the_same(tmp_path, caplog):
     schedule = {"scheduler": "CosineAnnealingLR", "T_max": 60000, "gamma": 0.1, "verbose": False}
     experiment = _load(GAITBASE, tmp_path, {"scheduler_cfg": schedule})
-    assert experiment.scheduler_cfg.model_extra == {}
+    assert experiment.scheduler_cfg.arguments() == {}
     assert "scheduler_cfg.T_max: it follows from trainer_cfg.total_iter" in caplog.text
     assert "scheduler_cfg.gamma: CosineAnnealingLR has no such argument" in caplog.text
     with pytest.raises(ConfigError, match="T_max is 50000: leave it out"):

@@ -509,3 +509,36 @@ def test_quantization_starts_from_a_dense_checkpoint(geta):
     resets = {"optimizer_reset": True, "scheduler_reset": True}
     started = _again(geta, "from-dense", restore_hint=str(dense), **resets)
     assert started.keys() > load_checkpoint(dense)["model"].keys()
+
+
+EDGES = [
+    {
+        "optimizer_cfg": {"solver": "AdamW", "lr": 0.5, "betas": [0, 0], "eps": 0.5},
+        "loss_cfg.0.margin": 0,
+        "loss_cfg.1.scale": 0.5,
+        "loss_cfg.1.eps": 0,
+        "scheduler_cfg": {"scheduler": "MultiStepLR", "milestones": [], "gamma": 1},
+    },
+    {
+        "optimizer_cfg": {"solver": "SGD", "lr": 1.0e-9, "weight_decay": 0.5, "momentum": 0},
+        "loss_cfg.0.loss_term_weight": 0,
+        "scheduler_cfg": {"scheduler": "StepLR", "step_size": 1},
+    },
+    {"scheduler_cfg": {"scheduler": "ExponentialLR", "gamma": 0.001}},
+    {"scheduler_cfg": {"scheduler": "CosineAnnealingLR", "eta_min": 0}},
+    {"scheduler_cfg": {"scheduler": "OneCycleLR", "pct_start": 0.999, "div_factor": 1}},
+]
+
+
+def test_values_at_the_ends_of_their_ranges_train(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    dense = {"compression_optimizer": None, "hesso_optimizer_cfg": None}
+    for changes in EDGES:
+        values = small_experiment(data[0]).sections()
+        changes = dense | {"trainer_cfg.total_iter": 2, "trainer_cfg.save_iter": 9} | changes
+        experiment = load_experiment(values, changes)
+        model = steps.build_network(experiment, torch.device("cpu"))
+        optimizer = steps.build_optimizer(experiment, model)
+        run = runs.Run("edges", experiment)
+        history = steps.train_stage(run, "baseline", model, data[1], optimizer)
+        assert history["iteration"].tolist() == [1, 2] and history["total"].notna().all(), changes
