@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gaitlib.system.files import replacing, tensor_bytes
+from gaitlib.train.saved_state import entries_fault, weight_fault
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
 
     Raises:
         CheckpointError: if the file is missing or damaged, holds more than tensors and plain
-            values, or holds no weights.
+            values, holds no weights, or has entries of another kind than `save_checkpoint` writes.
     """
     path = Path(path)
     if not path.is_file():
@@ -113,6 +114,13 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
                 f"{path} holds no state_dict: {name!r} is {_type_and_start(value)}, not a tensor; "
                 "save {'model': network.state_dict()}"
             )
+        if fault := weight_fault(value):
+            raise CheckpointError(f"{path} holds no weights: {name} {fault}")
+    if fault := entries_fault(state):
+        raise CheckpointError(
+            f"{path} is damaged: {fault}. Take an earlier one, "
+            "trainer_cfg.restore_hint: <iteration>"
+        )
     return state
 
 

@@ -32,9 +32,13 @@ from gaitlib.train.checkpoint import (
     restore_model,
 )
 from gaitlib.train.loop import LogWindow
+from gaitlib.train.saved_state import kind_fault, optimizer_fault
 from gaitlib.train.training_cost import TrainingCost
 
 log = logging.getLogger(__name__)
+
+#: What a state of the wrong kind can raise when it is loaded.
+UNREADABLE = (ValueError, LookupError, RuntimeError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ def _read(run: Run, stage: str) -> Start:
     if path is None:
         return Start()
     start = Start(path.name, load_checkpoint(path), continues)
+    if continues and "iteration" not in start.state:
+        raise CheckpointError(
+            f"{path} holds weights alone, so no run can continue from it: take an earlier one, "
+            "trainer_cfg.restore_hint: <iteration>, or start from its weights, restore_hint: <path>"
+        )
     if not continues:
         refuse_narrow(start.state, path)
     total = run.experiment.trainer_cfg.total_iter
@@ -166,8 +175,8 @@ def restore(
         if reset or state.get(name) is None:
             continue
         try:
-            target.load_state_dict(state[name])
-        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            _load(target, state[name])
+        except UNREADABLE as error:
             fix = f"trainer_cfg.{name}_reset: true starts it afresh"
             if narrow and name == "optimizer":
                 fix = "channels have left its network, so it goes on only as its own run was set up"
@@ -175,16 +184,48 @@ def restore(
                 f"the checkpoint's {name} state does not fit this experiment ({error}); {fix}"
             ) from error
     if start.continues:
-        if state.get("scaler"):
-            scaler.load_state_dict(state["scaler"])
-        if "window" in state:
-            window.load_state_dict(state["window"])
+        streams = state.get("random", [])
+        try:
+            for name, target in (("scaler", scaler), ("window", window)):
+                if state.get(name):
+                    _load(target, state[name])
+            name = "random"
+            if distributed.rank() < len(streams):
+                _restore_streams(streams[distributed.rank()])
+        except UNREADABLE as error:
+            raise CheckpointError(
+                f"{start.name} is damaged: {name}: {error or type(error).__name__}. Take an "
+                "earlier one, trainer_cfg.restore_hint: <iteration>"
+            ) from error
         cost.load_state_dict(state.get("cost"))
         if cost.macs is None:
             log.warning("%s does not say what its steps cost: training_macs stays out", start.name)
-        streams = state.get("random", [])
-        if distributed.rank() < len(streams):
-            restore_random_state(streams[distributed.rank()])
+
+
+def _load(target: Any, saved: Mapping[str, Any]) -> None:
+    """Load a saved state into an optimizer, a scheduler or the like.
+
+    Raises:
+        ValueError: if a part is of another kind than in the target's own state, or, as others of
+            UNREADABLE, from the target.
+    """
+    ours = target.state_dict()
+    if isinstance(target, torch.optim.Optimizer):
+        ours = {"param_groups": ours["param_groups"]}
+    if fault := kind_fault(ours, saved):
+        raise ValueError(fault)
+    if isinstance(target, torch.optim.lr_scheduler.LRScheduler):  # it sets all as attributes
+        saved = {name: value for name, value in saved.items() if name in ours}
+    target.load_state_dict(saved)
+    if isinstance(target, torch.optim.Optimizer) and (fault := optimizer_fault(target)):
+        raise ValueError(fault)
+
+
+def _restore_streams(saved: Mapping[str, Any]) -> None:
+    """Restore the random streams; raises as `_load`."""
+    if fault := kind_fault(random_state(), saved):
+        raise ValueError(fault)
+    restore_random_state(saved)
 
 
 def narrow_as(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:

@@ -1,6 +1,7 @@
 """A stage on disk: resumed it is the run that never stopped; a new start loses nothing."""
 
 import dataclasses
+import io
 import logging
 import os
 import random
@@ -160,6 +161,46 @@ def test_a_changed_experiment_is_named_and_refused_unless_forced(train, caplog):
     assert "seed: 0 in the checkpoint, 5 here" in str(refused.value)
     assert "save_iter" not in str(refused.value)
     train("changed", fix_BN=True, seed=5, force=True, **go_on)
+
+
+def _replace(state, value, *place):
+    *outer, last = place
+    for step in outer:
+        state = state[step]
+    state[last] = value
+
+
+WRONG_ENTRIES = [
+    ([], None, "holds weights alone, so no run can continue from it"),
+    (["iteration"], None, "iteration is None, not a whole number"),
+    (["scheduler", "last_epoch"], "x", "last_epoch is str 'x', not a number"),
+    (["optimizer", "param_groups", 0, "lr"], "x", "param_groups.0.lr is str 'x', not a number"),
+    (["optimizer", "state", 0, "exp_avg"], torch.ones(7), r"exp_avg is .*7.* for a parameter of"),
+    (["window"], {"iterations": [], "names": 3, "table": torch.empty(0)}, "window: names is int"),
+    (["random", 0, "python"], [3], "is damaged: random"),
+    (["random", 0, "torch"], torch.ones(3), "is damaged: random"),
+    (["history"], [], "history is list"),
+]
+
+
+def test_a_checkpoint_with_a_wrong_entry_is_refused_by_its_name(train):
+    *_, history = train("wrong")
+    path = runs.stage_dir("wrong", "hesso") / "checkpoints" / "GaitBase-00009.pt"
+    whole = path.read_bytes()
+    for place, value, words in WRONG_ENTRIES:
+        state = torch.load(io.BytesIO(whole), weights_only=True)
+        if place:
+            _replace(state, value, *place)
+        else:
+            state = state["model"]
+        torch.save(state, path)
+        with pytest.raises(CheckpointError, match=words):
+            train("wrong", restore_hint=9)
+    state = torch.load(io.BytesIO(whole), weights_only=True)
+    state["scheduler"]["step"] = 5  # torch would set it as the scheduler's method
+    torch.save(state, path)
+    *_, resumed = train("wrong", restore_hint=9)
+    pd.testing.assert_frame_equal(resumed[:9], history[:9])
 
 
 def test_a_run_that_an_earlier_version_began_goes_on_and_claims_no_training_macs(train, caplog):

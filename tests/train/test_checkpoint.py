@@ -138,6 +138,12 @@ def test_a_truncated_file_is_refused(tmp_path, share):
         ({"model": [1]}, r"'model' is list \[1\]"),
         ({"epoch": 3, "state_dict": {}}, "'epoch' is int 3, not a tensor"),
         ({"model": {0: torch.ones(1)}}, "0 is Tensor"),
+        ({"model": {"a": torch.ones(1, device="meta")}}, "a has no values"),
+        ({"model": {"a": torch.ones(2, 2).to_sparse()}}, "a is no plain tensor of numbers"),
+        ({"model": {"a": torch.ones(1)}, "iteration": [1]}, r"iteration is \[1\], not a whole"),
+        ({"model": {"a": torch.ones(1)}, "iteration": -1}, "iteration is -1, not a whole"),
+        ({"model": {"a": torch.ones(1)}, "scheduler": 5}, "scheduler is int 5, not a dictionary"),
+        ({"model": {"a": torch.ones(1)}, "random": [1]}, "random is list .*, not a list of dict"),
     ],
 )
 def test_a_file_without_weights_is_refused(tmp_path, content, words):

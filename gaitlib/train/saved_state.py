@@ -1,0 +1,87 @@
+"""Whether what a checkpoint holds is of the kind that this program puts there.
+
+torch's own ``load_state_dict`` takes almost anything, and fails later, at a step.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: An optimizer's tensors that have the shape of their parameter.
+LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+def entries_fault(state: Mapping[str, Any]) -> str:
+    """Return what is wrong with a checkpoint's entries besides its weights; "" if nothing is."""
+    iteration = state.get("iteration", 0)
+    if type(iteration) is not int or iteration < 0:
+        return f"iteration is {iteration!r:.40}, not a whole number"
+    for name in ("optimizer", "scheduler", "scaler", "window", "cost", "config", "history"):
+        value = state.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            return f"{name} is {type(value).__name__} {value!r:.40}, not a dictionary"
+    streams = state.get("random", [])
+    if not isinstance(streams, list) or not all(isinstance(s, Mapping) for s in streams):
+        return f"random is {type(streams).__name__} {streams!r:.40}, not a list of dictionaries"
+    return ""
+
+
+def weight_fault(value: Tensor) -> str:
+    """Return why a tensor cannot be a weight; "" if it can."""
+    if value.device.type == "meta":
+        return "has no values (it is on the device meta)"
+    if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+        return f"is no plain tensor of numbers ({value.layout}, {value.dtype})"
+    return ""
+
+
+def kind_fault(ours: Any, saved: Any, where: str = "") -> str:
+    """Return where a saved value is of another kind than ours; "" if it is of the same.
+
+    Args:
+        ours: a state as this program saves it: nested mappings, lists, plain values and tensors.
+            None means that anything may be there.
+        saved: the state of a checkpoint. Keys that one of the two lacks are not compared.
+        where: the place in the state, for the message.
+    """
+    if ours is None:
+        return ""
+    if isinstance(ours, Mapping):
+        if not isinstance(saved, Mapping):
+            return _other_kind(saved, "a dictionary", where)
+        pairs = [(ours[k], saved[k], f"{where}.{k}".strip(".")) for k in ours if k in saved]
+    elif isinstance(ours, list | tuple):
+        if not isinstance(saved, list | tuple):
+            return _other_kind(saved, "a list", where)
+        same = len(ours) == len(saved)
+        pairs = [(a, b, f"{where}.{i}") for i, (a, b) in enumerate(zip(ours, saved, strict=False))]
+        pairs = pairs if same else []
+    else:
+        kinds = (bool, str, Tensor, (int, float))
+        kind = next((k for k in kinds if isinstance(ours, k)), object)
+        fine = isinstance(saved, kind) and isinstance(saved, bool) == isinstance(ours, bool)
+        return "" if fine else _other_kind(saved, _name(kind), where)
+    return next(filter(None, (kind_fault(*pair) for pair in pairs)), "")
+
+
+def optimizer_fault(optimizer: torch.optim.Optimizer) -> str:
+    """Return which of an optimizer's tensors do not fit their parameters; "" if all do."""
+    for parameter, state in optimizer.state.items():
+        for name in LIKE_PARAMETER:
+            value = state.get(name)
+            if value is None:
+                continue
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                shape = getattr(value, "shape", value)
+                return f"{name} is {shape!s:.40} for a parameter of shape {tuple(parameter.shape)}"
+    return ""
+
+
+def _other_kind(saved: Any, kind: str, where: str) -> str:
+    return f"{where} is {type(saved).__name__} {saved!r:.40}, not {kind}"
+
+
+def _name(kind: Any) -> str:
+    return {bool: "true or false", str: "text", Tensor: "a tensor"}.get(kind, "a number")
