@@ -20,7 +20,7 @@ import yaml
 
 from gaitlib.config import Experiment, at_equal_compute, read_yaml
 from gaitlib.system import distributed
-from gaitlib.system.files import ROOT, name_fault, write_atomically
+from gaitlib.system.files import ROOT, name_fault, read_json, write_atomically
 from gaitlib.system.lock import Lock, locked
 
 SCHEMA = 1
@@ -192,10 +192,16 @@ def load_results(run: str, stage: str) -> dict[str, Any]:
 
     Raises:
         MissingRunError: if the stage has not finished.
-        ValueError: if the file has another schema version.
+        ValueError: if the file is damaged, or has another schema version.
     """
     path = stage_file(run, stage, "results.json")
-    results = json.loads(path.read_text())
+    again = "run the stage with trainer_cfg.restore_hint: latest, which writes it anew"
+    try:
+        results = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: {again}") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} holds {type(results).__name__}, not results: {again}")
     if results.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {results.get('schema')}, this program reads {SCHEMA}")
     return results

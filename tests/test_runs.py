@@ -29,6 +29,15 @@ def test_results_are_sorted_rounded_and_free_of_nan(tmp_path):
     assert runs.load_results("r", "baseline")["b"] == 0.333333
 
 
+@pytest.mark.parametrize("content", ["", '{"schema": 1', "[]", "[" * 99999, b"\xff"])
+def test_damaged_results_are_named_with_what_writes_them_anew(content, tmp_path):
+    path = runs.save_results("r", "baseline", {})
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match="restore_hint: latest, which writes it anew") as refused:
+        runs.load_results("r", "baseline")
+    assert str(path) in str(refused.value)
+
+
 def test_a_missing_stage_names_the_notebook_to_run_first():
     with pytest.raises(runs.MissingRunError, match=r"02_baseline_train.ipynb with run='r'"):
         runs.load_results("r", "baseline")

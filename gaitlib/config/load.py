@@ -44,6 +44,11 @@ def load_experiment(
 
     One warning lists the keys that have no effect here.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ConfigError(
+            f"overrides is {overrides!r}: write a dictionary of dotted keys; papermill passes one "
+            "with -y '{overrides: {trainer_cfg.total_iter: 10}}'"
+        )
     lines: dict[Place, int | None] = {}
     if isinstance(source, Mapping):
         values = dict(source)
@@ -102,7 +107,11 @@ def _copied(value: Any) -> Any:
 
 
 def _place(dotted: str) -> Place:
-    return tuple(int(step) if step.isdigit() else step for step in dotted.split("."))
+    return tuple(int(step) if _is_index(step) else step for step in dotted.split("."))
+
+
+def _is_index(step: str) -> bool:
+    return step.isascii() and step.isdecimal()
 
 
 def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -143,7 +152,7 @@ def _drop_other_targets(
 
 
 def _entry(entries: list[Any], step: str, dotted: str) -> int:
-    if not step.isdigit() or int(step) >= len(entries):
+    if not _is_index(step) or int(step) >= len(entries):
         raise ConfigError(
             f"override {dotted!r}: {step} is not an entry of a list of {len(entries)}"
         )

@@ -110,7 +110,7 @@ def _open_if_complete(index: Path, names: Sequence[str]) -> MappedSequences | No
     try:
         content, shapes, faults = json.loads(index.read_text())
         found = MappedSequences(index.with_name(content), list(map(tuple, shapes)), faults)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     faulty = [name for name, fault in zip(names, faults, strict=True) if fault]
     return None if any(not try_to_read(name)[1] for name in faulty) else found

@@ -27,7 +27,7 @@ def read_partition(path: str | Path) -> dict[str, list[str]]:
         )
     try:
         partition = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON and UTF-8 errors alike
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
         raise ValueError(f"the partition {path} is not JSON: {error}") from error
     if not isinstance(partition, dict):
         raise ValueError(

@@ -24,7 +24,7 @@ from gaitlib.prune.latency_table import ROUNDS, ConvShape, LatencyTable, read_or
 from gaitlib.runs import data_folder
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_device, device_name
-from gaitlib.system.files import write_atomically
+from gaitlib.system.files import read_json, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def read_budget(cfg: HessoCfg, folder: Path, dense: GaitBase, small: GaitBase) -
     """
     if not (folder / FILE).exists():
         return {}
-    found = json.loads((folder / FILE).read_text())
+    found = read_json(folder / FILE)
     if cfg.latency is not None:
         clock = _Clock(cfg.latency, dense)
         watches = clock.stopwatch(dense), clock.stopwatch(small)

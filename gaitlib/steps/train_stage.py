@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from gaitlib import runs
+from gaitlib.config import ConfigError
 from gaitlib.data.batches import training_batches
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.model import build_losses
@@ -99,6 +100,7 @@ def train_stage(
         The history of the whole stage, as `gaitlib.train.loop.fit` describes it.
 
     Raises:
+        ConfigError: if ``processes`` is not a whole number from 1.
         CheckpointError: if the checkpoint of ``restore_hint`` is missing, does not fit, or belongs
             to another run.
         NonFiniteLossError: as in `gaitlib.train.loop.fit`.
@@ -107,6 +109,8 @@ def train_stage(
         LockedError: if another process writes this stage.
     """
     whole, run = run, run.of_stage(stage)
+    if type(processes) is not int or processes < 1:
+        raise ConfigError(f"processes is {processes!r}: write a whole number from 1")
     if processes > 1:
         train_in_processes(
             whole,

@@ -1,6 +1,5 @@
 """One point of a study: a method, its settings and a seed, in ``runs/<study>/<point>/``."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,7 +12,7 @@ from gaitlib import runs
 from gaitlib.config import Experiment, load_experiment, read_yaml
 from gaitlib.report.method_names import FORMER_METHODS
 from gaitlib.study.methods import METHODS, starts_from
-from gaitlib.system.files import write_atomically
+from gaitlib.system.files import read_json, write_atomically
 
 State = Literal["done", "changed", "failed", "missing"]
 
@@ -117,7 +116,7 @@ def has_results(run: str, point: Point) -> bool:
 def load_point(run: str, point: Point) -> dict[str, Any] | None:
     """Return a point's results.json, even of other settings; None if there is none."""
     path = point_dir(run, point) / RESULTS
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def prepare(run: str, point: Point) -> Path:

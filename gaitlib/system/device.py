@@ -23,16 +23,19 @@ def choose_device(
         local_processes: the number of processes on this machine.
 
     Raises:
-        ValueError: if CUDA is requested and absent, or processes would have to share a GPU.
+        ValueError: for another device, if CUDA is requested and absent, or if processes would have
+            to share a GPU.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         device = "cuda" if count else "cpu"
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
-    if chosen.type != "cuda":
+    if chosen.type not in ("cpu", "cuda") or chosen.type == "cpu" and chosen.index:
+        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
+    if chosen.type == "cpu":
         return chosen
     if (chosen.index or 0) >= count:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import tempfile
 import unicodedata
@@ -63,6 +64,19 @@ def write_atomically(path: Path, text: str) -> Path:
     with replacing(path) as part:
         part.write_text(text)
     return path
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: if it is not JSON, or nested too deeply; the message has the file.
+        OSError: if it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
 
 
 def tensor_bytes(value: Any) -> bytes:

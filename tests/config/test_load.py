@@ -2,7 +2,7 @@
 
 import pytest
 
-from gaitlib.config import ConfigError, load_experiment
+from gaitlib.config import ConfigError, load_experiment, notebook_experiment
 
 DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
 
@@ -52,3 +52,9 @@ def test_an_overridden_value_is_not_blamed_on_the_file(tmp_path):
     path.write_text(DATA + "trainer_cfg:\n  log_iter: 3\n")
     with pytest.raises(ConfigError, match=r"trainer_cfg\.log_iter: .*here 'x'"):
         load_experiment(path, {"trainer_cfg.log_iter": "x"})
+
+
+@pytest.mark.parametrize("overrides", ["{}", [1], 5])
+def test_overrides_of_another_kind_are_refused_with_how_papermill_passes_them(overrides):
+    with pytest.raises(ConfigError, match="papermill passes one with -y '{overrides: {trainer_"):
+        notebook_experiment({"overrides": overrides})

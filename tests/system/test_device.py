@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from gaitlib.system.device import keep_freed_memory
+from gaitlib.system.device import choose_device, keep_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone is told")
@@ -26,3 +26,9 @@ def test_a_gpu_and_other_systems_are_left_alone(monkeypatch):
     keep_freed_memory("cuda")
     monkeypatch.setattr("sys.platform", "win32")
     keep_freed_memory("cpu")
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "cpu:1", "gpu", "cuda:-1", "", "cuda:x"])
+def test_a_device_that_nothing_runs_on_is_refused(device):
+    with pytest.raises(ValueError, match="is not one of auto, cpu, cuda, cuda:N|is not available"):
+        choose_device(device)
