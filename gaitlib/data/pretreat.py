@@ -4,10 +4,14 @@
 It follows OpenGait's ``datasets/pretreatment.py``. ``pretreat_tree`` pretreats a whole data set.
 """
 
+import functools
+import gzip
+import io
 import logging
 import multiprocessing
 import os
 import re
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -29,10 +34,15 @@ from gaitlib.system.processes import WorkerError, describe_exit
 logger = logging.getLogger(__name__)
 
 NO_DATA_SUM = 10_000  # OpenGait: a frame whose pixels sum to no more than this holds no person
-MAX_PNG_BYTES = 1 << 24  # of one frame in an archive; CASIA-B's have about 1,500
+MAX_PNG_BYTES = 1 << 24  # of one frame; CASIA-B's have about 1,500
+MAX_PIXELS = 1 << 24  # of one frame; CASIA-B's have 76,800
+MAX_ARCHIVE_BYTES = 1 << 31  # of one subject's archive, unpacked; CASIA-B's have about 20 MB
+MAX_MEMBERS = 200_000  # of one subject's archive; CASIA-B's have about 10,000
+PNG = b"\x89PNG\r\n\x1a\n"
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 Key = tuple[str, str, str]  # subject, type, view
-Files = dict[Key, list[tuple[int, str, Path | bytes]]]  # frame number, name, path or content
+Prepared = tuple[np.ndarray | None, str]  # an aligned frame, or None and why there is none
+Files = dict[Key, list[tuple[int, str, Path | Prepared]]]  # frame number, name, path or frame
 
 
 def align_frame(frame: np.ndarray, height: int = 64) -> np.ndarray | None:
@@ -146,8 +156,7 @@ def pretreat_tree(
         except BrokenProcessPool as error:
             raise WorkerError(
                 f"one of {workers} processes that pretreat {src} died {describe_exit(None)}. What "
-                f"was written to {dst} is kept: run again to continue, with fewer workers (each "
-                "holds one subject's archive in memory)"
+                f"was written to {dst} is kept: run again to continue, with fewer workers XX"
             ) from error
     short = [(*key, frames) for key, frames in sorted(lengths.items()) if frames < min_frames]
     report = PretreatReport(
@@ -174,30 +183,44 @@ class _Outcome:
 
 def _pretreat_subject(source: Path, dst: Path, overwrite: bool) -> _Outcome:
     outcome = _Outcome()
-    read = _list_folder if source.is_dir() else _read_archive
-    for key, files in sorted(read(source, outcome.skipped).items()):
-        path = dst.joinpath(*key, f"{key[2]}.pkl")
-        if path.is_file() and not overwrite:
-            try:
-                outcome.lengths[key] = len(read_sequence(path))
-                outcome.kept += 1
-                continue
-            except SequenceError:
-                logger.warning("%s is damaged: making it again", path)
+
+    @functools.cache
+    def frames_there(key: Key) -> int:
+        """Return the length of a finished sequence, 0 if it has to be made."""
+        path = _path_of(dst, key)
+        if overwrite or not path.exists():
+            return 0
+        try:
+            return len(read_sequence(path))
+        except SequenceError:
+            logger.warning("%s is damaged: making it again", path)
+            return 0
+
+    if source.is_dir():
+        files = _list_folder(source, outcome.skipped)
+    else:
+        files = _read_archive(source, outcome.skipped, frames_there)
+    for key, found in sorted(files.items()):
+        if there := frames_there(key):
+            outcome.lengths[key] = there
+            outcome.kept += 1
+            continue
         frames = []
-        for _, name, data in sorted(files, key=lambda file: file[:2]):
-            image = _decode(data)
-            frame = None if image is None else align_frame(image)
+        for _, name, data in sorted(found, key=lambda file: file[:2]):
+            frame, reason = _prepare(data) if isinstance(data, Path) else data
             if frame is None:
-                reason = "not an image" if image is None else "no person in it"
                 outcome.skipped.append((name, reason))
             else:
                 frames.append(frame)
         outcome.lengths[key] = len(frames)
         if frames:
-            write_sequence(path, np.stack(frames))
+            write_sequence(_path_of(dst, key), np.stack(frames))
             outcome.written += 1
     return outcome
+
+
+def _path_of(dst: Path, key: Key) -> Path:
+    return dst.joinpath(*key, f"{key[2]}.pkl")
 
 
 def _list_folder(folder: Path, skipped: list[tuple[str, str]]) -> Files:
@@ -209,25 +232,66 @@ def _list_folder(folder: Path, skipped: list[tuple[str, str]]) -> Files:
     return files
 
 
-def _read_archive(archive: Path, skipped: list[tuple[str, str]]) -> Files:
-    """Read the frames of one subject's archive into memory, without writing members to disk."""
+def _read_archive(
+    archive: Path, skipped: list[tuple[str, str]], frames_there: Callable[[Key], int]
+) -> Files:
+    """Read and align the frames of one subject's archive, one after another, in memory alone."""
     files: Files = {}
     subject = archive.name.removesuffix(".tar.gz")
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                label = f"{archive}:{member.name}"
-                if not member.isfile() or not member.name.endswith(".png"):
-                    continue
-                if member.size > MAX_PNG_BYTES:
-                    skipped.append((label, f"{member.size} bytes, too large for a frame"))
-                    continue
-                data = tar.extractfile(member).read()
-                _add_frame(files, skipped, member.name, subject, label, data)
+        if not archive.is_file():
+            raise OSError("no regular file")
+        with gzip.open(archive) as content, _Bounded(content) as bounded:
+            with tarfile.open(fileobj=bounded, mode="r:") as tar:
+                for number, member in enumerate(tar):
+                    tar.members = []  # it would keep them all
+                    if number >= MAX_MEMBERS:
+                        raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} members")
+                    label = f"{archive}:{member.name}"
+                    if not member.isfile() or not member.name.endswith(".png"):
+                        continue
+                    if member.size > MAX_PNG_BYTES:
+                        skipped.append((label, f"{member.size} bytes, too large for a frame"))
+                        continue
+                    key = _add_frame(files, skipped, member.name, subject, label, (None, ""))
+                    if key is not None and not frames_there(key):
+                        prepared = _prepare(tar.extractfile(member).read())
+                        files[key][-1] = (*files[key][-1][:2], prepared)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         skipped.append((str(archive), f"damaged archive, none of it was used: {error}"))
         return {}  # the next call would take half a sequence for a finished one
     return files
+
+
+class _Bounded(io.RawIOBase):
+    """An unpacked archive that refuses what a small file can unpack to.
+
+    Args:
+        file: it gives the unpacked content.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes; tarfile asks for a block of a header, or for a member."""
+        if not 0 <= size <= MAX_PNG_BYTES:
+            raise tarfile.ReadError(f"a part of {size:,} bytes, too large for a frame")
+        self._check(self._file.tell() + size)
+        return self._file.read(size)
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position; reads what lies before it in small parts."""
+        self._check(position)
+        return self._file.seek(position, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell()
+
+    def _check(self, position: int) -> None:
+        if position > MAX_ARCHIVE_BYTES:
+            raise tarfile.ReadError(f"it unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes")
 
 
 def _add_frame(
@@ -236,15 +300,15 @@ def _add_frame(
     name: str,
     subject: str,
     label: str,
-    data: Path | bytes,
-) -> None:
-    """Add one frame to the files of its sequence, or to ``skipped`` with the reason."""
+    data: Path | Prepared,
+) -> Key | None:
+    """Add one frame to the files of its sequence and return that, or to ``skipped`` and why."""
     parts = PurePosixPath(name).parts
     folders = parts[-4:-1] if len(parts) > 3 else (subject, *parts[:-1])
     stem = PurePosixPath(name).stem
     number = re.search(r"[0-9]+$", stem)
     if stem.startswith("."):
-        return  # a hidden file, as file managers make them
+        return None  # a hidden file, as file managers make them
     if len(folders) != 3 or name.startswith("/") or ".." in parts:
         skipped.append((label, "not in <subject>/<type>/<view>/"))
     elif not all(FOLDER_NAME.fullmatch(folder) for folder in folders):
@@ -253,14 +317,31 @@ def _add_frame(
         skipped.append((label, "no frame number at the end of its name"))
     else:
         files.setdefault(folders, []).append((int(number[0]), label, data))
+        return folders
+    return None
 
 
-def _decode(data: Path | bytes) -> np.ndarray | None:
-    """Decode a PNG as grey, ``(h, w)`` uint8; None if it is not a PNG."""
-    data = data.read_bytes() if isinstance(data, Path) else data
-    if not data:
-        return None
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+def _prepare(data: Path | bytes) -> Prepared:
+    """Read, decode and align one frame; instead of it return why it cannot be used."""
+    try:
+        if isinstance(data, Path):
+            if not data.is_file():
+                return None, "no regular file"
+            if data.stat().st_size > MAX_PNG_BYTES:
+                return None, f"{data.stat().st_size} bytes, too large for a frame"
+            data = data.read_bytes()
+        if data[:8] != PNG or len(data) < 24:
+            return None, "not an image"
+        width, height = struct.unpack_from(">II", data, 16)  # of its first chunk, IHDR
+        if width * height > MAX_PIXELS:
+            return None, f"{width} x {height} pixels, too large for a frame"
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except (OSError, cv2.error) as error:
+        return None, f"not an image: {' '.join(str(error).split())}"
+    if image is None:
+        return None, "not an image"
+    frame = align_frame(image)
+    return frame, "" if frame is not None else "no person in it"
 
 
 @contextmanager

@@ -10,12 +10,16 @@ objects from raw bytes.
 import io
 import math
 import pickle
+import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gaitlib.data.pickle_scan import scan_pickle
 from gaitlib.system.files import replacing
+
+MAX_BYTES = 1 << 30  # of a file; 4 kB are a frame
 
 
 class SequenceError(ValueError):
@@ -89,9 +93,10 @@ def read_sequence(path: str | Path) -> np.ndarray:
         SequenceError: the file is missing, damaged or empty, or does not hold such an array.
     """
     try:
-        content = Path(path).read_bytes()
+        content = _read_regular(Path(path))
         if not content:
             raise SequenceError(f"{path} is empty: 0 bytes")
+        scan_pickle(content)
         loaded = _ArrayUnpickler(io.BytesIO(content)).load()
     except SequenceError:
         raise
@@ -113,6 +118,16 @@ def read_sequence(path: str | Path) -> np.ndarray:
         raise SequenceError(f"{path} is damaged: its bytes do not fill the shape {shape}")
     frames = np.frombuffer(data, np.uint8).reshape(shape, order="F" if order == "F" else "C")
     return np.array(frames, order="C")  # (T, H, W)
+
+
+def _read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; a pipe or device would block, or never end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise SequenceError(f"{path} is no regular file: remove it")
+    if found.st_size > MAX_BYTES:
+        raise SequenceError(f"{path} has {found.st_size:,} bytes, more than any sequence")
+    return path.read_bytes()
 
 
 def try_to_read(path: str | Path) -> tuple[np.ndarray | None, str]:

@@ -1,5 +1,7 @@
 """What a file says about a network besides its numbers, and the network built from both."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,9 @@ from gaitlib.model import GaitBase, build_model
 from gaitlib.model.widths import Widths, resize_layers
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.quantization import attach_grids
+
+#: The most channels, parts or classes, and the most residual blocks.
+MAX_SIZE, MAX_BLOCKS = 16_384, 400
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,22 @@ class NetworkDescription:
 
 
 def dense_outline(architecture: Mapping[str, Any]) -> GaitBase:
-    """Build the dense network as shapes alone: allocates nothing, draws no random number."""
+    """Build the dense network as shapes alone: allocates nothing, draws no random number.
+
+    Raises:
+        ValueError: if the architecture is none, or larger than an experiment may ask for.
+    """
+    _check_sizes(architecture)
     with torch.device("meta"):
         return build_model(**architecture)
+
+
+def _check_sizes(architecture: Mapping[str, Any]) -> None:
+    """Refuse an architecture that is too large to build; its file may come from anyone."""
+    text = json.dumps(architecture)
+    largest = max(map(int, re.findall(r"[0-9]{1,20}", text)), default=0)
+    if largest > MAX_SIZE or len(text) > 10_000:
+        raise ValueError(f"its architecture is too large: {text:.100}")
+    blocks = architecture["backbone_cfg"].get("layers", [])
+    if isinstance(blocks, list | tuple) and sum(blocks) > MAX_BLOCKS:
+        raise ValueError(f"layers {list(blocks)} are {sum(blocks)} blocks, more than {MAX_BLOCKS}")

@@ -97,9 +97,9 @@ class Grid:
     signed: bool
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or self.bits < 1 + self.signed:
+        if type(self.bits) is not int or not 1 + self.signed <= self.bits <= 32:
             raise ValueError(
-                f"bits is {self.bits!r}; it must be a whole number, {1 + self.signed} or more"
+                f"bits is {self.bits!r}; it must be a whole number, {1 + self.signed} to 32"
             )
         for name in ("d", "q_m", "t"):
             value = getattr(self, name)

@@ -40,6 +40,36 @@ def test_the_complete_set_has_110_sequences_a_subject():
     assert VIEWS[0] == "000" and VIEWS[1] == "018" and VIEWS[-1] == "180"
 
 
+HUNGRY = {
+    "memo": (b"\x80\x04Nr\xff\xff\xff\x7f.", "memo entry 2147483647, which no array needs"),
+    "memo as text": (b"Np2147483647\n.", "memo entry"),
+    "bytes": (b"\x80\x04\x8e" + (1 << 62).to_bytes(8, "little") + b".", "truncated"),
+    "opcodes": (b"\x80\x04" + b"(" * 5000 + b".", "more than 1000 opcodes"),
+    "another opcode": (b"P1\n.", "the opcode b'P', which no array needs"),
+    "no end": (b"\x80\x04N", "truncated"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), HUNGRY.values(), ids=HUNGRY)
+def test_a_pickle_that_asks_for_more_than_an_array_is_not_unpickled(tmp_path, content, words):
+    path = tmp_path / "000.pkl"
+    path.write_bytes(content)
+    with pytest.raises(SequenceError, match=words) as refused:
+        read_sequence(path)
+    assert str(path) in str(refused.value)
+
+
+def test_a_pipe_and_a_huge_file_are_not_read(tmp_path):
+    pipe, huge = tmp_path / "000.pkl", tmp_path / "018.pkl"
+    os.mkfifo(pipe)
+    with pytest.raises(SequenceError, match="000.pkl is no regular file: remove it"):
+        read_sequence(pipe)
+    with huge.open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(SequenceError, match="has 1,099,511,627,776 bytes, more than any sequence"):
+        read_sequence(huge)
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("numpy_1", [False, True])

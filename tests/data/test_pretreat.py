@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from gaitlib.data import pretreat
 from gaitlib.data.pretreat import align_frame, pretreat_tree
 from gaitlib.data.sequence_file import read_sequence
 from gaitlib.system.processes import WorkerError
@@ -234,3 +235,61 @@ def test_a_source_without_frames_is_a_clear_error(tmp_path):
     (tmp_path / "001/nm-01").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="holds no <subject>/<type>/<view>"):
         pretreat_tree(tmp_path, tmp_path / "pkl", workers=1)
+
+
+def archive(path, members):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content, kind in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.type = len(content), kind
+            tar.addfile(info, io.BytesIO(content))
+
+
+def frames(names):
+    return [(f"001/nm-01/000/{n}.png", png(person()), tarfile.REGTYPE) for n in names]
+
+
+@pytest.mark.parametrize(
+    ("limits", "members", "words"),
+    [
+        ({"MAX_ARCHIVE_BYTES": 20_000}, [("zeros", bytes(40_000), b"0")], "more than 20,000 bytes"),
+        ({"MAX_MEMBERS": 3}, frames("123"), "more than 3 members"),
+        ({"MAX_PNG_BYTES": 9_999}, [("name", bytes(50_000), b"L")], "a part of 50"),
+        ({}, [], "damaged archive"),
+    ],
+)
+def test_an_archive_that_unpacks_to_too_much_is_left_out_and_the_others_are_used(
+    limits, members, words, tmp_path, monkeypatch
+):
+    for name, value in limits.items():
+        monkeypatch.setattr(pretreat, name, value)
+    archive(tmp_path / "001.tar.gz", frames("4") + members)
+    if not members:
+        (tmp_path / "001.tar.gz").unlink()
+        os.mkfifo(tmp_path / "001.tar.gz")
+    folder = tmp_path / "002" / "nm-01" / "000"
+    folder.mkdir(parents=True)
+    (folder / "1.png").write_bytes(png(person()))
+    report = pretreat_tree(tmp_path, tmp_path / "out", workers=1)
+    assert report.written == 1 and len(report.skipped) == 1
+    assert words in report.skipped["reason"][0] and "001.tar.gz" in report.skipped["path"][0]
+    assert not (tmp_path / "out" / "001").exists()
+
+
+def test_frames_that_cannot_be_decoded_are_listed_and_the_others_used(tmp_path):
+    folder = tmp_path / "001" / "nm-01" / "000"
+    folder.mkdir(parents=True)
+    whole = png(person())
+    wide = whole[:16] + (50_000).to_bytes(4, "big") * 2 + whole[24:]
+    for name, content in {"1": whole, "2": wide, "3": whole[:20], "4": b"\xff\xd8\xff"}.items():
+        (folder / f"{name}.png").write_bytes(content)
+    os.mkfifo(folder / "5.png")
+    report = pretreat_tree(tmp_path, tmp_path / "out", workers=1)
+    assert report.written == 1
+    reasons = {path[-5]: reason for path, reason in report.skipped.itertuples(index=False)}
+    assert reasons == {
+        "2": "50000 x 50000 pixels, too large for a frame",
+        "3": "not an image",
+        "4": "not an image",
+        "5": "no regular file",
+    }

@@ -242,6 +242,7 @@ def rewritten(path, tensors=None, **changes):
 
 WIDER = [list(width.values()) for width in layer_widths(build_model(**ARGUMENTS)).values()]
 WIDER[1] = [5]
+DEEP = ARGUMENTS["backbone_cfg"] | {"layers": [5000, 5000]}
 
 
 @pytest.fixture
@@ -259,6 +260,8 @@ def written(tmp_path):
         ({"build_model": ARGUMENTS | {"bin_num": [2]}}, "makes 2 parts"),
         ({"build_model": ARGUMENTS | {"bin_num": 3}}, ""),
         ({"build_model": ARGUMENTS | {"backbone_cfg": {"type": "Plain", "layers_cfg": [5]}}}, ""),
+        ({"build_model": ARGUMENTS | {"bin_num": [10**9]}}, "its architecture is too large"),
+        ({"build_model": ARGUMENTS | {"backbone_cfg": DEEP}}, "are 10000 blocks, more than 400"),
         ({"widths": [[1, 4]]}, "widths has to be a list of"),
         ({"widths": [[1, 9], *14 * [[4]]]}, r"layer1.0.conv1 needs the widths \['in', 'out'\]"),
         ({"widths": WIDER}, r"bn1 has 'out' 5; it has to be an integer in 1\.\.4"),
@@ -284,12 +287,11 @@ def test_a_damaged_file_is_refused_by_its_name(changes, message, written):
 
 def test_a_file_that_claims_to_be_huge_is_refused_without_the_memory(written):
     huge = json.loads(json.dumps(ARGUMENTS))
-    huge["SeparateFCs"]["out_channels"] = huge["SeparateBNNecks"]["in_channels"] = 10**10
-    model = build_model(**ARGUMENTS)
-    widths = [list(w.values()) for w in layer_widths(model).values()]
+    huge["SeparateFCs"]["out_channels"] = huge["SeparateBNNecks"]["in_channels"] = 10**4
+    widths = [list(w.values()) for w in layer_widths(build_model(**ARGUMENTS)).values()]
     rewritten(written, build_model=huge)
     load_network(written)  # the widths say how much of it is there
-    rewritten(written, widths=[[10**10 if s == 5 else s for s in w] for w in widths])
+    rewritten(written, widths=[[10**4 if s == 5 else s for s in w] for w in widths])
     with pytest.raises(NetworkFileError, match="the network needs"):
         load_network(written)
 

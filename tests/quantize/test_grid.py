@@ -59,7 +59,8 @@ def test_with_exponent_1_it_is_torchs_fake_quantize(signed):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"bits": 1}, "bits is 1; .* 2 or more"),
+        ({"bits": 1}, "bits is 1; .* 2 to 32"),
+        ({"bits": 10**9}, "bits is 1000000000; .* 2 to 32"),
         ({"bits": 4.0}, "bits is 4.0"),
         ({"d": 0.0}, "d is 0.0"),
         ({"q_m": math.inf}, "q_m is inf"),
