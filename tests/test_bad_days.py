@@ -8,6 +8,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from gaitlib import runs
 from gaitlib.cli import app
 from gaitlib.data.casia_b import SilhouetteDataset
 from gaitlib.steps import dataset as stages_data
-from gaitlib.system import lock
+from gaitlib.system.lock import LEASE
 from walkers import make_walkers
 
 SECTIONS = {
@@ -135,13 +137,16 @@ def test_data_that_cannot_be_used_are_one_message_and_status_2(root, gaitlib, na
 def test_a_stage_that_another_process_writes_is_refused_and_stays_as_it_is(root, gaitlib):
     path = runs.runs_folder() / "bad" / ".baseline.lock"
     path.parent.mkdir(parents=True)
-    other = os.getppid()  # it lives
-    holder = {"pid": other, "machine": lock._machine(), "began": lock._began(other), "host": "here"}
-    path.write_text(json.dumps(holder | {"since": "noon"}))
-    done = gaitlib("train")
-    words = f"runs/bad/baseline is being written by process {other} on here since noon"
-    assert_refused(done, words, "use another --run")
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    hold = f"lease = SoftFileLease({str(path)!r}, lease_duration={LEASE}).acquire()"
+    code = f"from filelock import SoftFileLease; {hold}; print(flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()  # it holds the lock now
+        done = gaitlib("train")
+        words = f"runs/bad/baseline is being written by process {other.pid} on "
+        assert_refused(done, words, "use another --run")
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+        other.stdin.write(b"\n")
 
 
 class Hostile:
