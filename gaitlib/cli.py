@@ -213,7 +213,7 @@ def train(
     """Train and test a stage and write runs/<run>/<stage>/, as notebooks 02 and 03 do."""
     experiment = _load(cfgs, override)
     seed = read_yaml(cfgs).get("seed", 0) if seed is None else seed
-    with distributed.process_group(device) as where:
+    with distributed.process_group(device, experiment.trainer_cfg.process_timeout) as where:
         this = Run(run or cfgs.stem, experiment, seed, where)
         stage = steps.choose_stage(this, stage)
         watch = Watch(progress=sys.stderr.isatty())
@@ -239,7 +239,7 @@ def test(
 ) -> None:
     """Test a checkpoint (default: evaluator_cfg.restore_hint) and write test-<name>.json."""
     experiment = _load(cfgs, override)
-    with distributed.process_group(device) as where:
+    with distributed.process_group(device, experiment.trainer_cfg.process_timeout) as where:
         this = Run(run or cfgs.stem, experiment, device=where)
         stage = steps.choose_stage(this, stage)
         checkpoint = checkpoint or steps.find_tested_checkpoint(this, stage, iteration)
