@@ -389,3 +389,20 @@ def export(
 def summary(run: str) -> None:
     """Print the accuracy and the costs of a finished run's networks in one table."""
     typer.echo(summary_table(run))
+
+
+@app.command()
+@_one_line_errors
+def clean(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
+) -> None:
+    """Remove what killed processes left, mapped files of changed data, and earlier networks."""
+    found = steps.find_leftovers()
+    for leftover in found:
+        typer.echo(f"{leftover.size:>15,}  {leftover.path}: {leftover.reason}")
+    if not dry_run:
+        steps.remove_leftovers(found)
+    total = sum(leftover.size for leftover in found)
+    typer.echo(f"{len(found)} files, {total:,} bytes {'could be' if dry_run else 'were'} removed")
