@@ -213,7 +213,7 @@ def train(
     """Train and test a stage and write runs/<run>/<stage>/, as notebooks 02 and 03 do."""
     experiment = _load(cfgs, override)
     seed = read_yaml(cfgs).get("seed", 0) if seed is None else seed
-    with distributed.process_group(device) as where:
+    with distributed.process_group(device, experiment.trainer_cfg.process_timeout) as where:
         this = Run(run or cfgs.stem, experiment, seed, where)
         stage = steps.choose_stage(this, stage)
         watch = Watch(progress=sys.stderr.isatty())
@@ -239,7 +239,7 @@ def test(
 ) -> None:
     """Test a checkpoint (default: evaluator_cfg.restore_hint) and write test-<name>.json."""
     experiment = _load(cfgs, override)
-    with distributed.process_group(device) as where:
+    with distributed.process_group(device, experiment.trainer_cfg.process_timeout) as where:
         this = Run(run or cfgs.stem, experiment, device=where)
         stage = steps.choose_stage(this, stage)
         checkpoint = checkpoint or steps.find_tested_checkpoint(this, stage, iteration)
@@ -389,3 +389,20 @@ def export(
 def summary(run: str) -> None:
     """Print the accuracy and the costs of a finished run's networks in one table."""
     typer.echo(summary_table(run))
+
+
+@app.command()
+@_one_line_errors
+def clean(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
+) -> None:
+    """Remove what killed processes left, mapped files of changed data, and earlier networks."""
+    found = steps.find_leftovers()
+    for leftover in found:
+        typer.echo(f"{leftover.size:>15,}  {leftover.path}: {leftover.reason}")
+    if not dry_run:
+        steps.remove_leftovers(found)
+    total = sum(leftover.size for leftover in found)
+    typer.echo(f"{len(found)} files, {total:,} bytes {'could be' if dry_run else 'were'} removed")

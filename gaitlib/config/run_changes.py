@@ -20,6 +20,7 @@ HARMLESS = (
     "trainer_cfg.optimizer_reset",
     "trainer_cfg.scheduler_reset",
     "trainer_cfg.find_unused_parameters",
+    "trainer_cfg.process_timeout",
     "evaluator_cfg.",
     "data_cfg.num_workers",
     "data_cfg.cache",

@@ -279,6 +279,8 @@ class TrainerCfg(Section):
     - ``fix_BN``: freeze BatchNorm's statistics.
     - ``sync_BN``: compute BatchNorm over the clips of all processes (SyncBatchNorm, on CUDA).
     - ``find_unused_parameters``: an argument of DistributedDataParallel.
+    - ``process_timeout``: seconds that the processes of a job wait for a sign of life from each
+      other. (Not OpenGait's.)
     - ``restore_hint``: 0 starts anew. N or ``latest`` continues from this run's checkpoint of that
       iteration. A path loads that file's weights and starts at iteration 0.
     - ``restore_ckpt_strict``: refuse a checkpoint unless every name and shape matches; false loads
@@ -304,6 +306,7 @@ class TrainerCfg(Section):
     optimizer_reset: bool = False
     scheduler_reset: bool = False
     find_unused_parameters: bool = False
+    process_timeout: Annotated[float, Field(ge=1, le=1e6)] = 600.0
     sampler: TripletSampling = TripletSampling()
     transform: Transforms = (TransformCfg(),)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gaitlib.data.sequence_file import try_to_read
-from gaitlib.system.files import replacing
+from gaitlib.system.files import read_json, replacing
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ class MappedSequences:
 def map_sequences(folder: Path, paths: Sequence[str], workers: int = 2) -> MappedSequences:
     """Open the file of some sequences; make it first if it is missing, or if one of them changed.
 
-    Its name follows from the paths, and from the size and the modification time of each sequence
-    file. Its index is written last, so an unfinished file is made again. Several processes may make
-    it at the same time. The log names files that are out of date.
+    Its name follows from the paths, and from the size and the times of modification and change of
+    each sequence file. Its index is written last, so an unfinished file is made again. Several
+    processes may make it at the same time. The log names files that are out of date.
 
     Args:
         folder: of the file; made if needed.
@@ -80,8 +80,8 @@ def map_sequences(folder: Path, paths: Sequence[str], workers: int = 2) -> Mappe
     log.info("writing %d sequences into one file in %s, once", len(names), folder)
     if old := sorted(path.name for path in folder.glob(f"{glob.escape(name)}-*.json")):
         log.warning(
-            "%s: out of date and no longer used; delete the files of that name in %s when no run "
-            "has them open", ", ".join(Path(one).stem for one in old), folder,
+            "%s: out of date and no longer used; `gaitlib clean` removes the files of that name in "
+            "%s when no run has them open", ", ".join(Path(one).stem for one in old), folder,
         )  # fmt: skip
     content = index.with_name(f"{index.stem}-{uuid.uuid4().hex[:8]}.bin")  # one per process
     try:
@@ -100,6 +100,30 @@ def map_sequences(folder: Path, paths: Sequence[str], workers: int = 2) -> Mappe
             f"({error.strerror}): make room, or write cache: false",
         ) from error
     return MappedSequences(content, shapes, faults)
+
+
+def superseded_files(folder: Path) -> dict[Path, str]:
+    """Return the files of a folder of mapped files that no later start opens, with the reason.
+
+    Those are the files of sequences that have changed, and what killed processes left.
+    """
+    found: dict[Path, str] = {}
+    newest: dict[str, Path] = {}
+    used = set()
+    for index in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
+        same_paths = index.stem.rpartition("-")[0]
+        if (older := newest.get(same_paths)) is not None:
+            found[older] = "its sequences have changed"
+        newest[same_paths] = index
+    for index in newest.values():
+        try:
+            used.add(read_json(index)[0])
+        except (OSError, ValueError, LookupError, TypeError):
+            found[index] = "damaged"
+    for content in folder.glob("*.bin"):
+        if content.name not in used:
+            found[content] = "no index that is up to date names it"
+    return found
 
 
 def _open_if_complete(index: Path, names: Sequence[str]) -> MappedSequences | None:
@@ -137,12 +161,15 @@ def _write(
 
 
 def _size_and_time(path: str) -> str:
-    """Return the size and the modification time of a file, as text."""
+    """Return a file's size and times as text.
+
+    The time of change is the system's own: a file that is put in another's place cannot keep it.
+    """
     try:
         stat = os.stat(path)
     except OSError:
         return "absent"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 def _digest(parts: Sequence[Any]) -> str:

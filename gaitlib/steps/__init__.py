@@ -2,6 +2,7 @@
 
 from gaitlib.steps.budgets import describe_budget
 from gaitlib.steps.check_resume import ResumeError, check_resume
+from gaitlib.steps.clean import find_leftovers, remove_leftovers
 from gaitlib.steps.dataset import make_walkers, open_data, transform_of
 from gaitlib.steps.deployment import compare_latency, deployed, load_networks
 from gaitlib.steps.evaluate_checkpoint import (
@@ -53,6 +54,7 @@ __all__ = [
     "evaluate_checkpoint",
     "evaluate_network",
     "export_network",
+    "find_leftovers",
     "find_tested_checkpoint",
     "load_network",
     "load_networks",
@@ -62,6 +64,7 @@ __all__ = [
     "prepare_process",
     "record",
     "record_compressed",
+    "remove_leftovers",
     "require_compression",
     "round_hesso",
     "run_stage",

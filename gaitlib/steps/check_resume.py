@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from gaitlib.config import ConfigError, Experiment, load_experiment
-from gaitlib.runs import Run, runs_folder, workspace
+from gaitlib.runs import Run, run_dir, workspace
 from gaitlib.steps.networks import require_compression
 from gaitlib.steps.run_stage import run_stage
 from gaitlib.steps.train_stage import Watch
@@ -68,7 +68,8 @@ def check_resume(
     values = experiment.sections()
     values["trainer_cfg"] |= {"restore_hint": "latest", "log_iter": 1}
     experiment = load_experiment(values)
-    shutil.rmtree(runs_folder() / "check-resume", ignore_errors=True)
+    for name in (WHOLE, KILLED):
+        shutil.rmtree(run_dir(name), ignore_errors=True)
     whole, killed = Run(WHOLE, experiment, seed), Run(KILLED, experiment, seed)
     checked = ("baseline", whole.compressing_stage)
     chance = random.Random(seed)

@@ -35,7 +35,7 @@ from gaitlib.study.points import Point
 #: Keys that do not affect results. A point is not trained again when they change.
 WITHOUT_EFFECT = {
     "data_cfg": {"cache", "num_workers"},
-    "trainer_cfg": {"save_iter", "log_iter", "keep_checkpoints", "with_test"},
+    "trainer_cfg": {"save_iter", "log_iter", "keep_checkpoints", "with_test", "process_timeout"},
     "evaluator_cfg": {"restore_hint", "save_name"},
 }
 

@@ -6,9 +6,12 @@ returns at once, with the value of that process.
 """
 
 import contextlib
+import errno
+import ipaddress
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,10 +25,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gaitlib.system.device import choose_device
+from gaitlib.system.heartbeats import Heartbeats
 
 T = TypeVar("T")
 
-#: How long a process waits for the others. Rank 0 may test or write files while they wait.
+#: How long a process waits for the others in a collective. Rank 0 may test or write files while
+#: they wait; that it lives is what `Heartbeats` watches.
 TIMEOUT = timedelta(hours=2)
 
 
@@ -38,8 +43,15 @@ class LostProcessError(RuntimeError):
 
 
 @contextlib.contextmanager
-def process_group(device: str = "auto") -> Iterator[torch.device]:
+def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if any, and yield this one's device.
+
+    If another process does not answer for ``timeout`` seconds, this one prints which, and ends with
+    status 2.
+
+    Args:
+        device: as in `choose_device`.
+        timeout: seconds to wait for the others at the start, and for their signs of life later.
 
     Raises:
         ValueError: as `choose_device`.
@@ -57,11 +69,17 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     nccl = chosen.type == "cuda" and dist.is_nccl_available()  # not on Windows
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    here, size = launched_rank(), _from_torchrun("WORLD_SIZE", 1)
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    except (dist.DistError, ValueError, RuntimeError) as error:
+        store = _open_store(here, size, timedelta(seconds=timeout))
+        dist.init_process_group(backend, store=store, rank=here, world_size=size, timeout=TIMEOUT)
+        # a connection of its own: a call on the other one may wait
+        heartbeats = Heartbeats(
+            dist.PrefixStore("heartbeats", store.clone()), here, size, timeout, _end_with
+        )
+    except (dist.DistError, ValueError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        if "EADDRINUSE" in reason:
+        if "EADDRINUSE" in reason or getattr(error, "errno", None) == errno.EADDRINUSE:
             raise RendezvousError(
                 f"the port of {address} is in use: give torchrun another with --master_port=N, or "
                 "no port, and it chooses a free one"
@@ -78,7 +96,35 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
             ) from error
         raise
     finally:
+        heartbeats.close()
         dist.destroy_process_group()
+
+
+def _open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Return the store through which the processes find each other.
+
+    torch's own server listens on all interfaces. If MASTER_ADDR is this machine's loopback address,
+    the one made here listens only there, and so do gloo's connections. torchrun has a store of its
+    own, which it made before.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    if ipaddress.ip_address(where[0]).is_loopback:
+        if "lo" in (name for _, name in socket.if_nameindex()):  # Linux
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        if not rank and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            listener = socket.create_server(where[:2], family=family)
+            return dist.TCPStore(
+                address, int(port), size, True, timeout, master_listen_fd=listener.detach()
+            )
+    return next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
+
+
+def _end_with(message: str) -> None:
+    """End this process, whose main thread waits for another one, with a message."""
+    rank = launched_rank()
+    sys.stderr.write(f"{f'rank {rank}: ' if rank else ''}error: {message}\n")
+    end_process(2)
 
 
 def end_process(status: int) -> None:

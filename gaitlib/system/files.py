@@ -4,9 +4,9 @@ import contextlib
 import io
 import json
 import os
-import tempfile
 import unicodedata
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 #: The project's folder, and the folder of its experiments.
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params"
+#: The end of the name of a file that is being written; it begins with a dot.
+PART = ".part"
 
 
 def name_fault(name: str, longest: int = 255) -> str:
@@ -41,19 +43,18 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
     The folder is made if needed. If the block raises, ``path`` does not change and the temporary
     file is deleted. A killed process may leave behind a hidden ``.part`` file, which nothing reads.
-    With ``durable`` the content reaches the disk before the rename, in case the power fails.
+    With ``durable`` the content reaches the disk before the rename, in case the power fails. The
+    umask says who may read the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
+    part.touch(exist_ok=False)
     try:
         yield part
         if durable:
             with part.open("r+b") as stream:
                 os.fsync(stream.fileno())
-        part.chmod(0o644)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -64,6 +65,23 @@ def write_atomically(path: Path, text: str) -> Path:
     with replacing(path) as part:
         part.write_text(text)
     return path
+
+
+def files_in_use(folders: Iterable[Path]) -> set[Path]:
+    """Return the files below some folders that a process of this machine has open or mapped.
+
+    Only Linux tells, and only of this user's processes.
+    """
+    roots = [str(folder.resolve()) + os.sep for folder in folders]
+    names = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # another user's, or it has ended
+            lines = (process / "maps").read_text(errors="replace").splitlines()
+            names |= {line.partition("/")[2] for line in lines if "/" in line}
+            for file in list((process / "fd").iterdir()):
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    names.add(os.readlink(file)[1:])
+    return {Path(f"/{name}") for name in names if any(f"/{name}".startswith(r) for r in roots)}
 
 
 def read_json(path: Path) -> Any:
@@ -83,7 +101,7 @@ def tensor_bytes(value: Any) -> bytes:
     """Return the content of the file that torch.save writes.
 
     torch.save writes to memory. So a full disk raises an ordinary OSError when the content is
-    written, and equal values give equal files: torch.save has no file name to store in them.
+    written, and the content does not depend on the file's name, which torch.save would store in it.
     """
     buffer = io.BytesIO()
     torch.save(value, buffer)

@@ -153,3 +153,27 @@ def test_a_split_is_the_same_from_a_mapped_file_faults_included(tmp_path, paths)
             np.testing.assert_array_equal(found.sequence(i), plain.sequence(i))
     with pytest.raises(ValueError, match="cache is 'mapped'"):
         load_split(root, partition, "TRAIN_SET", cache="mapped")
+
+
+def test_a_file_of_equal_size_and_time_in_anothers_place_is_read(tmp_path, paths):
+    folder = tmp_path / "mapped"
+    map_sequences(folder, paths)
+    before, other = os.stat(paths[0]), tmp_path / "other.pkl"
+    write_sequence(other, 255 - frames(1))
+    assert other.stat().st_size == before.st_size
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, paths[0])
+    np.testing.assert_array_equal(map_sequences(folder, paths)[0], 255 - frames(1))
+
+
+def test_what_no_later_start_opens_is_listed(tmp_path, paths):
+    folder = tmp_path / "mapped"
+    first = map_sequences(folder, paths)
+    assert mapped_file.superseded_files(folder) == {}
+    write_sequence(paths[0], frames(9))
+    second, third = map_sequences(folder, paths), map_sequences(folder, paths[1:])
+    (folder / "killed-1-2.bin").touch()
+    listed = mapped_file.superseded_files(folder)
+    assert listed[first.path] == "no index that is up to date names it"
+    assert len(listed) == 3 and list(listed.values()).count("its sequences have changed") == 1
+    assert not {second.path, third.path} & listed.keys()

@@ -20,6 +20,9 @@ pytestmark = pytest.mark.slow
 def workspace(tmp_path_factory):
     """Where the command has killed and compared a run."""
     folder = tmp_path_factory.mktemp("check-resume")
+    users = folder / "runs" / "check-resume" / "baseline" / "results.json"
+    users.parent.mkdir(parents=True)
+    users.write_text("{}")
     done = subprocess.run(
         [sys.executable, "-m", "gaitlib", "check-resume", "--kills", "6"],
         capture_output=True,
@@ -29,6 +32,7 @@ def workspace(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "6 kills: weights, groups, optimizer state and metrics are identical" in done.stdout
     assert done.stdout.count("kill ") == 6
+    assert users.read_text() == "{}"  # of a run that happens to have its name
     return folder
 
 

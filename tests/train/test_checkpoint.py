@@ -38,7 +38,7 @@ def test_a_checkpoint_has_opengaits_form_and_reads_back(tmp_path):
     torch.testing.assert_close(other.weight, model.weight)
 
 
-def test_equal_states_give_equal_files_whatever_their_names(tmp_path):
+def test_the_content_of_a_file_does_not_depend_on_its_name(tmp_path):
     state = {"weight": torch.arange(6.0)}
     first, second = (save_atomically(state, tmp_path / name) for name in ("a.pt", "longer.pt"))
     assert first.read_bytes() == second.read_bytes()
@@ -214,3 +214,14 @@ def test_names_that_match_twice_are_refused():
         match_keys(["conv.w", "Backbone.conv.w"], ["Backbone.forward_block.conv.w"])
     with pytest.raises(CheckpointError, match="conv.w in the checkpoint could be any of"):
         match_keys(["conv.w"], ["Backbone.conv.w", "forward_block.conv.w"])
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_the_umask_says_who_may_read_a_file(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        path = save_atomically({}, tmp_path / "a.pt")
+        save_atomically({}, path)  # a second one in its place
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode

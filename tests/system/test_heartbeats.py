@@ -1,0 +1,98 @@
+"""Processes that stop are named; busy ones, ended ones and this one's own pause are not."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gaitlib.system.heartbeats import Heartbeats
+
+
+class Store(dict):
+    """torch's store, in memory."""
+
+    def set(self, key, value):
+        self[key] = value.encode()
+
+    def check(self, keys):
+        return all(key in self for key in keys)
+
+
+@pytest.fixture
+def job():
+    """Start processes of a job of three, with what each one is told is lost."""
+    store, lost, started = Store(), [], []
+
+    def start(rank):
+        mine = Heartbeats(store, rank, 3, 0.6, lambda message: lost.append((rank, message)))
+        started.append(mine)
+        return mine
+
+    store.get = store.__getitem__
+    yield store, start, lost
+    for one in started:
+        one.close()
+
+
+def test_a_process_that_does_not_answer_is_named_to_all_others(job):
+    store, start, lost = job
+    for rank in (0, 1):
+        start(rank)
+    store.set("2", "7 process 99 on far")
+    time.sleep(1.5)
+    assert sorted(rank for rank, _ in lost) == [0, 1]
+    for _, message in lost:
+        assert "rank 2 (process 99 on far) has not answered for 0.6 s" in message
+        assert "trainer_cfg.process_timeout" in message and "restore_hint: latest" in message
+
+
+def test_a_process_that_has_ended_is_not_lost(job):
+    _, start, lost = job
+    start(0), start(1), start(2).close()
+    time.sleep(1.0)
+    assert not lost
+
+
+RANK = """
+import os, signal, time
+import psutil
+from gaitlib.system import distributed
+with distributed.process_group("cpu", 2):
+    distributed.wait()
+    found = psutil.Process().net_connections("tcp")
+    print([c.laddr.ip for c in found if c.status == "LISTEN"], flush=True)
+    if distributed.rank():
+        os.kill(os.getpid(), signal.SIGSTOP)
+    distributed.wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_named_and_a_job_of_one_machine_listens_only_there():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    job = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said, error = ranks[0].communicate(timeout=60)
+    finally:
+        ranks[1].send_signal(signal.SIGKILL)
+    listens = said.replace("::1", "127.0.0.1")
+    assert ranks[0].returncode == 2 and "127.0.0.1" in listens, error
+    assert set(listens.strip("[]\n").split(", ")) == {"'127.0.0.1'"}
+    assert f"error: rank 1 (process {ranks[1].pid} on " in error
+    ranks[1].communicate()
