@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gaitlib.config.compression_cfg import GetaCfg, HessoCfg
+from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.config.data_cfg import DataCfg
+from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.config.model_cfg import ModelCfg
 from gaitlib.config.section import Section
 from gaitlib.config.training_cfg import (

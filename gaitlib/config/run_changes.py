@@ -29,6 +29,7 @@ HARMLESS = (
     "hesso_optimizer_cfg.start_from",
     "geta_optimizer_cfg.start_from",
     "geta_optimizer_cfg.yardstick",
+    "geta_optimizer_cfg.ptq.",
     "device",
     "processes",
 )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaitlib.config.compression_cfg import GetaCfg
+from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph

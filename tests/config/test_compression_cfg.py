@@ -5,7 +5,8 @@ from small_experiment import SMALL
 
 from gaitlib import runs
 from gaitlib.config import ConfigError, at_equal_compute, load_experiment, stretch
-from gaitlib.config.compression_cfg import QUANTIZATION, GetaCfg, HessoCfg, ImportanceScores
+from gaitlib.config.compression_cfg import HessoCfg, ImportanceScores
+from gaitlib.config.geta_cfg import QUANTIZATION, GetaCfg
 from gaitlib.prune import oto
 from gaitlib.prune.importance import PROXIES
 from gaitlib.steps import build_network, build_optimizer

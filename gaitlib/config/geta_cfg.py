@@ -1,0 +1,178 @@
+"""The section of GETA, which prunes and quantizes, and of the rounding that it is compared with."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from gaitlib.config.compression_cfg import HessoCfg
+from gaitlib.config.schedules import MAX_BITS, BitInterval, BitPlan, ProjectionSchedule
+from gaitlib.config.section import Section
+
+
+class RoundingCfg(Section):
+    """How the network of GETA's rival is rounded after its training (the stage ``ptq``).
+
+    - ``clipping``: a weight is clipped where its squared rounding error is least: one magnitude per
+      ``tensor``, or one per output ``channel`` of a convolution, whose scale goes into the batch
+      norm behind it.
+    - ``batch_norm_batches``: batches of training clips to measure the statistics of batch norms on
+      again after rounding; 0 keeps those of training.
+    """
+
+    clipping: Literal["tensor", "channel"] = "tensor"
+    batch_norm_batches: NonNegativeInt = 0
+
+
+#: GETA's keys beyond HESSO's, with their defaults. A section that gives one of them has them all.
+QUANTIZATION = {
+    "lr_quant": 1.0e-3,
+    "start_projection_step": 0,
+    "projection_steps": 1,
+    "projection_periods": 1,
+    "bit_reduction": 2,
+    "min_bit_wt": 2,
+    "max_bit_wt": 16,
+    "min_bit_act": 2,
+    "max_bit_act": 16,
+    "quantize": "weights_and_activations",
+    "uniform": False,
+    "ranges": "learned",
+    "target_bits": None,
+}
+
+WeightBits = Annotated[int, Field(ge=2, le=MAX_BITS)]
+ActivationBits = Annotated[int, Field(ge=1, le=MAX_BITS)]
+
+
+class GetaCfg(HessoCfg):
+    """Pruning and quantization in one run: HESSO's keys, and how bits shrink before it prunes.
+
+    Any key of QUANTIZATION switches quantization on; the other keys then take their defaults from
+    there. Without any of them the run only prunes.
+
+    The phases (see `BitPlan`) follow one another:
+
+    1. Warm-up takes ``start_projection_step`` steps.
+    2. Projection takes ``projection_steps``, in ``projection_periods``. Each period ends by
+       lowering ``max_bit_wt`` and ``max_bit_act`` by ``bit_reduction``, never below ``min_bit_*``.
+    3. In the joint phase HESSO prunes, by its own keys.
+    4. Cool-down lasts to the end of the run; bits are whole.
+
+    ``target_bits`` b is short for ``min_bit_wt: b`` with a ``bit_reduction`` of
+    ``(max_bit_wt - b) / projection_periods``: all weights end at b bits. The bounds of activations
+    then stay as given.
+
+    ``uniform: true`` keeps the exponent t of every grid at 1. This is plain uniform quantization,
+    which integer arithmetic needs.
+
+    ``ranges: learned`` is the published rule: d, q_m and t start from the first weights and move by
+    the base optimizer. With ``ranges: follow`` the clipping magnitudes q_m follow the numbers that
+    they clip until pruning ends, and are then learned on a logarithmic scale; see `BitControl`.
+
+    ``yardstick: false`` makes notebook 3 skip its comparison: the same run without bits, a second
+    training of full length, and the rounding of its result, which ``ptq`` describes.
+    """
+
+    yardstick: bool = True
+    ptq: RoundingCfg = RoundingCfg()
+    lr_quant: PositiveFloat | None = None
+    start_projection_step: NonNegativeInt | None = None
+    projection_steps: PositiveInt | None = None
+    projection_periods: PositiveInt | None = None
+    bit_reduction: NonNegativeInt | None = None
+    min_bit_wt: WeightBits | None = None
+    max_bit_wt: WeightBits | None = None
+    min_bit_act: ActivationBits | None = None
+    max_bit_act: ActivationBits | None = None
+    quantize: Literal["weights", "weights_and_activations"] | None = None
+    uniform: bool | None = None
+    ranges: Literal["learned", "follow"] | None = None
+    target_bits: WeightBits | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Fill in the defaults, so that a run's config.yaml shows them."""
+        if not isinstance(values, Mapping):
+            return values
+        given = {key: value for key, value in values.items() if value is not None}
+        if not QUANTIZATION.keys() & given.keys():
+            return values
+        derived = ("min_bit_wt", "bit_reduction") if "target_bits" in given else ()
+        return {k: v for k, v in QUANTIZATION.items() if k not in derived} | given
+
+    @model_validator(mode="after")
+    def _bits_are_reached(self) -> "GetaCfg":
+        if self.quantizes:
+            if self.implementation == "only_train_once":
+                raise ValueError(
+                    "only_train_once's own HESSO does not quantize: write implementation: gaitlib, "
+                    f"or leave out {', '.join(QUANTIZATION)}"
+                )
+            _ = self.bit_plan  # raises
+            self._check_bits()
+        return self
+
+    def _check_bits(self) -> None:
+        target, reduction, periods = self.target_bits, self.bit_reduction, self.projection_periods
+        if target is not None:
+            for key in ("min_bit_wt", "bit_reduction"):
+                if (value := getattr(self, key)) is not None:
+                    raise ValueError(
+                        f"target_bits {target} sets min_bit_wt and bit_reduction: leave out "
+                        f"{key} {value}"
+                    )
+        least = "min_bit_wt" if target is None else "target_bits"
+        for low, high in ((least, "max_bit_wt"), ("min_bit_act", "max_bit_act")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} {getattr(self, low)} exceeds {high} {getattr(self, high)}")
+        if target is None and self.min_bit_wt < self.max_bit_wt:
+            end = self.max_bit_wt - periods * reduction
+            if end < self.min_bit_wt:
+                raise ValueError(
+                    f"max_bit_wt {self.max_bit_wt} - projection_periods {periods} * bit_reduction "
+                    f"{reduction} = {end} is below min_bit_wt {self.min_bit_wt}: lower "
+                    "bit_reduction or projection_periods, or write target_bits"
+                )
+
+    @property
+    def bit_plan(self) -> BitPlan | None:
+        """When bits shrink, and the bounds they keep within; None without quantization."""
+        if not self.quantizes:
+            return None
+        least, each, others = self.min_bit_wt, self.bit_reduction, self.bit_reduction
+        if self.target_bits is not None:
+            least, others = self.target_bits, 0
+            each = (self.max_bit_wt - least) / self.projection_periods
+        return BitPlan(
+            lr_quant=self.lr_quant,
+            schedule=ProjectionSchedule(
+                self.start_projection_step, self.projection_steps, self.projection_periods
+            ),
+            weights=BitInterval(least, self.max_bit_wt, each, "wt"),
+            activations=BitInterval(self.min_bit_act, self.max_bit_act, others, "act"),
+            joint=self.schedule.start,
+            cool_down=self.schedule.end,
+            follow_until=self.schedule.end if self.ranges == "follow" else None,
+        )
+
+    def check_fits(self, total: int) -> None:
+        """Raise ``ValueError`` as `HessoCfg` does, or if cool-down has no step."""
+        super().check_fits(total)
+        if self.quantizes and self.schedule.end == total:
+            raise ValueError(
+                f"{self.schedule} is all of trainer_cfg.total_iter: keep at least one iteration "
+                "for training at whole bits"
+            )
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any key of QUANTIZATION was given."""
+        return self.quantize is not None
+
+    def without_effect(self) -> dict[str, str]:
+        """Return the keys that were set but have no effect, with the reason."""
+        inputs = ("min_bit_act", "max_bit_act") if self.quantize == "weights" else ()
+        are_set = [key for key in inputs if getattr(self, key) != QUANTIZATION[key]]
+        return super().without_effect() | dict.fromkeys(are_set, "quantize is 'weights'")
