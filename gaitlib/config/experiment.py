@@ -80,6 +80,12 @@ class Experiment(Section):
                     "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
                     "HESSO: write cycle_momentum: false"
                 )
+            if self.quantizes and self.compression.distillation and self.logit_scale is None:
+                raise ValueError(
+                    f"{chosen}_optimizer_cfg.distillation {self.compression.distillation:g} "
+                    "compares logits, which only a CrossEntropyLoss trains: add one to loss_cfg, "
+                    "or leave distillation out"
+                )
             try:
                 self.compression.check_fits(self.trainer_cfg.total_iter)
             except ValueError as error:
@@ -116,6 +122,12 @@ class Experiment(Section):
     def quantizes(self) -> bool:
         """Whether the compression also quantizes."""
         return isinstance(self.compression, GetaCfg) and self.compression.quantizes
+
+    @property
+    def logit_scale(self) -> float | None:
+        """The factor on the logits of the first cross-entropy; None without one."""
+        terms = (term for term in self.loss_cfg if isinstance(term, CrossEntropyLossCfg))
+        return next((term.scale for term in terms), None)
 
     def without_bits(self) -> "Experiment":
         """Return the experiment that prunes as this one does and quantizes nothing.

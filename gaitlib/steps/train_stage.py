@@ -21,6 +21,7 @@ from gaitlib.quantize.bit_history import bits_row
 from gaitlib.runs import Run
 from gaitlib.steps.budgets import write_budget
 from gaitlib.steps.dataset import transform_of
+from gaitlib.steps.finish_bits import check_judged, finish_bits
 from gaitlib.steps.launch import train_in_processes
 from gaitlib.steps.results import evaluate_network
 from gaitlib.system import distributed
@@ -28,6 +29,7 @@ from gaitlib.system.device import choose_precision
 from gaitlib.system.files import write_atomically
 from gaitlib.system.signals import deferred_signals
 from gaitlib.train.checkpoint import CheckpointError, prune_checkpoints, save_checkpoint
+from gaitlib.train.float_twin import FloatTwin
 from gaitlib.train.gathered_loss import GatheredLoss
 from gaitlib.train.loop import LogWindow, fit
 from gaitlib.train.resume import (
@@ -130,7 +132,8 @@ def train_stage(
     scheduler = experiment.scheduler_cfg.build(optimizer, cfg.total_iter)
     precision = choose_precision(cfg.enable_float16, cfg.amp_dtype, device)
     scaler, window, cost = precision.scaler(), LogWindow(), TrainingCost(model)
-    restore(experiment, start, model, optimizer, scheduler, scaler, window, cost)
+    twin = _float_twin(run, model, optimizer, data)
+    restore(experiment, start, model, optimizer, scheduler, scaler, window, cost, twin)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     # whole sequences of a batch are joined to one clip, which each process augments by itself
     joined = cfg.sampler.sample_type.startswith("all")
@@ -165,7 +168,9 @@ def train_stage(
             return distributed.largest(signals[0] if signals else 0)
 
         def on_save(iteration: int) -> None:
-            extra = extra_state(record, scaler, window, cost)
+            if iteration == cfg.total_iter and _rounds(optimizer):
+                finish_bits(run, model, twin, data)
+            extra = extra_state(record, scaler, window, cost, twin)
             if distributed.is_main():
                 save_checkpoint(
                     folder / "checkpoints",
@@ -194,6 +199,7 @@ def train_stage(
                 scaler=scaler,
                 window=window,
                 cost=cost,
+                twin=twin,
                 fix_bn=cfg.fix_BN,
                 log_iter=cfg.log_iter,
                 save_iter=cfg.save_iter,
@@ -207,6 +213,23 @@ def train_stage(
         write_atomically(folder / "saliency.csv", optimizer.importance().to_csv(index=False))
         write_budget(optimizer, folder)
     return stage_log.history.table()
+
+
+def _rounds(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the stage's network ends with bits."""
+    return isinstance(optimizer, geta.GETA) and optimizer.control is not None
+
+
+def _float_twin(
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, data: DataSplit
+) -> FloatTwin | None:
+    """Return what keeps the float network of a run's switch to bits; None if nothing reads it."""
+    cfg = run.experiment.compression
+    if not _rounds(optimizer) or not (cfg.distillation or cfg.keep_better):
+        return None
+    if cfg.keep_better:
+        check_judged(run, data)
+    return FloatTwin(model, cfg.distillation, run.experiment.logit_scale)
 
 
 class _StageLog:
@@ -226,7 +249,7 @@ class _StageLog:
         self.writes = distributed.is_main()
         self.history = _History(folder / "history.csv", start, self.writes)
         self.bits = None
-        if isinstance(optimizer, geta.GETA) and optimizer.control is not None:
+        if _rounds(optimizer):
             self.bits = _History(folder / "bits.csv", start, self.writes)
         self.board = None
         if self.writes:

@@ -31,6 +31,7 @@ from gaitlib.train.checkpoint import (
     refuse_narrow,
     restore_model,
 )
+from gaitlib.train.float_twin import FloatTwin
 from gaitlib.train.loop import LogWindow
 from gaitlib.train.training_cost import TrainingCost
 
@@ -139,6 +140,7 @@ def restore(
     scaler: torch.amp.GradScaler,
     window: LogWindow,
     cost: TrainingCost,
+    twin: FloatTwin | None = None,
 ) -> None:
     """Load the state that `find_start` read; the ``*_reset`` settings skip a part of it.
 
@@ -182,6 +184,8 @@ def restore(
         cost.load_state_dict(state.get("cost"))
         if cost.macs is None:
             log.warning("%s does not say what its steps cost: training_macs stays out", start.name)
+        if twin is not None and "float_twin" in state:
+            twin.load_state_dict(state["float_twin"])
         streams = state.get("random", [])
         if distributed.rank() < len(streams):
             restore_random_state(streams[distributed.rank()])
@@ -210,9 +214,11 @@ def extra_state(
     scaler: torch.amp.GradScaler,
     window: LogWindow,
     cost: TrainingCost,
+    twin: FloatTwin | None = None,
 ) -> dict[str, Any]:
     """Return a checkpoint's entries that OpenGait's do not have; every process must call this."""
-    return {
+    state = {} if twin is None else {"float_twin": twin.state_dict()}
+    return state | {
         "scaler": scaler.state_dict(),
         "window": window.state_dict(),
         "cost": cost.state_dict(),
