@@ -29,7 +29,6 @@ HARMLESS = (
     "hesso_optimizer_cfg.start_from",
     "geta_optimizer_cfg.start_from",
     "geta_optimizer_cfg.yardstick",
-    "geta_optimizer_cfg.ptq.",
     "device",
     "processes",
 )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gaitlib.config.geta_cfg import GetaCfg
-from gaitlib.model.network_cost import FLOAT_BITS, layer_table, stored_bytes
+from gaitlib.model.network_cost import FLOAT_BITS, count_parameters, layer_table, stored_bytes
 from gaitlib.prune.graph import Graph
 from gaitlib.quantize.bit_allocation import BitBudgetError, allocate_bits
 from gaitlib.quantize.bit_control import normal_clipping
@@ -73,7 +73,7 @@ class BitBudget:
             return  # what pruning will leave of the network is not known
         whole = self.dense // FLOAT_BITS**2
         if key == "target_params":
-            whole = sum(p.numel() for n, p in self.graph.model.named_parameters())
+            whole = count_parameters(self.graph.model)
         left = value * whole if value < 1 else value
         each = self.options[0] * (self.input_bits if self.key == "target_bops" else 1 / 8)
         least = int(0.99 * left * each)  # pruning ends at most 1 % below its target
