@@ -80,7 +80,7 @@ class Experiment(Section):
                     "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
                     "HESSO: write cycle_momentum: false"
                 )
-            if self.quantizes and self.compression.distillation and self.logit_scale is None:
+            if self.quantizes and self.compression.distils and self.logit_scale is None:
                 raise ValueError(
                     f"{chosen}_optimizer_cfg.distillation {self.compression.distillation:g} "
                     "compares logits, which only a CrossEntropyLoss trains: add one to loss_cfg, "

@@ -151,17 +151,17 @@ class GetaCfg(HessoCfg):
         if not isinstance(values, Mapping):
             return values
         given = {key: value for key, value in values.items() if value is not None}
-        float_first = given.get("order") == "float_first"
-        for key in FLOAT_FIRST.keys() - QUANTIZATION.keys():
-            if key in given and not float_first:
+        late = given.get("order") == "float_first"
+        for key in BIT_BUDGETS:
+            if key in given and not late:
                 raise ValueError(
-                    f"{key} {given[key]} is read only with order: float_first: write that, or "
+                    f"{key} {given[key]} is kept only with order: float_first: write that, or "
                     f"leave {key} out"
                 )
         if not QUANTIZATION.keys() & given.keys():
             return values
         derived = ("min_bit_wt", "bit_reduction") if "target_bits" in given else ()
-        defaults = FLOAT_FIRST if float_first else QUANTIZATION
+        defaults = FLOAT_FIRST if late else QUANTIZATION
         return {k: v for k, v in defaults.items() if k not in derived} | given
 
     @model_validator(mode="after")
@@ -174,7 +174,8 @@ class GetaCfg(HessoCfg):
                 )
             _ = self.bit_plan  # raises
             self._check_bits()
-            self._check_late_bits()
+            if self.late:
+                self._check_late_bits()
         return self
 
     def _check_late_bits(self) -> None:
@@ -231,10 +232,10 @@ class GetaCfg(HessoCfg):
             each = (self.max_bit_wt - least) / self.projection_periods
         weights = BitInterval(least, self.max_bit_wt, each, "wt")
         activations = BitInterval(self.min_bit_act, self.max_bit_act, others, "act")
-        late, follow_until = self.order == "float_first", None
+        follow_until = None
         if self.ranges == "follow":
-            follow_until = (self.learn_ranges_step or math.inf) if late else self.schedule.end
-        if late:
+            follow_until = (self.learn_ranges_step or math.inf) if self.late else self.schedule.end
+        if self.late:
             periods = self.projection_periods
             activations = activations.at_the_end(periods)
             if self.bit_target is None:
@@ -251,8 +252,18 @@ class GetaCfg(HessoCfg):
             joint=self.schedule.start,
             cool_down=self.schedule.end,
             follow_until=follow_until,
-            bits_start=self.bits_start if late else None,
+            bits_start=self.bits_start if self.late else None,
         )
+
+    @property
+    def late(self) -> bool:
+        """Whether bits come late: ``order: float_first``."""
+        return self.order == "float_first"
+
+    @property
+    def distils(self) -> bool:
+        """Whether the run's own float network teaches the rounded one."""
+        return self.late and self.distillation > 0
 
     @property
     def bits_start(self) -> int:
@@ -267,7 +278,7 @@ class GetaCfg(HessoCfg):
     def check_fits(self, total: int) -> None:
         """Raise ``ValueError`` as `HessoCfg` does, or if cool-down has no step."""
         super().check_fits(total)
-        if self.quantizes and self.order == "float_first":
+        if self.late:
             if self.bits_start >= total:
                 raise ValueError(
                     f"start_bits_step {self.bits_start} is not before the last of "
@@ -287,11 +298,16 @@ class GetaCfg(HessoCfg):
     def without_effect(self) -> dict[str, str]:
         """Return the keys that were set but have no effect, with the reason."""
         found = super().without_effect()
-        unread = {"quantize is 'weights'": ("min_bit_act", "max_bit_act")}
-        unread["order is 'float_first'"] = ("start_projection_step", "projection_steps")
-        for (reason, keys), holds in zip(
-            unread.items(), (self.quantize == "weights", self.order == "float_first"), strict=True
-        ):
-            are_set = [key for key in keys if holds and getattr(self, key) != QUANTIZATION[key]]
+        defaults = FLOAT_FIRST if self.late else QUANTIZATION
+        unread = {}
+        if self.quantize == "weights":
+            unread["quantize is 'weights'"] = ("min_bit_act", "max_bit_act")
+        if self.late:
+            unread["order is 'float_first'"] = ("start_projection_step", "projection_steps")
+        else:
+            reason = f"order is {self.order!r}" if self.quantizes else "nothing is quantized"
+            unread[reason] = FLOAT_FIRST.keys() - QUANTIZATION.keys()
+        for reason, keys in unread.items():
+            are_set = [key for key in sorted(keys) if getattr(self, key) != defaults.get(key)]
             found |= dict.fromkeys(are_set, reason)
         return found

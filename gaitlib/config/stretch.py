@@ -42,7 +42,7 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
     if experiment.evaluator_cfg.restore_hint == before:
         changed["evaluator_cfg.restore_hint"] = total
     cfg = experiment.compression
-    if experiment.quantizes and cfg.order == "float_first":
+    if experiment.quantizes and cfg.late:
         start = max(scaled(cfg.bits_start), cfg.schedule.end)
         changed["geta_optimizer_cfg.start_bits_step"] = start
         if cfg.learn_ranges_step is not None:

@@ -225,7 +225,7 @@ def _float_twin(
 ) -> FloatTwin | None:
     """Return what keeps the float network of a run's switch to bits; None if nothing reads it."""
     cfg = run.experiment.compression
-    if not _rounds(optimizer) or not (cfg.distillation or cfg.keep_better):
+    if not (_rounds(optimizer) and cfg.late and (cfg.distils or cfg.keep_better)):
         return None
     if cfg.keep_better:
         check_judged(run, data)

@@ -73,8 +73,7 @@ def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
 @pytest.mark.parametrize(
     "cfg, words",
     [
-        ({"order": "qasso", "distillation": 1.0}, ["distillation 1.0 is read only with order: f"]),
-        ({"target_bops": 0.01}, ["target_bops 0.01 is read only with order: float_first"]),
+        ({"target_bops": 0.01}, ["target_bops 0.01 is kept only with order: float_first"]),
         (LATE | {"start_bits_step": 17}, ["start_bits_step 17", "at step 18: write 18 or more"]),
         (LATE | {"start_bits_step": 20}, ["start_bits_step 20 is not before", "total_iter 20"]),
         (LATE | {"learn_ranges_step": 17}, ["learn_ranges_step 17", "write 18 or more"]),
@@ -165,6 +164,13 @@ def test_keys_that_are_not_read_are_listed(caplog):
     assert "geta_optimizer_cfg.max_bit_act: quantize is 'weights'" in caplog.text
     assert "geta_optimizer_cfg.dampening: adam has no such argument" in caplog.text
     assert "min_bit_act" not in caplog.text
+    experiment(lr_quant=1e-3, distillation=1.0, keep_better=False)  # so that a grid can vary order
+    assert "geta_optimizer_cfg.distillation: order is 'qasso'" in caplog.text
+    assert "geta_optimizer_cfg.keep_better: order is 'qasso'" in caplog.text
+    experiment(start_bits_step=12)
+    assert "geta_optimizer_cfg.start_bits_step: nothing is quantized" in caplog.text
+    experiment(order="float_first", projection_steps=3)
+    assert "geta_optimizer_cfg.projection_steps: order is 'float_first'" in caplog.text
 
 
 @pytest.mark.parametrize(
