@@ -28,6 +28,31 @@ SMALL = {
     },
 }
 
+#: Changes to SMALL: prune in float up to step 5, choose bits at step 6, learn ranges from step 8.
+LATE_BITS = {
+    "compression_optimizer": "geta",
+    "hesso_optimizer_cfg": None,
+    "geta_optimizer_cfg": {
+        "variant": "adamw",
+        "lr": 0.01,
+        "target_macs": 0.7,
+        "start_pruning_step": 1,
+        "pruning_steps": 4,
+        "pruning_periods": 2,
+        "order": "float_first",
+        "start_bits_step": 6,
+        "learn_ranges_step": 8,
+        "min_bit_wt": 2,
+        "max_bit_wt": 8,
+        "max_bit_act": 8,
+        "bit_reduction": 0,
+        "target_bops": 0.05,
+        "distillation": 1.0,
+        "batch_norm_batches": 2,
+        "ptq": {"batch_norm_batches": 2},
+    },
+}
+
 
 def small_experiment(root: Path, **trainer_cfg: object) -> Experiment:
     """Return the experiment with its walkers in ``root`` and some keys of trainer_cfg changed."""

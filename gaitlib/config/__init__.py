@@ -5,8 +5,9 @@ that OpenGait documents; without a file, ``params/quickstart.yaml`` is read. Sec
 are OpenGait's contract (https://github.com/ShiqiYu/OpenGait, docs/3.detailed_config).
 """
 
-from gaitlib.config.compression_cfg import GetaCfg, HessoCfg
+from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.config.experiment import SECTIONS, Experiment
+from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.config.load import load_experiment, notebook_experiment, refuse_unknown
 from gaitlib.config.section import ConfigError
 from gaitlib.config.stretch import at_equal_compute, stretch

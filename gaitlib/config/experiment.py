@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gaitlib.config.compression_cfg import GetaCfg, HessoCfg
+from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.config.data_cfg import DataCfg
+from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.config.model_cfg import ModelCfg
 from gaitlib.config.section import Section
 from gaitlib.config.training_cfg import (
@@ -90,6 +91,12 @@ class Experiment(Section):
                     "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
                     "HESSO: write cycle_momentum: false"
                 )
+            if self.quantizes and self.compression.distils and self.logit_scale is None:
+                raise ValueError(
+                    f"{chosen}_optimizer_cfg.distillation {self.compression.distillation:g} "
+                    "compares logits, which only a CrossEntropyLoss trains: add one to loss_cfg, "
+                    "or leave distillation out"
+                )
             try:
                 self.compression.check_fits(self.trainer_cfg.total_iter)
             except ValueError as error:
@@ -126,6 +133,12 @@ class Experiment(Section):
     def quantizes(self) -> bool:
         """Whether the compression also quantizes."""
         return isinstance(self.compression, GetaCfg) and self.compression.quantizes
+
+    @property
+    def logit_scale(self) -> float | None:
+        """The factor on the logits of the first cross-entropy; None without one."""
+        terms = (term for term in self.loss_cfg if isinstance(term, CrossEntropyLossCfg))
+        return next((term.scale for term in terms), None)
 
     def without_bits(self) -> "Experiment":
         """Return the experiment that prunes as this one does and quantizes nothing.

@@ -174,6 +174,11 @@ class BitInterval:
         """Return the most bits allowed after ``shrinks`` shrinks."""
         return max(self.most - shrinks * self.reduction, self.least)
 
+    def at_the_end(self, shrinks: int) -> "BitInterval":
+        """Return the interval of the one whole number of bits allowed after ``shrinks`` shrinks."""
+        bits = round(self.after(shrinks))
+        return BitInterval(bits, bits, 0, self.kind)
+
 
 @dataclass(frozen=True)
 class BitPlan:
@@ -186,17 +191,21 @@ class BitPlan:
     3. Joint: channels are pruned; the bounds stay as they are after projection.
     4. Cool-down: each quantizer keeps a whole number of bits.
 
+    Or, with ``bits_start``, two phases: float, in which channels are pruned, and bits, in which
+    each quantizer keeps a whole number of bits.
+
     Attributes:
         lr_quant: learning rate of d, q_m and t in all phases.
         schedule: when the upper bounds shrink.
         weights, activations: the intervals.
         joint: the step after which the joint phase begins.
         cool_down: the last step of pruning, after which bits are whole.
-        follow_until: the last step at which ranges follow what they clip; None if they are learned
-            in all steps.
+        follow_until: the last step at which ranges follow what they clip, or infinity; None if they
+            are learned in all steps.
+        bits_start: the last step in float; None for GETA's phases.
 
     Raises:
-        ValueError: if projection ends after pruning has begun.
+        ValueError: if projection ends after pruning has begun, or bits begin before it has ended.
     """
 
     lr_quant: float
@@ -205,10 +214,17 @@ class BitPlan:
     activations: BitInterval
     joint: int
     cool_down: int
-    follow_until: int | None = None
+    follow_until: float | None = None
+    bits_start: int | None = None
 
     def __post_init__(self) -> None:
-        if self.schedule.end > self.joint:
+        if self.bits_start is not None:
+            if self.bits_start < self.cool_down:
+                raise ValueError(
+                    f"start_bits_step {self.bits_start} is before the end of pruning, which is at "
+                    f"step {self.cool_down}: write {self.cool_down} or more"
+                )
+        elif self.schedule.end > self.joint:
             raise ValueError(
                 f"{self.schedule} exceeds start_pruning_step {self.joint}: bits have to shrink "
                 "before channels are pruned"
@@ -216,6 +232,8 @@ class BitPlan:
 
     def phases(self) -> dict[str, int]:
         """Return the first iteration of each phase (from 0), by name and in order."""
+        if self.bits_start is not None:
+            return {"float": 0, "bits": self.bits_start}
         return {
             "warm-up": 0,
             "projection": self.schedule.start,
@@ -224,9 +242,10 @@ class BitPlan:
         }
 
     def phase(self, step: int) -> str:
-        """Return ``warm-up``, ``projection``, ``joint`` or ``cool-down``."""
-        begun = [name for name, first in self.phases().items() if first < step]
-        return begun[-1] if begun else "warm-up"
+        """Return the name of the phase that ``step`` is in."""
+        phases = self.phases()
+        begun = [name for name, first in phases.items() if first < step]
+        return begun[-1] if begun else next(iter(phases))
 
 
 def _check_periods(name: str, steps: int, periods: int) -> None:

@@ -18,7 +18,8 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
     """Return the experiment with another number of iterations; its learning rate keeps its shape.
 
     The steps of the learning rate are scaled by the same factor, and so is the iteration that is
-    tested if it is the last. Channels leave, and bits shrink, at the same steps as before.
+    tested if it is the last. Channels leave, and bits shrink, at the same steps as before; with
+    ``order: float_first`` bits come later by the same factor, so that they take the same share.
 
     Args:
         experiment: any.
@@ -40,6 +41,13 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
         changed["scheduler_cfg.gamma"] = extra["gamma"] ** (before / total)
     if experiment.evaluator_cfg.restore_hint == before:
         changed["evaluator_cfg.restore_hint"] = total
+    cfg = experiment.compression
+    if experiment.quantizes and cfg.late:
+        start = max(scaled(cfg.bits_start), cfg.schedule.end)
+        changed["geta_optimizer_cfg.start_bits_step"] = start
+        if cfg.learn_ranges_step is not None:
+            learned = max(scaled(cfg.learn_ranges_step), start)
+            changed["geta_optimizer_cfg.learn_ranges_step"] = learned
     return load_experiment(experiment.sections(), changed)
 
 

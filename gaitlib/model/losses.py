@@ -127,6 +127,28 @@ class CrossEntropyLoss(nn.Module):
         return loss, scalars
 
 
+def divergence(logits: Tensor, teacher: Tensor, scale: float, temperature: float = 4.0) -> Tensor:
+    """Return how far a network's classes are from a teacher's, averaged over parts.
+
+    ``T^2 KL(softmax(scale teacher / T) || softmax(scale logits / T))``, the distillation loss of
+    Hinton et al., 2015, https://arxiv.org/abs/1503.02531, for each part.
+
+    Args:
+        logits: of the network, ``(N, K, P)``.
+        teacher: its teacher's, in the same form.
+        scale: of the cross-entropy that both were trained with.
+        temperature: T.
+
+    Returns:
+        float32 ``(N,)``.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        ours, theirs = (
+            F.log_softmax(x.float() * scale / temperature, 1) for x in (logits, teacher)
+        )
+        return temperature**2 * (theirs.exp() * (theirs - ours)).sum(1).mean(1)
+
+
 class GaitLoss(nn.Module):
     """The weighted sum of losses: triplets on embeddings, cross-entropy on logits.
 

@@ -56,6 +56,13 @@ def _of_backbone(rows: dict[str, dict[str, int]]) -> dict[str, int]:
     return {n: row["macs"] for n, row in rows.items() if n.startswith(_BACKBONE_PREFIX)}
 
 
+def forward_macs(model: GaitBase) -> tuple[int, int]:
+    """Return the MACs of a forward pass: per frame, in the backbone, and per clip, in the heads."""
+    rows = _count_macs(model, FRAME)
+    backbone = sum(_of_backbone(rows).values())
+    return backbone, sum(row["macs"] for row in rows.values()) - backbone
+
+
 def training_macs(model: GaitBase) -> tuple[int, int]:
     """Return the MACs of one training step: per frame, in the backbone, and per clip, in the heads.
 

@@ -109,6 +109,7 @@ class HESSO(torch.optim.Optimizer):
         self.pruner.end_step()
         if self.removal is not None:
             self._remove()
+        self._end_step()
         return loss
 
     def _update(self) -> None:
@@ -116,6 +117,9 @@ class HESSO(torch.optim.Optimizer):
         self._base.step()
         for group in self.pruner.groups:
             self._shrink(group)
+
+    def _end_step(self) -> None:
+        """Do what follows when channels have left; nothing here."""
 
     def skip_step(self) -> None:
         """Count a step that did not run, for example because a gradient was infinite.

@@ -53,6 +53,11 @@ class BitControl:
         self.plan = plan
         self.quantizers = quantization.quantizers()
         self.positions = {name: i for i, name in enumerate(quantization.weights.keys())}
+        self.learned = [
+            (f"quantization.{name}", scalar)
+            for name, scalar in quantization.named_parameters()
+            if scalar.requires_grad
+        ]
         self.whole: Tensor | None = None
         self.outside = torch.zeros((), dtype=torch.long, device=self.quantizers[0].d.device)
         self._cached: dict[Any, Tensor] = {}
@@ -65,22 +70,25 @@ class BitControl:
         gradients and checks that they are finite. Steps use ``lr_quant``, whatever ``lr`` a
         schedule writes into the group.
         """
-        named = [
-            (f"quantization.{name}", scalar)
-            for name, scalar in self.quantization.named_parameters()
-            if scalar.requires_grad
-        ]
         return {
             "id": "quantization",
-            "params": [scalar for _, scalar in named],
-            "p_names": [name for name, _ in named],
-            "p_transform": ["no_prune"] * len(named),
-            "p_dims": [0] * len(named),
+            "params": [scalar for _, scalar in self.learned],
+            "p_names": [name for name, _ in self.learned],
+            "p_transform": ["no_prune"] * len(self.learned),
+            "p_dims": [0] * len(self.learned),
             "num_groups": 1,
             "is_prunable": False,
             "is_auxiliary": False,
             "weight_decay": 0.0,
         }
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the network is rounded in the next step."""
+        return True
+
+    def complete_gradients(self) -> None:
+        """Add to the scalars' gradients what autograd does not know of them; nothing here."""
 
     def scalars(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return copies of d, q_m and t, each ``(Q,)``."""
@@ -133,15 +141,16 @@ class BitControl:
         if not self.follows(step):
             return
         d, q_m, t = self.scalars()
-        bits = bit_width(d, q_m, t, self._signs())
+        bits = bit_width(d, q_m, t, self._signs()) if self.whole is None else self.whole
         wanted = torch.stack(
             [normal_clipping(w, b) for w, b in zip(weights, bits, strict=False)]
             + [q.seen_range() for q in self.quantizers[len(weights) :]]
         )
+        rate = self._input_rate(step)
         rates = self._constant(
             "rates",
-            [1.0] * len(weights) + [FOLLOW_RATE] * (len(self.quantizers) - len(weights)),
-            len(weights),
+            [1.0] * len(weights) + [rate] * (len(self.quantizers) - len(weights)),
+            (len(weights), rate),
         )
         q_m = from_rank_0(torch.lerp(q_m, wanted, rates).clamp(min=SMALLEST_Q_M))
         self._write("q_m", q_m)
@@ -187,6 +196,10 @@ class BitControl:
         self.whole = None if whole is None else whole.to(self.quantizers[0].d.device)
         self.outside = state["outside"].to(self.quantizers[0].d.device).clone()
         self._cached.clear()
+
+    def _input_rate(self, step: int) -> float:
+        """Return how far inputs' ranges move after ``step``, as a share of the distance."""
+        return FOLLOW_RATE
 
     def _write(self, name: str, values: Tensor) -> None:
         torch._foreach_copy_([getattr(q, name) for q in self.quantizers], list(values.unbind()))

@@ -9,21 +9,23 @@ def bits_row(optimizer: GETA) -> dict[str, float]:
     """Return the bits after the optimizer's last step, real-valued.
 
     Columns:
-        weights:<layer>, activations:<layer>: bits of the layer's weight, of its input.
+        weights:<layer>, activations:<layer>: bits of the layer's weight, of its input; NaN while
+            nothing is rounded.
         weights_min, weights_max, activations_min, activations_max: the allowed interval; NaN in
-            warm-up, which has none.
+            warm-up, which has none, and while nothing is rounded.
         outside: how often a quantizer was outside its interval after a step, over all steps so far.
     """
     control = optimizer.control
     table = control.quantization.bits()
     names = table["kind"] + ":" + table["layer"]
-    bits = dict(zip(names, table["bits"], strict=True))
+    values = table["bits"] if control.rounds else [math.nan] * len(table)
+    bits = dict(zip(names, values, strict=True))
     return bits | _allowed_intervals(optimizer) | {"outside": int(control.outside)}
 
 
 def _allowed_intervals(optimizer: GETA) -> dict[str, float]:
     plan, step = optimizer.control.plan, optimizer.num_steps
-    bound = plan.phase(step) != "warm-up"
+    bound = optimizer.control.rounds and plan.phase(step) != "warm-up"
     row = {}
     for kind in ("weights", "activations"):
         interval = getattr(plan, kind)

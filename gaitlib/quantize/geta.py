@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaitlib.config.compression_cfg import GetaCfg
+from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import HESSO, NetworkBudget, network_budget
 from gaitlib.prune.removal import Removal, removal_of
+from gaitlib.quantize.bit_budget import BitBudget
 from gaitlib.quantize.bit_control import BitControl
+from gaitlib.quantize.late_bits import LateBits
 from gaitlib.quantize.qasso import choose_rate_and_steps
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
@@ -50,6 +52,9 @@ class GETA(HESSO):
     * in cool-down the gradient of q_m is the quantizer's own; it has no term for d, which follows
       q_m there.
 
+    With ``order: float_first`` steps are HESSO's until `LateBits` chooses bits. From then on 2, 4
+    and 5 remain, as in cool-down.
+
     In a distributed job all processes use rank 0's gamma, d and whole bits.
 
     Args:
@@ -57,6 +62,7 @@ class GETA(HESSO):
         cfg: the settings of `HESSO`, and the bit plan.
         quantization: the quantizers of the network; None without a plan.
         budget, removal: as in `HESSO`.
+        bit_budget: what the bits may cost; needed if ``cfg`` has a budget for them.
 
     Raises:
         ValueError: as `HESSO` does; also if there is a plan without quantizers, or the reverse.
@@ -69,6 +75,7 @@ class GETA(HESSO):
         quantization: Quantization | None = None,
         budget: NetworkBudget | None = None,
         removal: Removal | None = None,
+        bit_budget: BitBudget | None = None,
     ) -> None:
         plan = cfg.bit_plan
         if plan is not None and quantization is None:
@@ -80,7 +87,11 @@ class GETA(HESSO):
             raise ValueError(
                 "the network has quantizers, but no key switches quantization on: give target_bits"
             )
-        self.control = None if plan is None else BitControl(quantization, plan)
+        self.control = None
+        if plan is not None and plan.bits_start is not None:
+            self.control = LateBits(quantization, plan, bit_budget)
+        elif plan is not None:
+            self.control = BitControl(quantization, plan)
         groups = [*groups, self.control.param_group()] if self.control else list(groups)
         super().__init__(groups, cfg, budget, removal)
 
@@ -124,6 +135,10 @@ class GETA(HESSO):
             super()._update()
             return
         step = self.pruner.steps
+        if not self.control.rounds:
+            self.control.observe(step, self._quantized())
+            super()._update()
+            return
         self.control.begin_step(step)
         before = self.control.scalars()
         self._step_scalars()
@@ -137,6 +152,10 @@ class GETA(HESSO):
                 self._shrink(group)
         self.control.follow(step, self._quantized())
         self.control.project(step)
+
+    def _end_step(self) -> None:
+        if self.control is not None and not self.control.rounds:
+            self.control.end_float_step(self.pruner.steps, self._quantized())
 
     def _quantized(self) -> list[Tensor]:
         """Return the quantized parameters, in the order of their quantizers."""
@@ -159,6 +178,7 @@ class GETA(HESSO):
         self._base.param_groups, group["lr"] = self._scalar_groups, self.control.plan.lr_quant
         scalars = [s for s in group["params"] if s.grad is not None]
         is_log = self.control.plan.follow_until is not None
+        self.control.complete_gradients()
         try:
             if is_log:
                 torch._foreach_mul_([s.grad for s in scalars], scalars)
@@ -263,4 +283,6 @@ def build_geta(
                 "quantize_network(model, 'weights')"
             )
     budget = network_budget(graph, cfg, latency)
-    return GETA(graph.param_groups(), cfg, quantization, budget, removal_of(graph, cfg))
+    bit_budget = None if cfg.bit_target is None else BitBudget(graph, cfg)
+    removal = removal_of(graph, cfg)
+    return GETA(graph.param_groups(), cfg, quantization, budget, removal, bit_budget)

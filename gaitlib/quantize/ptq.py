@@ -1,13 +1,15 @@
 """Post-training quantization: round a trained network, to compare with training at few bits."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gaitlib.config.geta_cfg import RoundingCfg
 from gaitlib.model import GaitBase
-from gaitlib.quantize.grid import Grid, step_size
+from gaitlib.model.batch_norm import normalised_convolutions, reestimate_batch_norms
+from gaitlib.quantize.grid import step_size
 from gaitlib.quantize.quantization import calibrate, quantize_network
 
 _SHARES = torch.linspace(0.3, 1.0, 71)  # clipping magnitudes to try, as shares of max |w|
@@ -17,7 +19,9 @@ def round_after_training(
     model: GaitBase,
     weight_bits: Mapping[str, int],
     activation_bits: Mapping[str, int],
-    clips: Iterable[Tensor],
+    clips: Sequence[Tensor],
+    cfg: RoundingCfg,
+    batch_norm_clips: Sequence[Tensor] = (),
 ) -> GaitBase:
     """Return a copy with every weight and input on a uniform grid, without any training.
 
@@ -31,11 +35,16 @@ def round_after_training(
         activation_bits: whole bits of every quantized input, by layer name; empty to quantize only
             weights.
         clips: batches to calibrate the inputs on, in the network's input format.
+        cfg: how weights are clipped.
+        batch_norm_clips: batches to measure the statistics of batch norms on again, once all is
+            rounded; none keeps those of training.
 
     Raises:
         ValueError: if the names differ from those of the network's weights and inputs.
     """
     twin = copy.deepcopy(model).eval()
+    if cfg.clipping == "channel":
+        _clip_channels(twin, weight_bits)
     kind = "weights_and_activations" if activation_bits else "weights"
     quantization = quantize_network(twin, kind, uniform=True)
     given = (weight_bits, activation_bits)
@@ -49,14 +58,53 @@ def round_after_training(
     for name, quantizer in quantization.activations.items():
         quantizer.reset(activation_bits[name], quantizer.q_m.detach().clone())
     quantization.settle(twin)
+    reestimate_batch_norms(twin, batch_norm_clips)
     return twin
 
 
 def best_clipping(weight: Tensor, bits: int) -> float:
     """Try 71 clipping magnitudes; return the one with the least squared rounding error."""
-    largest = weight.abs().max().item()
-    errors = {}
-    for q_m in (_SHARES * largest).tolist():
-        grid = Grid(step_size(bits, q_m, 1.0), q_m, 1.0, bits, True)
-        errors[q_m] = (grid.fake(weight) - weight).square().sum().item()
-    return min(errors, key=errors.get)
+    return best_clippings(weight.reshape(1, -1), bits).item()
+
+
+def best_clippings(rows: Tensor, bits: int) -> Tensor:
+    """Return `best_clipping` of each row.
+
+    Args:
+        rows: float32, ``(R, n)``.
+        bits: of a signed grid, 2 or more.
+
+    Returns:
+        ``(R,)``; 0 for a row of zeros.
+    """
+    largest = rows.abs().amax(1)
+    best, least = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
+    for share in _SHARES.tolist():
+        q_m = share * largest
+        d = step_size(bits, q_m.clamp(min=torch.finfo(q_m.dtype).tiny), 1.0)[:, None]
+        rounded = torch.clamp(rows, -q_m[:, None], q_m[:, None]).div_(d).round_().mul_(d)
+        errors = rounded.sub_(rows).square_().sum(1)
+        best = torch.where(errors < least, q_m, best)
+        least = torch.minimum(errors, least)
+    return best
+
+
+@torch.no_grad()
+def _clip_channels(model: nn.Module, bits: Mapping[str, int]) -> None:
+    """Scale each output channel so that one grid per weight clips all where their error is least.
+
+    The channels of a convolution are divided by the share that their best clipping magnitude has
+    of the largest one, and the statistics of the batch norm behind it too. So every channel has a
+    grid of its own, and the network still computes the same, with integers and files as before. A
+    weight without a batch norm behind it keeps its scale.
+    """
+    for conv_name, norm_name in normalised_convolutions(model).items():
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        best = best_clippings(conv.weight.flatten(1), bits[f"{conv_name}.weight"])  # (O,)
+        share = torch.where(best > 0, best / best.max(), 1.0)
+        conv.weight.div_(share[:, None, None, None])
+        if conv.bias is not None:
+            conv.bias.div_(share)
+        norm.running_mean.div_(share)
+        # batch norm divides by sqrt(var + eps); eps keeps its size
+        norm.running_var.add_(norm.eps).div_(share.square()).sub_(norm.eps)

@@ -93,7 +93,11 @@ def load_network(run: Run, path: Path) -> GaitBase:
                 "the checkpoint is of a quantized network, and the experiment quantizes nothing: "
                 "take the config.yaml of its run"
             )
-        new_quantizers(run.experiment, model)
+        plan = run.experiment.compression.bit_plan
+        if plan.phase(state.get("iteration", 0)) == "float":  # nothing was rounded yet
+            weights = {n: value for n, value in weights.items() if not of_quantizer(n)}
+        else:
+            new_quantizers(run.experiment, model)
     if is_narrow(state):
         names = match_keys(weights, model.state_dict())
         here = {names[name]: value for name, value in weights.items() if name in names}

@@ -1,6 +1,7 @@
 """Test a trained network, measure what it costs, and write results.json."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gaitlib.deploy import cut_network
 from gaitlib.model import GaitBase, network_cost
 from gaitlib.model.float_state import float_state, quantization_of
 from gaitlib.prune.graph import Graph
-from gaitlib.quantize import bit_operations
+from gaitlib.quantize import bit_budget, bit_operations
 from gaitlib.runs import Run
 from gaitlib.steps.budgets import read_budget
 from gaitlib.steps.dataset import transform_of
@@ -25,6 +26,9 @@ from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
 from gaitlib.system.files import tensor_bytes
 from gaitlib.train.training_cost import read_training_cost
+
+#: Where a stage says which of two networks it kept, see `gaitlib.steps.finish_bits`.
+KEPT = "kept.json"
 
 
 @contextlib.contextmanager
@@ -199,7 +203,8 @@ def record_compressed(
 ) -> dict[str, Any]:
     """Write a compressing stage's ``results.json``: the small network's, and the dense costs.
 
-    After a run with a budget it says what was asked for and reached: `read_budget`.
+    After a run with a budget it says what was asked for and reached: `read_budget`, and for bits
+    ``bit_budget``. If two networks were compared, ``kept`` says which one this is.
     """
     dense = compressed.full
     extra = {
@@ -210,6 +215,27 @@ def record_compressed(
     if quantization_of(compressed.model) is not None:
         extra |= measure_bits(compressed.model, dense, compressed.path)
     folder = run.folder(stage or run.compressing_stage)
-    extra |= read_budget(run.experiment.compression, folder, dense, compressed.model)
+    cfg = run.experiment.compression
+    extra |= read_budget(cfg, folder, dense, compressed.model)
+    if run.experiment.quantizes and cfg.bit_target is not None:
+        extra["bit_budget"] = _bit_budget(*cfg.bit_target, dense, extra)
+    if (folder / KEPT).exists():
+        extra["kept"] = json.loads((folder / KEPT).read_text())
     costs = measure(compressed.model, compressed.state_dict_path)
     return record(run, stage or run.compressing_stage, data, evaluation, costs, extra)
+
+
+def _bit_budget(
+    key: str, asked: float, dense: GaitBase, results: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a budget for bits asked for, and what the network reached."""
+    whole = bit_budget.dense_cost(key, dense)
+    reached = {"target_bops": "bops_per_frame", "target_bytes": "lowbit_bytes_counted"}[key]
+    return {
+        "key": key,
+        "asked": asked,
+        "limit": bit_budget.bit_limit(key, asked, whole),
+        "reached": results[reached],
+        "dense": whole,
+        "unit": bit_budget.UNITS[key],
+    }

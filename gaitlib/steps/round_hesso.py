@@ -44,11 +44,15 @@ def _round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
     rows = {row["layer"]: row for row in load_results(run.name, "geta")["bits_by_layer"]}
     inputs = {layer: row["activation_bits"] for layer, row in rows.items()}
     names = network_file.weight_names(pruned)
+    cfg = run.experiment.compression.ptq
+    count = cfg.batch_norm_batches
     model = round_after_training(
         pruned,
         {name: rows[layer]["weight_bits"] for layer, name in names.items()},
         {layer: bits for layer, bits in inputs.items() if bits != FLOAT_BITS},
         calibration_clips(run.experiment, data, seed=run.seed),
+        cfg,
+        calibration_clips(run.experiment, data, seed=run.seed, count=count) if count else (),
     )
     path = network_file.network_path(run.folder("ptq") / "compressed", "ptq")
     file = network_file.write_network(model, run.experiment.model_cfg.build_arguments(), path)

@@ -22,6 +22,7 @@ from gaitlib.quantize.bit_history import bits_row
 from gaitlib.runs import Run
 from gaitlib.steps.budgets import write_budget
 from gaitlib.steps.dataset import transform_of
+from gaitlib.steps.finish_bits import check_judged, finish_bits
 from gaitlib.steps.launch import train_in_processes
 from gaitlib.steps.results import evaluate_network
 from gaitlib.system import distributed
@@ -30,6 +31,7 @@ from gaitlib.system.files import write_atomically
 from gaitlib.system.lock import Lock
 from gaitlib.system.signals import deferred_signals
 from gaitlib.train.checkpoint import CheckpointError, prune_checkpoints, save_checkpoint
+from gaitlib.train.float_twin import FloatTwin
 from gaitlib.train.gathered_loss import GatheredLoss
 from gaitlib.train.history import History, read_rows, rows_to_continue
 from gaitlib.train.loop import LogWindow, fit
@@ -154,7 +156,8 @@ def _train(
     scheduler = experiment.scheduler_cfg.build(optimizer, cfg.total_iter)
     precision = choose_precision(cfg.enable_float16, cfg.amp_dtype, device)
     scaler, window, cost = precision.scaler(), LogWindow(), TrainingCost(model)
-    restore(experiment, start, model, optimizer, scheduler, scaler, window, cost)
+    twin = _float_twin(run, model, optimizer, data)
+    restore(experiment, start, model, optimizer, scheduler, scaler, window, cost, twin)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     # whole sequences of a batch are joined to one clip, which each process augments by itself
     joined = cfg.sampler.sample_type.startswith("all")
@@ -187,7 +190,9 @@ def _train(
             return distributed.largest(signals[0] if signals else 0)
 
         def on_save(iteration: int) -> None:
-            extra = extra_state(record, scaler, window, cost)
+            if iteration == cfg.total_iter and _rounds(optimizer):
+                finish_bits(run, model, twin, data)
+            extra = extra_state(record, scaler, window, cost, twin)
             if lock is not None:
                 lock.check()
                 save_checkpoint(
@@ -217,6 +222,7 @@ def _train(
                 scaler=scaler,
                 window=window,
                 cost=cost,
+                twin=twin,
                 fix_bn=cfg.fix_BN,
                 log_iter=cfg.log_iter,
                 save_iter=cfg.save_iter,
@@ -230,6 +236,23 @@ def _train(
         write_atomically(folder / "saliency.csv", optimizer.importance().to_csv(index=False))
         write_budget(optimizer, folder)
     return stage_log.history.table()
+
+
+def _rounds(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the stage's network ends with bits."""
+    return isinstance(optimizer, geta.GETA) and optimizer.control is not None
+
+
+def _float_twin(
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, data: DataSplit
+) -> FloatTwin | None:
+    """Return what keeps the float network of a run's switch to bits; None if nothing reads it."""
+    cfg = run.experiment.compression
+    if not (_rounds(optimizer) and cfg.late and (cfg.distils or cfg.keep_better)):
+        return None
+    if cfg.keep_better:
+        check_judged(run, data)
+    return FloatTwin(model, cfg.distillation, run.experiment.logit_scale)
 
 
 class _StageLog:
@@ -254,7 +277,7 @@ class _StageLog:
             return History(path, rows, self.writes)
 
         self.history, self.bits = history("history.csv"), None
-        if isinstance(optimizer, geta.GETA) and optimizer.control is not None:
+        if _rounds(optimizer):
             self.bits = history("bits.csv")
         self.board = None
         if self.writes:

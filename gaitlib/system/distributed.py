@@ -260,8 +260,9 @@ def data_parallel(
     In the block, gradients are averaged over processes. Every process starts with rank 0's weights,
     and gets rank 0's batch-norm statistics before each step (call `share_buffers` after the last).
     The model's parameters remain the same tensors, so existing optimizers and channel groups stay
-    valid. They may be replaced between steps, in all processes alike (`gaitlib.prune.removal`). On
-    exit the original batch-norm modules are restored, with the trained tensors.
+    valid. They may be replaced between steps, in all processes alike (`gaitlib.prune.removal`), and
+    begin to learn (`gaitlib.quantize.late_bits`). On exit the original batch-norm modules are
+    restored, with the trained tensors.
 
     Args:
         model: on its process's device.
@@ -298,9 +299,10 @@ def data_parallel(
 
 
 class _DataParallel(nn.Module):
-    """A DistributedDataParallel that is made anew when the model's parameters were replaced.
+    """A DistributedDataParallel that is made anew when the model's parameters change.
 
-    DistributedDataParallel keeps the parameters that it began with, and buckets of their size.
+    DistributedDataParallel keeps the parameters that it began with, buckets of their size, and
+    which of them have gradients. Parameters may be replaced, and begin or cease to learn.
 
     Args:
         model: as DistributedDataParallel takes it, like the arguments.
@@ -312,11 +314,12 @@ class _DataParallel(nn.Module):
         self._wrap(model)
 
     def _wrap(self, model: nn.Module) -> None:
-        self._wrapped = tuple(model.parameters())
+        self._wrapped = [(p, p.requires_grad) for p in model.parameters()]
         self.replica = DistributedDataParallel(model, **self._arguments)
 
     def forward(self, *inputs: Any) -> Any:
         model = self.replica.module
-        if any(a is not b for a, b in zip(self._wrapped, model.parameters(), strict=True)):
+        pairs = zip(self._wrapped, model.parameters(), strict=True)
+        if any(a is not b or learns != b.requires_grad for (a, learns), b in pairs):
             self._wrap(model)
         return self.replica(*inputs)

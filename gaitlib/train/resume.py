@@ -31,6 +31,7 @@ from gaitlib.train.checkpoint import (
     refuse_narrow,
     restore_model,
 )
+from gaitlib.train.float_twin import FloatTwin
 from gaitlib.train.loop import LogWindow
 from gaitlib.train.saved_state import kind_fault, optimizer_fault
 from gaitlib.train.training_cost import TrainingCost
@@ -148,6 +149,7 @@ def restore(
     scaler: torch.amp.GradScaler,
     window: LogWindow,
     cost: TrainingCost,
+    twin: FloatTwin | None = None,
 ) -> None:
     """Load the state that `find_start` read; the ``*_reset`` settings skip a part of it.
 
@@ -186,8 +188,8 @@ def restore(
     if start.continues:
         streams = state.get("random", [])
         try:
-            for name, target in (("scaler", scaler), ("window", window)):
-                if state.get(name):
+            for name, target in (("scaler", scaler), ("window", window), ("float_twin", twin)):
+                if target is not None and state.get(name):
                     _load(target, state[name])
             name = "random"
             if distributed.rank() < len(streams):
@@ -251,9 +253,11 @@ def extra_state(
     scaler: torch.amp.GradScaler,
     window: LogWindow,
     cost: TrainingCost,
+    twin: FloatTwin | None = None,
 ) -> dict[str, Any]:
     """Return a checkpoint's entries that OpenGait's do not have; every process must call this."""
-    return {
+    state = {} if twin is None else {"float_twin": twin.state_dict()}
+    return state | {
         "scaler": scaler.state_dict(),
         "window": window.state_dict(),
         "cost": cost.state_dict(),

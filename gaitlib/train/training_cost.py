@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gaitlib.model import GaitBase
-from gaitlib.model.network_cost import training_macs
+from gaitlib.model.network_cost import forward_macs, training_macs
 from gaitlib.model.widths import layer_widths
 from gaitlib.system import distributed
 
@@ -29,16 +29,26 @@ class TrainingCost:
         self._before = 0  # of them, those before the resumption
         self._widths: dict[str, dict[str, int]] | None = None
         self._per_frame = self._per_clip = 0
+        self._forward: tuple[int, int] | None = None
 
-    def add_step(self, clips: int, frames: int) -> None:
-        """Count a step on this process's clips, which have ``frames`` frames in all."""
+    def add_step(self, clips: int, frames: int, taught: bool = False) -> None:
+        """Count a step on this process's clips, which have ``frames`` frames in all.
+
+        Args:
+            clips: their number.
+            frames: of all of them.
+            taught: whether a network of the same widths embeds and classifies them too.
+        """
         if self.macs is None:
             return
         widths = layer_widths(self.model)
         if widths != self._widths:
             self._per_frame, self._per_clip = training_macs(self.model)
-            self._widths = widths
+            self._widths, self._forward = widths, None
         self.macs += frames * self._per_frame + clips * self._per_clip
+        if taught:
+            per_frame, per_clip = self._forward = self._forward or forward_macs(self.model)
+            self.macs += frames * per_frame + clips * per_clip
 
     def total(self) -> int | None:
         """Return the multiply-adds of all processes so far; every process must call this."""

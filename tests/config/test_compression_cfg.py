@@ -1,17 +1,20 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from small_experiment import SMALL
+from small_experiment import LATE_BITS, SMALL
 
 from gaitlib import runs
 from gaitlib.config import ConfigError, at_equal_compute, load_experiment, stretch
-from gaitlib.config.compression_cfg import QUANTIZATION, GetaCfg, HessoCfg, ImportanceScores
+from gaitlib.config.compression_cfg import HessoCfg, ImportanceScores
+from gaitlib.config.geta_cfg import FLOAT_FIRST, QUANTIZATION, GetaCfg
+from gaitlib.config.schedules import BitInterval
 from gaitlib.prune import oto
 from gaitlib.prune.importance import PROXIES
 from gaitlib.steps import build_network, build_optimizer
 
 PRUNING = {"start_pruning_step": 10, "pruning_steps": 8, "pruning_periods": 2}
 DATA = {"dataset_root": "a", "dataset_partition": "b"}
+LATE = {"order": "float_first"}
 
 
 def experiment(**cfg):
@@ -53,10 +56,62 @@ def test_the_plan_names_each_phase_and_where_it_begins():
     assert [plan.phase(step) for step in range(21)] == names
 
 
+def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
+    cfg = experiment(order="float_first").compression
+    assert {name: getattr(cfg, name) for name in FLOAT_FIRST} == FLOAT_FIRST
+    plan = cfg.bit_plan
+    assert plan.phases() == {"float": 0, "bits": 18} and plan.follow_until == float("inf")
+    assert [plan.phase(step) for step in (0, 18, 19)] == ["float", "float", "bits"]
+    assert plan.weights == BitInterval(14, 14, 0, "wt")  # where projection would end
+    cfg = experiment(order="float_first", start_bits_step=19, learn_ranges_step=19, target_bits=4)
+    plan = cfg.compression.bit_plan
+    assert (plan.bits_start, plan.follow_until, plan.weights.most) == (19, 19, 4)
+    plan = experiment(order="float_first", target_bytes=1000.0, max_bit_wt=8).compression.bit_plan
+    assert plan.weights == BitInterval(2, 8, 0, "wt")
+
+
+@pytest.mark.parametrize(
+    "cfg, words",
+    [
+        ({"target_bops": 0.01}, ["target_bops 0.01 is kept only with order: float_first"]),
+        (LATE | {"start_bits_step": 17}, ["start_bits_step 17", "at step 18: write 18 or more"]),
+        (LATE | {"start_bits_step": 20}, ["start_bits_step 20 is not before", "total_iter 20"]),
+        (LATE | {"learn_ranges_step": 17}, ["learn_ranges_step 17", "write 18 or more"]),
+        (LATE | {"learn_ranges_step": 19, "ranges": "learned"}, ["19 is read only with ranges: f"]),
+        (LATE | {"target_bops": 0.1, "target_bytes": 0.1}, ["target_bops 0.1, target_bytes 0.1"]),
+        (
+            LATE | {"target_bops": 0.1, "target_bits": 4},
+            ["target_bops 0.1, target_bits 4"],
+        ),
+        (LATE | {"target_bytes": "10%"}, ["a share is written as a number: 0.1"]),
+        (LATE | {"keep_better": 1}, ["keep_better"]),
+    ],
+)
+def test_keys_of_float_first_that_do_not_fit_are_refused(cfg, words):
+    with pytest.raises(ConfigError) as caught:
+        experiment(**cfg)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_distillation_needs_a_cross_entropy_and_takes_its_scale():
+    late = load_experiment(None, SMALL | LATE_BITS)
+    assert late.logit_scale == 16.0
+    triplet = {"loss_cfg": [{"type": "TripletLoss"}]}
+    with pytest.raises(ConfigError, match="distillation 1 compares logits.*CrossEntropyLoss"):
+        load_experiment(None, SMALL | LATE_BITS | triplet)
+
+
+def test_late_bits_take_the_same_share_of_a_longer_run():
+    late = load_experiment(None, SMALL | LATE_BITS)
+    longer = stretch(late, 20).compression
+    assert (longer.start_bits_step, longer.learn_ranges_step, longer.schedule.end) == (12, 16, 5)
+
+
 def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
     monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
     weights = {"importance_score_criteria": {"magnitude": 2, "avg_magnitude": 0.5}}
-    for cfg in ({}, {"lr_quant": 1e-4}, {"target_bits": 4}, weights):
+    for cfg in ({}, {"lr_quant": 1e-4}, {"target_bits": 4}, LATE, weights):
         first = experiment(**cfg)
         assert (
             load_experiment(runs.save_config("r", "geta", first.sections() | {"seed": 3})) == first
@@ -109,6 +164,13 @@ def test_keys_that_are_not_read_are_listed(caplog):
     assert "geta_optimizer_cfg.max_bit_act: quantize is 'weights'" in caplog.text
     assert "geta_optimizer_cfg.dampening: adam has no such argument" in caplog.text
     assert "min_bit_act" not in caplog.text
+    experiment(lr_quant=1e-3, distillation=1.0, keep_better=False)  # so that a grid can vary order
+    assert "geta_optimizer_cfg.distillation: order is 'qasso'" in caplog.text
+    assert "geta_optimizer_cfg.keep_better: order is 'qasso'" in caplog.text
+    experiment(start_bits_step=12)
+    assert "geta_optimizer_cfg.start_bits_step: nothing is quantized" in caplog.text
+    experiment(order="float_first", projection_steps=3)
+    assert "geta_optimizer_cfg.projection_steps: order is 'float_first'" in caplog.text
 
 
 @pytest.mark.parametrize(

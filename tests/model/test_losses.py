@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from gaitlib.model import CrossEntropyLoss, GaitOutput, TripletLoss, build_losses
+from gaitlib.model.losses import divergence
 
 EQUAL = [0, 0, 1, 1, 2, 2]
 UNEQUAL = [3, 1, 3, 0, 3, 1, 2]
@@ -146,3 +147,14 @@ def test_a_loss_on_logits_needs_logits():
         build_losses({"type": "CrossEntropyLoss"})(
             GaitOutput(torch.zeros(2, 2, 2), None), torch.tensor([0, 1])
         )
+
+
+def test_divergence_is_torchs_for_each_part_and_zero_from_oneself():
+    ours, theirs = torch.randn(2, 3, 5, 4).unbind(0)  # (N, K, P)
+    expected = torch.zeros(3)
+    for part in range(4):
+        inputs, targets = (torch.log_softmax(16 * x[:, :, part] / 4, 1) for x in (ours, theirs))
+        kl = F.kl_div(inputs, targets, log_target=True, reduction="none").sum(1)
+        expected += 16 * kl / 4
+    torch.testing.assert_close(divergence(ours, theirs, 16.0), expected)
+    assert divergence(ours, ours, 16.0).abs().max() < 1e-5

@@ -9,7 +9,7 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from small_experiment import small_experiment
+from small_experiment import LATE_BITS, small_experiment
 
 from gaitlib import steps
 from gaitlib.config import load_experiment
@@ -65,6 +65,23 @@ def _pruned(experiment, data, run):
     return model, optimizer.pruner.state_dict(), history
 
 
+def _late(experiment, data, run):
+    """Prune in float, then round, with the float network as teacher."""
+    experiment = load_experiment(experiment.sections(), LATE_BITS)
+    torch.manual_seed(0)
+    model = steps.build_network(experiment, torch.device("cpu"))
+    graph = oto.trace(model)
+    quantization = steps.attach_quantizers(experiment, model, data, seed=0)
+    optimizer = steps.build_optimizer(experiment, model, graph, quantization)
+    history = steps.train_stage(Run(run, experiment), "geta", model, data, optimizer)
+    columns = ["total", "distillation/loss", "training_macs"]
+    return {
+        "weights": dict(model.state_dict()),
+        "bits": optimizer.control.whole.tolist(),
+        "history": history[columns].to_numpy().tolist(),
+    }
+
+
 def _everything(root, run):
     experiment = small_experiment(root, **AUGMENTED)
     data = steps.open_data(experiment)
@@ -86,6 +103,7 @@ def _everything(root, run):
         "chosen within a budget": [choice["chosen"] for choice in of_budget["choices"]],
         "narrow weights": dict(narrow.state_dict()),
         "losses within a budget": narrow_history["total"].tolist(),
+        "late bits": _late(experiment, data, f"{run}-late"),
         "losses": history["total"].tolist(),
         "features": features,
         "results": to_results(evaluation),
@@ -188,6 +206,22 @@ def test_channels_leave_the_network_of_every_process_alike(found):
         assert rank["losses within a budget"] == pytest.approx(
             one["losses within a budget"], abs=1e-4
         )
+
+
+def test_bits_that_come_late_are_the_same_in_every_process_and_learn_as_in_one(found):
+    one, two = found
+    wanted = one["late bits"]
+    for rank in two:
+        assert rank["late bits"]["bits"] == wanted["bits"]
+        assert rank["late bits"]["history"][-1][1] > 0  # the teacher's term
+        for step, (ours, theirs) in enumerate(
+            zip(rank["late bits"]["history"], wanted["history"], strict=True)
+        ):
+            # once weights are rounded, the last digit may decide for a whole step of a grid
+            assert ours == pytest.approx(theirs, abs=1e-4 if step < 6 else 0.05, rel=1e-4)
+    first, second = (rank["late bits"]["weights"] for rank in two)
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
 
 
 def test_a_sharded_evaluation_embeds_every_sequence_once_and_gives_one_processes_results(found):

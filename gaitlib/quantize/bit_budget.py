@@ -1,0 +1,152 @@
+"""Choose the bits of every weight by how much its rounding costs, within a budget.
+
+Rounding the weights W_l of a tensor to b bits changes the loss by about
+
+    1/2 tr(F_l) / n_l |Q_b(W_l) - W_l|^2
+
+with F_l the Fisher information, whose trace is the sum of the squared gradients of its n_l entries
+(Dong et al., HAWQ-V2, 2020, https://arxiv.org/abs/1911.03852, with the Hessian in place of F).
+`allocate_bits` finds the bits with the least sum at a cost within the budget: bit operations, or
+bytes.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gaitlib.config.geta_cfg import GetaCfg
+from gaitlib.model.network_cost import FLOAT_BITS, count_parameters, layer_table, stored_bytes
+from gaitlib.prune.graph import Graph
+from gaitlib.quantize.bit_allocation import BitBudgetError, allocate_bits
+from gaitlib.quantize.bit_control import normal_clipping
+from gaitlib.quantize.grid import Grid, step_size
+from gaitlib.quantize.packing import stored_tensors
+
+log = logging.getLogger(__name__)
+
+#: What each budget limits.
+UNITS = {"target_bops": "bit operations per frame", "target_bytes": "bytes"}
+
+
+def dense_cost(key: str, model: nn.Module) -> int:
+    """Return what a float network costs: all its backbone's BOPs per frame, or all its bytes."""
+    if key == "target_bytes":
+        return sum(stored_bytes(t.numel(), FLOAT_BITS) for t in stored_tensors(model).values())
+    table = layer_table(model)
+    return int(table.loc[_in_backbone(table), "macs"].sum()) * FLOAT_BITS**2
+
+
+def bit_limit(key: str, asked: float, dense: int) -> int:
+    """Return the cost that a budget means: a share of the dense network's if it is below 1."""
+    return int(asked * dense if asked < 1 else asked)
+
+
+class BitBudget:
+    """What a network's bits may cost.
+
+    Args:
+        graph: of the network, before channels leave it.
+        cfg: gives the budget, the bits to choose from and the bits of inputs.
+
+    Raises:
+        ValueError: if no network that ``cfg`` asks for can be within the budget.
+    """
+
+    def __init__(self, graph: Graph, cfg: GetaCfg) -> None:
+        self.graph = graph
+        self.key, self.asked = cfg.bit_target
+        self.dense = dense_cost(self.key, graph.model)
+        self.limit = bit_limit(self.key, self.asked, self.dense)
+        self.options = range(cfg.min_bit_wt, cfg.max_bit_wt + 1)
+        floats = cfg.quantize == "weights"
+        self.input_bits = FLOAT_BITS if floats else cfg.bit_plan.activations.least
+        self._check_reach(cfg)
+
+    def _check_reach(self, cfg: GetaCfg) -> None:
+        """Refuse a budget below what the fewest bits cost in a network pruned to its target."""
+        key, value = cfg.target
+        known = {"target_macs": "target_bops", "target_params": "target_bytes"}
+        if known.get(key) != self.key or cfg.group_divisible > 1:
+            return  # what pruning will leave of the network is not known
+        whole = self.dense // FLOAT_BITS**2
+        if key == "target_params":
+            whole = count_parameters(self.graph.model)
+        left = value * whole if value < 1 else value
+        each = self.options[0] * (self.input_bits if self.key == "target_bops" else 1 / 8)
+        least = int(0.99 * left * each)  # pruning ends at most 1 % below its target
+        if least > self.limit:
+            raise ValueError(
+                f"{self.key} {self.asked:g} means {self.limit:,} {UNITS[self.key]}, but a network "
+                f"of {key} {value:g} needs at least {least:,} with min_bit_wt {self.options[0]} "
+                f"(a share of {least / self.dense:.2g}): raise {self.key}, or lower {key} or "
+                "min_bit_wt"
+            )
+
+    def choose(
+        self,
+        weights: Mapping[str, Tensor],
+        inputs: Mapping[str, int],
+        sensitivity: Sequence[float],
+    ) -> list[int]:
+        """Return the bits of each weight.
+
+        If the network cannot be within the budget, all weights get the fewest bits, and a warning
+        says what that costs: training has gone too far to refuse it.
+
+        Args:
+            weights: the quantized parameters by name, zero channels included.
+            inputs: bits of each quantized input, by layer name.
+            sensitivity: tr(F_l) / n_l of each weight, up to a common factor.
+        """
+        errors = [
+            {bits: 0.5 * factor * squared_error(weight, bits) for bits in self.options}
+            for weight, factor in zip(weights.values(), sensitivity, strict=True)
+        ]
+        costs, fixed = self._costs(list(weights), inputs)
+        try:
+            return allocate_bits(errors, costs, self.limit - fixed)
+        except BitBudgetError as error:
+            least = error.least + fixed
+            log.warning(
+                "%s %g means %s %s, and this network has at least %s at min_bit_wt %d (a share of "
+                "%.3g): all its weights get that",
+                *(self.key, self.asked, f"{self.limit:,}", UNITS[self.key], f"{least:,}"),
+                *(self.options[0], least / self.dense),
+            )
+            return [self.options[0]] * len(costs)
+
+    def _costs(
+        self, names: Sequence[str], inputs: Mapping[str, int]
+    ) -> tuple[list[dict[int, int]], int]:
+        """Return the cost of each weight by its bits, and of all that has none to choose."""
+        small = self.graph.slice()
+        if self.key == "target_bytes":
+            numbers = {name: tensor.numel() for name, tensor in stored_tensors(small).items()}
+            costs = [{b: stored_bytes(numbers[name], b) for b in self.options} for name in names]
+            others = (n for name, n in numbers.items() if name not in set(names))
+            return costs, sum(stored_bytes(n, FLOAT_BITS) for n in others)
+        table = layer_table(small)
+        macs = table[_in_backbone(table)].set_index("layer")["macs"].to_dict()
+        layers = [name.rpartition(".")[0] for name in names]
+        each = [macs.get(layer, 0) * inputs.get(layer, FLOAT_BITS) for layer in layers]
+        return [{b: int(one) * b for b in self.options} for one in each], 0
+
+
+def _in_backbone(table: pd.DataFrame) -> pd.Series:
+    return table["layer"].str.startswith("Backbone.")
+
+
+def squared_error(weight: Tensor, bits: int) -> float:
+    """Return the squared rounding error of a weight on a uniform grid, summed over its entries.
+
+    It is clipped as training clips it: `normal_clipping`.
+    """
+    weight = weight.detach().cpu().float()
+    q_m = normal_clipping(weight, torch.tensor(float(bits))).item()
+    if not q_m:
+        return 0.0
+    grid = Grid(step_size(bits, q_m, 1.0), q_m, 1.0, bits, True)
+    return (grid.fake(weight) - weight).square().sum().item()
