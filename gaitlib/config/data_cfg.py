@@ -40,8 +40,10 @@ class WalkerCfg(Section):
 class DataCfg(Section):
     """Which silhouettes are used, and how they are read.
 
-    - ``dataset_name``: the data set's name in results.json.
-    - ``dataset_root``: a CASIA-B-pkl folder.
+    - ``dataset_name``: the data set's name in results.json. OpenGait's name of a known one also
+      chooses the protocol.
+    - ``test_dataset_name``: a name that chooses the protocol instead.
+    - ``dataset_root``: the folder of the subjects, ``<subject>/<type>/<view>/*.pkl``.
     - ``dataset_partition``: a JSON file that lists the subjects to train on and to test. Relative
       paths start at the working folder, or else at the project's.
     - ``num_workers``: processes that load batches. The batches are the same for any number.
@@ -54,6 +56,7 @@ class DataCfg(Section):
     """
 
     dataset_name: str = "CASIA-B"
+    test_dataset_name: str | None = None
     dataset_root: str | None = None
     dataset_partition: str | None = None
     num_workers: NonNegativeInt = 1

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from gaitlib.config.compression_cfg import GetaCfg, HessoCfg
 from gaitlib.config.data_cfg import DataCfg
 from gaitlib.config.model_cfg import ModelCfg
+from gaitlib.config.protocol_cfg import ProtocolCfg, choose_protocol
 from gaitlib.config.section import Section
 from gaitlib.config.training_cfg import (
     CrossEntropyLossCfg,
@@ -45,6 +46,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Experiment":
         self._check_compression()
+        choose_protocol(self.evaluator_cfg, self._tested_name)
         walker = self.data_cfg.walker
         if walker is not None:
             self.check_subjects(walker.train)
@@ -103,6 +105,15 @@ class Experiment(Section):
                 f"trainer_cfg.sampler.batch_size[0] is {subjects_per_batch}, but the training set "
                 f"has {num_train} subjects: write at most {num_train}"
             )
+
+    @property
+    def _tested_name(self) -> str:
+        return self.data_cfg.test_dataset_name or self.data_cfg.dataset_name
+
+    @property
+    def protocol(self) -> ProtocolCfg:
+        """The protocol of the test."""
+        return choose_protocol(self.evaluator_cfg, self._tested_name)
 
     @property
     def compression(self) -> HessoCfg | None:

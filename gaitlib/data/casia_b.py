@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -215,11 +215,13 @@ class DataSplit:
     Attributes:
         name: its name in results.json.
         train, test: sequences of disjoint subjects; ``train.labels`` are the classes.
+        lists: the partition's lists of test sequences, such as PROBE_SET.
     """
 
     name: str
     train: SilhouetteDataset
     test: SilhouetteDataset
+    lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def _read(
@@ -276,7 +278,7 @@ def load_split(
         raise ValueError(f"{split} of {source} lists no subject: name at least one")
     table = index_tree(root, wanted)
     dataset = SilhouetteDataset(table, cache=cache, min_frames=min_frames, workers=workers)
-    listed = {subject for subjects in partition.values() for subject in subjects}
+    listed = {subject for side in SPLITS for subject in partition[side]}
     notes = {s: f"in {split}, but not on disk" for s in wanted if s not in set(table["subject"])}
     notes |= {s: "on disk, but in neither set" for s in on_disk if s not in listed}
     if notes:

@@ -9,6 +9,7 @@ from torch import Tensor
 from gaitlib.config import ConfigError, Experiment
 from gaitlib.data.batches import training_batches
 from gaitlib.data.casia_b import DataSplit, load_split
+from gaitlib.data.partition import SPLITS, read_partition
 from gaitlib.data.transforms import Transform, build_transform
 from gaitlib.runs import data_folder, locate
 from gaitlib.system import distributed
@@ -45,7 +46,8 @@ def open_data(experiment: Experiment, progress: bool = False) -> DataSplit:
             transform_of(section)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
-    return DataSplit(name, train, test)
+    lists = {k: values for k, values in read_partition(partition).items() if k not in SPLITS}
+    return DataSplit(name, train, test, lists)
 
 
 def _dataset_paths(experiment: Experiment, progress: bool) -> tuple[str, Path, Path]:

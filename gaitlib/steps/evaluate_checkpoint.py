@@ -51,6 +51,9 @@ def evaluate_checkpoint(
     if distributed.is_main():
         text = json.dumps(to_results(evaluation), indent=1, sort_keys=True)
         write_atomically(target, text + "\n")
+        if evaluation.submission is not None:
+            answers = evaluation.submission.to_csv(index=False)
+            write_atomically(target.with_name(f"submission-{path.stem}.csv"), answers)
     return evaluation, target
 
 

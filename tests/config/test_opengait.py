@@ -170,11 +170,10 @@ def test_a_yaml_loads_as_it_is_and_builds_its_network(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
-        ("GaitBase", {"data_cfg.test_dataset_name", "evaluator_cfg.sampler.batch_shuffle"}),
+        ("GaitBase", {"evaluator_cfg.sampler.batch_shuffle"}),
         (
             "Baseline",
             {
-                "data_cfg.test_dataset_name",
                 "evaluator_cfg.rerank",
                 "evaluator_cfg.sampler.batch_shuffle",
                 "evaluator_cfg.sampler.frames_num_fixed",
@@ -213,10 +212,22 @@ def test_what_follows_from_another_key_may_say_the_same(tmp_path, caplog):
             "silhouettes are the only input",
         ),
         (
-            {"evaluator_cfg.eval_func": "evaluate_Gait3D"},
-            "'evaluate_Gait3D': only CASIA-B's protocol",
+            {"evaluator_cfg.eval_func": "evaluate_gait3d"},
+            "'evaluate_gait3d'; did you mean 'evaluate_Gait3D'?",
         ),
-        ({"evaluator_cfg.eval_func": "evaluate_real_scene"}, "write evaluate_indoor_dataset"),
+        ({"evaluator_cfg.eval_func": "evaluate_real_scene"}, "only GREW's is built in"),
+        (
+            {
+                "evaluator_cfg.eval_func": "evaluate_CCPG",
+                "evaluator_cfg.cross_view_gallery": True,
+            },
+            "only casia-b, oumvlp have a cross-view gallery",
+        ),
+        ({"evaluator_cfg.protocol": "casiab"}, "unknown protocol 'casiab'; did you mean 'casia-b'"),
+        (
+            {"evaluator_cfg.eval_func": "HID_submission", "evaluator_cfg.rerank": True},
+            "each probe is ranked once; write false",
+        ),
         ({"data_cfg.data_in_use": [False, True]}, "[false, true]: of a sequence folder's files"),
         ({"data_cfg.data_in_use": [True, True]}, "write [true, false]"),
         ({"data_cfg.data_in_use": []}, "data_in_use is []"),
@@ -248,6 +259,38 @@ def test_the_evaluation_keys_arrive(tmp_path):
     assert experiment.evaluator_cfg.cross_view_gallery and experiment.evaluator_cfg.metric == "cos"
     assert experiment.data_cfg.remove_no_gallery and experiment.data_cfg.cache
     assert experiment.evaluator_cfg.sampler.frames_all_limit == -1
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({}, "casia-b"),
+        ({"data_cfg.dataset_name": "CASIA-B*"}, "casia-b"),
+        ({"data_cfg.dataset_name": "mine", "data_cfg.test_dataset_name": None}, "casia-b"),
+        ({"data_cfg.test_dataset_name": "OUMVLP"}, "oumvlp"),
+        ({"data_cfg.test_dataset_name": "CASIA-E"}, "casia-e"),
+        ({"data_cfg.test_dataset_name": "SUSTech1K"}, "sustech1k"),
+        ({"evaluator_cfg.cross_view_gallery": True}, "casia-b-cross-view"),
+        ({"evaluator_cfg.eval_func": "evaluate_Gait3D"}, "gait3d"),
+        ({"evaluator_cfg.eval_func": "evaluate_CCPG"}, "ccpg"),
+        ({"evaluator_cfg.eval_func": "evaluate_CCGR_MINI"}, "ccgr-mini"),
+        ({"evaluator_cfg.eval_func": "GREW_submission"}, "grew"),
+        ({"evaluator_cfg.eval_func": "HID_submission"}, "hid"),
+        (
+            {
+                "evaluator_cfg.eval_func": "evaluate_real_scene",
+                "data_cfg.test_dataset_name": "GREW",
+            },
+            "grew-labelled",
+        ),
+        ({"evaluator_cfg.protocol": "gallery_probe"}, "gallery_probe"),
+        ({"evaluator_cfg.protocol": {"gallery": ["a"], "probes": ["b"]}}, "own"),
+    ],
+)
+def test_opengaits_keys_choose_the_protocol(changed, name, tmp_path):
+    experiment = _load(GAITBASE, tmp_path, changed)
+    assert experiment.protocol.name == name
+    assert load_experiment(experiment.sections()).protocol == experiment.protocol
 
 
 def test_the_compact_experiment_loads_once_its_data_are_placed():
