@@ -29,13 +29,14 @@ from gaitlib.system.processes import WorkerError, describe_exit
 logger = logging.getLogger(__name__)
 
 NO_DATA_SUM = 10_000  # OpenGait: a frame whose pixels sum to no more than this holds no person
+SIZE = 64  # rows and columns of a frame
 MAX_PNG_BYTES = 1 << 24  # of one frame in an archive; CASIA-B's have about 1,500
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 Key = tuple[str, str, str]  # subject, type, view
 Files = dict[Key, list[tuple[int, str, Path | bytes]]]  # frame number, name, path or content
 
 
-def align_frame(frame: np.ndarray, height: int = 64) -> np.ndarray | None:
+def align_frame(frame: np.ndarray, height: int = SIZE) -> np.ndarray | None:
     """Crop, scale and centre one raw mask.
 
     1. Remove the rows above the head and below the feet.
@@ -105,6 +106,7 @@ def pretreat_tree(
     progress: bool = False,
     min_frames: int = 5,
     overwrite: bool = False,
+    size: int = SIZE,
 ) -> PretreatReport:
     """Turn a raw data set into a CASIA-B-pkl tree; a second call continues where the first stopped.
 
@@ -116,12 +118,16 @@ def pretreat_tree(
         progress: show a bar, one step per subject.
         min_frames: a sequence with fewer valid frames is reported as short.
         overwrite: make finished sequences again.
+        size: rows and columns of a frame. Finished sequences of another size are made again.
 
     Raises:
+        ValueError: ``size`` is not a positive multiple of 16, which heads of 16 strips need.
         FileNotFoundError: ``src`` is absent, or holds neither subject folders nor archives.
         WorkerError: a process was killed. Written files are kept, and a second call continues.
     """
     src, dst = Path(src), Path(dst)
+    if size < 16 or size % 16:
+        raise ValueError(f"size is {size}: give 64, 128 or another multiple of 16")
     if not src.is_dir():
         raise FileNotFoundError(f"no raw data set at {src}; unpack CASIA-B's silhouettes there")
     subjects = sorted(
@@ -132,7 +138,7 @@ def pretreat_tree(
     if not subjects:
         raise FileNotFoundError(f"{src} holds no <subject> folder and no <subject>.tar.gz")
     workers = min(workers or os.cpu_count() or 1, len(subjects))
-    work = partial(_pretreat_subject, dst=dst, overwrite=overwrite)
+    work = partial(_pretreat_subject, dst=dst, overwrite=overwrite, size=size)
     written, kept, skipped, lengths = 0, 0, [], {}
     with _mapper(workers) as mapper:
         results = mapper(work, subjects)
@@ -172,22 +178,25 @@ class _Outcome:
     lengths: dict[Key, int] = field(default_factory=dict)
 
 
-def _pretreat_subject(source: Path, dst: Path, overwrite: bool) -> _Outcome:
+def _pretreat_subject(source: Path, dst: Path, overwrite: bool, size: int) -> _Outcome:
     outcome = _Outcome()
     read = _list_folder if source.is_dir() else _read_archive
     for key, files in sorted(read(source, outcome.skipped).items()):
         path = dst.joinpath(*key, f"{key[2]}.pkl")
         if path.is_file() and not overwrite:
             try:
-                outcome.lengths[key] = len(read_sequence(path))
-                outcome.kept += 1
-                continue
+                finished = read_sequence(path)
+                if finished.shape[1:] == (size, size):
+                    outcome.lengths[key] = len(finished)
+                    outcome.kept += 1
+                    continue
+                logger.info("%s has frames of %s: making it again", path, finished.shape[1:])
             except SequenceError:
                 logger.warning("%s is damaged: making it again", path)
         frames = []
         for _, name, data in sorted(files, key=lambda file: file[:2]):
             image = _decode(data)
-            frame = None if image is None else align_frame(image)
+            frame = None if image is None else align_frame(image, size)
             if frame is None:
                 reason = "not an image" if image is None else "no person in it"
                 outcome.skipped.append((name, reason))

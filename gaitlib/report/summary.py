@@ -48,6 +48,26 @@ def _rank1(result: Mapping[str, Any], condition: str) -> str:
     return f"{result['rank1'][condition]:.1f}"
 
 
+def tests_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the accuracy of one network on several data sets, one row per set and condition.
+
+    Args:
+        results: the data set's name to what `gaitlib.evaluate.to_results` returned.
+
+    Returns:
+        columns dataset, protocol, condition, rank1 and, as far as measured, rank5, rank10, rank20,
+        mAP and mINP, in %.
+    """
+    measures = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
+    rows = [
+        {"dataset": name, "protocol": result["protocol"], "condition": condition}
+        | {m: result[m][condition] for m in measures if m in result}
+        for name, result in results.items()
+        for condition in conditions_of(result)
+    ]
+    return pd.DataFrame(rows)
+
+
 def summary_table(run: str) -> str:
     """Return the table of a run's finished stages, and the folders of its files.
 

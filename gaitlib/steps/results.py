@@ -20,7 +20,7 @@ from gaitlib.prune.graph import Graph
 from gaitlib.quantize import bit_operations
 from gaitlib.runs import Run
 from gaitlib.steps.budgets import read_budget
-from gaitlib.steps.dataset import transform_of
+from gaitlib.steps.dataset import network_arguments, transform_of
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
 from gaitlib.system.files import tensor_bytes
@@ -191,7 +191,7 @@ def compress_stage(
         graph,
         model,
         run.folder(stage) / "compressed" if distributed.is_main() else None,
-        architecture=run.experiment.model_cfg.build_arguments(),
+        architecture=network_arguments(run.experiment),
         stage=stage,
     )
 

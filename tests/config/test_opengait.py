@@ -228,10 +228,10 @@ def test_what_follows_from_another_key_may_say_the_same(tmp_path, caplog):
             {"evaluator_cfg.eval_func": "HID_submission", "evaluator_cfg.rerank": True},
             "each probe is ranked once; write false",
         ),
-        ({"data_cfg.data_in_use": [False, True]}, "[false, true]: of a sequence folder's files"),
-        ({"data_cfg.data_in_use": [True, True]}, "write [true, false]"),
+        ({"data_cfg.data_in_use": [False, False]}, "[false, false]: silhouettes are the only"),
+        ({"data_cfg.data_in_use": [True, True]}, "write one true, as [true, false]"),
         ({"data_cfg.data_in_use": []}, "data_in_use is []"),
-        ({"data_cfg.data_in_use": [1]}, "write [0]"),
+        ({"data_cfg.data_in_use": [0, 1]}, "or its number, as "),
         ({"model_cfg.model": "GaitSet"}, "'GaitSet'"),
         ({"model_cfg.backbone_cfg.typ": "ResNet9"}, "unknown key 'typ'; did you mean 'type'"),
         ({"trainer_cfg.sampler.type": "CommonSampler"}, "'CommonSampler'"),
@@ -244,10 +244,14 @@ def test_what_would_change_the_result_is_refused_with_the_reason(overrides, word
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize("in_use", [[True], [True, False, False, False], [0], None])
-def test_the_first_of_a_sequences_files_may_be_used(in_use, tmp_path):
+@pytest.mark.parametrize(
+    ("in_use", "position"),
+    [([True], 0), ([False, False, True, False], 2), ([0], 0), ([6], 6), (None, None)],
+)
+def test_one_of_a_sequences_files_may_be_used(in_use, position, tmp_path):
     experiment = _load(GAITBASE, tmp_path, {"data_cfg.data_in_use": in_use})
     assert experiment.data_cfg.data_in_use == (in_use and tuple(in_use))
+    assert experiment.data_cfg.file_in_use == position
 
 
 def test_the_evaluation_keys_arrive(tmp_path):
