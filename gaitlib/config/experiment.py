@@ -11,7 +11,6 @@ from gaitlib.config.model_cfg import ModelCfg
 from gaitlib.config.protocol_cfg import ProtocolCfg, choose_protocol
 from gaitlib.config.section import Section
 from gaitlib.config.training_cfg import (
-    CrossEntropyLossCfg,
     EvaluatorCfg,
     LossCfg,
     OptimizerCfg,
@@ -26,10 +25,7 @@ class Experiment(Section):
 
     data_cfg: DataCfg
     model_cfg: ModelCfg = ModelCfg()
-    loss_cfg: Annotated[tuple[LossCfg, ...], Field(strict=False)] = (
-        TripletLossCfg(),
-        CrossEntropyLossCfg(),
-    )
+    loss_cfg: Annotated[tuple[LossCfg, ...], Field(strict=False)] = (TripletLossCfg(),)
     optimizer_cfg: OptimizerCfg = OptimizerCfg()
     scheduler_cfg: SchedulerCfg = SchedulerCfg()
     trainer_cfg: TrainerCfg = TrainerCfg()
@@ -41,7 +37,8 @@ class Experiment(Section):
     @field_validator("loss_cfg", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, Mapping) else value
+        """Accept one loss; without a type it changes OpenGait's default, the triplet."""
+        return ({"type": "TripletLoss", **value},) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Experiment":

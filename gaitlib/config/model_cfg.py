@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from gaitlib.config.section import Ints, Section
 
@@ -15,7 +15,7 @@ class ResNet9Cfg(Section):
     block: Literal["BasicBlock", "Bottleneck"] = "BasicBlock"
     in_channel: Literal[1] = 1  # silhouettes
     channels: Ints = (64, 128, 256, 512)
-    layers: Ints = (1, 1, 1, 1)
+    layers: Annotated[tuple[NonNegativeInt, ...], Field(strict=False)] = (1, 1, 1, 1)
     strides: Ints = (1, 2, 2, 1)
     maxpool: bool = False
 
@@ -30,8 +30,10 @@ class ResNet9Cfg(Section):
 
     @property
     def out_channels(self) -> int:
-        """Channels of the feature map it returns."""
-        return self.channels[-1] * (4 if self.block == "Bottleneck" else 1)
+        """Channels of the feature map it returns: those of its last block with a unit."""
+        expansion = 4 if self.block == "Bottleneck" else 1
+        built = [c for c, units in zip(self.channels, self.layers, strict=True) if units]
+        return built[-1] * expansion if built else self.channels[0]
 
 
 class PlainCfg(Section):

@@ -162,7 +162,9 @@ class SchedulerCfg(BaseModel):
 SampleType = Literal[
     "fixed_unordered",
     "fixed_ordered",
+    "fixed_allordered",
     "unfixed_unordered",
+    "unfixed_allordered",
     "unfixed_ordered",
     "all_unordered",
     "all_ordered",

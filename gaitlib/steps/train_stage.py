@@ -132,8 +132,6 @@ def train_stage(
     scaler, window, cost = precision.scaler(), LogWindow(), TrainingCost(model)
     restore(experiment, start, model, optimizer, scheduler, scaler, window, cost)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    # whole sequences of a batch are joined to one clip, which each process augments by itself
-    joined = cfg.sampler.sample_type.startswith("all")
     batches = training_batches(
         data.train,
         **cfg.sampler.model_dump(exclude={"type"}),
@@ -185,7 +183,7 @@ def train_stage(
             fit(
                 network,
                 batches,
-                partial(transform_of(cfg), **({} if joined else share)),
+                partial(transform_of(cfg), **share),
                 GatheredLoss(losses),
                 optimizer,
                 scheduler,

@@ -32,7 +32,7 @@ def test_a_section_left_out_means_what_opengait_documents():
         "gamma": 0.1,
         "milestones": [20000, 40000, 60000],
     }
-    assert [term.type for term in experiment.loss_cfg] == ["TripletLoss", "CrossEntropyLoss"]
+    assert [term.type for term in experiment.loss_cfg] == ["TripletLoss"]
 
 
 def test_sections_merge_deeply_and_dotted_overrides_change_one_value():

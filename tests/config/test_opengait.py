@@ -9,6 +9,7 @@ from nets import plain, resnet
 from gaitlib.config import ConfigError, load_experiment
 from gaitlib.data.transforms import build_transform
 from gaitlib.model import build_model
+from gaitlib.prune.oto import trace
 from gaitlib.system.files import PARAMS
 from gaitlib.train.checkpoint import CheckpointError, load_checkpoint, restore_model
 
@@ -263,6 +264,21 @@ def test_the_evaluation_keys_arrive(tmp_path):
     assert experiment.evaluator_cfg.cross_view_gallery and experiment.evaluator_cfg.metric == "cos"
     assert experiment.data_cfg.remove_no_gallery and experiment.data_cfg.cache
     assert experiment.evaluator_cfg.sampler.frames_all_limit == -1
+
+
+def test_a_loss_without_a_type_changes_the_default_triplet(tmp_path):
+    (loss,) = _load(GAITBASE, tmp_path, {"loss_cfg": {"margin": 0.3}}).loss_cfg
+    assert (loss.type, loss.margin, loss.loss_term_weight) == ("TripletLoss", 0.3, 1.0)
+
+
+def test_a_block_of_no_layers_returns_its_input(tmp_path):
+    changed = {"model_cfg.backbone_cfg": {"channels": [4, 8, 6], "layers": [1, 2, 0]}}
+    changed["model_cfg.backbone_cfg"] |= {"type": "ResNet9", "strides": [2, 2, 2]}
+    changed |= {"model_cfg.SeparateFCs.in_channels": 8}
+    arguments = _load(GAITBASE, tmp_path, changed).model_cfg.build_arguments()
+    network = build_model(**arguments)
+    assert network.Backbone(torch.rand(1, 1, 1, 64, 44)).shape == (1, 8, 1, 16, 11)
+    assert trace(network, torch.rand(1, 1, 1, 64, 44)).num_channels > 0
 
 
 @pytest.mark.parametrize(
