@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Row, Setting, Work
+from gaitlib.config.protocol_cfg import built_in_protocols
 from gaitlib.data.casia_b import TYPES, VIEWS
-from gaitlib.evaluate import evaluate_indoor
-from gaitlib.evaluate.protocol import CROSS_VIEW_GALLERY, CROSS_VIEW_PROBES, GALLERY, PROBES
+from gaitlib.evaluate import evaluate_features
 from gaitlib.system.device import keep_freed_memory
 
+PROTOCOLS = built_in_protocols()
+INDOOR, CROSS_VIEW = PROTOCOLS["casia-b"], PROTOCOLS["casia-b-cross-view"]
 CHANNELS, PARTS = 256, 16
 OU_SUBJECTS, OU_VIEWS = 10_307, tuple(f"{angle:03d}" for angle in range(0, 196, 15))
 
@@ -33,7 +35,8 @@ def ours(setting: Setting, cross_view: bool) -> Work:
     """Rank as `gaitlib.steps.evaluate_network` does."""
     keep_freed_memory(setting.device)
     features, table = test_set(setting)
-    return Work(lambda: evaluate_indoor(features, table, cross_view_gallery=cross_view))
+    protocol = CROSS_VIEW if cross_view else INDOOR
+    return Work(lambda: evaluate_features(features, table, protocol))
 
 
 def euclidean(probe: Tensor, gallery: Tensor) -> Tensor:
@@ -52,12 +55,12 @@ def double_loop(setting: Setting, cross_view: bool) -> Work:
     subject, kind, view = (table[c].to_numpy() for c in ("subject", "type", "view"))
 
     def pairs() -> dict[str, np.ndarray]:
-        accuracy = {c: np.zeros((len(VIEWS), len(VIEWS))) for c in PROBES}
-        for condition, types in PROBES.items():
+        accuracy = {c: np.zeros((len(VIEWS), len(VIEWS))) for c in INDOOR.probes}
+        for condition, types in INDOOR.probes.items():
             for i, probe_view in enumerate(VIEWS):
                 for j, gallery_view in enumerate(VIEWS):
                     in_probe = np.isin(kind, types) & (view == probe_view)
-                    in_gallery = np.isin(kind, GALLERY) & (view == gallery_view)
+                    in_gallery = np.isin(kind, INDOOR.gallery) & (view == gallery_view)
                     between = euclidean(features[in_probe], features[in_gallery])
                     nearest = between.argmin(1).cpu().numpy()
                     hits = subject[in_gallery][nearest] == subject[in_probe]
@@ -65,9 +68,9 @@ def double_loop(setting: Setting, cross_view: bool) -> Work:
         return accuracy
 
     def whole_gallery() -> dict[str, np.ndarray]:
-        in_gallery = np.isin(kind, CROSS_VIEW_GALLERY)
-        scores = {c: np.zeros((len(VIEWS), 3)) for c in PROBES}
-        for condition, types in CROSS_VIEW_PROBES.items():
+        in_gallery = np.isin(kind, CROSS_VIEW.gallery)
+        scores = {c: np.zeros((len(VIEWS), 3)) for c in INDOOR.probes}
+        for condition, types in CROSS_VIEW.probes.items():
             for i, probe_view in enumerate(VIEWS):
                 in_probe = np.isin(kind, types) & (view == probe_view)
                 between = euclidean(features[in_probe], features[in_gallery]).cpu().numpy()
@@ -92,7 +95,7 @@ def ou_mvlp(setting: Setting, probes: int) -> Work:
     """
     keep_freed_memory(setting.device)
     subjects = [f"{s:05d}" for s in range(1000 if setting.quick else OU_SUBJECTS)]
-    rows = itertools.product(("nm-01", "nm-05"), subjects, OU_VIEWS)
+    rows = itertools.product(("01", "00"), subjects, OU_VIEWS)
     table = pd.DataFrame(rows, columns=["type", "subject", "view"])
     gallery = len(table) // 2
     table.loc[gallery + probes :, "type"] = "left out"
@@ -101,7 +104,8 @@ def ou_mvlp(setting: Setting, probes: int) -> Work:
     for piece in features.split(4096):  # all at once would need three times the memory
         piece.copy_(torch.rand(piece.shape, generator=generator))
     features = features.to(setting.device)
-    return Work(lambda: evaluate_indoor(features, table, views=OU_VIEWS), probes)
+    protocol = PROTOCOLS["oumvlp"]
+    return Work(lambda: evaluate_features(features, table, protocol), probes)
 
 
 ROWS = {

@@ -21,19 +21,19 @@ import typer
 
 from gaitlib import runs, steps
 from gaitlib.config import ConfigError, Experiment, load_experiment, read_value, read_yaml
-from gaitlib.data.pretreat import pretreat_tree
+from gaitlib.data.pretreat import SIZE, pretreat_tree
 from gaitlib.deploy.cut_network import CompressionError
 from gaitlib.evaluate import Evaluation, to_results
 from gaitlib.model import network_cost
 from gaitlib.plots import save_figure, view_heatmaps
 from gaitlib.prune.oto import UnsupportedTorchError
 from gaitlib.report.run_tables import compressed_stage
-from gaitlib.report.summary import summary_table
+from gaitlib.report.summary import summary_table, tests_table
 from gaitlib.runs import Run
 from gaitlib.steps import Watch
 from gaitlib.steps.dataset import CHECKS, walkers_command
 from gaitlib.system import distributed
-from gaitlib.system.files import PARAMS
+from gaitlib.system.files import PARAMS, write_atomically
 from gaitlib.system.lock import LockedError
 from gaitlib.system.processes import WorkerError
 from gaitlib.system.signals import TrainingStopped, exit_on_sigterm
@@ -142,9 +142,10 @@ def pretreat(
     dst: Path,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Make existing sequences again.")] = False,
+    size: Annotated[int, typer.Option(help="Rows and columns of a frame: 64 or 128.")] = SIZE,
 ) -> None:
     """Convert raw CASIA-B frames in SRC (a PNG tree or the subjects' .tar.gz) to pickles in DST."""
-    report = pretreat_tree(src, dst, workers=workers, overwrite=overwrite, progress=True)
+    report = pretreat_tree(src, dst, workers=workers, overwrite=overwrite, progress=True, size=size)
     typer.echo(str(report))
     for name, table in (("skipped", report.skipped), ("short", report.short)):
         if len(table):
@@ -225,7 +226,10 @@ def train(
 @app.command()
 @_one_line_errors
 def test(
-    cfgs: Cfgs,
+    cfgs: Annotated[
+        list[Path],
+        typer.Option("--cfgs", help="The experiment's YAML file; repeat it for further data sets."),
+    ],
     override: Overrides = [],  # noqa: B006
     run: RunName = "",
     stage: Stage = "",
@@ -237,24 +241,50 @@ def test(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Test a checkpoint (default: evaluator_cfg.restore_hint) and write test-<name>.json."""
-    experiment = _load(cfgs, override)
-    with distributed.process_group(device, experiment.trainer_cfg.process_timeout) as where:
-        this = Run(run or cfgs.stem, experiment, device=where)
-        stage = steps.choose_stage(this, stage)
-        checkpoint = checkpoint or steps.find_tested_checkpoint(this, stage, iteration)
-        found = steps.evaluate_checkpoint(this, stage, checkpoint, progress=sys.stderr.isatty())
-        if distributed.is_main():
-            _show_evaluation(*found, this.name, stage)
+    """Test a checkpoint (default: evaluator_cfg.restore_hint) and write test-<name>.json.
+
+    It may have been trained on another data set. With several files --cfgs it is tested on the data
+    set of each, and one table lists them all.
+    """
+    experiments = [_load(path, override) for path in cfgs]
+    timeout = experiments[0].trainer_cfg.process_timeout
+    with distributed.process_group(device, timeout) as where:
+        tested = {}
+        for path, experiment in zip(cfgs, experiments, strict=True):
+            this = Run(run or cfgs[0].stem, experiment, device=where)
+            stage = steps.choose_stage(this, stage)
+            checkpoint = checkpoint or steps.find_tested_checkpoint(this, stage, iteration)
+            dataset = experiment.data_cfg.dataset_name
+            if dataset in tested:
+                raise ConfigError(
+                    f"{path} tests {dataset}, as an earlier file does: give it a data_cfg."
+                    "dataset_name of its own (data_cfg.test_dataset_name chooses the protocol)"
+                )
+            name = f"{checkpoint.stem}-{dataset}" if len(cfgs) > 1 else checkpoint.stem
+            progress = sys.stderr.isatty()
+            found = steps.evaluate_checkpoint(this, stage, checkpoint, progress=progress, name=name)
+            tested[dataset] = to_results(found[0])
+            if distributed.is_main():
+                _show_evaluation(*found, this.name, stage)
+        if len(cfgs) > 1 and distributed.is_main():
+            table = tests_table(tested)
+            target = this.folder(stage) / f"tests-{checkpoint.stem}.csv"
+            write_atomically(target, table.to_csv(index=False))
+            typer.echo(table.to_string(index=False, na_rep="-"))
+            typer.echo(f"written: {target}")
 
 
 def _show_evaluation(evaluation: Evaluation, path: Path, run: str, stage: str) -> None:
     """Print the accuracies of a test and save a figure of them view by view."""
     results = to_results(evaluation)
-    for metric in ("rank1", "rank5", "mAP"):
-        for condition, value in results.get(metric, {}).items():
-            typer.echo(f"{metric} {condition} {value} %")
+    for metric in ("rank1", *evaluation.scores):
+        for condition in evaluation.conditions:
+            value = results[metric][condition]
+            typer.echo(f"{metric} {condition} {'-' if value is None else f'{value} %'}")
     typer.echo(f"written: {path}")
+    if evaluation.submission is not None:
+        name = path.stem.removeprefix("test-")
+        typer.echo(f"for the server: {path.with_name(f'submission-{name}.csv')}")
     if maps := evaluation.rank1_by_view:
         figure = f"{run}/test-{stage}-{path.stem.removeprefix('test-')}"
         save_figure(view_heatmaps({runs.STAGES[stage].words: maps}), figure)

@@ -19,7 +19,7 @@ from gaitlib import cli
 from gaitlib.data import casia_b
 from gaitlib.data.pretreat import align_frame
 from gaitlib.system.processes import WorkerError
-from walkers import TYPES, VIEWS, make_walkers, sequence_frames
+from walkers import LAYOUTS, TYPES, VIEWS, make_walkers, sequence_frames
 from walkers.body import draw_body
 from walkers.command import walkers_command
 from walkers.motion import JOINTS, pose_at, walk_cycle
@@ -300,6 +300,33 @@ def test_gaitlib_imports_walkers_in_one_file_and_walkers_only_two_rooms_of_gaitl
         assert all(n.startswith(("gaitlib.system.", "gaitlib.data.")) for n in names), path
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_has_the_sets_ids_files_and_lists(name, tmp_path):
+    few = {"types": list(LAYOUTS[name].types)[:2], "views": list(LAYOUTS[name].views)[:1]}
+    root = make_walkers(
+        tmp_path / "w", layout=name, subjects=2, train=1, frames=(2, 2), workers=1, **few
+    )
+    train, test, sequence, files, size = {
+        "casia-b": ("001", ["002"], "002/nm-02/000", 1, 64),
+        "oumvlp": ("00001", ["00002"], "00002/01/000", 1, 64),
+        "casia-e": ("001", ["002"], "002/H-scene2-nm-1/000", 1, 64),
+        "sustech1k": ("0000", ["0001"], "0001/01-nm/000", 16, 64),
+        "ccpg": ("001", ["002"], "002/U0_D0_BG/01_0", 4, 64),
+        "gait3d": ("0000", ["0001"], "0001/camid27_videoid4/seq0", 1, 64),
+        "grew": ("00001train", ["00002", "probe"], "probe/03/v00002c", 1, 64),
+        "hid": ("00000", ["00001", "probe"], "probe/00002/default", 1, 128),
+    }[name]
+    split = json.loads((root / "partition.json").read_text())
+    assert (split["TRAIN_SET"], split["TEST_SET"]) == ([train], test)
+    assert split.get("PROBE_SET", []) == (["0001-camid0_videoid1-seq0"] if name == "gait3d" else [])
+    found = sorted((root / sequence).iterdir())
+    silhouettes = found[{"sustech1k": 6}.get(name, 0)]
+    assert len(found) == files and casia_b.read_sequence(silhouettes).shape == (2, size, size)
+    people = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    assert people == sorted([train, *test])
+    assert tree_bytes(make_walkers(root, layout=name, subjects=2, train=1, frames=(2, 2), **few))
+
+
 def test_raw_frames_are_png_in_casia_bs_layout(tmp_path):
     root = make_walkers(tmp_path / "w", **TINY | {"frames": (2, 2)}, raw=True)
     frame = cv2.imread(str(root / "002/cl-01/090/002-cl-01-090-002.png"), cv2.IMREAD_UNCHANGED)
@@ -316,9 +343,11 @@ def test_raw_frames_are_png_in_casia_bs_layout(tmp_path):
         {"types": "nm-01"},
         {"frames": (3, 2)},
         {"noise": -1},
+        {"layout": "gait-3d"},
+        {"layout": "oumvlp", "types": ("00",), "views": ("018",)},
     ],
 )
 def test_arguments_that_make_no_data_set_are_refused(tmp_path, bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    with pytest.raises(ValueError, match=list(bad)[-1]):
         make_walkers(tmp_path / "w", **TINY | bad)
     assert not (tmp_path / "w").exists()

@@ -27,7 +27,7 @@ def draw_in_processes(
     Args:
         root: folder of the data set.
         spec: from ``manifest.data_spec``.
-        walks: (subject, type, views) of every walk to draw.
+        walks: (person, walk, places) of every walk to draw.
         workers: number of child interpreters.
         on_walk: called once per drawn walk, never by two threads at the same time.
 
@@ -81,6 +81,6 @@ def draw_share() -> None:
     """Draw the walks that standard input lists, and print an empty line after each."""
     cv2.setNumThreads(1)
     job = json.load(sys.stdin)
-    for subject, type, views in job["walks"]:
-        write_walk(Path(job["root"]), job["spec"], subject, type, views)
+    for person, walk, places in job["walks"]:
+        write_walk(Path(job["root"]), job["spec"], person, walk, places)
         print(flush=True)

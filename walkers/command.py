@@ -1,26 +1,35 @@
 """The command that draws walkers, once for ``python -m walkers`` and for ``gaitlib walkers``."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from walkers.layouts import DEFAULT, LAYOUTS
+from walkers.manifest import MANIFEST
 from walkers.walker_dataset import make_walkers
 
 
 def walkers_command(
     dst: Path,
-    subjects: int = 34,
-    train: int = 24,
+    layout: Annotated[str, typer.Option(help=f"One of {', '.join(LAYOUTS)}.")] = DEFAULT,
+    subjects: Annotated[
+        int | None, typer.Option(help="34 by default, 10 in another layout than casia-b.")
+    ] = None,
+    train: Annotated[
+        int | None, typer.Option(help="24 by default, 6 in another layout than casia-b.")
+    ] = None,
     frames: tuple[int, int] = (16, 20),
     seed: int = 0,
     noise: float = 1.0,
     workers: Annotated[int | None, typer.Option(help="Processes; all cores if left out.")] = None,
     raw: Annotated[bool, typer.Option(help="Write PNG frames instead of pickles.")] = False,
 ) -> None:
-    """Make the embedded data set: procedural walkers as a CASIA-B-pkl tree in DST."""
-    make_walkers(
+    """Draw procedural walkers in DST, in the layout of CASIA-B-pkl or of another data set."""
+    root = make_walkers(
         dst,
+        layout=layout,
         subjects=subjects,
         train=train,
         frames=frames,
@@ -30,4 +39,5 @@ def walkers_command(
         raw=raw,
         progress=True,
     )
-    typer.echo(f"{subjects} walkers, {train} to train on: {dst}")
+    spec = json.loads((root / MANIFEST).read_text())
+    typer.echo(f"{spec['subjects']} walkers, {spec['train']} to train on: {dst}")

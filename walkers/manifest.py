@@ -9,17 +9,19 @@ from numbers import Integral
 from pathlib import Path
 
 from gaitlib.system.files import replacing
-from walkers.scene import TYPES, VIEWS, check_frames
+from walkers.layouts import DEFAULT, LAYOUTS, Place
+from walkers.scene import check_frames
 
 VERSION = 3  # of the generator; increase it when a byte of the data changes
 MANIFEST = "walkers.json"
 
 
 def data_spec(
-    subjects: int,
-    train: int,
-    types: Sequence[str],
-    views: Sequence[str],
+    layout: str,
+    subjects: int | None,
+    train: int | None,
+    types: Sequence[str] | None,
+    views: Sequence[str] | None,
     frames: tuple[int, int],
     seed: int,
     noise: float,
@@ -30,6 +32,11 @@ def data_spec(
     Raises:
         ValueError: an argument is wrong; the message says which values are right.
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}: choose from {', '.join(LAYOUTS)}")
+    chosen = LAYOUTS[layout]
+    subjects = chosen.subjects if subjects is None else subjects
+    train = min(chosen.train, subjects) if train is None else train
     for name, value in (("subjects", subjects), ("train", train), ("seed", seed)):
         if not isinstance(value, Integral):
             raise ValueError(f"{name} is {value!r}: give a whole number")
@@ -41,22 +48,51 @@ def data_spec(
         raise ValueError(f"seed is {seed}: give a number that is not negative")
     if not noise >= 0:
         raise ValueError(f"noise is {noise}: give 0 (clean) or more")
-    for name, chosen, known in (("types", types, TYPES), ("views", views, VIEWS)):
-        wrong = [c for c in chosen if c not in known]
-        if isinstance(chosen, str) or wrong or not chosen:
-            raise ValueError(f"{name} is {chosen!r}: give a selection of {', '.join(known)}")
+    if raw and layout != DEFAULT:
+        raise ValueError(f"raw frames in the layout {layout}: only {DEFAULT} has them")
+    selected = {}
+    for name, given, known in (("types", types, chosen.types), ("views", views, chosen.views)):
+        given = list(known) if given is None else given
+        if isinstance(given, str) or any(g not in known for g in given) or (known and not given):
+            names = ", ".join(known) or f"nothing: {layout}'s depend on the person"
+            raise ValueError(f"{name} is {given!r}: give a selection of {names}")
+        selected[name] = [entry for entry in known if entry in set(given)]
     check_frames(frames)
     return {
+        **({} if layout == DEFAULT else {"layout": layout}),
         "version": VERSION,
         "subjects": int(subjects),
         "train": int(train),
-        "types": sorted(set(types), key=TYPES.index),
-        "views": sorted(set(views)),
+        **selected,
         "frames": [int(f) for f in frames],
         "seed": int(seed),
         "noise": float(noise),
         "raw": bool(raw),
     }
+
+
+def all_places(spec: dict) -> list[tuple[int, Place]]:
+    """Return the number of the person, and the place, of every sequence of a data set."""
+    layout = LAYOUTS[spec.get("layout", DEFAULT)]
+    return [
+        (person, place)
+        for person in range(1, spec["subjects"] + 1)
+        for place in layout.places(person, person <= spec["train"], spec["types"], spec["views"])
+    ]
+
+
+def _partition(spec: dict) -> dict[str, list[str]]:
+    """Return the subjects of both sets, and the lists of test sequences that the layout has."""
+    sides: dict[str, dict[str, None]] = {"TRAIN_SET": {}, "TEST_SET": {}}
+    layout = LAYOUTS[spec.get("layout", DEFAULT)]
+    lists: dict[str, list[str]] = {name: [] for name in layout.lists}
+    for person, place in all_places(spec):
+        train = person <= spec["train"]
+        sides["TRAIN_SET" if train else "TEST_SET"][place.subject] = None
+        for name, is_listed in layout.lists.items():
+            if not train and is_listed(place):
+                lists[name].append("-".join(place[:3]))
+    return {name: list(subjects) for name, subjects in sides.items()} | lists
 
 
 def prepare_folder(root: Path, spec: dict) -> None:
@@ -90,11 +126,9 @@ def prepare_folder(root: Path, spec: dict) -> None:
     elif root.exists() and any(root.iterdir()):
         raise ValueError(f"{root} is not empty and holds no {MANIFEST}: choose another folder")
     root.mkdir(parents=True, exist_ok=True)
-    people = [f"{s:03d}" for s in range(1, spec["subjects"] + 1)]
-    split = {"TRAIN_SET": people[: spec["train"]], "TEST_SET": people[spec["train"] :]}
     texts = {
         MANIFEST: json.dumps(spec, indent=1) + "\n",  # first: it says whose folder this is
-        "partition.json": json.dumps(split, indent=1) + "\n",
+        "partition.json": json.dumps(_partition(spec), indent=1) + "\n",
         "README.md": _readme(spec),
     }
     for name, text in texts.items():
@@ -104,10 +138,11 @@ def prepare_folder(root: Path, spec: dict) -> None:
 
 
 def _readme(spec: dict) -> str:
+    layout = spec.get("layout", "CASIA-B-pkl")
     settings = "\n".join(f"- {k}: {json.dumps(v)}" for k, v in spec.items())
     return f"""# Walkers
 
-Synthetic gait silhouettes in the layout of CASIA-B-pkl, drawn by gaitlib's procedural walker. No
+Synthetic gait silhouettes in the layout of {layout}, drawn by gaitlib's procedural walker. No
 real person
 walked here, and no figure measured on these files says anything about real people: name it
 "walker".

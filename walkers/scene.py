@@ -90,9 +90,10 @@ def draw_walk(subject: int, type: str, seed: int = 0, frames: tuple[int, int] = 
 
 
 def render(walk: Walk, view: str) -> np.ndarray:
-    """Return a walk's clean silhouettes from one view, ``(T, 240, 320)`` uint8, 0 or 255."""
-    if view not in VIEWS:
-        raise ValueError(f"no camera at view {view!r}; choose from {', '.join(VIEWS)}")
+    """Return a walk's clean silhouettes, ``(T, 240, 320)`` uint8, 0 or 255.
+
+    The view is the camera's angle in degrees, as text.
+    """
     camera = Camera.around(int(view), walk.distance, walk.camera_height, FOCAL, SIZE)
     parts = [_to_fixed_point(p) for p in walk.dressed_body.outlines(walk.pose, camera)]
     hulls = [_to_fixed_point(p) for p in walk.dressed_body.hulls(walk.pose, camera)]
@@ -127,6 +128,8 @@ def sequence_frames(
     Raises:
         ValueError: the type or the view is unknown, or ``frames`` is impossible.
     """
+    if view not in VIEWS:
+        raise ValueError(f"no camera at view {view!r}; choose from {', '.join(VIEWS)}")
     walk = draw_walk(subject, type, seed, frames)
     return noisy_view(walk, subject, type, view, seed, noise)
 

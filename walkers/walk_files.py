@@ -1,5 +1,6 @@
 """Files of one walk: draw it, align it and write it such that no reader sees half a file."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,34 +10,43 @@ import numpy as np
 from gaitlib.data.pretreat import align_frame
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.system.files import replacing
+from walkers.layouts import DEFAULT, LAYOUTS, Place
 from walkers.scene import draw_walk, noisy_view
 
 
-def sequence_path(root: Path, raw: bool, subject: int, type: str, view: str) -> Path:
+def sequence_path(root: Path, spec: dict, place: Place) -> Path:
     """Return the file that is written last: if it exists, the sequence is complete."""
-    folder = root / f"{subject:03d}" / type / view
-    return folder / (f"{subject:03d}-{type}-{view}-001.png" if raw else f"{view}.pkl")
+    folder = root / place.subject / place.type / place.view
+    if spec["raw"]:
+        return folder / f"{place.subject}-{place.type}-{place.view}-001.png"
+    return folder / LAYOUTS[spec.get("layout", DEFAULT)].file(place)
 
 
-def write_walk(root: Path, spec: dict, subject: int, type: str, views: Sequence[str]) -> None:
-    """Draw one walk and write its sequences, one per view.
+def write_walk(root: Path, spec: dict, person: int, walk: str, places: Sequence[Place]) -> None:
+    """Draw one walk and write its sequences, one per camera.
 
     Args:
         root: folder of the data set.
         spec: from ``manifest.data_spec``.
-        subject: number, from 1.
-        type: as in ``TYPES``.
-        views: as in ``VIEWS``.
+        person: number, from 1.
+        walk: a kind and a number, like "nm-01".
+        places: where its sequences go, and the cameras' angles.
     """
-    walk = draw_walk(subject, type, spec["seed"], tuple(spec["frames"]))
-    for view in views:
-        frames = noisy_view(walk, subject, type, view, spec["seed"], spec["noise"])
-        path = sequence_path(root, spec["raw"], subject, type, view)
+    drawn = draw_walk(person, walk, spec["seed"], tuple(spec["frames"]))
+    layout = LAYOUTS[spec.get("layout", DEFAULT)]
+    for place in map(Place._make, places):
+        angle = f"{place.angle:03d}"
+        frames = noisy_view(drawn, person, walk, angle, spec["seed"], spec["noise"])
+        path = sequence_path(root, spec, place)
         if spec["raw"]:
             for i in reversed(range(len(frames))):  # last the first: it marks the end
-                name = f"{subject:03d}-{type}-{view}-{i + 1:03d}.png"
+                name = f"{place.subject}-{place.type}-{place.view}-{i + 1:03d}.png"
                 with replacing(path.with_name(name)) as part:
                     part.write_bytes(cv2.imencode(".png", frames[i])[1].tobytes())
-        else:
-            aligned = np.stack([a for f in frames if (a := align_frame(f)) is not None])
-            write_sequence(path, aligned)
+            continue
+        found = (align_frame(frame, layout.size) for frame in frames)
+        aligned = np.stack([frame for frame in found if frame is not None])
+        for name, stand_in in layout.others.items():
+            with replacing(path.with_name(name.format(view=place.view))) as part:
+                part.write_bytes(pickle.dumps(stand_in(aligned), protocol=4))
+        write_sequence(path, aligned)

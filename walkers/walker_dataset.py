@@ -1,4 +1,4 @@
-"""The data set: walkers in the CASIA-B-pkl layout, with the same bytes on every machine.
+"""The data set: walkers in a public layout, with the same bytes on every machine.
 
 ``<dst>/walkers.json`` records the arguments and the generator's version. If a folder was made with
 the same arguments and version, only missing files are drawn. If they differ, the folder is refused.
@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from gaitlib.system.processes import cores
 from walkers.child_processes import draw_in_processes
-from walkers.manifest import data_spec, prepare_folder
-from walkers.scene import TYPES, VIEWS
+from walkers.layouts import DEFAULT, Place
+from walkers.manifest import all_places, data_spec, prepare_folder
 from walkers.walk_files import sequence_path, write_walk
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,11 @@ WALKS_PER_PROCESS = 20  # with fewer, starting another process costs more than i
 def make_walkers(
     dst: str | os.PathLike,
     *,
-    subjects: int = 34,
-    train: int = 24,
-    types: Sequence[str] = TYPES,
-    views: Sequence[str] = VIEWS,
+    layout: str = DEFAULT,
+    subjects: int | None = None,
+    train: int | None = None,
+    types: Sequence[str] | None = None,
+    views: Sequence[str] | None = None,
     frames: tuple[int, int] = (16, 20),
     seed: int = 0,
     noise: float = 1.0,
@@ -41,20 +42,24 @@ def make_walkers(
 
     ``<dst>/<subject>/<type>/<view>/<view>.pkl`` holds a pickled uint8 array ``(frames, 64, 64)``:
     the raw frames as ``gaitlib.data.pretreat.align_frame`` aligns them. ``<dst>/partition.json``
-    lists the subjects of TRAIN_SET and TEST_SET.
+    lists the subjects of TRAIN_SET and TEST_SET. Another layout has its own ids, types, views,
+    files and frame size (`walkers.layouts`).
 
     Args:
         dst: root of the data set; created if it is missing.
-        subjects: number of people, numbered from "001".
-        train: the first ``train`` subjects are in TRAIN_SET, the others in TEST_SET.
-        types: sequences per subject, a selection of ``TYPES``.
-        views: cameras, a selection of ``VIEWS``.
+        layout: a name of ``LAYOUTS``.
+        subjects: number of people; None takes the layout's (CASIA-B's: 34).
+        train: the first ``train`` subjects are in TRAIN_SET, the others in TEST_SET; None takes the
+            layout's (CASIA-B's: 24).
+        types: sequences per subject, a selection of the layout's; None takes all.
+        views: cameras, a selection of the layout's; None takes all.
         frames: smallest and largest number of frames per sequence.
         seed: another seed gives other people.
         noise: strength of the camera noise; 0 gives clean silhouettes.
         workers: number of processes; None takes all cores that this process may use.
-        raw: write the raw frames instead, as ``<subject>-<type>-<view>-<frame>.png``, grey, 320
-            pixels wide and 240 high, numbered from 001.
+        raw: CASIA-B only: write the raw frames instead, as
+            ``<subject>-<type>-<view>-<frame>.png``, grey, 320 pixels wide and 240 high, numbered
+            from 001.
         progress: show a progress bar.
 
     Returns:
@@ -65,7 +70,7 @@ def make_walkers(
         WorkerError: a process failed or was killed; a second call completes the data set.
     """
     root = Path(dst).resolve()
-    spec = data_spec(subjects, train, types, views, frames, seed, noise, raw)
+    spec = data_spec(layout, subjects, train, types, views, frames, seed, noise, raw)
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}: give at least 1, or None for all cores")
     prepare_folder(root, spec)
@@ -83,16 +88,10 @@ def make_walkers(
     return root
 
 
-def _missing_walks(root: Path, spec: dict) -> list[tuple[int, str, list[str]]]:
-    """Return (subject, type, missing views) of every walk that is not complete."""
-    walks = []
-    for subject in range(1, spec["subjects"] + 1):
-        for type in spec["types"]:
-            views = [
-                v
-                for v in spec["views"]
-                if not sequence_path(root, spec["raw"], subject, type, v).exists()
-            ]
-            if views:
-                walks.append((subject, type, views))
-    return walks
+def _missing_walks(root: Path, spec: dict) -> list[tuple[int, str, list[Place]]]:
+    """Return (person, walk, places of its missing sequences) of every walk that is not complete."""
+    walks: dict[tuple[int, str], list[Place]] = {}
+    for person, place in all_places(spec):
+        if not sequence_path(root, spec, place).exists():
+            walks.setdefault((person, place.walk), []).append(place)
+    return [(person, walk, places) for (person, walk), places in walks.items()]

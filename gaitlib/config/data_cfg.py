@@ -14,6 +14,8 @@ from pydantic import (
 
 from gaitlib.config.section import Frames, PathText, Section, Words
 
+Side = Annotated[int, Field(ge=1, le=4096)]  # rows or columns of a frame
+
 
 class WalkerCfg(Section):
     """The embedded data set (`walkers`), drawn at ``dataset_root`` on first use."""
@@ -38,8 +40,10 @@ class WalkerCfg(Section):
 class DataCfg(Section):
     """Which silhouettes are used, and how they are read.
 
-    - ``dataset_name``: the data set's name in results.json.
-    - ``dataset_root``: a CASIA-B-pkl folder.
+    - ``dataset_name``: the data set's name in results.json. OpenGait's name of a known one also
+      chooses the protocol.
+    - ``test_dataset_name``: a name that chooses the protocol instead.
+    - ``dataset_root``: the folder of the subjects, ``<subject>/<type>/<view>/*.pkl``.
     - ``dataset_partition``: a JSON file that lists the subjects to train on and to test. Relative
       paths start at the working folder, or else at the project's.
     - ``num_workers``: processes that load batches. The batches are the same for any number.
@@ -47,17 +51,22 @@ class DataCfg(Section):
       under ``data/mapped``, which all processes share and later runs open at once.
     - ``remove_no_gallery``: drop probes whose subject has no gallery sequence at a view, instead
       of counting a miss.
-    - ``data_in_use``: which files of a sequence folder are read; only the first can be.
+    - ``data_in_use``: which of a sequence folder's files, sorted by name, holds the silhouettes: a
+      mask with one true entry, or its number in a list. Left out, the folder may hold one only.
+    - ``frame_size``: rows and columns of the stored frames. Left out, the sequences on disk say
+      it; without them a network's cost is that on frames of 64 x 64. (Not OpenGait's.)
     - ``walker``: use the embedded data set. (Not OpenGait's.)
     """
 
     dataset_name: Words = "CASIA-B"
+    test_dataset_name: Words | None = None
     dataset_root: PathText | None = None
     dataset_partition: PathText | None = None
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 1
     remove_no_gallery: bool = False
     cache: Literal[False, True, "mapped"] = False
     data_in_use: tuple[StrictBool | StrictInt, ...] | None = Field(default=None, strict=False)
+    frame_size: Annotated[tuple[Side, Side], Field(strict=False)] | None = None
     walker: WalkerCfg | None = None
 
     @model_validator(mode="after")
@@ -73,15 +82,24 @@ class DataCfg(Section):
 
     @field_validator("data_in_use")
     @classmethod
-    def _the_first_file(cls, value: tuple[bool | int, ...] | None) -> tuple[bool | int, ...] | None:
+    def _one_file(cls, value: tuple[bool | int, ...] | None) -> tuple[bool | int, ...] | None:
         """Accept OpenGait's two forms: a mask over the files, sorted by name, or their numbers."""
-        mask = value is not None and all(isinstance(entry, bool) for entry in value)
-        first = value[:1] == (True,) and not any(value[1:]) if mask else value in (None, (0,))
-        if not first:
-            right = [True, *[False] * (len(value) - 1)] if mask else [0]
+        if value is not None and (len(chosen := _chosen(value)) != 1 or chosen[0] < 0):
             raise ValueError(
-                f"data_in_use is {json.dumps(value)}: of a sequence folder's files, sorted by "
-                "name, only the first (the silhouettes) is read; write "
-                f"{json.dumps(right)}, or leave it out"
+                f"data_in_use is {json.dumps(value)}: silhouettes are the only input, so one file "
+                "of a sequence folder is read; write one true, as [true, false], or its number, as "
+                "[0]"
             )
         return value
+
+    @property
+    def file_in_use(self) -> int | None:
+        """The position of the file to read among a sequence folder's files, sorted by name."""
+        return None if self.data_in_use is None else _chosen(self.data_in_use)[0]
+
+
+def _chosen(value: tuple[bool | int, ...]) -> list[int]:
+    """Return the numbers of the files that a mask or a list of numbers chooses."""
+    if value and all(isinstance(entry, bool) for entry in value):
+        return [i for i, used in enumerate(value) if used]
+    return [int(entry) for entry in value]

@@ -9,9 +9,9 @@ from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.config.data_cfg import DataCfg
 from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.config.model_cfg import ModelCfg
+from gaitlib.config.protocol_cfg import ProtocolCfg, choose_protocol
 from gaitlib.config.section import Section
 from gaitlib.config.training_cfg import (
-    CrossEntropyLossCfg,
     EvaluatorCfg,
     LossCfg,
     OptimizerCfg,
@@ -28,7 +28,6 @@ class Experiment(Section):
     model_cfg: ModelCfg = ModelCfg()
     loss_cfg: Annotated[tuple[LossCfg, ...], Field(strict=False, min_length=1)] = (
         TripletLossCfg(),
-        CrossEntropyLossCfg(),
     )
     optimizer_cfg: OptimizerCfg = OptimizerCfg()
     scheduler_cfg: SchedulerCfg = SchedulerCfg()
@@ -41,7 +40,8 @@ class Experiment(Section):
     @field_validator("loss_cfg", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, Mapping) else value
+        """Accept one loss; without a type it changes OpenGait's default, the triplet."""
+        return ({"type": "TripletLoss", **value},) if isinstance(value, Mapping) else value
 
     @field_validator("loss_cfg")
     @classmethod
@@ -57,6 +57,7 @@ class Experiment(Section):
         except ValueError as error:
             raise ValueError(f"scheduler_cfg: {error}") from None
         self._check_compression()
+        choose_protocol(self.evaluator_cfg, self._tested_name)
         walker = self.data_cfg.walker
         if walker is not None:
             self.check_subjects(walker.train)
@@ -121,6 +122,15 @@ class Experiment(Section):
                 f"trainer_cfg.sampler.batch_size[0] is {subjects_per_batch}, but the training set "
                 f"has {num_train} subjects: write at most {num_train}"
             )
+
+    @property
+    def _tested_name(self) -> str:
+        return self.data_cfg.test_dataset_name or self.data_cfg.dataset_name
+
+    @property
+    def protocol(self) -> ProtocolCfg:
+        """The protocol of the test."""
+        return choose_protocol(self.evaluator_cfg, self._tested_name)
 
     @property
     def compression(self) -> HessoCfg | None:

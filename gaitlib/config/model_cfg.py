@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gaitlib.config.section import Section, Width, Widths
 
-Blocks = Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(strict=False)]
+Blocks = Annotated[tuple[Annotated[int, Field(ge=0, le=100)], ...], Field(strict=False)]
 Strides = Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(strict=False)]
 
 
@@ -33,8 +33,10 @@ class ResNet9Cfg(Section):
 
     @property
     def out_channels(self) -> int:
-        """Channels of the feature map it returns."""
-        return self.channels[-1] * (4 if self.block == "Bottleneck" else 1)
+        """Channels of the feature map it returns: those of its last block with a unit."""
+        expansion = 4 if self.block == "Bottleneck" else 1
+        built = [c for c, units in zip(self.channels, self.layers, strict=True) if units]
+        return built[-1] * expansion if built else self.channels[0]
 
 
 class PlainCfg(Section):

@@ -15,7 +15,6 @@ _TORCH_CHOOSES = "torch chooses its own implementation"
 
 #: Keys without effect here, with the reason. The entries of a list share the list's name.
 NO_EFFECT = {
-    "data_cfg.test_dataset_name": "one data set is trained on and tested",
     "optimizer_cfg.foreach": _TORCH_CHOOSES,
     "optimizer_cfg.fused": _TORCH_CHOOSES,
     "scheduler_cfg.verbose": "history.csv has the learning rate",
@@ -23,7 +22,6 @@ NO_EFFECT = {
     "trainer_cfg.transform.trf_cfg.img_w": _CUT,
     "evaluator_cfg.transform.img_w": _CUT,
     "evaluator_cfg.transform.trf_cfg.img_w": _CUT,
-    "evaluator_cfg.rerank": "evaluate_indoor_dataset ranks once",
     "evaluator_cfg.sampler.batch_shuffle": "accuracy does not depend on the order of sequences",
     "evaluator_cfg.sampler.frames_num_fixed": _ALL_FRAMES,
     "evaluator_cfg.sampler.frames_num_min": _ALL_FRAMES,
@@ -39,6 +37,9 @@ UNSUPPORTED = {
     "trainer_cfg.sampler.points_in_use": "silhouettes are the only input; leave it out",
     "evaluator_cfg.sampler.points_in_use": "silhouettes are the only input; leave it out",
 }
+
+#: A key of the evaluator that only this evaluation function reads.
+RERANK, RERANKS = "evaluator_cfg.rerank", "HID_submission"
 
 #: Arguments of schedulers that are copied from another key. Giving the same value has no effect.
 COPIED_FROM = {
@@ -71,7 +72,9 @@ def split_off_unused(
         kept = {}
         for key, item in value.items():
             dotted = f"{place}.{key}" if place else str(key)
-            if dotted in UNSUPPORTED and item:
+            if dotted == RERANK and item and _value(values, "evaluator_cfg.eval_func") == RERANKS:
+                refused.append(f"{dotted} is {item!r}: each probe is ranked once; write false")
+            elif dotted in UNSUPPORTED and item:
                 refused.append(f"{dotted} is {item!r}: {UNSUPPORTED[dotted]}")
             elif reason := _why_without_effect(dotted, item, values):
                 listed[f"{dotted}: {reason}"] = None
@@ -85,6 +88,8 @@ def split_off_unused(
 def _why_without_effect(dotted: str, item: Any, values: Mapping[str, Any]) -> str | None:
     if dotted in NO_EFFECT:
         return NO_EFFECT[dotted]
+    if dotted == RERANK:
+        return f"only {RERANKS} reads it, and here each probe is ranked once"
     if dotted in UNSUPPORTED:
         return "off, as it always is here"
     section, _, key = dotted.partition(".")

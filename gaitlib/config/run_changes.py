@@ -27,6 +27,8 @@ HARMLESS = (
     "data_cfg.dataset_root",
     "data_cfg.dataset_partition",
     "data_cfg.dataset_name",
+    "data_cfg.frame_size",
+    "data_cfg.test_dataset_name",
     "hesso_optimizer_cfg.start_from",
     "geta_optimizer_cfg.start_from",
     "geta_optimizer_cfg.yardstick",

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from gaitlib.config.protocol_cfg import EVAL_FUNCS, ProtocolCfg, protocol_of
 from gaitlib.config.section import (
     Clips,
     Dampening,
@@ -196,7 +197,9 @@ class SchedulerCfg(Section):
 SampleType = Literal[
     "fixed_unordered",
     "fixed_ordered",
+    "fixed_allordered",
     "unfixed_unordered",
+    "unfixed_allordered",
     "unfixed_ordered",
     "all_unordered",
     "all_ordered",
@@ -316,13 +319,16 @@ class TrainerCfg(Section):
 
 
 class EvaluatorCfg(Section):
-    """One test of a trained network, by CASIA-B's protocol.
+    """One test of a trained network.
 
     - ``enable_float16``, ``amp_dtype``, ``restore_ckpt_strict``: as in `TrainerCfg`.
     - ``restore_hint``: the checkpoint to test, an iteration or a path; 0 is the latest.
-    - ``eval_func``: only OpenGait's evaluate_indoor_dataset.
+    - ``protocol``: the name of a built-in protocol, or a declaration (`ProtocolCfg`). Left out,
+      ``eval_func``, ``cross_view_gallery`` and the data set's name choose one. (Not OpenGait's.)
+    - ``eval_func``: a name of OpenGait's.
     - ``metric``: ``euc``, the Euclidean distance, or ``cos``.
-    - ``cross_view_gallery``: one gallery of all views, instead of one per view.
+    - ``cross_view_gallery``: one gallery of all views, instead of one per view; for CASIA-B and
+      OUMVLP.
     - ``sampler``: how sequences are read.
     - ``transform``: what is done to them.
     """
@@ -332,6 +338,7 @@ class EvaluatorCfg(Section):
     restore_hint: Hint = 80000
     restore_ckpt_strict: bool = True
     save_name: FileName = "GaitBase"
+    protocol: ProtocolCfg | None = None
     eval_func: str = "evaluate_indoor_dataset"
     sampler: InferenceSampling = InferenceSampling()
     metric: Literal["euc", "cos"] = "euc"
@@ -342,14 +349,16 @@ class EvaluatorCfg(Section):
         lambda value: (value,) if isinstance(value, Mapping) else value
     )
 
+    _by_name = field_validator("protocol", mode="before")(protocol_of)
+
     @field_validator("eval_func")
     @classmethod
-    def _casia_bs_protocol(cls, value: str) -> str:
-        if value == "identification":  # its name in OpenGait's older files
-            return "evaluate_indoor_dataset"
-        if value != "evaluate_indoor_dataset":
+    def _known(cls, value: str) -> str:
+        older = {"identification": "evaluate_indoor_dataset"}  # its name in OpenGait's older files
+        value = older.get(value, value)
+        if value not in EVAL_FUNCS:
             raise ValueError(
-                f"eval_func is {value!r}: only CASIA-B's protocol is supported; write "
-                "evaluate_indoor_dataset, or leave it out"
+                f"eval_func is {value!r}; {nearest(value, EVAL_FUNCS)}. Or leave it out and "
+                "declare a protocol"
             )
         return value

@@ -19,6 +19,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
+#: Where RandomRotate and RandomAffine take the middle and the corners of an image to be.
+CENTRED, OPENGAIT = "centred", "opengait"
 Shape = tuple[int, int, int, int]  # of clips: N, T, H, W
 CLIPS_PER_WARP = 4  # on a CPU: this many clips fit in its caches
 
@@ -64,11 +66,11 @@ class RandomHorizontalFlip:
     prob: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_prob(self)
+        check_prob(self)
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor]:
         """Draw which clips are changed, ``(N,)`` bool."""
-        return (_draw_which(self, shape[0], generator),)
+        return (draw_which(self, shape[0], generator),)
 
     def apply(self, clips: Tensor, drawn: Tensor) -> Tensor:
         """Mirror the drawn clips."""
@@ -80,35 +82,42 @@ class RandomHorizontalFlip:
 class RandomRotate:
     """Rotate about the middle of the image, by an angle from -``degree`` to ``degree``.
 
-    (OpenGait swaps the axes: it rotates a 64 x 44 clip about its point (32, 22).)
+    ``geometry: opengait`` swaps the axes of the middle as OpenGait does: a 64 x 44 clip turns about
+    x 32, y 22, so that the body also moves sideways, by 1.25 pixels on average.
     """
 
     prob: float = 0.5
     degree: float = 10
+    geometry: str = CENTRED
 
     def __post_init__(self) -> None:
-        _check_prob(self)
+        check_prob(self)
+        _check_geometry(self)
         if self.degree < 0:
             raise ValueError(f"degree is {self.degree}: give the largest angle, 0 or more")
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 2, 3)``."""
         n, _, h, w = shape
-        drawn = _draw_which(self, n, generator)
+        drawn = draw_which(self, n, generator)
         angles = _uniform((n,), -self.degree, self.degree, generator)
-        return drawn, rotation(angles, h, w)
+        middle = (h // 2, w // 2) if self.geometry == OPENGAIT else None
+        return drawn, rotation(angles, h, w, middle)
 
     def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
         """Rotate the drawn clips."""
         return warp(clips, drawn, matrices)
 
 
-def rotation(angles: Tensor, h: int, w: int) -> Tensor:
-    """Return the matrices that rotate h x w images counter-clockwise by ``(N,)`` degrees."""
+def rotation(angles: Tensor, h: int, w: int, middle: tuple[float, float] | None = None) -> Tensor:
+    """Return the matrices that rotate h x w images counter-clockwise by ``(N,)`` degrees.
+
+    The point that stays in place is ``middle`` (x, y), by default that of the image.
+    """
     radians = angles * (math.pi / 180)
     cos, sin = radians.cos(), radians.sin()
     turn = torch.stack([cos, sin, -sin, cos], dim=-1).view(-1, 2, 2)
-    middle = torch.tensor([w - 1, h - 1]) / 2
+    middle = torch.tensor([w - 1, h - 1]) / 2 if middle is None else torch.tensor(middle).float()
     shift = middle - (turn * middle).sum(-1)  # keeps the middle in place
     return torch.cat([turn, shift[..., None]], dim=-1)  # (N, 2, 3)
 
@@ -123,12 +132,12 @@ class RandomPerspective:
     prob: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_prob(self)
+        check_prob(self)
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 3, 3)``."""
         n, _, h, w = shape
-        drawn = _draw_which(self, n, generator)
+        drawn = draw_which(self, n, generator)
         return drawn, perspective(*self.corners(n, h, w, generator))
 
     def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
@@ -194,19 +203,23 @@ class RandomAffine:
     """Move three corners, each up to 10 pixels for every 64 rows of height.
 
     ``degree`` is accepted because YAML files may give it. It has no effect, as in OpenGait.
+    ``geometry: opengait`` swaps the axes of the corners as OpenGait does.
     """
 
     prob: float = 0.5
     degree: float = 10
+    geometry: str = CENTRED
 
     def __post_init__(self) -> None:
-        _check_prob(self)
+        check_prob(self)
+        _check_geometry(self)
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 2, 3)``."""
         n, _, h, w = shape
-        drawn = _draw_which(self, n, generator)
-        source, target = self.corners(n, h, w, generator)
+        drawn = draw_which(self, n, generator)
+        swapped = self.geometry == OPENGAIT
+        source, target = self.corners(n, h, w, generator, swapped)
         source = torch.cat([source, torch.ones(n, 3, 1)], dim=-1)  # (N, 3, 3)
         return drawn, torch.linalg.solve(source, target).mT
 
@@ -215,13 +228,16 @@ class RandomAffine:
         return warp(clips, drawn, matrices)
 
     @staticmethod
-    def corners(n: int, h: int, w: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
+    def corners(
+        n: int, h: int, w: int, generator: Generator | None, swapped: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Draw three points (x, y) per clip; return them and their targets, ``(N, 3, 2)`` each."""
         most = h // 64 * 10
         if not most:
             raise ValueError(f"RandomAffine needs 64 rows or more, the clips have {h}")
         inward = torch.randint(0, most, (2, n, 3, 2), generator=generator).float()
-        corners = torch.tensor([[0, 0], [w, 0], [0, h]]).float()
+        right, bottom = (h, w) if swapped else (w, h)
+        corners = torch.tensor([[0, 0], [right, 0], [0, bottom]]).float()
         towards = torch.tensor([[1, 1], [-1, 1], [1, -1]]).float()
         source, target = corners + towards * inward
         return source, target
@@ -246,7 +262,7 @@ class RandomErasing:
     per_frame: bool = False
 
     def __post_init__(self) -> None:
-        _check_prob(self)
+        check_prob(self)
         if not (0 < self.sl <= self.sh < 1 and 0 < self.r1 <= 1):
             raise ValueError(f"{self}: needs 0 < sl <= sh < 1 and 0 < r1 <= 1")
 
@@ -258,7 +274,7 @@ class RandomErasing:
         """
         n, t, h, w = shape
         each = t if self.per_frame else 1
-        drawn = _draw_which(self, n * each, generator)
+        drawn = draw_which(self, n * each, generator)
         boxes = self._draw_boxes(n * each, h, w, generator)
         return drawn.view(n, each), boxes.T.view(n, each, 4)
 
@@ -288,12 +304,18 @@ class RandomErasing:
         return torch.stack([top, top + height, left, left + width])
 
 
-def _check_prob(step: object) -> None:
+def _check_geometry(step: object) -> None:
+    if step.geometry not in (CENTRED, OPENGAIT):
+        raise ValueError(f"geometry is {step.geometry!r}: choose from {CENTRED}, {OPENGAIT}")
+
+
+def check_prob(step: object) -> None:
+    """Raise ValueError unless a step's ``prob`` is a probability."""
     if not 0 <= step.prob <= 1:
         raise ValueError(f"{step}: prob is a probability, from 0 to 1")
 
 
-def _draw_which(step: object, n: int, generator: Generator | None) -> Tensor:
+def draw_which(step: object, n: int, generator: Generator | None) -> Tensor:
     """Draw which of n clips are changed, ``(n,)`` bool on the CPU."""
     if generator is None:
         raise ValueError(f"{step} is random: pass a torch.Generator with the clips")

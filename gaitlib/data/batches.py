@@ -88,8 +88,8 @@ def training_batches(
 ) -> "DataLoader[Batch]":
     """Return a loader of the batches of iterations ``start`` to ``stop - 1``.
 
-    ``unfixed_*`` clips have one length for the whole batch, so that they stack (OpenGait draws one
-    length per clip). ``all_*`` clips are concatenated along frames. If a subject has fewer than K
+    ``fixed_*`` clips are stacked. ``unfixed_*`` clips have a length each, as in OpenGait; they and
+    ``all_*`` clips are concatenated along frames. If a subject has fewer than K
     sequences, they are drawn with replacement, which is logged once.
 
     Args:
@@ -212,18 +212,16 @@ class _Clips(Dataset[Batch]):
             raise ValueError(f"{len(self.labels)} labels for {len(sequences)} sequences")
         self.choose = partial(choose_frames, sample_type=sample_type, **settings)
         self.choose(1, np.random.default_rng(0))  # refuse wrong settings now, not in a worker
-        self.one_length = sample_type.startswith("unfixed")  # drawn once for all clips of a batch
-        self.concatenated = sample_type.startswith("all")
+        self.concatenated = not sample_type.startswith("fixed")
 
     def __getitem__(self, batch: list[tuple[int, ClipSeed]]) -> Batch:
-        seed, iteration, _ = batch[0][1]
+        iteration = batch[0][1][1]
         clips, lengths = [], []
-        for n, (index, (_, _, position)) in enumerate(batch):
+        for n, (index, (seed, _, position)) in enumerate(batch):
             sequence = self.sequences.sequence(index)
             # position + 1: to numpy, [seed, iteration, 0] and [seed, iteration] are the same seed
             rng = np.random.default_rng([seed, iteration, position + 1])
-            batch_rng = np.random.default_rng([seed, iteration, 0, 1]) if self.one_length else None
-            frames = self.choose(len(sequence), rng, length_rng=batch_rng)
+            frames = self.choose(len(sequence), rng)
             lengths.append(len(frames))
             if self.concatenated:
                 clips.append(sequence[frames])

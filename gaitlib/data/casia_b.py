@@ -1,7 +1,7 @@
-"""CASIA-B-pkl on disk: list it, split it by subject, and check every sequence before it is used.
+"""A data set on disk: list it, split it by subject, and check every sequence before it is used.
 
-The layout is OpenGait's: ``<root>/<subject>/<type>/<view>/<view>.pkl``, and a partition JSON with
-the subjects of ``TRAIN_SET`` and ``TEST_SET``. In the real set some sequences are missing and some
+The layout is OpenGait's: ``<root>/<subject>/<type>/<view>/*.pkl``, and a partition JSON with the
+subjects of ``TRAIN_SET`` and ``TEST_SET``. In CASIA-B some sequences are missing and some
 are very short. Both are listed here, and a run continues without them.
 """
 
@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "missing_sequences",
     "read_partition",
     "read_sequence",
+    "stored_size",
     "write_sequence",
 ]
 
@@ -38,18 +39,26 @@ logger = logging.getLogger(__name__)
 
 VIEWS = tuple(f"{angle:03d}" for angle in range(0, 181, 18))
 TYPES = (*(f"nm-{n:02d}" for n in range(1, 7)), "bg-01", "bg-02", "cl-01", "cl-02")
+SUBJECTS_TO_ASK = 5  # for the size of their frames
 PROBLEM_COLUMNS = ["subject", "type", "view", "path", "problem"]
 
 
-def index_tree(root: str | Path, subjects: Sequence[str] | None = None) -> pd.DataFrame:
+def index_tree(
+    root: str | Path, subjects: Sequence[str] | None = None, file_in_use: int | None = None
+) -> pd.DataFrame:
     """List the sequences under ``root``, without opening them.
+
+    A folder with several pickles needs a choice, unless one of them is named after the view.
 
     Args:
         root: the folder that holds one folder per subject.
         subjects: only these; all by default.
+        file_in_use: which of a sequence's files to read, counted from 0 in the order of their
+            names (OpenGait's ``data_in_use``); by default ``<view>.pkl``, or the only one.
 
     Returns:
-        One row per sequence, sorted, with the text columns subject, type, view and path.
+        One row per sequence, sorted, with the text columns subject, type, view, path and problem:
+        why no file can be chosen, else "".
 
     Raises:
         FileNotFoundError: ``root`` is absent, or holds no sequence of these subjects.
@@ -70,20 +79,68 @@ def index_tree(root: str | Path, subjects: Sequence[str] | None = None) -> pd.Da
         for kind in _folders(root / subject):
             for view in _folders(root / subject / kind):
                 folder = root / subject / kind / view
-                path = folder / f"{view}.pkl"
-                if not path.is_file():
-                    others = sorted(folder.glob("*.pkl"))
-                    if not others:
-                        continue  # missing_sequences lists it
-                    path = others[0]
-                rows.append((subject, kind, view, str(path)))
+                path, problem = _choose_file(folder, file_in_use)
+                if path is not None:  # missing_sequences lists it otherwise
+                    rows.append((subject, kind, view, str(path), problem))
     if not rows:
         raise FileNotFoundError(
-            f"no sequence <subject>/<type>/<view>/<view>.pkl under {root}"
+            f"no sequence <subject>/<type>/<view>/*.pkl under {root}"
             + ("" if subjects is None else f" for the subjects {join_some(names)}")
             + "; make it with `gaitlib pretreat` from raw frames, or with `gaitlib walkers`"
         )
-    return pd.DataFrame(rows, columns=["subject", "type", "view", "path"], dtype=str)
+    return pd.DataFrame(rows, columns=PROBLEM_COLUMNS, dtype=str)
+
+
+def _choose_file(folder: Path, file_in_use: int | None) -> tuple[Path | None, str]:
+    """Return a sequence's file and "", or its folder and why none can be chosen; None if empty."""
+    usual = folder / f"{folder.name}.pkl"
+    if file_in_use is None and usual.is_file():
+        return usual, ""
+    files = sorted(path for path in folder.glob("*.pkl") if not path.name.startswith("."))
+    if file_in_use is not None and file_in_use < len(files):
+        return files[file_in_use], ""
+    if file_in_use is None and len(files) == 1:
+        return files[0], ""
+    if not files:
+        return None, ""
+    names = join_some([path.name for path in files])
+    if file_in_use is not None:
+        return folder, f"data_cfg.data_in_use asks for file {file_in_use} (from 0) of {names}"
+    return folder, (
+        f"{len(files)} pickles ({names}): say with data_cfg.data_in_use which one holds the "
+        "silhouettes"
+    )
+
+
+def stored_size(root: Path, file_in_use: int | None = None) -> tuple[int, int] | None:
+    """Return the rows and columns of a data set's frames, from one sequence of some subjects.
+
+    Args:
+        root: the folder of the subjects.
+        file_in_use: see :func:`index_tree`.
+
+    Returns:
+        The usual size among them; None if there is no readable sequence.
+    """
+    sizes = Counter()
+    subjects = _folders(root) if root.is_dir() else []
+    for subject in subjects[:: max(1, len(subjects) // SUBJECTS_TO_ASK)]:
+        frames = _first_sequence(root / subject, file_in_use)
+        if frames is not None:
+            sizes[frames.shape[1:]] += 1
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _first_sequence(subject: Path, file_in_use: int | None) -> np.ndarray | None:
+    """Return the first readable sequence of a subject's first folders."""
+    for kind in _folders(subject)[:3]:
+        for view in _folders(subject / kind)[:3]:
+            path, problem = _choose_file(subject / kind / view, file_in_use)
+            if path is not None and not problem:
+                frames = try_to_read(path)[0]
+                if frames is not None:
+                    return frames
+    return None
 
 
 def missing_sequences(
@@ -117,7 +174,8 @@ class SilhouetteDataset:
     checked when it was made.
 
     Args:
-        table: rows with subject, type, view and path, as from :func:`index_tree`.
+        table: rows with subject, type, view and path, as from :func:`index_tree`, which may also
+            say in ``problem`` why a row has no file.
         cache: True keeps the frames in memory (4 kB per frame). A folder memory-maps one file of
             all frames there, and makes that file if needed: see `gaitlib.data.mapped_file`.
         min_frames: omit sequences shorter than this.
@@ -128,6 +186,7 @@ class SilhouetteDataset:
         problems: subject, type, view, path and problem of the omitted ones.
         subjects: the subjects of ``table``, sorted; a label is a position in it.
         labels: ``(len,)`` int64.
+        frame_size: rows and columns of every frame.
 
     Raises:
         ValueError: no sequence is usable, or ``cache`` is text.
@@ -144,6 +203,10 @@ class SilhouetteDataset:
     ) -> None:
         if isinstance(cache, str):
             raise ValueError(f"cache is {cache!r}: give True, False, or a Path to a folder")
+        count, unclear = len(table), table.iloc[:0].reindex(columns=PROBLEM_COLUMNS)
+        if "problem" in table:
+            unclear = table.loc[table["problem"] != "", PROBLEM_COLUMNS]
+            table = table[table["problem"] == ""].drop(columns="problem")
         table = table.reset_index(drop=True)
         if isinstance(cache, Path):
             cached = map_sequences(cache, table["path"], workers)
@@ -161,21 +224,24 @@ class SilhouetteDataset:
                     faults[i] = f"frames of {shape[1:]}, the others have {usual}"
         good = [i for i, fault in enumerate(faults) if not fault]
         bad = [i for i, fault in enumerate(faults) if fault]
-        self.problems = table.loc[bad].assign(problem=[faults[i] for i in bad])[PROBLEM_COLUMNS]
-        self.problems = self.problems.reset_index(drop=True)
+        found = table.loc[bad].assign(problem=[faults[i] for i in bad])[PROBLEM_COLUMNS]
+        self.problems = pd.concat([unclear, found], ignore_index=True)
+        reasons = [
+            row.problem if row.path in row.problem else f"{row.path}: {row.problem}"
+            for row in self.problems.itertuples()
+        ]
         if not good:
             raise ValueError(
-                f"none of {len(table)} sequences can be used: delete them and make them again "
-                "(`gaitlib pretreat`, or `gaitlib walkers` for walkers)"
-                + (f". The first: {faults[0]}" if faults else "")
+                f"none of {count} sequences can be used: if their files are damaged, make them "
+                "again (`gaitlib pretreat`, or `gaitlib walkers` for walkers); if they are no "
+                "silhouettes, choose others with data_cfg.data_in_use"
+                + (f". The first: {reasons[0]}" if reasons else "")
             )
-        if bad:
-            paths = table["path"]
-            reasons = [f if paths[i] in (f := faults[i]) else f"{paths[i]}: {f}" for i in bad]
+        if reasons:
             logger.warning(
                 "%d of %d sequences are left out: %s",
-                len(bad),
-                len(table),
+                len(reasons),
+                count,
                 join_some(reasons, separator="; "),
             )
         self.table = table.loc[good, ["subject", "type", "view", "path"]].reset_index(drop=True)
@@ -185,6 +251,7 @@ class SilhouetteDataset:
             np.int64
         )
         self._shapes = [shapes[i] for i in good]
+        self.frame_size = tuple(self._shapes[0][1:])
         self._cached, self._positions = cached, good
 
     def __len__(self) -> int:
@@ -214,12 +281,15 @@ class DataSplit:
 
     Attributes:
         name: its name in results.json.
-        train, test: sequences of disjoint subjects; ``train.labels`` are the classes.
+        train, test: sequences of disjoint subjects; ``train.labels`` are the classes. A test alone
+            has no training set.
+        lists: the partition's lists of test sequences, such as PROBE_SET.
     """
 
     name: str
-    train: SilhouetteDataset
+    train: SilhouetteDataset | None
     test: SilhouetteDataset
+    lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def _read(
@@ -245,6 +315,7 @@ def load_split(
     cache: bool | Path = False,
     min_frames: int = 1,
     workers: int = 2,
+    file_in_use: int | None = None,
 ) -> SilhouetteDataset:
     """Load the sequences of one side of a partition.
 
@@ -258,6 +329,7 @@ def load_split(
         cache: see :class:`SilhouetteDataset`, like the following.
         min_frames: the shortest sequence to use.
         workers: reading threads.
+        file_in_use: see :func:`index_tree`.
 
     Raises:
         FileNotFoundError: ``root`` is absent, or holds no sequence of the split.
@@ -274,9 +346,9 @@ def load_split(
     wanted = partition[split]
     if not wanted:
         raise ValueError(f"{split} of {source} lists no subject: name at least one")
-    table = index_tree(root, wanted)
+    table = index_tree(root, wanted, file_in_use)
     dataset = SilhouetteDataset(table, cache=cache, min_frames=min_frames, workers=workers)
-    listed = {subject for subjects in partition.values() for subject in subjects}
+    listed = {subject for side in SPLITS for subject in partition[side]}
     notes = {s: f"in {split}, but not on disk" for s in wanted if s not in set(table["subject"])}
     notes |= {s: "on disk, but in neither set" for s in on_disk if s not in listed}
     if notes:

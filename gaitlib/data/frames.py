@@ -8,8 +8,10 @@ import numpy as np
 SAMPLE_TYPES = (
     "all_ordered",
     "all_unordered",
+    "fixed_allordered",
     "fixed_ordered",
     "fixed_unordered",
+    "unfixed_allordered",
     "unfixed_ordered",
     "unfixed_unordered",
 )
@@ -25,13 +27,14 @@ def choose_frames(
     frames_num_max: int = 50,
     frames_skip_num: int = 0,
     frames_all_limit: int = -1,
-    length_rng: np.random.Generator | None = None,
 ) -> np.ndarray:
     """Choose the frames of a clip from a sequence of ``num_frames``.
 
     - ``all_*``: every frame in order, cut after ``frames_all_limit`` unless that is -1.
     - ``fixed_unordered``: ``frames_num_fixed`` frames at random, each at most once. From a shorter
       sequence they are drawn with replacement.
+    - ``fixed_allordered``: the same frames, in the order of the sequence. (OpenGait takes the name
+      and leaves them in random order, which makes no difference to a maximum over frames.)
     - ``fixed_ordered``: a window of ``frames_num_fixed + frames_skip_num`` consecutive frames at a
       random place; ``frames_skip_num`` of them are dropped at random. A sequence shorter than the
       window is repeated first.
@@ -46,8 +49,6 @@ def choose_frames(
         frames_num_max: most frames of a clip.
         frames_skip_num: frames dropped from an ordered window.
         frames_all_limit: most frames of an ``all_*`` clip, or -1.
-        length_rng: draws the length of an ``unfixed_*`` clip, so that all clips of a batch can
-            share one; ``rng`` by default.
 
     Returns:
         Indices into the sequence, int64.
@@ -74,11 +75,12 @@ def choose_frames(
                 f"frames_num_min to frames_num_max is {lengths}: write two lengths of 1 or more, "
                 "the smaller first"
             )
-        count = int((length_rng or rng).integers(frames_num_min, frames_num_max + 1))
+        count = int(rng.integers(frames_num_min, frames_num_max + 1))
     if count < 1 or frames_skip_num < 0:
         raise ValueError(f"a clip of {count} frames with {frames_skip_num} skipped cannot be drawn")
-    if order == "unordered":
-        return rng.choice(num_frames, count, replace=num_frames < count)
+    if order != "ordered":
+        drawn = rng.choice(num_frames, count, replace=num_frames < count)
+        return np.sort(drawn) if order == "allordered" else drawn
     window = count + frames_skip_num
     repeated = num_frames * -(-window // num_frames)  # enough whole repetitions, at least one
     start = rng.integers(repeated - window + 1)

@@ -1,4 +1,4 @@
-"""The partition JSON: the subjects to train on, and the subjects to test on."""
+"""The partition JSON: the subjects to train on, those to test on, and lists of sequences."""
 
 import json
 from collections import Counter
@@ -14,7 +14,8 @@ def read_partition(path: str | Path) -> dict[str, list[str]]:
         path: a file ``{"TRAIN_SET": ["001", ...], "TEST_SET": ["075", ...]}``.
 
     Returns:
-        The two lists of subjects, in the file's order.
+        The two lists of subjects, and every other list of text in the file (such as PROBE_SET), in
+        the file's order.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,4 +46,9 @@ def read_partition(path: str | Path) -> dict[str, list[str]]:
     both = sorted(set(partition["TRAIN_SET"]) & set(partition["TEST_SET"]))
     if both:
         raise ValueError(f"subjects {both} are in both sets of {path}: a test subject must be new")
-    return {split: partition[split] for split in SPLITS}
+    others = {
+        name: values
+        for name, values in partition.items()
+        if isinstance(values, list) and all(isinstance(value, str) for value in values)
+    }
+    return others | {split: partition[split] for split in SPLITS}

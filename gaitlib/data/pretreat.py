@@ -34,6 +34,7 @@ from gaitlib.system.processes import WorkerError, describe_exit
 logger = logging.getLogger(__name__)
 
 NO_DATA_SUM = 10_000  # OpenGait: a frame whose pixels sum to no more than this holds no person
+SIZE = 64  # rows and columns of a frame
 MAX_PNG_BYTES = 1 << 24  # of one frame; CASIA-B's have about 1,500
 MAX_PIXELS = 1 << 24  # of one frame; CASIA-B's have 76,800
 MAX_ARCHIVE_BYTES = 1 << 31  # of one subject's archive, unpacked; CASIA-B's have about 20 MB
@@ -45,7 +46,7 @@ Prepared = tuple[np.ndarray | None, str]  # an aligned frame, or None and why th
 Files = dict[Key, list[tuple[int, str, Path | Prepared]]]  # frame number, name, path or frame
 
 
-def align_frame(frame: np.ndarray, height: int = 64) -> np.ndarray | None:
+def align_frame(frame: np.ndarray, height: int = SIZE) -> np.ndarray | None:
     """Crop, scale and centre one raw mask.
 
     1. Remove the rows above the head and below the feet.
@@ -115,6 +116,7 @@ def pretreat_tree(
     progress: bool = False,
     min_frames: int = 5,
     overwrite: bool = False,
+    size: int = SIZE,
 ) -> PretreatReport:
     """Turn a raw data set into a CASIA-B-pkl tree; a second call continues where the first stopped.
 
@@ -126,12 +128,16 @@ def pretreat_tree(
         progress: show a bar, one step per subject.
         min_frames: a sequence with fewer valid frames is reported as short.
         overwrite: make finished sequences again.
+        size: rows and columns of a frame. Finished sequences of another size are made again.
 
     Raises:
+        ValueError: ``size`` is not a positive multiple of 16, which heads of 16 strips need.
         FileNotFoundError: ``src`` is absent, or holds neither subject folders nor archives.
         WorkerError: a process was killed. Written files are kept, and a second call continues.
     """
     src, dst = Path(src), Path(dst)
+    if size < 16 or size % 16:
+        raise ValueError(f"size is {size}: give 64, 128 or another multiple of 16")
     if not src.is_dir():
         raise FileNotFoundError(f"no raw data set at {src}; unpack CASIA-B's silhouettes there")
     subjects = sorted(
@@ -142,7 +148,7 @@ def pretreat_tree(
     if not subjects:
         raise FileNotFoundError(f"{src} holds no <subject> folder and no <subject>.tar.gz")
     workers = min(workers or os.cpu_count() or 1, len(subjects))
-    work = partial(_pretreat_subject, dst=dst, overwrite=overwrite)
+    work = partial(_pretreat_subject, dst=dst, overwrite=overwrite, size=size)
     written, kept, skipped, lengths = 0, 0, [], {}
     with _mapper(workers) as mapper:
         results = mapper(work, subjects)
@@ -181,7 +187,7 @@ class _Outcome:
     lengths: dict[Key, int] = field(default_factory=dict)
 
 
-def _pretreat_subject(source: Path, dst: Path, overwrite: bool) -> _Outcome:
+def _pretreat_subject(source: Path, dst: Path, overwrite: bool, size: int) -> _Outcome:
     outcome = _Outcome()
 
     @functools.cache
@@ -191,15 +197,18 @@ def _pretreat_subject(source: Path, dst: Path, overwrite: bool) -> _Outcome:
         if overwrite or not path.exists():
             return 0
         try:
-            return len(read_sequence(path))
+            finished = read_sequence(path)
+            if finished.shape[1:] == (size, size):
+                return len(finished)
+            logger.info("%s has frames of %s: making it again", path, finished.shape[1:])
         except SequenceError:
             logger.warning("%s is damaged: making it again", path)
-            return 0
+        return 0
 
     if source.is_dir():
         files = _list_folder(source, outcome.skipped)
     else:
-        files = _read_archive(source, outcome.skipped, frames_there)
+        files = _read_archive(source, outcome.skipped, frames_there, size)
     for key, found in sorted(files.items()):
         if there := frames_there(key):
             outcome.lengths[key] = there
@@ -207,7 +216,7 @@ def _pretreat_subject(source: Path, dst: Path, overwrite: bool) -> _Outcome:
             continue
         frames = []
         for _, name, data in sorted(found, key=lambda file: file[:2]):
-            frame, reason = _prepare(data) if isinstance(data, Path) else data
+            frame, reason = _prepare(data, size) if isinstance(data, Path) else data
             if frame is None:
                 outcome.skipped.append((name, reason))
             else:
@@ -233,7 +242,10 @@ def _list_folder(folder: Path, skipped: list[tuple[str, str]]) -> Files:
 
 
 def _read_archive(
-    archive: Path, skipped: list[tuple[str, str]], frames_there: Callable[[Key], int]
+    archive: Path,
+    skipped: list[tuple[str, str]],
+    frames_there: Callable[[Key], int],
+    size: int,
 ) -> Files:
     """Read and align the frames of one subject's archive, one after another, in memory alone."""
     files: Files = {}
@@ -255,7 +267,7 @@ def _read_archive(
                         continue
                     key = _add_frame(files, skipped, member.name, subject, label, (None, ""))
                     if key is not None and not frames_there(key):
-                        prepared = _prepare(tar.extractfile(member).read())
+                        prepared = _prepare(tar.extractfile(member).read(), size)
                         files[key][-1] = (*files[key][-1][:2], prepared)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         skipped.append((str(archive), f"damaged archive, none of it was used: {error}"))
@@ -321,7 +333,7 @@ def _add_frame(
     return None
 
 
-def _prepare(data: Path | bytes) -> Prepared:
+def _prepare(data: Path | bytes, size: int) -> Prepared:
     """Read, decode and align one frame; instead of it return why it cannot be used."""
     try:
         if isinstance(data, Path):
@@ -340,7 +352,7 @@ def _prepare(data: Path | bytes) -> Prepared:
         return None, f"not an image: {' '.join(str(error).split())}"
     if image is None:
         return None, "not an image"
-    frame = align_frame(image)
+    frame = align_frame(image, size)
     return frame, "" if frame is not None else "no person in it"
 
 

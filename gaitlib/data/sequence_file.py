@@ -109,9 +109,14 @@ def read_sequence(path: str | Path) -> np.ndarray:
     shape, dtype, order, data = loaded.content
     dtype = dtype.name if isinstance(dtype, _Dtype) else dtype
     if dtype not in ("u1", "|u1"):
-        raise SequenceError(f"{path} holds dtype {dtype!r}; silhouettes are uint8 ('u1'), 0 to 255")
+        raise SequenceError(
+            f"{path} holds dtype {dtype!r}, so it is no silhouette sequence: those are uint8 ('u1')"
+        )
     if not (isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int for n in shape)):
-        raise SequenceError(f"{path} holds an array of shape {shape}; a sequence is (T, H, W)")
+        raise SequenceError(
+            f"{path} holds an array of shape {shape}, so it is no silhouette sequence: those are "
+            "(T, H, W)"
+        )
     if min(shape) < 1:
         raise SequenceError(f"{path} is empty: shape {shape}")
     if not isinstance(data, bytes | bytearray) or len(data) != math.prod(shape):

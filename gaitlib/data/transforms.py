@@ -21,6 +21,7 @@ from gaitlib.data.augment import (
     RandomRotate,
     draw_and_overwrite,
 )
+from gaitlib.data.part_augment import RandomPartBlur, RandomPartDilate
 
 Spec = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -64,6 +65,15 @@ class BaseSilCuttingTransform:
         return _divide(clips[..., cutting : width - cutting], self.divsor)
 
 
+@dataclass(frozen=True)
+class NoOperation:
+    """Return the clips unchanged."""
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        """Do nothing."""
+        return clips
+
+
 BASES = {
     "BaseSilTransform": BaseSilTransform,
     "BaseSilCuttingTransform": BaseSilCuttingTransform,
@@ -72,11 +82,15 @@ AUGMENTATIONS = {
     "RandomAffine": RandomAffine,
     "RandomErasing": RandomErasing,
     "RandomHorizontalFlip": RandomHorizontalFlip,
+    "RandomPartBlur": RandomPartBlur,
+    "RandomPartDilate": RandomPartDilate,
     "RandomPerspective": RandomPerspective,
     "RandomRotate": RandomRotate,
 }
-STEPS = BASES | AUGMENTATIONS
-Step = BaseSilTransform | BaseSilCuttingTransform | Augmentation
+STEPS = BASES | AUGMENTATIONS | {"NoOperation": NoOperation}
+Step = BaseSilTransform | BaseSilCuttingTransform | NoOperation | Augmentation
+#: Arguments that are not numbers.
+WORDS = {"per_frame": bool, "geometry": str}
 
 
 @dataclass(frozen=True)
@@ -85,12 +99,11 @@ class Transform:
 
     With ``world_size`` processes, ``clips`` are every ``world_size``-th clip of one batch, starting
     at ``rank``. If the generators of all processes are in the same state, every clip changes as it
-    would in one process that has the whole batch. (Clips that are concatenated along frames count
-    as one clip and change in the same way. Omit ``rank`` and ``world_size`` for them; then they
-    change in the same way in all processes too.)
+    would in one process that has the whole batch. Clips that are concatenated along frames need
+    their ``lengths``, so that each changes by itself; else they count as one clip.
 
     Shape:
-        clips: ``(N, T, H, W)`` uint8, on any device
+        clips: ``(N, T, H, W)`` uint8, on any device; with ``lengths``, ``(1, sum of T, H, W)``
         returns: ``(N, T, H, W')`` float32, on the same device
 
     Raises:
@@ -106,6 +119,7 @@ class Transform:
         generator: Generator | None = None,
         rank: int = 0,
         world_size: int = 1,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """Apply the steps in order."""
         if clips.ndim != 4 or clips.dtype != torch.uint8:
@@ -119,7 +133,9 @@ class Transform:
         if _is_random(self.steps[0]):
             clips = clips.clone()  # the steps may write to their input
         for step in self.steps:
-            if _is_random(step):
+            if _is_random(step) and lengths is not None and generator is not None:
+                clips = _change_each(step, clips, lengths, generator, rank, world_size)
+            elif _is_random(step):
                 clips = draw_and_overwrite(step, clips, generator, rank, world_size)
             else:
                 clips = step(clips)
@@ -129,6 +145,28 @@ class Transform:
     def random(self) -> bool:
         """Whether a step needs the generator."""
         return any(_is_random(step) for step in self.steps)
+
+
+def _change_each(
+    step: Augmentation,
+    clips: Tensor,
+    lengths: Tensor | Sequence[int],
+    generator: Generator,
+    rank: int,
+    world_size: int,
+) -> Tensor:
+    """Apply one augmentation to each of the clips that are concatenated along frames.
+
+    Every clip of the whole batch has a seed of its own, drawn in all processes alike: what is drawn
+    for a clip may depend on its length, which only its process knows.
+    """
+    lengths = torch.as_tensor(lengths).tolist()
+    seeds = torch.randint(2**62, (len(lengths) * world_size,), generator=generator)
+    changed = [
+        draw_and_overwrite(step, clip, Generator().manual_seed(int(seed)), 0, 1)
+        for clip, seed in zip(clips.split(lengths, dim=1), seeds[rank::world_size], strict=True)
+    ]
+    return torch.cat(changed, dim=1)
 
 
 def build_transform(spec: Spec) -> Transform:
@@ -141,7 +179,7 @@ def build_transform(spec: Spec) -> Transform:
 
     Raises:
         ValueError: an unknown type or argument, a value out of range, or not exactly one
-            ``BaseSil*`` transform, which scales the values to 0-1.
+            ``BaseSil*`` transform, which scales the values to 0-1; or RandomPartBlur before it.
     """
     if not isinstance(spec, Mapping):
         if len(spec) != 1:
@@ -151,9 +189,14 @@ def build_transform(spec: Spec) -> Transform:
             )
         spec = spec[0]
     steps = tuple(_steps(spec))
-    bases = sum(isinstance(step, tuple(BASES.values())) for step in steps)
-    if bases != 1:
-        raise ValueError(f"transform has {bases} of {sorted(BASES)}, it needs exactly one: {spec}")
+    bases = [i for i, step in enumerate(steps) if isinstance(step, tuple(BASES.values()))]
+    if len(bases) != 1:
+        raise ValueError(
+            f"transform has {len(bases)} of {sorted(BASES)}, it needs exactly one: {spec}"
+        )
+    if any(isinstance(step, RandomPartBlur) for step in steps[: bases[0]]):
+        base = type(steps[bases[0]]).__name__
+        raise ValueError(f"RandomPartBlur compares values of 0 to 1: put it after {base}")
     return Transform(steps)
 
 
@@ -174,7 +217,7 @@ def _steps(spec: Mapping[str, Any]) -> list[Step]:
     if unknown:
         raise ValueError(f"{spec['type']} has no argument {unknown}; it has {known}")
     for name, value in arguments.items():
-        if isinstance(value, str) or (isinstance(value, bool) and name != "per_frame"):
+        if isinstance(value, str | bool) and not isinstance(value, WORDS.get(name, ())):
             raise ValueError(f"{spec['type']}: {name} is {value!r}, not a number")
     return [step(**arguments)]
 

@@ -1,6 +1,6 @@
 """Write a gait network as ONNX, in float or in integers, and run it in ONNX Runtime.
 
-The graph is built node by node, 40 to 70 of them, from float32 silhouettes ``(N, T, 64, 44)`` to
+The graph is built node by node, 40 to 70 of them, from float32 silhouettes ``(N, T, H, W)`` to
 embeddings ``(N, C, P)``; N and T are free. Batch norms are folded into the convolutions, and
 BNNecks are left out: a deployed network only compares clips.
 
@@ -48,7 +48,6 @@ except ModuleNotFoundError as error:
 
 VERSION = f"onnxruntime {onnxruntime.__version__}"
 OPSET = 21  # the first whose DequantizeLinear takes int16
-FRAME = (64, 44)  # height and width of a silhouette
 INPUT, OUTPUT = "silhouettes", "embeddings"
 INTEGER_BITS = 8  # the widest numbers that integer kernels multiply
 _LARGEST_BIAS = 2**30  # in steps: kernels add biases as int32
@@ -78,7 +77,7 @@ def export_onnx(
         path: of the file, which replaces one that is there.
         weight_grids: grid of each quantized weight, by parameter name (``FCs.fc_bin``).
         activation_grids: grid of each quantized input, by layer name (``FCs``).
-        calibration: clips ``(N, T, 64, 44)`` like those to come. The range of a rounded output is
+        calibration: clips ``(N, T, H, W)`` like those to come. The range of a rounded output is
             the largest magnitude that it has on them.
 
     Returns:
@@ -106,7 +105,7 @@ class OnnxNetwork(nn.Module):
         threads: how many work on one operator; None is one for each core.
 
     Shape:
-        sils: float silhouettes in 0..1, ``(N, T, 64, 44)``; with ``seqL``, N is 1 and clips of
+        sils: float silhouettes in 0..1, ``(N, T, H, W)``; with ``seqL``, N is 1 and clips of
             these lengths are joined along T
         returns: `GaitOutput` with embeddings ``(N, C, P)`` on the CPU and without logits
     """
@@ -114,6 +113,7 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
         super().__init__()
         self.session = _session(str(path), threads)
+        self.frame_size = tuple(self.session.get_inputs()[0].shape[2:])
 
     def embed(self, sils: Tensor) -> Tensor:
         """Return the embeddings of clips of one length."""
@@ -177,7 +177,7 @@ def check_onnx(path: Path | str, model: GaitBase, clips: Tensor) -> float:
         path: file of `export_onnx`.
         model: what the file should compute, in eval mode; if the file has grids, a network that
             quantizes its weights and inputs by them.
-        clips: ``(N, T, 64, 44)``, on the device of ``model``.
+        clips: ``(N, T, H, W)``, on the device of ``model``.
 
     Raises:
         onnx.checker.ValidationError: if the file is not valid ONNX.
@@ -217,6 +217,7 @@ class _Graph:
         self.on_grids: dict[tuple[str, Grid], str] = {}
         self.float_outputs: dict[str, str] = {}  # that ranges may round, by layer name
         self.embedding = model.FCs.fc_bin.shape[2], model.FCs.fc_bin.shape[0]  # C, P
+        self.frame_size = model.frame_size
         self.gait(model)
 
     def proto(self) -> onnx.ModelProto:
@@ -224,7 +225,7 @@ class _Graph:
         graph = onnx.helper.make_graph(
             self.nodes,
             "gaitlib",
-            [_described(INPUT, ["N", "T", *FRAME])],
+            [_described(INPUT, ["N", "T", *self.frame_size])],
             [_described(OUTPUT, ["N", *self.embedding])],
             self.constants,
         )
@@ -271,7 +272,9 @@ class _Graph:
 
     def gait(self, model: GaitBase) -> None:
         """Add the whole network."""
-        frames = self.add("Reshape", INPUT, self.integers(-1, 1, *FRAME))  # (N T, 1, H, W)
+        frames = self.add(
+            "Reshape", INPUT, self.integers(-1, 1, *self.frame_size)
+        )  # (N T, 1, H, W)
         maps = self.backbone(frames, model.Backbone.forward_block)  # (N T, C', H', W')
         clips = self.add("Shape", INPUT, end=2)  # N, T
         features = self.add("Shape", maps, start=1)  # C', H', W'

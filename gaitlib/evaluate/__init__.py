@@ -1,31 +1,36 @@
-"""Accuracy: embed sequences, rank them by CASIA-B's protocol, compare two models view by view."""
+"""Accuracy: embed sequences, rank them by a protocol, compare two models view by view."""
 
 from gaitlib.evaluate.compare import bootstrap_drop, examples, nearest, worst_pairs
-from gaitlib.evaluate.evaluation_records import from_results, read_hits, to_results, write_hits
-from gaitlib.evaluate.features import collect, distance, embed, embed_batches
-from gaitlib.evaluate.protocol import (
+from gaitlib.evaluate.evaluation import (
     CONDITIONS,
+    Averaging,
     Evaluation,
-    check_test_set,
-    evaluate_indoor,
-    mean_without_identical_view,
+    averaging_of,
+    conditions_of,
+    mean_rank1,
     probe_view_means,
     rank1_by_view,
 )
+from gaitlib.evaluate.evaluation_records import from_results, read_hits, to_results, write_hits
+from gaitlib.evaluate.features import collect, distance, embed, embed_batches
+from gaitlib.evaluate.protocol import check_test_set, evaluate_features
 
 __all__ = [
     "CONDITIONS",
+    "Averaging",
     "Evaluation",
+    "averaging_of",
     "bootstrap_drop",
     "check_test_set",
     "collect",
+    "conditions_of",
     "distance",
     "embed",
     "embed_batches",
-    "evaluate_indoor",
+    "evaluate_features",
     "examples",
     "from_results",
-    "mean_without_identical_view",
+    "mean_rank1",
     "nearest",
     "probe_view_means",
     "rank1_by_view",

@@ -9,8 +9,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gaitlib.config.protocol_cfg import ProtocolCfg, built_in_protocols
+from gaitlib.evaluate.evaluation import PROBE_KEYS, Averaging
 from gaitlib.evaluate.features import distance
-from gaitlib.evaluate.protocol import CONDITIONS, GALLERY, PROBE_KEYS, PROBES
+from gaitlib.evaluate.roles import Lists, assign_roles, view_names
 
 
 def bootstrap_drop(
@@ -20,12 +22,13 @@ def bootstrap_drop(
     *,
     seed: int = 0,
     level: float = 95.0,
+    averaging: Averaging = Averaging(),  # noqa: B008 (frozen)
 ) -> pd.DataFrame:
     """Estimate the change of rank-1 from model a to model b, with an interval over test subjects.
 
     Probes of one person are alike, so whole subjects are drawn. Each of the ``n`` draws takes as
-    many subjects as there are, with replacement, and recomputes both models' rank-1 (identical
-    view excluded) on the probes of those subjects. Both models get the same draw (paired), so it
+    many subjects as there are, with replacement, and recomputes both models' rank-1, averaged as in
+    the test, on the probes of those subjects. Both models get the same draw (paired), so it
     cancels how hard the subjects are. The interval holds the middle ``level`` per cent of the
     differences. The gallery does not change, because a smaller one would be an easier task. The
     interval does not cover the spread between training seeds.
@@ -36,6 +39,7 @@ def bootstrap_drop(
         n: draws.
         seed: of the draws.
         level: of the interval, in per cent.
+        averaging: ``Evaluation.averaging`` of the two.
 
     Returns:
         one row per condition: condition, rank1_a, rank1_b (%), difference (b - a in percentage
@@ -45,16 +49,17 @@ def bootstrap_drop(
     Raises:
         ValueError: the two tables hold different probes or columns.
     """
+    conditions = list(hits_a["condition"].unique())  # in the protocol's order
     hits_a, hits_b = _in_same_order(hits_a, hits_b)
     rng = np.random.default_rng(seed)
     rows = []
-    for condition in [c for c in CONDITIONS if (hits_a["condition"] == c).any()]:
+    for condition in conditions:
         of_condition = (hits_a["condition"] == condition).to_numpy()
         subjects = hits_a.loc[of_condition, "subject"].nunique()
         weights = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=n)
         weights = np.vstack([np.ones(subjects, dtype=int), weights])  # row 0: everyone once
-        a = _weighted_rank1(hits_a[of_condition], weights)
-        b = _weighted_rank1(hits_b[of_condition], weights)
+        a = _weighted_rank1(hits_a[of_condition], weights, averaging)
+        b = _weighted_rank1(hits_b[of_condition], weights, averaging)
         tail = (100 - level) / 2
         low, high = np.nan, np.nan
         if subjects > 1 and np.isfinite(b[0] - a[0]):
@@ -81,11 +86,19 @@ def _in_same_order(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
     return a, b
 
 
-def _weighted_rank1(hits: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    """Return rank-1 (%) without identical view per row of subject weights ``(draws, subjects)``."""
+def _weighted_rank1(
+    hits: pd.DataFrame,
+    weights: np.ndarray,
+    averaging: Averaging = Averaging(),  # noqa: B008 (frozen)
+) -> np.ndarray:
+    """Return rank-1 (%) per row of subject weights ``(draws, subjects)``."""
     scores = ["rank1"] if "rank1" in hits else [c for c in hits.columns if c not in PROBE_KEYS]
-    values = hits[scores].mask(hits[["view"]].to_numpy() == np.array(scores)[None])
-    groups = values.groupby([hits["subject"], hits["view"]])
+    values = hits[scores]
+    others = values.mask(hits[["view"]].to_numpy() == np.array(scores)[None])
+    if averaging.identical_views == "excluded" and others.notna().any(axis=None):
+        values = others
+    views = hits["view"] if averaging.mean_over == "views" else pd.Series("", hits.index)
+    groups = values.groupby([hits["subject"], views.rename("view")])
     sums, counts = groups.sum().unstack(), groups.count().unstack()  # (subjects, gallery * probe)
     total = weights @ sums.fillna(0).to_numpy()
     seen = weights @ counts.fillna(0).to_numpy()
@@ -128,15 +141,22 @@ def worst_pairs(difference: Mapping[str, pd.DataFrame], k: int = 10) -> pd.DataF
 
 
 def nearest(
-    features: Tensor, table: pd.DataFrame, condition: str, metric: str = "euc"
+    features: Tensor,
+    table: pd.DataFrame,
+    condition: str,
+    metric: str = "euc",
+    protocol: ProtocolCfg | None = None,
+    lists: Lists | None = None,
 ) -> pd.DataFrame:
-    """Find each probe's nearest gallery sequence, at any view except the probe's.
+    """Find each probe's nearest gallery sequence; at other views, if identical ones do not count.
 
     Args:
         features: ``(n, C, P)``.
         table: n rows with columns subject, type, view.
-        condition: "NM", "BG" or "CL".
+        condition: one of the protocol's.
         metric: "euc" or "cos".
+        protocol: CASIA-B's by default.
+        lists: the partition's lists of sequences.
 
     Returns:
         one row per probe: probe and gallery (row positions in ``table``), probe_subject,
@@ -145,19 +165,24 @@ def nearest(
     Raises:
         ValueError: the condition is unknown, or the table holds no gallery.
     """
-    if condition not in PROBES:
-        raise ValueError(f"unknown condition {condition!r}; choose from {CONDITIONS}")
-    probe = np.flatnonzero(table["type"].isin(PROBES[condition]))
-    gallery = np.flatnonzero(table["type"].isin(GALLERY))
+    protocol = protocol or built_in_protocols()["casia-b"]
+    if condition not in protocol.conditions:
+        raise ValueError(f"unknown condition {condition!r}; choose from {protocol.conditions}")
+    table = table.reset_index(drop=True)
+    probe, gallery = assign_roles(table, protocol, lists or {})[condition]
     if not len(gallery):
-        raise ValueError(f"no gallery: none of the {len(table)} sequences is {GALLERY}")
+        of = protocol.gallery_of(condition)
+        raise ValueError(f"no gallery: none of the {len(table)} sequences is {of}")
+    table = table.assign(view=view_names(table, protocol))
     subject, view = table["subject"].to_numpy(), table["view"].to_numpy()
     at = {"device": features.device}
     between = distance(
         features[torch.as_tensor(probe, **at)], features[torch.as_tensor(gallery, **at)], metric
     )
     same_view = torch.as_tensor(view[probe][:, None] == view[gallery][None], **at)
-    between, column = between.masked_fill(same_view, torch.inf).min(1)
+    if protocol.identical_views == "excluded" and not same_view.all():
+        between = between.masked_fill(same_view, torch.inf)
+    between, column = between.min(1)
     match = gallery[column.cpu().numpy()]
     pairs = pd.DataFrame(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,26 +10,29 @@ from typing import Any
 
 import pandas as pd
 
-from gaitlib.evaluate.protocol import CONDITIONS, PROBE_KEYS, Evaluation
+from gaitlib.config.protocol_cfg import CROSS_VIEW, ONE_CONDITION
+from gaitlib.evaluate.evaluation import PROBE_KEYS, Evaluation, conditions_of
 
 
 def to_results(evaluation: Evaluation) -> dict[str, Any]:
     """Return the entries of results.json that an evaluation provides.
 
-    They are ``rank1``, ``rank1_by_view`` (11 x 11, probe views in rows), ``views``, ``metric`` and
-    ``cross_view_gallery``. With the cross-view gallery ``rank5`` and ``mAP`` replace
+    They are ``protocol``, ``conditions``, ``rank1``, ``rank1_by_view`` (probe views in rows),
+    ``views``, ``metric``, ``cross_view_gallery`` and ``averaging``, and the protocol's further
+    measures: rank5, rank10, rank20, mAP, mINP. A protocol with one gallery of all views has no
     ``rank1_by_view``. Percentages have two decimals; None means not measurable.
     """
     results: dict[str, Any] = {
+        "protocol": evaluation.protocol,
+        "conditions": list(evaluation.conditions),
         "rank1": _rounded(evaluation.rank1),
         "views": list(evaluation.views),
         "metric": evaluation.metric,
-        "cross_view_gallery": evaluation.cross_view_gallery,
+        "cross_view_gallery": evaluation.protocol in CROSS_VIEW.values(),
+        "averaging": dataclasses.asdict(evaluation.averaging),
+        **{name: _rounded(values) for name, values in evaluation.scores.items()},
     }
-    if evaluation.cross_view_gallery:
-        results["rank5"] = _rounded(evaluation.rank5)
-        results["mAP"] = _rounded(evaluation.mean_average_precision)
-    else:
+    if evaluation.rank1_by_view:
         results["rank1_by_view"] = {
             condition: [[_round(value) for value in row] for row in matrix.to_numpy()]
             for condition, matrix in evaluation.rank1_by_view.items()
@@ -39,15 +43,14 @@ def to_results(evaluation: Evaluation) -> dict[str, Any]:
 def from_results(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Read ``rank1_by_view`` back: condition -> probe views x gallery views, None as NaN.
 
-    Raises:
-        ValueError: the results hold no matrices.
+    For a protocol with one gallery of all views the tables have one cell, ``all`` against ``all``:
+    its rank-1.
     """
-    if "rank1_by_view" not in results:
-        raise ValueError(
-            f"results hold {sorted(results)} but no rank1_by_view: "
-            "evaluate with cross_view_gallery: false to compare views"
-        )
     views = list(results["views"])
+    tables = results.get("rank1_by_view")
+    if tables is None:
+        views = [ONE_CONDITION]
+        tables = {condition: [[value]] for condition, value in results["rank1"].items()}
     return {
         condition: pd.DataFrame(
             rows,
@@ -55,8 +58,8 @@ def from_results(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
             columns=pd.Index(views, name="gallery"),
             dtype=float,
         )
-        for condition in CONDITIONS
-        if (rows := results["rank1_by_view"].get(condition)) is not None
+        for condition in conditions_of(results)
+        if (rows := tables.get(condition)) is not None
     }
 
 

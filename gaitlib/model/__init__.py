@@ -5,10 +5,11 @@ from typing import Any
 
 from gaitlib.model import heads
 from gaitlib.model.backbones import BACKBONES
-from gaitlib.model.gaitbase import GaitBase, GaitOutput
+from gaitlib.model.gaitbase import FRAME, GaitBase, GaitOutput
 from gaitlib.model.losses import CrossEntropyLoss, GaitLoss, TripletLoss, build_losses
 
 __all__ = [
+    "FRAME",
     "CrossEntropyLoss",
     "GaitBase",
     "GaitLoss",
@@ -24,6 +25,7 @@ def build_model(
     SeparateFCs: Mapping[str, Any],  # noqa: N803
     SeparateBNNecks: Mapping[str, Any] | None,  # noqa: N803
     bin_num: Sequence[int],
+    frame_size: Sequence[int] = FRAME,
 ) -> GaitBase:
     """Build a network from the entries of OpenGait's ``model_cfg``.
 
@@ -33,6 +35,7 @@ def build_model(
         SeparateBNNecks: ``class_num``, ``in_channels``, ``parts_num`` and optionally ``norm`` and
             ``parallel_BN1d``; None builds a network that embeds but does not classify.
         bin_num: strips at each level of the pyramid.
+        frame_size: rows and columns of its frames, see `GaitBase`.
 
     Raises:
         ValueError: for an unknown backbone, or entries that do not fit each other.
@@ -50,4 +53,4 @@ def build_model(
             f"SeparateFCs.in_channels is {fcs.fc_bin.shape[1]}"
         )
     bnnecks = None if SeparateBNNecks is None else heads.SeparateBNNecks(**SeparateBNNecks)
-    return GaitBase(backbone, fcs, bnnecks, bin_num)
+    return GaitBase(backbone, fcs, bnnecks, bin_num, tuple(frame_size))

@@ -18,6 +18,8 @@ from gaitlib.model.heads import (
     TemporalPooling,
 )
 
+FRAME = (64, 44)  # rows and columns of a pretreated silhouette after the 10-column cut
+
 
 class GaitOutput(NamedTuple):
     """The network's output for N clips.
@@ -39,6 +41,9 @@ class GaitBase(nn.Module):
         fcs: one linear map per part, from C' to C.
         bnnecks: one classifier per part; None gives embeddings without logits, for export.
         bins: strips at each level of the pyramid; P = ``sum(bins)``.
+        frame_size: rows and columns of the frames that it is made for, in pixels: its costs are
+            those on such frames, and so is the input of its ONNX file. Its weights do not depend
+            on them.
 
     Every layer is initialised from torch's global generator as in OpenGait: xavier uniform
     convolutions, batch-norm weights from N(1, 0.02) and biases 0.
@@ -53,8 +58,10 @@ class GaitBase(nn.Module):
         fcs: SeparateFCs,
         bnnecks: SeparateBNNecks | None,
         bins: Sequence[int],
+        frame_size: tuple[int, int] = FRAME,
     ) -> None:
         super().__init__()
+        self.frame_size = tuple(frame_size)
         parts, _, width = fcs.fc_bin.shape
         if parts != sum(bins):
             raise ValueError(

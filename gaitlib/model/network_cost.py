@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gaitlib.model import GaitBase
+from gaitlib.model import FRAME, GaitBase
 from gaitlib.model.eval_mode import in_eval_mode
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 
-FRAME = (64, 44)  # height and width of a pretreated silhouette after the 10-column cut
 #: Bits of a float number, of packed integers, and of integers stored as int16.
 FLOAT_BITS, PACKED_BITS, INT16_BITS = 32, range(2, 9), range(9, 17)
 _BACKBONE_PREFIX = "Backbone.forward_block."
@@ -49,7 +48,7 @@ def macs_per_frame(model: GaitBase) -> int:
 
 def backbone_macs(model: GaitBase) -> dict[str, int]:
     """Return the MACs per frame of each convolution of the backbone, by module name."""
-    return _of_backbone(_count_macs(model, FRAME))
+    return _of_backbone(_count_macs(model))
 
 
 def _of_backbone(rows: dict[str, dict[str, int]]) -> dict[str, int]:
@@ -69,14 +68,18 @@ def training_macs(model: GaitBase) -> tuple[int, int]:
     A layer computes its output, and in the backward pass the gradients of its weights and of its
     input, which take as many MACs each. The first convolution needs no gradient of its input.
     """
-    rows = _count_macs(model, FRAME)
+    rows = _count_macs(model)
     backbone = list(_of_backbone(rows).values())
     heads = sum(row["macs"] for row in rows.values()) - sum(backbone)
     return 3 * sum(backbone) - backbone[0], 3 * heads
 
 
-def layer_table(model: GaitBase, frame: tuple[int, int] = FRAME) -> pd.DataFrame:
+def layer_table(model: GaitBase, frame: tuple[int, int] | None = None) -> pd.DataFrame:
     """Return one row per convolution and head, in the order they run.
+
+    Args:
+        model: the network.
+        frame: rows and columns of a frame; by default the network's own.
 
     Columns:
         layer: the module's name, which starts its checkpoint keys.
@@ -104,7 +107,7 @@ def block_table(model: GaitBase) -> pd.DataFrame:
     for name, parameter in _float_parameters(model):
         params[_block_of(name)] = params.get(_block_of(name), 0) + parameter.numel()
     macs = dict.fromkeys(params, 0)
-    for name, row in _count_macs(model, FRAME).items():
+    for name, row in _count_macs(model).items():
         macs[_block_of(name)] += row["macs"]
     heads = {name for name, _ in model.named_children()}
     return pd.DataFrame(
@@ -141,7 +144,8 @@ def measure_latency(
     if device != home.device:
         model = copy.deepcopy(model).to(device)
     generator = torch.Generator().manual_seed(0)
-    clips = torch.rand(batch, frames, *FRAME, generator=generator).to(device, home.dtype)
+    size = getattr(model, "frame_size", FRAME)
+    clips = torch.rand(batch, frames, *size, generator=generator).to(device, home.dtype)
 
     with in_eval_mode(model), torch.inference_mode():
         return median_ms(lambda: model.embed(clips), device, repeats=repeats, warmup=warmup)
@@ -194,7 +198,7 @@ def _block_of(name: str) -> str:
     return "conv1" if first == "bn1" else first
 
 
-def _count_macs(model: GaitBase, frame: tuple[int, int]) -> dict[str, dict[str, int]]:
+def _count_macs(model: GaitBase, frame: tuple[int, int] | None = None) -> dict[str, dict[str, int]]:
     """Run one clip of one frame; return channels, output size, params and MACs of each layer."""
     counter = FlopCounterMode(display=False)
     rows: dict[str, dict[str, int]] = {}
@@ -223,7 +227,7 @@ def _count_macs(model: GaitBase, frame: tuple[int, int]) -> dict[str, dict[str, 
         if isinstance(layer, nn.Conv2d | SeparateFCs | SeparateBNNecks):
             handles.append(layer.register_forward_pre_hook(before(name)))
             handles.append(layer.register_forward_hook(after(name)))
-    first = next(model.parameters())
+    first, frame = next(model.parameters()), frame or model.frame_size
     try:
         with in_eval_mode(model), torch.no_grad(), counter:
             model(torch.zeros(1, 1, *frame, device=first.device, dtype=first.dtype))

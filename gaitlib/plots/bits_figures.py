@@ -14,12 +14,12 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bytes
 from gaitlib.plots.style import (
-    CONDITION_COLOURS,
-    CONDITION_WORDS,
     KEPT_COLOUR,
     PALE_GREY,
     SPARE_COLOURS,
     STYLE,
+    condition_colour,
+    condition_words,
 )
 
 BACKBONE_PREFIX = "Backbone.forward_block."  # removed from names
@@ -255,7 +255,7 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
 
     Args:
         table: one row per network, its name in the index, with columns file_kb, relative_bops (% of
-            the dense network's), rank1_NM, rank1_BG, rank1_CL (%). NaN draws nothing.
+            the dense network's), and rank1_<condition> (%). NaN draws nothing.
     """
     y = np.arange(len(table))
     fig, axes = plt.subplots(
@@ -280,9 +280,14 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
         if (known := values[~np.isnan(values)]).size:
             floor = 10 ** np.floor(np.log10(known.min() / 2))
             ax.set_xlim(floor, known.max() * (known.max() / floor) ** 0.3)
-    for (condition, colour), shift in zip(CONDITION_COLOURS.items(), (-0.26, 0, 0.26), strict=True):
+    names = [column.removeprefix("rank1_") for column in table if column.startswith("rank1_")]
+    colours = {condition: condition_colour(condition, i) for i, condition in enumerate(names)}
+    for i, (condition, colour) in enumerate(colours.items()):
+        shift = (i - (len(names) - 1) / 2) * 0.78 / len(names)
         rank1 = table[f"rank1_{condition}"].to_numpy(dtype=float)
-        _draw_bars(axes[2], y + shift, rank1, 0.24, colour, "{:.1f}".format, fontsize=9)
+        _draw_bars(
+            axes[2], y + shift, rank1, 0.72 / len(names), colour, "{:.1f}".format, fontsize=9
+        )
     axes[2].set_title("rank-1 (%)", loc="left")
     axes[2].set_xlim(0, 115)
     axes[2].set_xticks(np.arange(0, 101, 25))
@@ -290,7 +295,7 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", visible=False)
     axes[0].set_yticks(y, table.index)
     axes[0].set_ylim(len(table) - 0.5, -0.5)
-    _draw_legend(fig, {CONDITION_WORDS[c]: colour for c, colour in CONDITION_COLOURS.items()})
+    _draw_legend(fig, {condition_words(c): colour for c, colour in colours.items()})
     plt.close(fig)
     return fig
 

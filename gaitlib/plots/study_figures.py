@@ -17,10 +17,10 @@ from matplotlib.transforms import ScaledTranslation
 from gaitlib.model.network_cost import FLOAT_BITS
 from gaitlib.plots.bits_figures import BACKBONE_PREFIX
 from gaitlib.plots.style import (
-    CONDITION_WORDS,
     MODEL_COLOURS,
     PALE_GREY,
     STYLE,
+    condition_words,
     with_prefix,
     without_frame,
 )
@@ -195,7 +195,7 @@ def frontier_by_condition(summary: pd.DataFrame, cost: str = "macs_per_frame") -
     fig, axes = plt.subplots(1, len(conditions), figsize=(4 * len(conditions), 4.6), squeeze=False)
     for ax, condition in zip(axes[0], conditions, strict=True):
         _draw_panel(ax, summary, cost, f"rank1_{condition}")
-        ax.set_title(CONDITION_WORDS[condition])
+        ax.set_title(condition_words(condition))
     axes[0, 0].set_ylabel("rank-1 (%)\nidentical view excluded")
     columns = max(1, 5 * len(conditions) // 3)
     fig.legend(handles=_legend_entries(summary, below), loc="outside upper center", ncols=columns)

@@ -56,15 +56,25 @@ def save_figure(fig: Figure, name: str) -> Figure:
     return fig
 
 
+def condition_colour(condition: str, position: int = 0) -> str:
+    """Return a condition's own colour, or a spare one by its position if it has none."""
+    return CONDITION_COLOURS.get(condition, SPARE_COLOURS[position % len(SPARE_COLOURS)])
+
+
+def condition_words(condition: str) -> str:
+    """Return a condition with its explanation, if it is one of CASIA-B's."""
+    return CONDITION_WORDS.get(condition, condition)
+
+
 def condition_of(type_: str) -> str:
     """Return "NM" for "nm-05"."""
     return type_.split("-")[0].upper()
 
 
 def types_in_order(types: Iterable[str]) -> list[str]:
-    """Return each walking type once, in the protocol's order: nm, bg, cl."""
-    conditions = list(CONDITION_COLOURS)
-    return sorted(set(types), key=lambda t: (conditions.index(condition_of(t)), t))
+    """Return each walking type once: nm, bg, cl, then the others by name."""
+    rank = {condition: i for i, condition in enumerate(CONDITION_COLOURS)}
+    return sorted(set(types), key=lambda t: (rank.get(condition_of(t), len(rank)), t))
 
 
 def model_colour(name: str, position: int) -> str:

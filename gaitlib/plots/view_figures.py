@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from seaborn.utils import relative_luminance
 
 from gaitlib.plots.style import (
-    CONDITION_COLOURS,
-    CONDITION_WORDS,
     STYLE,
+    condition_colour,
+    condition_words,
     model_colour,
     without_frame,
 )
@@ -27,7 +27,7 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
 
     With two or more models a further row shows the last one minus the first. All accuracies share
     one colour scale; all differences share another, symmetric one. Pairs of the same view are
-    framed, because the mean excludes them.
+    framed, because the mean excludes them; a single view is the only one that counts.
 
     Args:
         maps: model name to condition to a table (probe views x gallery views) of %, NaN where
@@ -48,32 +48,47 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
         largest = max(1.0, np.nanmax(np.abs(stacked), initial=0))
     scales = {"difference": {"cmap": "RdBu", "vmin": -largest, "vmax": largest}}
 
+    views = max(len(m) for matrices in maps.values() for m in matrices.values())
+    unit = _unit(maps[first][conditions[0]].index)
+    side = min(1.0, 0.4 + 0.06 * views)  # of a map: full size from ten views on
     fig, axes = plt.subplots(
         len(rows),
         len(conditions),
-        figsize=(3.8 * len(conditions) + 0.9, 4.0 * len(rows) + 0.4),
+        figsize=(3.8 * side * len(conditions) + 0.9, 4.0 * side * len(rows) + 0.4),
         squeeze=False,
         layout="compressed",  # the maps are square
     )
     for line, (name, matrices) in zip(axes, rows.items(), strict=True):
         scale = scales.get(name, {"cmap": "viridis", "vmin": floor, "vmax": 100})
         for ax, condition in zip(line, conditions, strict=True):
-            image = _draw_map(ax, matrices[condition], scale, signed=name == "difference")
+            signed = name == "difference"
+            image = _draw_map(ax, matrices[condition], scale, signed, frames=views > 1)
             words = f"{last} minus {first}" if name == "difference" else name
             ax.set_title(f"{words}, {condition}")
-        line[0].set_ylabel("probe view (degrees)")
+        line[0].set_ylabel(f"probe view{unit}")
         bar = fig.colorbar(image, ax=list(line), pad=0.01, shrink=0.9)
         bar.set_label("points" if name == "difference" else "rank-1 (%)")
         bar.outline.set_visible(False)
     for ax in axes[-1]:
-        ax.set_xlabel("gallery view (degrees)")
-    fig.supxlabel("framed: same view, not in the mean", fontsize=10)
+        ax.set_xlabel(f"gallery view{unit}")
+    words = "framed: same view, not in the mean"
+    if views == 1:
+        words = "one gallery of all views" if matrices[condition].index[0] == "all" else "one view"
+        words += ": the identical view counts"
+    fig.supxlabel(words, fontsize=10)
     plt.close(fig)
     return fig
 
 
-def _draw_map(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool) -> QuadMesh:
-    """Draw one map with its numbers; same views are framed, NaN is grey.
+def _unit(views: Iterable[str]) -> str:
+    """Return " (degrees)" if the views are named after their angles: 000, 018, ..."""
+    return " (degrees)" if all(len(view) == 3 and view.isdigit() for view in views) else ""
+
+
+def _draw_map(
+    ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool, frames: bool
+) -> QuadMesh:
+    """Draw one map with its numbers; same views get frames, NaN is grey.
 
     seaborn's heatmap draws the whole figure once per map to see whether ticks overlap, which takes
     twenty times as long for fifteen maps.
@@ -88,7 +103,7 @@ def _draw_map(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: 
             ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8)
             ax.texts[-1].set_color("0.15" if dark else "white")
     ax.set_facecolor("#E3E3E3")
-    for i in range(len(matrix)):
+    for i in range(len(matrix) if frames else 0):
         frame = plt.Rectangle((i + 0.06, i + 0.06), 0.88, 0.88, fill=False, edgecolor="#202020")
         ax.add_patch(frame)
     ax.set(aspect="equal", xlim=(0, values.shape[1]), ylim=(values.shape[0], 0))
@@ -102,10 +117,12 @@ def _draw_map(ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: 
 def view_curves(curves: pd.DataFrame) -> Figure:
     """Draw the accuracy of each probe view (over other gallery views), one line per model.
 
+    If there is one view, it is that of the identical view.
+
     Args:
         curves: tidy, with columns model, condition, view, rank1 (%).
     """
-    conditions = [c for c in CONDITION_COLOURS if c in set(curves["condition"])]
+    conditions = list(dict.fromkeys(curves["condition"]))
     models = list(dict.fromkeys(curves["model"]))
     views = sorted(curves["view"].unique())
     fig, axes = plt.subplots(
@@ -126,10 +143,11 @@ def view_curves(curves: pd.DataFrame) -> Figure:
                 color=model_colour(model, i),
                 label=model,
             )
-        ax.set_title(CONDITION_WORDS[condition])
-        ax.set_xlabel("probe view (degrees)")
+        ax.set_title(condition_words(condition))
+        ax.set_xlabel(f"probe view{_unit(views)}")
         ax.set_xticks(range(len(views)), views, rotation=90)
-    axes[0, 0].set_ylabel("rank-1 (%)\nidentical view excluded")
+    which = "excluded" if len(views) > 1 else "alone"
+    axes[0, 0].set_ylabel(f"rank-1 (%)\nidentical view {which}")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=len(models))
     plt.close(fig)
@@ -150,7 +168,7 @@ def drop_intervals(table: pd.DataFrame, name: str = "compressed", level: float =
     fig, ax = plt.subplots(figsize=(8, 1.4 + 0.55 * len(table)))
     ax.axvline(0, color="#595959", linewidth=1)
     for at, row in zip(y, table.itertuples(), strict=True):
-        colour = CONDITION_COLOURS[row.condition]
+        colour = condition_colour(row.condition, at)
         ax.plot([row.low, row.high], [at, at], color=colour, linewidth=3, solid_capstyle="butt")
         ax.plot(row.difference, at, "o", color=colour, markersize=9)
         text = f"{row.rank1_a:.1f} to {row.rank1_b:.1f} %"
@@ -158,7 +176,7 @@ def drop_intervals(table: pd.DataFrame, name: str = "compressed", level: float =
     ax.set_yticks(y, table["condition"])
     ax.set_ylim(len(table) - 0.4, -0.75)
     ax.grid(axis="y", visible=False)
-    subjects = int(table["subjects"].max())
+    subjects = int(table["subjects"].max()) if len(table) else 0
     ax.set_xlabel(
         f"{name} minus dense, rank-1 points\n({level:g} % interval over {subjects} test subjects)"
     )

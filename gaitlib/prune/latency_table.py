@@ -29,7 +29,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gaitlib.model.eval_mode import in_eval_mode
-from gaitlib.model.network_cost import FRAME
 from gaitlib.model.widths import layer_widths
 from gaitlib.prune.channel_cost import ChannelCost, Term, widths_of
 from gaitlib.prune.graph import Graph
@@ -241,7 +240,9 @@ def conv_shapes(graph: Graph, batch: int, frames: int) -> dict[str, ConvShape]:
     first = next(model.parameters())
     try:
         with in_eval_mode(model), torch.no_grad():
-            model.embed(torch.zeros(1, 1, *FRAME, device=first.device, dtype=first.dtype))
+            model.embed(
+                torch.zeros(1, 1, *model.frame_size, device=first.device, dtype=first.dtype)
+            )
     finally:
         for handle in handles:
             handle.remove()

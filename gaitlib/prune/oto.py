@@ -44,7 +44,8 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
     Args:
         model: a network whose forward returns a tuple, as GaitBase does; not wrapped in
             DataParallel or the like.
-        example: clips to run it on, ``(N, T, 1, H, W)``; `dummy_batch` if None. Its values do not
+        example: clips to run it on, ``(N, T, 1, H, W)``; `dummy_batch` of the
+            model's frame size if None. Its values do not
             matter, and a smaller example traces faster.
         as_shipped: find what only_train_once 3.0.1 finds by itself, for comparison. It takes the
             matrices of SeparateFCs for bare parameters. The outputs of the last block, FCs and
@@ -61,7 +62,10 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
             f"{synchronised[0]} is a SyncBatchNorm; trace the model first, then convert it"
         )
     device = next(model.parameters()).device
-    example = dummy_batch(device) if example is None else example.to(device)
+    if example is None:
+        size = getattr(model, "frame_size", EXAMPLE_SHAPE[3:])
+        example = dummy_batch(device, (*EXAMPLE_SHAPE[:3], *size))
+    example = example.to(device)
     twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
     twin.zero_grad(set_to_none=True)
     if (quantization := quantization_of(twin)) is not None:

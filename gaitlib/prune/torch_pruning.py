@@ -23,7 +23,7 @@ from gaitlib.model import GaitBase
 from gaitlib.model.backbones import FocalConv2d
 from gaitlib.model.float_state import quantization_of
 from gaitlib.model.heads import SeparateFCs
-from gaitlib.model.network_cost import FRAME, backbone_macs, macs_per_frame
+from gaitlib.model.network_cost import backbone_macs, macs_per_frame
 from gaitlib.prune.channel_cost import ChannelCost, product_cost
 
 log = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ def _pruner(twin: GaitBase, ratio: float, way: _Way) -> Any:
     with torch.enable_grad():
         pruner = _package().pruner.BasePruner(
             twin,
-            torch.zeros(1, 1, *FRAME, dtype=twin.FCs.fc_bin.dtype),
+            torch.zeros(1, 1, *twin.frame_size, dtype=twin.FCs.fc_bin.dtype),
             importance(way),
             global_pruning=True,
             isomorphic=way.isomorphic,

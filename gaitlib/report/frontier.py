@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from gaitlib.evaluate import CONDITIONS
 from gaitlib.report.method_names import in_order, words_of
 
 BASELINE, LONGER, HALF = DENSE_METHODS = ("baseline", "dense_longer", "dense_half")
@@ -72,7 +71,9 @@ def grid_keys(points: pd.DataFrame) -> list[str]:
 
 def tested_conditions(table: pd.DataFrame) -> list[str]:
     """Return the conditions that at least one row of points, or of a summary, has a rank-1 of."""
-    return [c for c in CONDITIONS if table.get(f"rank1_{c}", pd.Series(dtype=float)).notna().any()]
+    names = [column.removeprefix("rank1_") for column in table if column.startswith("rank1_")]
+    conditions = [name for name in names if not f"_{name}".endswith(("_min", "_max"))]
+    return [c for c in conditions if table[f"rank1_{c}"].notna().any()]
 
 
 def summarise(points: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +97,7 @@ def summarise(points: pd.DataFrame) -> pd.DataFrame:
     """
     keys = grid_keys(points)
     table = _with_drop(points, keys)
-    measured = ["rank1", "drop", *(f"rank1_{c}" for c in CONDITIONS)]
+    measured = ["rank1", "drop", *(f"rank1_{c}" for c in tested_conditions(points))]
     spread = {
         f"{column}{suffix}": (column, how)
         for column in measured
@@ -118,8 +119,7 @@ def _with_drop(points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
             f"the points {twice['point'].tolist()} have the same method, settings and seed: "
             "a table holds each network once"
         )
-    columns = [f"rank1_{c}" for c in CONDITIONS]
-    absent = [c for c in (*columns, *COSTS, *OTHER_MEANS) if c not in points]
+    absent = [c for c in (*COSTS, *OTHER_MEANS) if c not in points]
     tested = [f"rank1_{c}" for c in tested_conditions(points)]
     rank1 = points[tested].mean(axis=1, skipna=False)
     table = points.assign(**dict.fromkeys(absent, np.nan), rank1=rank1, drop=np.nan)
@@ -171,8 +171,8 @@ def overview(summary: pd.DataFrame) -> pd.DataFrame:
         summary: from `summarise`.
 
     Returns:
-        Index: name and setting. Columns: seeds, NM, BG, CL, rank1, lowest and highest (rank1 of a
-        seed), drop, and one column per cost.
+        Index: name and setting. Columns: seeds, one per tested condition, rank1, lowest and
+        highest (rank1 of a seed), drop, and one column per cost.
     """
     scores = {f"rank1_{c}": c for c in tested_conditions(summary)}
     scores |= {"rank1": "rank1", "rank1_min": "lowest", "rank1_max": "highest", "drop": "drop"}

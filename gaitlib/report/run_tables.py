@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from gaitlib import runs
-from gaitlib.evaluate import CONDITIONS
+from gaitlib.evaluate import conditions_of
 from gaitlib.model import GaitBase, network_cost
 
 
@@ -67,7 +67,7 @@ def trade_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Return accuracy and cost, one row per network.
 
     Columns:
-        rank1_NM, rank1_BG, rank1_CL: %.
+        rank1_<condition>: %, one column per condition of the protocol.
         params: count. MMAC: of the backbone, per frame. relative_bops: % of the dense network's.
         file_kb: size of a quantized network's file, or of the float weights in torch's format.
 
@@ -79,7 +79,7 @@ def trade_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     for stage, result in results.items():
         in_float = 100 * result["macs_per_frame"] / dense_macs  # both have 32 x 32 bits
         rows[runs.STAGES[stage].words] = {
-            **{f"rank1_{c}": result["rank1"][c] for c in CONDITIONS},
+            **{f"rank1_{c}": result["rank1"][c] for c in conditions_of(result)},
             "params": result["params"],
             "MMAC": result["macs_per_frame"] / 1e6,
             "relative_bops": result.get("relative_bops", in_float),

@@ -1,18 +1,17 @@
 """One table of a finished run: the accuracy and the costs of its networks."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from gaitlib import runs
+from gaitlib.evaluate import conditions_of
 from gaitlib.report.run_tables import compressed_stage
 
-#: What each cell of `compare` says of a stage's results.
+#: What each cell of `compare` says of a stage's results, after the rank-1 of each condition.
 COLUMNS = {
-    "NM": lambda r: f"{r['rank1']['NM']:.1f}",
-    "BG": lambda r: f"{r['rank1']['BG']:.1f}",
-    "CL": lambda r: f"{r['rank1']['CL']:.1f}",
     "parameters": lambda r: f"{r['params']:,}",
     "MMAC/frame": lambda r: f"{r['macs_per_frame'] / 1e6:.2f}",
     "bits w/a": lambda r: f"{r['bits']['weights']:.1f}/{r['bits']['activations']:.1f}",
@@ -29,16 +28,44 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     Args:
         results: the network's name to its results.json.
     """
+    tested = dict.fromkeys(
+        c for result in results.values() if "rank1" in result for c in conditions_of(result)
+    )
+    columns = {c: partial(_rank1, condition=c) for c in tested} | COLUMNS
     rows = {}
     for name, result in results.items():
         row = {}
-        for column, write in COLUMNS.items():
+        for column, write in columns.items():
             try:
                 row[column] = write(result)
             except (KeyError, TypeError):
                 row[column] = "-"
         rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+
+
+def _rank1(result: Mapping[str, Any], condition: str) -> str:
+    return f"{result['rank1'][condition]:.1f}"
+
+
+def tests_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the accuracy of one network on several data sets, one row per set and condition.
+
+    Args:
+        results: the data set's name to what `gaitlib.evaluate.to_results` returned.
+
+    Returns:
+        columns dataset, protocol, condition, rank1 and, as far as measured, rank5, rank10, rank20,
+        mAP and mINP, in %.
+    """
+    measures = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
+    rows = [
+        {"dataset": name, "protocol": result["protocol"], "condition": condition}
+        | {m: result[m][condition] for m in measures if m in result}
+        for name, result in results.items()
+        for condition in conditions_of(result)
+    ]
+    return pd.DataFrame(rows)
 
 
 def summary_table(run: str) -> str:

@@ -4,12 +4,16 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gaitlib.config import ConfigError, Experiment
 from gaitlib.data.batches import training_batches
-from gaitlib.data.casia_b import DataSplit, load_split
+from gaitlib.data.casia_b import DataSplit, load_split, stored_size
+from gaitlib.data.partition import SPLITS, read_partition
+from gaitlib.data.pretreat import SIZE
 from gaitlib.data.transforms import Transform, build_transform
+from gaitlib.model import FRAME
 from gaitlib.runs import data_folder, locate
 from gaitlib.system import distributed
 from walkers import make_walkers
@@ -26,12 +30,15 @@ CHECKS = {
 CALIBRATION_ITERATION = 2**31
 
 
-def open_data(experiment: Experiment, progress: bool = False) -> DataSplit:
+def open_data(
+    experiment: Experiment, progress: bool = False, *, test_alone: bool = False
+) -> DataSplit:
     """Read, check and count the sequences of an experiment, or open their memory-mapped file.
 
     Args:
         experiment: its data_cfg names the data set.
         progress: draw a bar while walkers are generated.
+        test_alone: open TEST_SET alone; TRAIN_SET may be empty.
 
     Raises:
         ConfigError: if a transform cannot be built, or the network's classes or the sampler do not
@@ -40,17 +47,25 @@ def open_data(experiment: Experiment, progress: bool = False) -> DataSplit:
     """
     check_transforms(experiment)
     name, root, partition = _dataset_paths(experiment, progress)
+    in_use = experiment.data_cfg.file_in_use
     mapped = experiment.data_cfg.cache == "mapped"
     cache = data_folder() / "mapped" if mapped else experiment.data_cfg.cache
     with distributed.one_first() if mapped else contextlib.nullcontext():
         train, test = (
-            load_split(root, partition, split, cache=cache) for split in ("TRAIN_SET", "TEST_SET")
+            None
+            if test_alone and split == "TRAIN_SET"
+            else load_split(root, partition, split, cache=cache, file_in_use=in_use)
+            for split in SPLITS
         )
-    try:
-        experiment.check_subjects(len(train.subjects))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return DataSplit(name, train, test)
+    if train is not None:
+        try:
+            experiment.check_subjects(len(train.subjects))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    lists = {k: values for k, values in read_partition(partition).items() if k not in SPLITS}
+    data = DataSplit(name, train, test, lists)
+    _check_frames(experiment, data)
+    return data
 
 
 def _dataset_paths(experiment: Experiment, progress: bool) -> tuple[str, Path, Path]:
@@ -68,6 +83,45 @@ def _dataset_paths(experiment: Experiment, progress: bool) -> tuple[str, Path, P
     with distributed.one_first():
         make_walkers(root, **walker.model_dump(), progress=progress)
     return name, root, locate(cfg.dataset_partition or str(root / "partition.json"))
+
+
+def input_size(experiment: Experiment) -> tuple[int, int]:
+    """Return the rows and columns of the network's input: of a frame after the test's transform.
+
+    The stored size is ``data_cfg.frame_size``, else that of the sequences on disk, else 64 x 64.
+    """
+    blank = torch.zeros(1, 1, *_stored_size(experiment), dtype=torch.uint8)
+    rows, columns = transform_of(experiment.evaluator_cfg)(blank).shape[-2:]
+    return rows, columns
+
+
+def network_arguments(experiment: Experiment) -> dict[str, Any]:
+    """Return `gaitlib.model.build_model`'s arguments of an experiment's network (JSON-ready)."""
+    arguments, size = experiment.model_cfg.build_arguments(), input_size(experiment)
+    return arguments | ({} if size == FRAME else {"frame_size": list(size)})
+
+
+def _stored_size(experiment: Experiment) -> tuple[int, int]:
+    cfg = experiment.data_cfg
+    if cfg.frame_size is not None or cfg.walker is not None:
+        return cfg.frame_size or (SIZE, SIZE)
+    return stored_size(locate(cfg.dataset_root), cfg.file_in_use) or (SIZE, SIZE)
+
+
+def _check_frames(experiment: Experiment, data: DataSplit) -> None:
+    """Refuse sequences that have another size than the network is costed for.
+
+    Raises:
+        ConfigError: the message gives the size to write.
+    """
+    expected = _stored_size(experiment)
+    for part in (data.train, data.test):
+        if part is not None and part.frame_size != expected:
+            raise ConfigError(
+                f"the sequences of {data.name} have frames of {list(part.frame_size)} rows and "
+                f"columns, and {list(expected)} are expected: write data_cfg.frame_size: "
+                f"{list(part.frame_size)}"
+            )
 
 
 def calibration_clips(

@@ -1,7 +1,10 @@
 """Test any network that a run has left: a checkpoint, or a compressed network's file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from gaitlib.config import ConfigError
 from gaitlib.deploy import network_file
@@ -27,30 +30,37 @@ from gaitlib.train.checkpoint import (
 
 
 def evaluate_checkpoint(
-    run: Run, stage: str, path: Path, *, progress: bool = False
+    run: Run, stage: str, path: Path, *, progress: bool = False, name: str = ""
 ) -> tuple[Evaluation, Path]:
     """Test a network by the run's protocol and write ``runs/<run>/<stage>/test-<name>.json``.
 
-    Every process of a distributed job calls it; rank 0 writes.
+    Only TEST_SET is opened, and the network may have been trained on another data set. A protocol
+    with a submission file has it in ``submission-<name>.csv``. Every process of a distributed job
+    calls it; rank 0 writes.
 
     Args:
         run: its experiment says what is tested, and how.
         stage: the folder that the results go to.
         path: of the network, see `load_network`.
         progress: draw a bar while walkers are drawn.
+        name: of the file; by default the network's.
 
     Returns:
         The evaluation, and the file of its results.
     """
     keep_freed_memory(run.device)
     model = load_network(run, path)
-    data = open_data(run.experiment, progress)
+    data = open_data(run.experiment, progress, test_alone=True)
     check_test_set(run.experiment, data)
     _, evaluation = evaluate_network(run.experiment, model, data)
-    target = run.folder(stage) / f"test-{path.stem}.json"
+    name = name or path.stem
+    target = run.folder(stage) / f"test-{name}.json"
     if distributed.is_main():
         text = json.dumps(to_results(evaluation), indent=1, sort_keys=True)
         write_atomically(target, text + "\n")
+        if evaluation.submission is not None:
+            answers = evaluation.submission.to_csv(index=False)
+            write_atomically(target.with_name(f"submission-{name}.csv"), answers)
     return evaluation, target
 
 
@@ -75,7 +85,8 @@ def load_network(run: Run, path: Path) -> GaitBase:
     """Load any network of this project for testing: a checkpoint, or a compressed network's file.
 
     A checkpoint of a quantized network gets the quantizers that the experiment asks for. One of a
-    network that channels have left during training gives the narrow network.
+    network that channels have left during training gives the narrow network. The classifier, which
+    a test does not use, has the checkpoint's classes.
 
     Raises:
         CheckpointError: if a checkpoint does not fit the experiment's network.
@@ -84,9 +95,9 @@ def load_network(run: Run, path: Path) -> GaitBase:
     """
     if network_file.is_network_file(path):
         return network_file.load_network(path, run.device)
-    model = build_network(run.experiment, run.device)
     state = load_checkpoint(path, run.device)
     weights = state["model"]
+    model = build_network(run.experiment, run.device, classes=_classes_of(weights))
     if any(of_quantizer(name) for name in weights):
         if not run.experiment.quantizes:
             raise ConfigError(
@@ -104,3 +115,11 @@ def load_network(run: Run, path: Path) -> GaitBase:
         resize_layers(model, widths_of_weights(model, here))
     restore_model(model, weights, run.experiment.evaluator_cfg.restore_ckpt_strict)
     return model
+
+
+def _classes_of(weights: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes of a checkpoint's classifier; None if it has none."""
+    for name, value in weights.items():
+        if name.endswith("BNNecks.fc_bin") and value.ndim == 3:
+            return value.shape[2]
+    return None

@@ -70,7 +70,8 @@ def export_network(
 def _onnx(model: GaitBase, form: str, path: Path, clips: torch.Tensor | None) -> Path:
     from gaitlib.deploy import onnx_export  # an extra: pip install gaitlib[onnx]
 
-    fresh = (torch.rand(2, 7, 64, 44, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    noise = torch.rand(2, 7, *model.frame_size, generator=torch.Generator().manual_seed(1))
+    fresh = (noise > 0.5).float()
     kind = "float" if form == "onnx" else "integers" if clips is None else "rounded sums"
     with replacing(path) as part:
         if form == "onnx":

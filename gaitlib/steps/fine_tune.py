@@ -4,7 +4,7 @@ from gaitlib.deploy.network_file import network_path, write_network
 from gaitlib.deploy.state_dict_export import export_state_dict
 from gaitlib.prune.torch_pruning import prune_to_macs
 from gaitlib.runs import Run
-from gaitlib.steps.dataset import open_data
+from gaitlib.steps.dataset import network_arguments, open_data
 from gaitlib.steps.networks import baseline_weights, build_network, build_optimizer
 from gaitlib.steps.results import check_test_set, evaluate_network, measure, record
 from gaitlib.steps.run_stage import prepare_process
@@ -55,7 +55,7 @@ def _cut_and_fine_tune(run: Run, macs: int, watch: Watch, isomorphic: bool) -> N
     model.eval()
     path = network_path(run.folder(STAGE) / "compressed", STAGE)
     exported = export_state_dict(model, path.with_suffix(".pt"))
-    write_network(model, run.experiment.model_cfg.build_arguments(), path)
+    write_network(model, network_arguments(run.experiment), path)
     _, evaluation = evaluate_network(run.experiment, model, data)
     costs = measure(model, exported) | {"dense": measure(dense)}
     record(run, STAGE, data, evaluation, costs)

@@ -15,7 +15,7 @@ from gaitlib.quantize import geta
 from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
 from gaitlib.runs import Run, finished
 from gaitlib.steps.budgets import latency_cost
-from gaitlib.steps.dataset import calibration_clips
+from gaitlib.steps.dataset import calibration_clips, network_arguments
 from gaitlib.system import distributed
 from gaitlib.train.checkpoint import find_checkpoint, load_weights
 from gaitlib.train.resume import checkpoint_to_restore
@@ -37,9 +37,20 @@ def require_compression(experiment: Experiment) -> HessoCfg:
     return experiment.compression
 
 
-def build_network(experiment: Experiment, device: torch.device) -> GaitBase:
-    """Build the dense network of an experiment, with weights from torch's global generator."""
-    return build_model(**experiment.model_cfg.build_arguments()).to(device)
+def build_network(
+    experiment: Experiment, device: torch.device, classes: int | None = None
+) -> GaitBase:
+    """Build the dense network of an experiment, with weights from torch's global generator.
+
+    Args:
+        experiment: its model_cfg is used.
+        device: of the network.
+        classes: of the classifier; by default the experiment's.
+    """
+    arguments = network_arguments(experiment)
+    if classes is not None:
+        arguments["SeparateBNNecks"]["class_num"] = classes
+    return build_model(**arguments).to(device)
 
 
 def attach_quantizers(

@@ -21,7 +21,7 @@ from gaitlib.prune.graph import Graph
 from gaitlib.quantize import bit_budget, bit_operations
 from gaitlib.runs import Run
 from gaitlib.steps.budgets import read_budget
-from gaitlib.steps.dataset import transform_of
+from gaitlib.steps.dataset import network_arguments, transform_of
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
 from gaitlib.system.files import tensor_bytes
@@ -45,7 +45,7 @@ def check_test_set(experiment: Experiment, data: DataSplit) -> None:
     Raises:
         ValueError: as `gaitlib.evaluate.check_test_set`.
     """
-    evaluate.check_test_set(data.test.table, experiment.evaluator_cfg.cross_view_gallery)
+    evaluate.check_test_set(data.test.table, experiment.protocol, data.lists)
 
 
 def evaluate_network(
@@ -77,11 +77,12 @@ def evaluate_network(
     )
     evaluation = None
     if distributed.is_main():
-        evaluation = evaluate.evaluate_indoor(
+        evaluation = evaluate.evaluate_features(
             features.to(device),
             data.test.table,
+            experiment.protocol,
             cfg.metric,
-            cfg.cross_view_gallery,
+            lists=data.lists,
             remove_no_gallery=experiment.data_cfg.remove_no_gallery,
         )
     return features, distributed.broadcast(evaluation)
@@ -153,8 +154,13 @@ def record(
     costs: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write ``results.json`` and ``hits.csv`` of a finished stage; return the results."""
+    """Write ``results.json`` and ``hits.csv`` of a finished stage; return the results.
+
+    A protocol with a submission file has it in ``submission.csv``.
+    """
     evaluate.write_hits(evaluation.hits, run.folder(stage) / "hits.csv")
+    if evaluation.submission is not None:
+        evaluation.submission.to_csv(run.folder(stage) / "submission.csv", index=False)
     results = {
         "model": run.experiment.model_cfg.model,
         "dataset": data.name,
@@ -189,7 +195,7 @@ def compress_stage(
         graph,
         model,
         run.folder(stage) / "compressed" if distributed.is_main() else None,
-        architecture=run.experiment.model_cfg.build_arguments(),
+        architecture=network_arguments(run.experiment),
         stage=stage,
     )
 

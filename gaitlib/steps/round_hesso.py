@@ -9,7 +9,7 @@ from gaitlib.deploy import network_file
 from gaitlib.model.network_cost import FLOAT_BITS
 from gaitlib.quantize.ptq import round_after_training
 from gaitlib.runs import Run, load_results
-from gaitlib.steps.dataset import calibration_clips
+from gaitlib.steps.dataset import calibration_clips, network_arguments
 from gaitlib.steps.networks import build_network
 from gaitlib.steps.results import (
     evaluate_network,
@@ -55,7 +55,7 @@ def _round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
         calibration_clips(run.experiment, data, seed=run.seed, count=count) if count else (),
     )
     path = network_file.network_path(run.folder("ptq") / "compressed", "ptq")
-    file = network_file.write_network(model, run.experiment.model_cfg.build_arguments(), path)
+    file = network_file.write_network(model, network_arguments(run.experiment), path)
     _, evaluation = evaluate_network(run.experiment, model, data)
     costs = measure(model, run.file("hesso", "compressed/compressed_*.pt"))  # rounding keeps it
     dense = build_network(run.experiment, torch.device("cpu"))

@@ -159,8 +159,6 @@ def _train(
     twin = _float_twin(run, model, optimizer, data)
     restore(experiment, start, model, optimizer, scheduler, scaler, window, cost, twin)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    # whole sequences of a batch are joined to one clip, which each process augments by itself
-    joined = cfg.sampler.sample_type.startswith("all")
     batches = training_batches(
         data.train,
         **cfg.sampler.model_dump(exclude={"type"}),
@@ -213,7 +211,7 @@ def _train(
             fit(
                 network,
                 batches,
-                partial(transform_of(cfg), **({} if joined else share)),
+                partial(transform_of(cfg), **share),
                 GatheredLoss(losses),
                 optimizer,
                 scheduler,

@@ -122,7 +122,7 @@ def _check_data(points: Sequence[Point]) -> None:
     """Open each data set once, so that walkers are made here and not by several workers."""
     seen = set()
     for point in points:
-        parts = (point.experiment.data_cfg, point.experiment.evaluator_cfg.cross_view_gallery)
+        parts = (point.experiment.data_cfg, point.experiment.protocol)
         if (key := repr(parts)) not in seen:
             seen.add(key)
             steps.check_test_set(point.experiment, steps.open_data(point.experiment))

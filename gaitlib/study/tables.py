@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from gaitlib import runs
-from gaitlib.evaluate import CONDITIONS
+from gaitlib.evaluate import conditions_of
 from gaitlib.report.method_names import FORMER_METHODS
 from gaitlib.study.points import Point, load_point, state_of
 from gaitlib.system.files import ROOT, replacing
@@ -59,7 +59,7 @@ def _row(point: Point, results: dict[str, Any], keys: Sequence[str]) -> dict[str
         "method": point.method,
         "seed": point.seed,
         **{key: point.settings.get(key) for key in keys},
-        **{f"rank1_{c}": results["rank1"][c] for c in CONDITIONS},
+        **{f"rank1_{c}": results["rank1"][c] for c in conditions_of(results)},
         "budget": math.nan if point.budget is None else point.budget,
         "params": results["params"],
         "macs_per_frame": macs,

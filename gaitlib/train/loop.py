@@ -55,7 +55,8 @@ def fit(
     Args:
         model: trained on the device of its parameters.
         batches: clips uint8 ``(N, T, H, W)`` and labels int64 ``(N,)``, each with its iteration.
-        transform: maps uint8 clips and a CPU generator to float32 clips ``(N, T, H, W')``.
+        transform: maps uint8 clips and a CPU generator to float32 clips ``(N, T, H, W')``; it also
+            takes the ``lengths`` of clips that are concatenated along frames.
         losses: maps output and labels to (total loss, scalars to log).
         optimizer: stepped once per batch. If it has ``group_sparsity()`` or ``cost_share``, that is
             logged. If it has ``skip_step()``, that is called when the scaler skips a step.
@@ -102,7 +103,8 @@ def fit(
     window.restart_clock()
     for batch in _with_bar(batches, total_iter, progress):
         generator.manual_seed((seed << 32) + batch.iteration)
-        clips = transform(batch.clips.to(device, non_blocking=True), generator)
+        joined = {} if batch.seqL is None else {"lengths": batch.seqL}
+        clips = transform(batch.clips.to(device, non_blocking=True), generator, **joined)
         labels = batch.labels.to(device, non_blocking=True)
         lengths = batch.seqL if batch.seqL is None else batch.seqL.to(device)
         if twin is not None:

@@ -32,7 +32,7 @@ def test_a_section_left_out_means_what_opengait_documents():
         "gamma": 0.1,
         "milestones": [20000, 40000, 60000],
     }
-    assert [term.type for term in experiment.loss_cfg] == ["TripletLoss", "CrossEntropyLoss"]
+    assert [term.type for term in experiment.loss_cfg] == ["TripletLoss"]
 
 
 def test_sections_merge_deeply_and_dotted_overrides_change_one_value():
@@ -151,7 +151,7 @@ def test_an_unknown_papermill_parameter_is_refused_with_the_nearest_name():
 def test_keys_that_change_nothing_are_listed_in_one_warning(caplog):
     load_experiment(None, {"evaluator_cfg.rerank": True, "optimizer_cfg.momentum": 0.9})
     (record,) = caplog.records
-    assert "evaluator_cfg.rerank: evaluate_indoor_dataset ranks once" in record.message
+    assert "evaluator_cfg.rerank: only HID_submission reads it" in record.message
     assert "optimizer_cfg.momentum: AdamW has no such argument" in record.message
     caplog.clear()
     load_experiment(None, {"trainer_cfg.sync_BN": True, "trainer_cfg.find_unused_parameters": True})

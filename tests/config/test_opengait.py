@@ -9,6 +9,7 @@ from nets import plain, resnet
 from gaitlib.config import ConfigError, load_experiment
 from gaitlib.data.transforms import build_transform
 from gaitlib.model import build_model
+from gaitlib.prune.oto import trace
 from gaitlib.system.files import PARAMS
 from gaitlib.train.checkpoint import CheckpointError, load_checkpoint, restore_model
 
@@ -170,11 +171,10 @@ def test_a_yaml_loads_as_it_is_and_builds_its_network(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
-        ("GaitBase", {"data_cfg.test_dataset_name", "evaluator_cfg.sampler.batch_shuffle"}),
+        ("GaitBase", {"evaluator_cfg.sampler.batch_shuffle"}),
         (
             "Baseline",
             {
-                "data_cfg.test_dataset_name",
                 "evaluator_cfg.rerank",
                 "evaluator_cfg.sampler.batch_shuffle",
                 "evaluator_cfg.sampler.frames_num_fixed",
@@ -213,14 +213,26 @@ def test_what_follows_from_another_key_may_say_the_same(tmp_path, caplog):
             "silhouettes are the only input",
         ),
         (
-            {"evaluator_cfg.eval_func": "evaluate_Gait3D"},
-            "'evaluate_Gait3D': only CASIA-B's protocol",
+            {"evaluator_cfg.eval_func": "evaluate_gait3d"},
+            "'evaluate_gait3d'; did you mean 'evaluate_Gait3D'?",
         ),
-        ({"evaluator_cfg.eval_func": "evaluate_real_scene"}, "write evaluate_indoor_dataset"),
-        ({"data_cfg.data_in_use": [False, True]}, "[false, true]: of a sequence folder's files"),
-        ({"data_cfg.data_in_use": [True, True]}, "write [true, false]"),
+        ({"evaluator_cfg.eval_func": "evaluate_real_scene"}, "only GREW's is built in"),
+        (
+            {
+                "evaluator_cfg.eval_func": "evaluate_CCPG",
+                "evaluator_cfg.cross_view_gallery": True,
+            },
+            "only casia-b, oumvlp have a cross-view gallery",
+        ),
+        ({"evaluator_cfg.protocol": "casiab"}, "unknown protocol 'casiab'; did you mean 'casia-b'"),
+        (
+            {"evaluator_cfg.eval_func": "HID_submission", "evaluator_cfg.rerank": True},
+            "each probe is ranked once; write false",
+        ),
+        ({"data_cfg.data_in_use": [False, False]}, "[false, false]: silhouettes are the only"),
+        ({"data_cfg.data_in_use": [True, True]}, "write one true, as [true, false]"),
         ({"data_cfg.data_in_use": []}, "data_in_use is []"),
-        ({"data_cfg.data_in_use": [1]}, "write [0]"),
+        ({"data_cfg.data_in_use": [0, 1]}, "or its number, as "),
         ({"model_cfg.model": "GaitSet"}, "'GaitSet'"),
         ({"model_cfg.backbone_cfg.typ": "ResNet9"}, "unknown key 'typ'; did you mean 'type'"),
         ({"trainer_cfg.sampler.type": "CommonSampler"}, "'CommonSampler'"),
@@ -233,10 +245,14 @@ def test_what_would_change_the_result_is_refused_with_the_reason(overrides, word
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize("in_use", [[True], [True, False, False, False], [0], None])
-def test_the_first_of_a_sequences_files_may_be_used(in_use, tmp_path):
+@pytest.mark.parametrize(
+    ("in_use", "position"),
+    [([True], 0), ([False, False, True, False], 2), ([0], 0), ([6], 6), (None, None)],
+)
+def test_one_of_a_sequences_files_may_be_used(in_use, position, tmp_path):
     experiment = _load(GAITBASE, tmp_path, {"data_cfg.data_in_use": in_use})
     assert experiment.data_cfg.data_in_use == (in_use and tuple(in_use))
+    assert experiment.data_cfg.file_in_use == position
 
 
 def test_the_evaluation_keys_arrive(tmp_path):
@@ -248,6 +264,53 @@ def test_the_evaluation_keys_arrive(tmp_path):
     assert experiment.evaluator_cfg.cross_view_gallery and experiment.evaluator_cfg.metric == "cos"
     assert experiment.data_cfg.remove_no_gallery and experiment.data_cfg.cache
     assert experiment.evaluator_cfg.sampler.frames_all_limit == -1
+
+
+def test_a_loss_without_a_type_changes_the_default_triplet(tmp_path):
+    (loss,) = _load(GAITBASE, tmp_path, {"loss_cfg": {"margin": 0.3}}).loss_cfg
+    assert (loss.type, loss.margin, loss.loss_term_weight) == ("TripletLoss", 0.3, 1.0)
+
+
+def test_a_block_of_no_layers_returns_its_input(tmp_path):
+    changed = {"model_cfg.backbone_cfg": {"channels": [4, 8, 6], "layers": [1, 2, 0]}}
+    changed["model_cfg.backbone_cfg"] |= {"type": "ResNet9", "strides": [2, 2, 2]}
+    changed |= {"model_cfg.SeparateFCs.in_channels": 8}
+    arguments = _load(GAITBASE, tmp_path, changed).model_cfg.build_arguments()
+    network = build_model(**arguments)
+    assert network.Backbone(torch.rand(1, 1, 1, 64, 44)).shape == (1, 8, 1, 16, 11)
+    assert trace(network, torch.rand(1, 1, 1, 64, 44)).num_channels > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({}, "casia-b"),
+        ({"data_cfg.dataset_name": "CASIA-B*"}, "casia-b"),
+        ({"data_cfg.dataset_name": "mine", "data_cfg.test_dataset_name": None}, "casia-b"),
+        ({"data_cfg.test_dataset_name": "OUMVLP"}, "oumvlp"),
+        ({"data_cfg.test_dataset_name": "CASIA-E"}, "casia-e"),
+        ({"data_cfg.test_dataset_name": "SUSTech1K"}, "sustech1k"),
+        ({"evaluator_cfg.cross_view_gallery": True}, "casia-b-cross-view"),
+        ({"evaluator_cfg.eval_func": "evaluate_Gait3D"}, "gait3d"),
+        ({"evaluator_cfg.eval_func": "evaluate_CCPG"}, "ccpg"),
+        ({"evaluator_cfg.eval_func": "evaluate_CCGR_MINI"}, "ccgr-mini"),
+        ({"evaluator_cfg.eval_func": "GREW_submission"}, "grew"),
+        ({"evaluator_cfg.eval_func": "HID_submission"}, "hid"),
+        (
+            {
+                "evaluator_cfg.eval_func": "evaluate_real_scene",
+                "data_cfg.test_dataset_name": "GREW",
+            },
+            "grew-labelled",
+        ),
+        ({"evaluator_cfg.protocol": "gallery_probe"}, "gallery_probe"),
+        ({"evaluator_cfg.protocol": {"gallery": ["a"], "probes": ["b"]}}, "own"),
+    ],
+)
+def test_opengaits_keys_choose_the_protocol(changed, name, tmp_path):
+    experiment = _load(GAITBASE, tmp_path, changed)
+    assert experiment.protocol.name == name
+    assert load_experiment(experiment.sections()).protocol == experiment.protocol
 
 
 def test_the_compact_experiment_loads_once_its_data_are_placed():

@@ -102,6 +102,13 @@ def test_ordered_goes_round_a_short_sequence():
     assert (np.diff(frames) % 3 == 1).all()
 
 
+def test_allordered_sorts_the_frames_that_unordered_draws():
+    for num_frames in (3, 50):
+        drawn = choose_frames(num_frames, rng(), sample_type="fixed_unordered", frames_num_fixed=9)
+        found = choose_frames(num_frames, rng(), sample_type="fixed_allordered", frames_num_fixed=9)
+        assert found.tolist() == sorted(drawn.tolist())
+
+
 def test_unfixed_draws_every_length_of_the_range():
     lengths = {
         len(
@@ -220,6 +227,13 @@ def training(dataset, start=0, stop=6, **arguments):
     return list(training_batches(dataset, start=start, stop=stop, **defaults | arguments))
 
 
+def pieces(batch):
+    """The clips of a batch, stacked or one after another."""
+    if batch.seqL is None:
+        return list(batch.clips)
+    return batch.clips[0].split(batch.seqL.tolist())
+
+
 @pytest.mark.parametrize("sample_type", ["fixed_unordered", "fixed_ordered", "unfixed_ordered"])
 def test_training_clips_hold_frames_of_their_sequences(sample_type):
     dataset = Numbered()
@@ -227,15 +241,17 @@ def test_training_clips_hold_frames_of_their_sequences(sample_type):
     batches = training(dataset, sample_type=sample_type, **limits)
     assert [batch.iteration for batch in batches] == list(range(6))
     for batch in batches:
-        n, t, h, w = batch.clips.shape
-        assert (n, h, w) == (12, 2, 2) and batch.clips.dtype == torch.uint8
-        assert t == 5 if sample_type.startswith("fixed") else 2 <= t <= 6
-        assert batch.seqL is None and batch.labels.dtype == batch.indices.dtype == torch.int64
+        clips = pieces(batch)
+        assert len(clips) == 12 and batch.clips.dtype == torch.uint8
+        lengths = {len(clip) for clip in clips}
+        if sample_type.startswith("fixed"):
+            assert lengths == {5} and batch.seqL is None
+        else:  # a length per clip, from the whole range
+            assert len(lengths) > 1 and lengths <= {2, 3, 4, 5, 6}
+        assert batch.labels.dtype == batch.indices.dtype == torch.int64
         assert batch.labels.tolist() == LABELS[batch.indices].tolist()
-        for clip, index in zip(batch.clips, batch.indices, strict=True):
+        for clip, index in zip(clips, batch.indices, strict=True):
             assert clip[:, 0, 0].max() < dataset.lengths[index]
-    if sample_type.startswith("unfixed"):
-        assert len({batch.clips.shape[1] for batch in batches}) > 1
 
 
 def test_clips_of_one_sequence_differ_within_a_batch_and_between_batches():
@@ -254,7 +270,7 @@ def test_resuming_workers_and_ranks_change_no_clip(sample_type):
         for rank in (0, 1):
             part = training(dataset, sample_type=sample_type, rank=rank, world_size=2)
             for a, b in zip(whole, part, strict=True):
-                assert torch.equal(a.clips[rank::2], b.clips)
+                assert all(map(torch.equal, pieces(a)[rank::2], pieces(b)))
                 assert torch.equal(a.indices[rank::2], b.indices)
 
 

@@ -185,7 +185,7 @@ def test_writing_anything_but_frames_is_refused(tmp_path, bad):
 
 def test_the_index_is_sorted_text(tree):
     table = index_tree(tree)
-    assert list(table.columns) == ["subject", "type", "view", "path"]
+    assert list(table.columns) == ["subject", "type", "view", "path", "problem"]
     rows = list(table[["subject", "type", "view"]].itertuples(index=False, name=None))
     assert rows == sorted(rows) and len(rows) == 12 and rows[0] == ("001", "nm-01", "000")
     assert table["path"][0] == str(tree / "001/nm-01/000/000.pkl")
@@ -255,6 +255,22 @@ def test_no_data_is_one_clear_error(tree):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of 12 .*make them again.*000\.pkl is empty"):
         SilhouetteDataset(index_tree(tree))
+
+
+def test_among_several_pickles_none_is_taken_without_a_choice(tree, caplog):
+    folder = tree / "001/nm-01/000"
+    (folder / "000.pkl").rename(folder / "06-000-Camera-Sils_aligned.pkl")
+    write_sequence(folder / "02-000-LiDAR-PCDs_sils.pkl", frames(4))
+    (folder / "04-000-Ratios.pkl").write_bytes(pickle.dumps(np.ones(4)))
+    dataset = load_split(tree, tree / "partition.json", "TRAIN_SET")
+    assert len(dataset) == 7 and "1 of 8 sequences are left out" in caplog.text
+    (problem,) = dataset.problems["problem"]
+    assert problem.startswith("3 pickles (02-000-LiDAR-PCDs_sils.pkl, 04-") and "_in_use" in problem
+    chosen = index_tree(tree, ["001"], file_in_use=2)
+    assert chosen["path"][0] == str(folder / "06-000-Camera-Sils_aligned.pkl")
+    assert chosen["problem"][1].startswith("data_cfg.data_in_use asks for file 2 (from 0) of 090")
+    with pytest.raises(ValueError, match="if they are no silhouettes, .* so it is no silhouette"):
+        SilhouetteDataset(index_tree(tree, ["001"], file_in_use=1)[:1])
 
 
 def test_a_file_that_changes_after_it_was_checked_is_refused_when_it_is_read(tree):

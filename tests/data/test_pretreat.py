@@ -217,6 +217,16 @@ def test_hostile_names_in_an_archive_write_nothing_outside(tmp_path):
     assert new == {tmp_path / "pkl/001/nm-01/090/090.pkl"}
 
 
+def test_another_size_makes_finished_sequences_again(tmp_path):
+    write_archive(tmp_path / "001.tar.gz", raw_frames("001", "nm-01", "090", 5))
+    file = tmp_path / "pkl/001/nm-01/090/090.pkl"
+    for size, written in ((64, 1), (128, 1), (128, 0)):
+        report = pretreat_tree(tmp_path, tmp_path / "pkl", workers=1, size=size)
+        assert read_sequence(file).shape == (5, size, size) and report.written == written
+    with pytest.raises(ValueError, match="size is 100: give 64, 128 or another multiple of 16"):
+        pretreat_tree(tmp_path, tmp_path / "pkl", size=100)
+
+
 def test_a_damaged_archive_is_reported_and_the_others_are_made(tmp_path):
     write_archive(tmp_path / "001.tar.gz", raw_frames("001", "nm-01", "090", 5))
     write_archive(tmp_path / "002.tar.gz", raw_frames("002", "nm-01", "090", 5))

@@ -13,9 +13,13 @@ from gaitlib.data.augment import (
     RandomPerspective,
     RandomRotate,
 )
+from gaitlib.data.part_augment import BRUSHES, RandomPartBlur, RandomPartDilate, dilate
 from gaitlib.data.transforms import BaseSilTransform, Transform, build_transform
 
-AUGMENTATIONS = [RandomAffine, RandomErasing, RandomHorizontalFlip, RandomPerspective, RandomRotate]
+AUGMENTATIONS = [
+    *(RandomAffine, RandomErasing, RandomHorizontalFlip, RandomPerspective, RandomRotate),
+    RandomPartDilate,
+]
 
 
 def generator(seed=0):
@@ -255,6 +259,80 @@ def test_erasing_per_frame_draws_for_every_frame():
     assert len(set(boxes(y[erased]))) > 60
 
 
+def test_a_clip_of_joined_clips_changes_by_itself_and_alike_for_every_rank():
+    transform = build_transform({"type": "Compose", "trf_cfg": [
+        {"type": "RandomErasing", "prob": 0.5, "per_frame": True}, {"type": "BaseSilTransform"},
+        {"type": "RandomRotate", "prob": 1},
+    ]})  # fmt: skip
+    lengths = torch.tensor([2, 5, 1, 4])
+    joined = clips(n=1, t=1).expand(1, 12, 64, 64)
+    whole = transform(joined, generator(), lengths=lengths)[0].split(lengths.tolist())
+    sums = [clip[0].sum().item() for clip in whole]
+    assert len(set(sums)) == 4  # an angle per clip
+    for rank in (0, 1):
+        mine = lengths[rank::2]
+        part = transform(joined[:, : int(mine.sum())], generator(), rank, 2, mine)[0]
+        assert all(map(torch.equal, whole[rank::2], part.split(mine.tolist())))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_brushes_thicken_as_opencv_does(dtype):
+    x = (clips(t=2) > 250).to(dtype)[0]
+    for kind, size in BRUSHES:
+        brush = cv2.getStructuringElement(kind, size)
+        expected = [cv2.dilate(image.numpy(), brush) for image in x]
+        assert np.array_equal(dilate(x, kind, size).numpy(), expected)
+
+
+def test_a_part_is_thickened_between_two_rows():
+    x = (clips(n=50, t=2) > 250).to(torch.uint8)
+    y = RandomPartDilate(1, (12, 16), (36, 40))
+    y = changed_by(y, x, generator())
+    changed = (y != x).any(3).any(1)  # (N, H)
+    assert (y >= x).all() and changed.any(1).all()
+    assert not changed[:, :12].any() and not changed[:, 40:].any()
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_a_part_is_blurred_as_opencv_does_and_cut_at_a_fifth(per_frame):
+    step = RandomPartBlur(0.5, (9, 9), (40, 40), per_frame)
+    x = blobs(n=6, t=4) / 255
+    drawn, _ = step.draw(x.shape, generator())
+    y = step.apply(x.clone(), *step.draw(x.shape, generator()))
+    for n in range(6):
+        for t in range(4):
+            expected = x[n, t].numpy().copy()
+            if drawn[n, t if per_frame else 0]:
+                blurred = cv2.GaussianBlur(expected[9:40], (3, 3), 0)
+                assert (abs(blurred - 0.2) > 1e-6).all()
+                expected[9:40] = blurred > 0.2
+            assert np.array_equal(y[n, t].numpy(), expected)
+
+
+def test_opengaits_geometry_swaps_the_axes_of_the_middle_and_of_the_corners():
+    angles = torch.tensor([7.0, -3.0])
+    _, matrices = RandomRotate(1, 10, "opengait").draw((2, 1, 64, 44), generator())
+    angle = math.degrees(math.atan2(matrices[0, 0, 1], matrices[0, 0, 0]))
+    theirs = cv2.getRotationMatrix2D((32, 22), angle, 1)
+    np.testing.assert_allclose(matrices[0], theirs, atol=1e-4)
+    ours = augment.rotation(angles, 64, 44)
+    assert not np.allclose(augment.rotation(angles, 64, 44, (32, 22)), ours, atol=0.1)
+    usual = RandomAffine.corners(3, 64, 44, generator())
+    swapped = RandomAffine.corners(3, 64, 44, generator(), swapped=True)
+    shift = torch.tensor([[0, 0], [20, 0], [0, -20]]).float()
+    assert all(
+        torch.equal(s - u, shift.expand(3, 3, 2)) for s, u in zip(swapped, usual, strict=True)
+    )
+    with pytest.raises(ValueError, match="geometry is 'theirs': choose from centred, opengait"):
+        build_transform({"type": "RandomAffine", "geometry": "theirs"})
+
+
+def test_no_operation_does_nothing():
+    steps = [{"type": "NoOperation"}, {"type": "BaseSilTransform"}]
+    composed = build_transform({"type": "Compose", "trf_cfg": steps})
+    assert torch.equal(composed(clips()), clips() / 255)
+
+
 def test_flipping_is_a_mirror():
     mirrored = changed_by(RandomHorizontalFlip(prob=1), clips(), generator())
     torch.testing.assert_close(mirrored, clips().flip(-1))
@@ -276,6 +354,15 @@ def test_flipping_is_a_mirror():
         ({"type": "RandomRotate", "degree": -1}, "degree is -1"),
         ({"type": "RandomErasing", "sl": 0.5}, "sl <= sh"),
         ({"type": "BaseSilTransform", "divsor": 0}, "above 0"),
+        ({"type": "RandomPartDilate", "top_range": [20, 40]}, r"top_range\[1\] < bot_range"),
+        ({"type": "RandomPartBlur", "bot_range": [40]}, "whole numbers"),
+        (
+            {
+                "type": "Compose",
+                "trf_cfg": [{"type": "RandomPartBlur"}, {"type": "BaseSilTransform"}],
+            },
+            "put it after BaseSilTransform",
+        ),
     ],
 )
 def test_a_wrong_section_is_refused_with_the_reason(spec, reason):

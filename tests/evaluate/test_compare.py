@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from protocols import evaluate_indoor
 
 from gaitlib.evaluate import (
     bootstrap_drop,
-    evaluate_indoor,
     examples,
     from_results,
     nearest,
@@ -64,8 +64,8 @@ def test_the_drop_is_the_difference_of_the_rank1s(two):
 
 def test_a_draw_of_subjects_equals_the_evaluation_of_those_subjects(two):
     # Weighting subjects (2, 1, 0, ...) is the same as listing the probes of the first one twice.
+    from gaitlib.evaluate import mean_rank1, rank1_by_view
     from gaitlib.evaluate.compare import _weighted_rank1
-    from gaitlib.evaluate.protocol import mean_without_identical_view, rank1_by_view
 
     hits = two[1].hits.query("condition == 'BG'")
     weights = np.array([[2, 1, 0, 0, 0, 0, 0, 3]])
@@ -77,7 +77,7 @@ def test_a_draw_of_subjects_equals_the_evaluation_of_those_subjects(two):
             for _ in range(w)
         ]
     )
-    expected = mean_without_identical_view(rank1_by_view(drawn, VIEWS))
+    expected = mean_rank1(rank1_by_view(drawn, VIEWS))
     assert _weighted_rank1(hits, weights) == pytest.approx([expected])
 
 
@@ -165,12 +165,16 @@ def test_results_are_json_and_come_back(table):
         pd.testing.assert_frame_equal(back[condition], matrix.round(2))
 
 
-def test_cross_view_results_have_no_matrices(table):
+def test_cross_view_results_have_one_cell_per_condition(table):
     table = table.replace({"type": {"nm-05": "nm-02"}})
     results = to_results(evaluate_indoor(noisy(table, 0.8), table, cross_view_gallery=True))
     assert results["cross_view_gallery"] and set(results["mAP"]) == {"NM", "BG", "CL"}
-    with pytest.raises(ValueError, match="cross_view_gallery: false"):
-        from_results(results)
+    assert "rank1_by_view" not in results
+    cells = {condition: cell.loc["all", "all"] for condition, cell in from_results(results).items()}
+    assert list(cells) == ["NM", "BG", "CL"]
+    assert cells == pytest.approx(
+        {c: v or np.nan for c, v in results["rank1"].items()}, nan_ok=True
+    )
 
 
 def test_hits_come_back_from_the_file(two, tmp_path):

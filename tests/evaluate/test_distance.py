@@ -3,8 +3,9 @@ import itertools
 import pandas as pd
 import pytest
 import torch
+from protocols import evaluate_indoor
 
-from gaitlib.evaluate import distance, evaluate_indoor, protocol
+from gaitlib.evaluate import distance, protocol
 
 
 def test_features_that_nearly_coincide_are_as_far_apart_as_float64_says():

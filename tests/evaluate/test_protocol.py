@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from protocols import CROSS_VIEW, INDOOR, evaluate_indoor
 
-from gaitlib.evaluate import distance, evaluate_indoor, probe_view_means, to_results
-from gaitlib.evaluate.protocol import CROSS_VIEW_GALLERY, CROSS_VIEW_PROBES, GALLERY, PROBES
+from gaitlib.evaluate import distance, probe_view_means, to_results
 
+GALLERY, PROBES = INDOOR.gallery, INDOOR.probes
+CROSS_VIEW_GALLERY, CROSS_VIEW_PROBES = CROSS_VIEW.gallery, CROSS_VIEW.probes
 VIEWS = ("000", "018", "036")
 TYPES = tuple(f"{t}-0{i}" for t, k in (("nm", 6), ("bg", 2), ("cl", 2)) for i in range(1, k + 1))
 
@@ -102,8 +104,8 @@ def test_the_cross_view_gallery_agrees_with_a_loop_over_probes(metric):
         expected = 100 * np.mean([np.mean(s, axis=0) for s in scores.values()], axis=0)
         found = (
             evaluation.rank1[condition],
-            evaluation.rank5[condition],
-            evaluation.mean_average_precision[condition],
+            evaluation.scores["rank5"][condition],
+            evaluation.scores["mAP"][condition],
         )
         assert found == pytest.approx(tuple(expected))
     assert evaluation.rank1_by_view == {}
@@ -191,20 +193,24 @@ def test_a_condition_without_probes_is_nan_and_null_in_the_results():
     assert results["rank1"]["CL"] is None and results["rank1_by_view"]["CL"] == [[None] * 3] * 3
 
 
-def test_a_cross_view_probe_whose_gallery_is_all_at_its_own_view_is_left_out():
+def test_a_cross_view_probe_whose_gallery_is_all_at_its_own_view_is_a_miss_unless_removed():
     features, table = clips(
         ("075", "nm-01", "000", 0.0),  # its only match is at view 000 too
         ("075", "nm-02", "000", 0.1),
         ("076", "nm-01", "018", 2.0),
         ("076", "bg-02", "000", 3.0),
     )
-    evaluation = evaluate_indoor(features, table, cross_view_gallery=True, views=VIEWS)
-    assert evaluation.hits["rank1"].isna().tolist() == [True, False]
-    assert "1 probes of 075 have no gallery sequence of another view: they are left out" in (
-        evaluation.problems
-    )
     # 076's probe ranks its own clip (1.0 away) before 075's (1.9 away).
-    assert evaluation.rank1["NM"] == evaluation.mean_average_precision["NM"] == 100
+    cross_view = {"cross_view_gallery": True, "views": VIEWS}
+    evaluation = evaluate_indoor(features, table, **cross_view)
+    assert evaluation.hits["rank1"].tolist() == [0, 1]
+    assert (evaluation.rank1["NM"], evaluation.scores["mAP"]["NM"]) == (50, 100)
+    problem = "1 probes of 075 have no gallery sequence of another view: "
+    assert any(p.startswith(f"{problem}each counts as a miss") for p in evaluation.problems)
+    removed = evaluate_indoor(features, table, **cross_view, remove_no_gallery=True)
+    assert removed.hits["rank1"].isna().tolist() == [True, False]
+    assert removed.rank1["NM"] == removed.scores["mAP"]["NM"] == 100
+    assert any(p.startswith(f"{problem}they are left out") for p in removed.problems)
 
 
 def test_the_mean_of_probe_view_means_is_the_rank1():
