@@ -12,6 +12,7 @@ from gaitlib.config.model_cfg import ModelCfg
 from gaitlib.config.protocol_cfg import ProtocolCfg, choose_protocol
 from gaitlib.config.section import Section
 from gaitlib.config.training_cfg import (
+    CrossEntropyLossCfg,
     EvaluatorCfg,
     LossCfg,
     OptimizerCfg,
