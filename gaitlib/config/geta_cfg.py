@@ -58,6 +58,7 @@ FLOAT_FIRST = QUANTIZATION | {
     "ranges": "follow",
     "batch_norm_batches": 32,
     "start_bits_step": None,
+    "clipping": "channel",
     "learn_ranges_step": None,
     "distillation": 0.0,
     "keep_better": True,
@@ -98,6 +99,9 @@ class GetaCfg(HessoCfg):
     - ``target_bytes``: the bytes of the network's numbers to end at or below, without the header of
       its file. Either budget chooses the bits of each weight from ``min_bit_wt..max_bit_wt``, see
       `gaitlib.quantize.bit_budget`. Below 1 it is a share of the dense float network's.
+    - ``clipping``: one clipping magnitude per ``tensor``, or per output ``channel`` of a
+      convolution. For the latter its channels are scaled at ``start_bits_step``, and the batch norm
+      behind it takes the scale up, as in `RoundingCfg`.
     - ``learn_ranges_step``: with ``ranges: follow``, the step after which ranges are learned; null:
       they follow to the end.
     - ``distillation``: weight of the divergence from the logits that the run's own float network of
@@ -137,6 +141,7 @@ class GetaCfg(HessoCfg):
     batch_norm_batches: NonNegativeInt | None = None
     target_bits: WeightBits | None = None
     start_bits_step: PositiveInt | None = None
+    clipping: Literal["tensor", "channel"] | None = None
     learn_ranges_step: PositiveInt | None = None
     distillation: NonNegativeFloat | None = None
     keep_better: bool | None = None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.model.float_state import quantization_of
@@ -63,6 +63,7 @@ class GETA(HESSO):
         quantization: the quantizers of the network; None without a plan.
         budget, removal: as in `HESSO`.
         bit_budget: what the bits may cost; needed if ``cfg`` has a budget for them.
+        model: the network; needed with ``clipping: channel``.
 
     Raises:
         ValueError: as `HESSO` does; also if there is a plan without quantizers, or the reverse.
@@ -76,6 +77,7 @@ class GETA(HESSO):
         budget: NetworkBudget | None = None,
         removal: Removal | None = None,
         bit_budget: BitBudget | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         plan = cfg.bit_plan
         if plan is not None and quantization is None:
@@ -89,7 +91,8 @@ class GETA(HESSO):
             )
         self.control = None
         if plan is not None and plan.bits_start is not None:
-            self.control = LateBits(quantization, plan, bit_budget)
+            by_channel = cfg.clipping == "channel"
+            self.control = LateBits(quantization, plan, bit_budget, model if by_channel else None)
         elif plan is not None:
             self.control = BitControl(quantization, plan)
         groups = [*groups, self.control.param_group()] if self.control else list(groups)
@@ -155,7 +158,7 @@ class GETA(HESSO):
 
     def _end_step(self) -> None:
         if self.control is not None and not self.control.rounds:
-            self.control.end_float_step(self.pruner.steps, self._quantized())
+            self.control.end_float_step(self.pruner.steps, self._quantized(), self.state)
 
     def _quantized(self) -> list[Tensor]:
         """Return the quantized parameters, in the order of their quantizers."""
@@ -285,4 +288,5 @@ def build_geta(
     budget = network_budget(graph, cfg, latency)
     bit_budget = None if cfg.bit_target is None else BitBudget(graph, cfg)
     removal = removal_of(graph, cfg)
-    return GETA(graph.param_groups(), cfg, quantization, budget, removal, bit_budget)
+    groups = graph.param_groups()
+    return GETA(groups, cfg, quantization, budget, removal, bit_budget, graph.model)

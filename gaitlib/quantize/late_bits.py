@@ -9,17 +9,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaitlib.config.schedules import BitPlan
 from gaitlib.quantize.bit_budget import BitBudget
 from gaitlib.quantize.bit_control import FOLLOW_RATE, BitControl, normal_clipping
 from gaitlib.quantize.grid import step_size
+from gaitlib.quantize.ptq import clip_channels
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
 
 #: Steps before the switch in which inputs are watched, and gradients are gathered for a budget.
 OBSERVED_STEPS = 50
+#: The optimizer's averages of a parameter's gradients, and which power of them they average.
+_POWERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2}
 
 
 class LateBits(BitControl):
@@ -29,7 +32,8 @@ class LateBits(BitControl):
     the last OBSERVED_STEPS of them the range of each input becomes the running mean of the
     magnitudes that 99.9 % of a batch are below, and the squared gradients of the weights are
     summed. Then each quantizer gets whole bits: those of the plan, or what the budget chooses. A
-    weight is clipped at `normal_clipping`.
+    weight is clipped at `normal_clipping`; before, `clip_channels` may give the output channels of
+    a convolution like ranges, which changes nothing of the float network.
 
     Afterwards ranges follow what they clip up to ``plan.follow_until``, as in `BitControl`, and are
     learned from then on. Since d follows q_m and t at fixed bits, the gradients of those two
@@ -41,13 +45,18 @@ class LateBits(BitControl):
         quantization: of the network; switched off here.
         plan: with ``bits_start``.
         budget: chooses the bits of weights; None takes those of the plan.
+        model: the network, to clip by channel; None clips by tensor.
     """
 
     def __init__(
-        self, quantization: Quantization, plan: BitPlan, budget: BitBudget | None = None
+        self,
+        quantization: Quantization,
+        plan: BitPlan,
+        budget: BitBudget | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         super().__init__(quantization, plan)
-        self.budget = budget
+        self.budget, self.model = budget, model
         self.squares: Tensor | None = None  # (W,), sums of the mean squared gradients
         self._switch()
 
@@ -78,16 +87,21 @@ class LateBits(BitControl):
         found = torch.stack([g.float().square().mean() for g in grads])
         self.squares = found if self.squares is None else found + self.squares.to(found.device)
 
-    def end_float_step(self, step: int, weights: Sequence[Tensor]) -> None:
+    def end_float_step(
+        self, step: int, weights: Sequence[Tensor], state: Mapping[Tensor, dict[str, Any]]
+    ) -> None:
         """Follow the inputs' ranges; after the last step in float choose bits and round.
 
         Args:
             step: steps that have been done.
             weights: as in `observe`, after channels have left.
+            state: the optimizer's, by parameter; it is scaled with the channels of weights.
         """
         self.follow(step, weights)
         if step >= self.plan.bits_start:
             self._choose_bits(weights)
+            self._scale_channels(weights, state)
+            self._set_ranges(weights)
             self._switch()
             self.watch(step)
 
@@ -141,12 +155,33 @@ class LateBits(BitControl):
             )
             bits[: len(names)] = torch.tensor(chosen, dtype=bits.dtype)
         self.whole = from_rank_0(bits)
+
+    def _scale_channels(
+        self, weights: Sequence[Tensor], state: Mapping[Tensor, dict[str, Any]]
+    ) -> None:
+        """Give the output channels of each convolution like ranges, if the network is given.
+
+        With W = s W' the gradient of W' is s times that of W. So averages of gradients are
+        multiplied by s, and those of squares by its square.
+        """
+        if self.model is None:
+            return
+        bits = dict(zip(self.positions, self.whole.int().tolist(), strict=False))
+        named = dict(zip(self.positions, weights, strict=True))
+        for name, share in clip_channels(self.model, bits).items():
+            shape = (-1, *[1] * (named[name].dim() - 1))
+            for key, power in _POWERS.items():
+                if (moment := state.get(named[name], {}).get(key)) is not None:
+                    moment.mul_(share.pow(power).reshape(shape))
+
+    def _set_ranges(self, weights: Sequence[Tensor]) -> None:
+        """Set each weight's range for its bits, and all steps."""
         _, q_m, t = self.scalars()
-        wanted = [normal_clipping(w, b) for w, b in zip(weights, bits, strict=False)]
+        wanted = [normal_clipping(w, b) for w, b in zip(weights, self.whole, strict=False)]
         q_m[: len(wanted)] = torch.stack(wanted)
         self._write("q_m", torch.where(q_m > 0, q_m, 1.0))  # a weight of zeros has any range
         _, q_m, t = self.scalars()
-        self._write("d", step_size(self.whole, q_m, t, signs))
+        self._write("d", step_size(self.whole, q_m, t, self._signs()))
 
     def _switch(self) -> None:
         """Let quantizers round and learn if bits have been chosen, and only then."""

@@ -44,7 +44,7 @@ def round_after_training(
     """
     twin = copy.deepcopy(model).eval()
     if cfg.clipping == "channel":
-        _clip_channels(twin, weight_bits)
+        clip_channels(twin, weight_bits)
     kind = "weights_and_activations" if activation_bits else "weights"
     quantization = quantize_network(twin, kind, uniform=True)
     given = (weight_bits, activation_bits)
@@ -90,14 +90,22 @@ def best_clippings(rows: Tensor, bits: int) -> Tensor:
 
 
 @torch.no_grad()
-def _clip_channels(model: nn.Module, bits: Mapping[str, int]) -> None:
+def clip_channels(model: nn.Module, bits: Mapping[str, int]) -> dict[str, Tensor]:
     """Scale each output channel so that one grid per weight clips all where their error is least.
 
     The channels of a convolution are divided by the share that their best clipping magnitude has
     of the largest one, and the statistics of the batch norm behind it too. So every channel has a
     grid of its own, and the network still computes the same, with integers and files as before. A
     weight without a batch norm behind it keeps its scale.
+
+    Args:
+        model: in float; changed in place.
+        bits: of each weight, by parameter name.
+
+    Returns:
+        By parameter name, what the channels of each weight were divided by: ``(O,)``, in 0..1.
     """
+    shares = {}
     for conv_name, norm_name in normalised_convolutions(model).items():
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         best = best_clippings(conv.weight.flatten(1), bits[f"{conv_name}.weight"])  # (O,)
@@ -108,3 +116,5 @@ def _clip_channels(model: nn.Module, bits: Mapping[str, int]) -> None:
         norm.running_mean.div_(share)
         # batch norm divides by sqrt(var + eps); eps keeps its size
         norm.running_var.add_(norm.eps).div_(share.square()).sub_(norm.eps)
+        shares[f"{conv_name}.weight"] = share
+    return shares

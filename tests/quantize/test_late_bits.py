@@ -77,7 +77,7 @@ def same(a, b):
 @pytest.mark.parametrize("variant", ["sgd", "adamw"])
 @pytest.mark.parametrize("shrink", [True, False])
 def test_until_bits_begin_it_is_hesso_bit_for_bit(variant, shrink):
-    model, _, ours = build(variant=variant, shrink=shrink)
+    model, _, ours = build(variant=variant, shrink=shrink, clipping="tensor")
     plain = nets.build(ARCHITECTURE)
     cfg = hesso_cfg(**PRUNING | {"variant": variant, "shrink": shrink})
     theirs = build_hesso(traced(plain), cfg)
@@ -150,6 +150,43 @@ def test_ranges_follow_and_are_then_learned(monkeypatch):
             # Adam's step is its rate: in logarithms, the same share of any range
             learned = [abs(torch.tensor(a / b).log().item()) for a, b in zip(now, before)]  # noqa: B905
             assert step + 1 <= 14 or max(learned) < 2.5e-2
+
+
+@pytest.mark.parametrize("variant", ["sgd", "adamw"])
+def test_channels_get_like_ranges_and_the_float_network_stays(variant):
+    networks, optimizers = [], []
+    for clipping in ("tensor", "channel"):
+        keys = {"variant": variant, "lr": 1e-3, "first_momentum": 0.9}
+        model, _, optimizer = build(**keys, clipping=clipping)
+        with torch.no_grad():  # channels of unlike range
+            for block in (model.Backbone.forward_block.layer2[0], model.Backbone.forward_block):
+                weight = next(block.conv1.parameters())
+                weight.mul_(torch.logspace(-1, 0, len(weight)).reshape(-1, 1, 1, 1))
+        train(model, optimizer, 0, 11)
+        networks.append(model)
+        optimizers.append(optimizer)
+    plain, scaled = (dict(model.named_parameters()) for model in networks)
+    ranges, errors = [], []
+    for model in networks:
+        with model.quantization.disabled():
+            ranges.append(model.eval()(clips(5)).embeddings)
+        errors.append((model(clips(5)).embeddings - ranges[0]).square().mean().item())
+    torch.testing.assert_close(ranges[1], ranges[0], rtol=1e-3, atol=1e-4)
+    assert errors[1] < errors[0]
+    moments = {"sgd": {"momentum_buffer": 1}, "adamw": {"exp_avg": 1, "exp_avg_sq": 2}}[variant]
+    changed = 0
+    for name, q in networks[1].quantization.weights.items():
+        share = (plain[name] / scaled[name]).nan_to_num(1.0)
+        changed += not torch.equal(plain[name], scaled[name])
+        torch.testing.assert_close(share, share[:, :1, :1].expand_as(share), rtol=1e-3, atol=1e-5)
+        four = torch.tensor(4.0)
+        assert q.q_m.item() == pytest.approx(normal_clipping(scaled[name], four).item())
+        for key, power in moments.items():
+            ours, theirs = (
+                o.state[p[name]][key] for o, p in zip(optimizers, (plain, scaled), strict=True)
+            )
+            torch.testing.assert_close(ours * share**power, theirs, rtol=1e-3, atol=1e-9)
+    assert changed == 9  # all convolutions, no head
 
 
 @pytest.mark.parametrize("t", [1.0, 1.3])
