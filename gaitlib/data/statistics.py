@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from gaitlib.data.casia_b import SilhouetteDataset, missing_sequences
+from gaitlib.data.casia_b import TYPES, SilhouetteDataset, missing_sequences
 
 
 def energy_image(clip: np.ndarray) -> np.ndarray:
@@ -21,9 +21,14 @@ def energy_image(clip: np.ndarray) -> np.ndarray:
 
 
 def energy_images(dataset: SilhouetteDataset, subject: str) -> dict[tuple[str, str], np.ndarray]:
-    """Return one subject's energy image per ``(condition, view)``, the mean over sequences."""
+    """Return one subject's energy image per ``(condition, view)``, the mean over sequences.
+
+    CASIA-B's conditions are NM, BG and CL; in another data set each type stands for itself.
+    """
     table = dataset.table[dataset.table["subject"] == subject]
-    condition = table["type"].str[:2].str.upper()
+    condition = table["type"]
+    if condition.isin(TYPES).all():
+        condition = condition.str[:2].str.upper()
     order = ["NM", "BG", "CL"]
     groups = sorted(
         table.groupby([condition, "view"]).groups.items(),
@@ -51,6 +56,29 @@ def foreground(dataset: SilhouetteDataset) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["type", "view", "filled", "width"])
 
 
+def mean_foreground(shares: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of `foreground` per kind of walk: nm, bg, cl, or what a type starts with."""
+    kind = shares["type"].str.split("-").str[0].rename("type")
+    means = shares.groupby(kind)[["filled", "width"]].mean()
+    known = [name for name in ("nm", "bg", "cl") if name in means.index]
+    return means.reindex([*known, *means.index.difference(known)])
+
+
+def _missing(table: pd.DataFrame) -> pd.DataFrame:
+    """List the sequences that CASIA-B has and the table lacks.
+
+    In another data set: those of a type and view that at least half of its subjects have.
+    """
+    if table["type"].isin(TYPES).all():
+        return missing_sequences(table)
+    subjects = table["subject"].unique()
+    having = table.groupby(["type", "view"])["subject"].nunique()
+    pairs = having.index[having >= len(subjects) / 2]
+    present = set(table[["subject", "type", "view"]].itertuples(index=False, name=None))
+    rows = [(s, *pair) for s in subjects for pair in pairs if (s, *pair) not in present]
+    return pd.DataFrame(rows, columns=["subject", "type", "view"], dtype=str)
+
+
 def report(parts: Mapping[str, SilhouetteDataset], short: int = 5) -> pd.DataFrame:
     """List the problems of all parts, one row per sequence or subject.
 
@@ -64,7 +92,7 @@ def report(parts: Mapping[str, SilhouetteDataset], short: int = 5) -> pd.DataFra
     """
     frames = []
     for name, part in parts.items():
-        missing = missing_sequences(part.table).assign(kind="missing", problem="not on disk")
+        missing = _missing(part.table).assign(kind="missing", problem="not on disk")
         short_ones = part.table[part.table["frames"] < short]
         counts = short_ones["frames"].astype(str) + " frames"
         short_ones = short_ones.assign(kind="short", problem=counts)

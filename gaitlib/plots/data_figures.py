@@ -13,10 +13,11 @@ from matplotlib.patches import Patch
 
 from gaitlib.plots.style import (
     CONDITION_COLOURS,
-    CONDITION_WORDS,
     KEPT_COLOUR,
     STYLE,
+    condition_colour,
     condition_of,
+    condition_words,
     label_bars,
     mosaic,
     mosaic_ticks,
@@ -65,14 +66,18 @@ def frames_histogram(table: pd.DataFrame, bins: int = 30) -> Figure:
     condition = table["type"].map(condition_of)
     low, high = table["frames"].min(), table["frames"].max()
     bar_per_length = high - low < bins
-    fig, axes = plt.subplots(len(CONDITION_COLOURS), 1, figsize=(8, 5), sharex=True, squeeze=False)
-    for ax, (name, colour) in zip(axes[:, 0], CONDITION_COLOURS.items(), strict=True):
-        frames = table.loc[condition == name, "frames"]
+    names = list(dict.fromkeys(condition_of(t) for t in types_in_order(table["type"])))
+    if set(names) <= set(CONDITION_COLOURS):
+        names = list(CONDITION_COLOURS)
+    size = (8, max(5, 1.7 * len(names)))
+    fig, axes = plt.subplots(len(names), 1, figsize=size, sharex=True, squeeze=False)
+    for i, (ax, name) in enumerate(zip(axes[:, 0], names, strict=True)):
+        frames, colour = table.loc[condition == name, "frames"], condition_colour(name, i)
         sns.histplot(
             x=frames, ax=ax, discrete=bar_per_length, bins="auto" if bar_per_length else bins,
             binrange=None if bar_per_length else (low, high), color=colour, alpha=1, shrink=0.9,
         )  # fmt: skip
-        ax.set_title(CONDITION_WORDS[name], loc="left", fontsize=11)
+        ax.set_title(condition_words(name), loc="left", fontsize=11)
         ax.set_ylabel("sequences")
         ax.grid(axis="x", visible=False)
         if len(frames):
@@ -165,6 +170,8 @@ def foreground_statistics(table: pd.DataFrame) -> Figure:
             (mean extent in pixels).
     """
     types = types_in_order(table["type"])
+    present = list(dict.fromkeys(condition_of(type_) for type_ in types))
+    colours = {c: condition_colour(c, i) for i, c in enumerate(present)}
     panels = {"filled": "share of the frame filled", "width": "mean width (pixels)"}
     fig, axes = plt.subplots(1, len(panels), figsize=(10, 3.8))
     for ax, (column, label) in zip(axes, panels.items(), strict=True):
@@ -177,12 +184,11 @@ def foreground_statistics(table: pd.DataFrame) -> Figure:
             flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "#8C8C8C"},
         )
         for box, type_ in zip(boxes["boxes"], types, strict=True):
-            box.set(facecolor=CONDITION_COLOURS[condition_of(type_)], alpha=0.8, linewidth=0.8)
+            box.set(facecolor=colours[condition_of(type_)], alpha=0.8, linewidth=0.8)
         ax.set_xticks(np.arange(1, len(types) + 1), types, rotation=45, ha="right")
         ax.set_ylabel(label)
         ax.grid(axis="x", visible=False)
-    present = [c for c in CONDITION_COLOURS if c in {condition_of(t) for t in types}]
-    handles = [Patch(color=CONDITION_COLOURS[c], label=CONDITION_WORDS[c]) for c in present]
+    handles = [Patch(color=colour, label=condition_words(c)) for c, colour in colours.items()]
     fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     plt.close(fig)
     return fig

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from gaitlib.data.casia_b import SilhouetteDataset, index_tree, load_split, write_sequence
-from gaitlib.data.statistics import energy_image, energy_images, foreground, inventory, report
+from gaitlib.data.statistics import (
+    energy_image,
+    energy_images,
+    foreground,
+    inventory,
+    mean_foreground,
+    report,
+)
 
 
 def clip(*levels):
@@ -97,6 +104,15 @@ def test_a_subject_that_is_not_on_disk_is_a_problem_of_the_partition(parts, tmp_
     (found,) = table[table["kind"] == "partition"].to_dict("records")
     assert (found["split"], found["subject"]) == ("test", "007")
     assert found["problem"] == "in TEST_SET, but not on disk"
+
+
+def test_another_data_set_lacks_what_half_of_its_subjects_have(tmp_path):
+    names = ["1/00/000", "1/01/000", "2/00/000", "2/01/000", "3/00/000", "3/00/seen-once"]
+    part = dataset(tmp_path, {name: clip(*range(5)) for name in names})
+    missing = report({"test": part}).query("kind == 'missing'")
+    assert missing[["subject", "type", "view"]].to_numpy().tolist() == [["3", "01", "000"]]
+    assert list(energy_images(part, "3")) == [("00", "000"), ("00", "seen-once")]
+    assert mean_foreground(foreground(part)).index.tolist() == ["00", "01"]
 
 
 def test_the_inventory_counts_each_part(parts):
