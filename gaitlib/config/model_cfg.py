@@ -81,7 +81,7 @@ class SeparateFCsCfg(Section):
 class SeparateBNNecksCfg(Section):
     """One BatchNorm and one normalised classifier per part, used only in training."""
 
-    class_num: Width = 74
+    class_num: Annotated[int, Field(ge=1, le=10**6)] = 74
     in_channels: Width = 256
     parts_num: Width = 16
     norm: bool = True
