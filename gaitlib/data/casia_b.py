@@ -72,7 +72,7 @@ def index_tree(root: str | Path, subjects: Sequence[str] | None = None) -> pd.Da
                 folder = root / subject / kind / view
                 path = folder / f"{view}.pkl"
                 if not path.is_file():
-                    others = sorted(folder.glob("*.pkl"))
+                    others = sorted(p for p in folder.glob("*.pkl") if not p.name.startswith("."))
                     if not others:
                         continue  # missing_sequences lists it
                     path = others[0]
