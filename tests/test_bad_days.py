@@ -183,6 +183,15 @@ def test_damaged_and_hostile_files_are_named_left_out_and_not_run(root, gaitlib,
     assert victim.exists()
 
 
+def test_missing_and_short_sequences_are_counted_in_a_line(root, gaitlib, caplog):
+    remove(root, "001/bg-01/018")
+    with caplog.at_level("INFO"):
+        assert gaitlib("train", "--no-test").exit_code == 0
+    counted = "1 are missing (of 4 types and 3 views each), 23 are shorter than frames_num_min 25"
+    assert f"to train on: 23 sequences of 2 subjects; {counted}" in caplog.text
+    assert "to test: 24 sequences of 2 subjects; 0 are missing" in caplog.text
+
+
 def test_fewer_sequences_than_k_are_one_warning(root, gaitlib, caplog):
     for kind in ("nm-05", "bg-01", "cl-01"):
         shutil.rmtree(root / "001" / kind)

@@ -1,7 +1,7 @@
 """The model_cfg section: backbone, heads, and the check that their sizes match."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -100,6 +100,18 @@ class ModelCfg(Section):
     SeparateFCs: SeparateFCsCfg = SeparateFCsCfg()
     SeparateBNNecks: SeparateBNNecksCfg = SeparateBNNecksCfg()
     bin_num: Widths = (16,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_model_is_known(cls, values: Any) -> Any:
+        """Refuse another of OpenGait's models by its name, before its keys are refused."""
+        known = get_args(cls.model_fields["model"].annotation)
+        if isinstance(values, Mapping) and values.get("model", known[0]) not in known:
+            raise ValueError(
+                f"model is {values['model']!r}, which this program does not have: it has "
+                f"{', '.join(known)} (OpenGait's Baseline with a ResNet9 or Plain backbone)"
+            )
+        return values
 
     @model_validator(mode="before")
     @classmethod

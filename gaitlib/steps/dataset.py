@@ -1,15 +1,17 @@
 """Open the data set of an experiment; generate it first if it is the embedded one."""
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from gaitlib.config import ConfigError, Experiment
 from gaitlib.data.batches import training_batches
-from gaitlib.data.casia_b import DataSplit, load_split, stored_size
+from gaitlib.data.casia_b import DataSplit, load_split, missing_sequences, stored_size
 from gaitlib.data.partition import SPLITS, read_partition
 from gaitlib.data.pretreat import SIZE
 from gaitlib.data.transforms import Transform, build_transform
@@ -20,6 +22,8 @@ from walkers import make_walkers
 from walkers.command import walkers_command
 
 __all__ = ["calibration_clips", "make_walkers", "open_data", "transform_of", "walkers_command"]
+
+log = logging.getLogger(__name__)
 
 #: Checks of an experiment that `gaitlib.config.load_experiment` cannot make by itself.
 CHECKS = {
@@ -57,6 +61,10 @@ def open_data(
             else load_split(root, partition, split, cache=cache, file_in_use=in_use)
             for split in SPLITS
         )
+    least = experiment.trainer_cfg.sampler.frames_num_min
+    for half, dataset in (("to train on", train), ("to test", test)):
+        if dataset is not None and distributed.is_main():
+            log.info("%s: %s", half, count_sequences(dataset.table, least))
     if train is not None:
         try:
             experiment.check_subjects(len(train.subjects))
@@ -66,6 +74,23 @@ def open_data(
     data = DataSplit(name, train, test, lists)
     _check_frames(experiment, data)
     return data
+
+
+def count_sequences(table: pd.DataFrame, least: int) -> str:
+    """Say how many sequences there are, how many are missing, and how many are short.
+
+    Args:
+        table: of `SilhouetteDataset`.
+        least: ``frames_num_min``; a shorter sequence gives a clip all the same.
+    """
+    types, views = table["type"].unique(), table["view"].unique()
+    missing = len(missing_sequences(table, types, views))
+    short = int((table["frames"] < least).sum())
+    return (
+        f"{len(table)} sequences of {table['subject'].nunique()} subjects; {missing} are missing "
+        f"(of {len(types)} types and {len(views)} views each), {short} are shorter than "
+        f"frames_num_min {least}"
+    )
 
 
 def _dataset_paths(experiment: Experiment, progress: bool) -> tuple[str, Path, Path]:

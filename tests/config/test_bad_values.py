@@ -65,6 +65,10 @@ def test_every_key_refuses_what_cannot_train():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (
+            {"model_cfg": {"model": "DeepGaitV2", "Backbone": {"mode": "p3d"}}},
+            "model_cfg: model is 'DeepGaitV2', which this program does not have: it has Baseline",
+        ),
         ({"loss_cfg": []}, "loss_cfg: Tuple should have at least 1 item"),
         (
             {"loss_cfg.0.loss_term_weight": 0, "loss_cfg.1.loss_term_weight": 0},

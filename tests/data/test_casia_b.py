@@ -303,3 +303,14 @@ def test_a_wrong_partition_is_refused_with_the_reason(tmp_path, content, reason)
 def test_an_absent_partition_names_the_key(tmp_path):
     with pytest.raises(FileNotFoundError, match="dataset_partition"):
         read_partition(tmp_path / "partition.json")
+
+
+def test_a_hidden_file_beside_a_sequence_is_not_read(tmp_path):
+    """File managers make them: ``._000.pkl`` comes before ``sequence.pkl``."""
+    folder = tmp_path / "001" / "nm-01" / "000"
+    write_sequence(folder / "sequence.pkl", np.ones((2, 4, 4), np.uint8))
+    (folder / "._sequence.pkl").write_bytes(b"\0")
+    assert index_tree(tmp_path)["path"].tolist() == [str(folder / "sequence.pkl")]
+    (folder / "sequence.pkl").unlink()
+    with pytest.raises(FileNotFoundError, match="no sequence"):
+        index_tree(tmp_path)
