@@ -103,21 +103,29 @@ def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[torc
 def _open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
     """Return the store through which the processes find each other.
 
-    torch's own server listens on all interfaces. If MASTER_ADDR is this machine's loopback address,
-    the one made here listens only there, and so do gloo's connections. torchrun has a store of its
-    own, which it made before.
+    torch's own server listens on all interfaces. If MASTER_ADDR is a loopback address, the one made
+    here listens only there, and so do gloo's connections. torchrun has a store of its own, which it
+    made before. A machine's name may stand for a loopback address on that machine alone, so a name
+    other than localhost does not count.
     """
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    if ipaddress.ip_address(where[0]).is_loopback:
+    if _is_loopback(address):
         if "lo" in (name for _, name in socket.if_nameindex()):  # Linux
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if not rank and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
             listener = socket.create_server(where[:2], family=family)
             return dist.TCPStore(
                 address, int(port), size, True, timeout, master_listen_fd=listener.detach()
             )
     return next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _end_with(message: str) -> None:
