@@ -110,10 +110,10 @@ def test_a_data_set_runs_from_its_own_experiment(layout, tmp_path, monkeypatch):
     file = steps.export_network(this, "onnx", tmp_path / "onnx", stage="hesso")
     shape = onnx.load(file).graph.input[0].type.tensor_type.shape.dim
     assert tuple(d.dim_value for d in shape[2:]) == size
-    draw_as_notebook_5(results)
+    draw_as_notebook_5(layout, results)
 
 
-def draw_as_notebook_5(results):
+def draw_as_notebook_5(run, results):
     averaging = evaluate.averaging_of(results["baseline"])
     maps = {stage: evaluate.from_results(result) for stage, result in results.items()}
     assert len(plots.view_heatmaps(maps).axes) == 3 * (len(maps["hesso"]) + 1)
@@ -121,6 +121,11 @@ def draw_as_notebook_5(results):
         evaluate.probe_view_means(m, averaging).assign(model=name) for name, m in maps.items()
     )
     plots.view_curves(curves)
+    hits = [evaluate.read_hits(runs.stage_file(run, stage, "hits.csv")) for stage in results]
+    drop = evaluate.bootstrap_drop(*hits, 20, averaging=averaging)
+    plots.drop_intervals(drop)
+    for row in drop.itertuples():
+        assert row.rank1_a == pytest.approx(results["baseline"]["rank1"][row.condition], abs=0.01)
     for stage, tables in maps.items():
         for condition, table in tables.items():
             mean, rank1 = evaluate.mean_rank1(table, averaging), results[stage]["rank1"][condition]

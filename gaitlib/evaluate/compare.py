@@ -44,7 +44,7 @@ def bootstrap_drop(
     Returns:
         one row per condition: condition, rank1_a, rank1_b (%), difference (b - a in percentage
         points, negative: b is worse), low, high, subjects. With fewer than two subjects low and
-        high are NaN.
+        high are NaN. Without probes (of known subjects) there is no row.
 
     Raises:
         ValueError: the two tables hold different probes or columns.
@@ -68,7 +68,8 @@ def bootstrap_drop(
             {"condition": condition, "rank1_a": a[0], "rank1_b": b[0], "difference": b[0] - a[0]}
             | {"low": low, "high": high, "subjects": subjects}
         )
-    return pd.DataFrame(rows)
+    columns = ["condition", "rank1_a", "rank1_b", "difference", "low", "high", "subjects"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _in_same_order(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
