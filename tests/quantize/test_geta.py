@@ -202,7 +202,7 @@ def test_whole_bits_are_the_nearest_and_a_skipped_step_does_not_lose_them():
 
 def test_scalars_stay_positive_under_any_gradient():
     for sign in (1, -1):
-        model, _, optimizer = quantized(lr_quant=1e3)
+        model, _, optimizer = quantized(lr_quant=1e2)
         for step in range(TOTAL):
             fill_gradients(model, step)
             for quantizer in quantization_of(model).quantizers():
