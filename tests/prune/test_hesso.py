@@ -379,7 +379,7 @@ def test_schedule_by_hand():
         ({"target_group_sparsity": 1.0}, r"target_group_sparsity\n.*less than 1 .*=1\.0"),
         ({"target_group_sparsity": -0.1}, r"target_group_sparsity\n.*equal to 0 .*=-0\.1"),
         ({"target_group_sparsity": 0.95}, "30 of 32 channels, .* at most 28"),
-        ({"group_divisible": 0}, r"group_divisible\n.*greater than 0"),
+        ({"group_divisible": 0}, r"group_divisible\n.*greater than or equal to 1"),
         ({"variant": "lion"}, r"variant\n.*'sgd', 'adam' or 'adamw' .*'lion'"),
         ({"importance_score_criteria": {"size": 1.0}}, "unknown key 'size'"),
     ],
