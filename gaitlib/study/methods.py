@@ -24,6 +24,7 @@ from gaitlib.config.model_cfg import ModelCfg
 from gaitlib.model import build_model
 from gaitlib.model.network_cost import backbone_macs, macs_per_frame
 from gaitlib.steps import require_compression
+from gaitlib.steps.dataset import input_size
 
 #: `narrowed` scales channels by k / WIDTH_STEPS, with k from 1 to WIDTH_STEPS.
 WIDTH_STEPS = 1000
@@ -109,10 +110,10 @@ def absolute_macs(experiment: Experiment, budget: float) -> int:
     Raises:
         ConfigError: if the network needs more with one channel in each stage, or less as it is.
     """
-    network = experiment.model_cfg
-    whole = _macs(network)
+    network, size = experiment.model_cfg, input_size(experiment)
+    whole = _macs(network, size)
     macs = round(budget * whole if budget < 1 else budget)
-    least = _macs(_with_channels(network, dict.fromkeys(_stages(network), 1)))
+    least = _macs(_with_channels(network, dict.fromkeys(_stages(network), 1)), size)
     if not least <= macs < whole:
         raise ConfigError(
             f"target_macs {budget:g} means {macs:,} MACs per frame (a number below 1 is a share of "
@@ -277,7 +278,8 @@ def steps_at_equal_training_macs(experiment: Experiment, start: int) -> int:
             "target_macs, or leave the method out"
         )
     slim = narrowed(experiment, absolute_macs(experiment, macs_budget(experiment)))
-    share = _macs(slim.model_cfg) / _macs(experiment.model_cfg)
+    size = input_size(experiment)
+    share = _macs(slim.model_cfg, size) / _macs(experiment.model_cfg, size)
     return round(total_steps(experiment, start) / share)
 
 
@@ -297,15 +299,16 @@ def narrowed(experiment: Experiment, macs: int) -> Experiment:
         macs: the backbone's MACs per frame to come closest to. If the experiment has no more, it is
             returned unchanged.
     """
-    if _macs(experiment.model_cfg) <= macs:
+    network, size = experiment.model_cfg, input_size(experiment)
+    if _macs(network, size) <= macs:
         return experiment
-    return experiment.model_copy(update={"model_cfg": _narrowed(experiment.model_cfg, macs)})
+    return experiment.model_copy(update={"model_cfg": _narrowed(network, macs, size)})
 
 
 @functools.lru_cache
-def _narrowed(network: ModelCfg, macs: int) -> ModelCfg:
+def _narrowed(network: ModelCfg, macs: int, size: tuple[int, int]) -> ModelCfg:
     stages = _stages(network)
-    cost = _macs_by_stage(network, stages)
+    cost = _macs_by_stage(network, stages, size)
 
     def scaled(width: int) -> tuple[int, ...]:
         return tuple(max(1, round(channels * width / WIDTH_STEPS)) for channels in stages)
@@ -329,19 +332,19 @@ def _narrowed(network: ModelCfg, macs: int) -> ModelCfg:
 
 
 @functools.lru_cache
-def _macs(network: ModelCfg) -> int:
-    return macs_per_frame(build_model(**network.build_arguments()))
+def _macs(network: ModelCfg, size: tuple[int, int]) -> int:
+    return macs_per_frame(build_model(**network.build_arguments(), frame_size=size))
 
 
 def _macs_by_stage(
-    network: ModelCfg, stages: tuple[int, ...]
+    network: ModelCfg, stages: tuple[int, ...], size: tuple[int, int]
 ) -> Callable[[tuple[int, ...]], float]:
-    """Return a network's MACs per frame as a function of its stages' channels.
+    """Return a network's MACs per frame of some size as a function of its stages' channels.
 
     A convolution's MACs are in proportion to its inputs and to its outputs. So a network with one
     stage `PROBE` times as wide shows which convolutions depend on it, and how often.
     """
-    macs = backbone_macs(build_model(**network.build_arguments()))
+    macs = backbone_macs(build_model(**network.build_arguments(), frame_size=size))
 
     def numbers(widths: Mapping[int, int]) -> list[int]:
         with torch.device("meta"):  # takes no memory and no random numbers

@@ -178,6 +178,15 @@ def test_the_uniform_network_is_within_a_percent_of_the_macs_and_a_channel_of_on
     assert narrowed(dense, full) == narrowed(dense, 2 * full) == dense
 
 
+def test_macs_are_counted_on_frames_of_the_data_sets_own_size():
+    data = {"data_cfg.walker": None, "data_cfg.dataset_root": "there"}
+    data |= {"data_cfg.dataset_partition": "there.json", "data_cfg.frame_size": [128, 128]}
+    large = load_experiment(None, data)
+    asked = absolute_macs(large, 0.25)
+    assert asked == round(0.25 * _macs(large)) == 4 * absolute_macs(load_experiment(), 0.25)
+    assert _macs(narrowed(large, asked)) == pytest.approx(asked, rel=0.01)
+
+
 def test_the_uniform_network_trains_as_long_as_the_pruned_one_with_its_baseline():
     schedule = {"scheduler": "MultiStepLR", "milestones": [4, 8]}
     values = SMALL | {"scheduler_cfg": schedule, "hesso_optimizer_cfg.start_from": "baseline"}
