@@ -162,7 +162,7 @@ def pretreat_tree(
         except BrokenProcessPool as error:
             raise WorkerError(
                 f"one of {workers} processes that pretreat {src} died {describe_exit(None)}. What "
-                f"was written to {dst} is kept: run again to continue, with fewer workers XX"
+                f"was written to {dst} is kept: run again to continue, with fewer workers"
             ) from error
     short = [(*key, frames) for key, frames in sorted(lengths.items()) if frames < min_frames]
     report = PretreatReport(
