@@ -20,7 +20,7 @@ from gaitlib.deploy.network_file import (
     write_network,
 )
 from gaitlib.deploy.state_dict_export import export_state_dict, settled_copy
-from gaitlib.model import FRAME, GaitBase
+from gaitlib.model import GaitBase, frame_size_of
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.widths import Widths, layer_widths
 from gaitlib.prune.graph import Graph
@@ -184,9 +184,8 @@ def _count_parameters(model: nn.Module) -> int:
 
 def _relative_error(full: nn.Module, small: nn.Module, clips: Tensor | None) -> float:
     if clips is None:
-        clips = torch.rand(
-            *CLIPS, *getattr(full, "frame_size", FRAME), generator=torch.Generator().manual_seed(0)
-        )
+        generator = torch.Generator().manual_seed(0)
+        clips = torch.rand(*CLIPS, *frame_size_of(full), generator=generator)
     full, clips = settled_copy(copy.deepcopy(full).cpu().float()).eval(), clips.cpu()
     if quantization_of(full) is not None:
         full, small, clips = full.double(), copy.deepcopy(small).double(), clips.double()

@@ -5,7 +5,7 @@ from typing import Any
 
 from gaitlib.model import heads
 from gaitlib.model.backbones import BACKBONES
-from gaitlib.model.gaitbase import FRAME, GaitBase, GaitOutput
+from gaitlib.model.gaitbase import FRAME, GaitBase, GaitOutput, frame_size_of
 from gaitlib.model.losses import CrossEntropyLoss, GaitLoss, TripletLoss, build_losses
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "TripletLoss",
     "build_losses",
     "build_model",
+    "frame_size_of",
 ]
 
 

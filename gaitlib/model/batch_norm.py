@@ -8,9 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from gaitlib.model.eval_mode import in_eval_mode
-
-#: Clips and frames of the silhouettes that `normalised_convolutions` runs on.
-_PROBE = (1, 1, 64, 44)
+from gaitlib.model.gaitbase import frame_size_of
 
 
 def reestimate_batch_norms(model: nn.Module, clips: Sequence[Tensor]) -> None:
@@ -61,7 +59,8 @@ def normalised_convolutions(model: nn.Module) -> dict[str, str]:
             )
     try:
         with in_eval_mode(model):
-            model(torch.zeros(_PROBE, device=next(model.parameters()).device))
+            device = next(model.parameters()).device
+            model(torch.zeros(1, 1, *frame_size_of(model), device=device))
     finally:
         for handle in handles:
             handle.remove()

@@ -101,6 +101,11 @@ class GaitBase(nn.Module):
         return GaitOutput(embeddings, logits)
 
 
+def frame_size_of(network: nn.Module) -> tuple[int, int]:
+    """Return the rows and columns of a network's frames; FRAME if it does not say."""
+    return getattr(network, "frame_size", FRAME)
+
+
 def _channel_first(sils: Tensor) -> Tensor:
     """Reshape silhouettes to ``(N, 1, T, H, W)``."""
     if sils.dim() == 4:

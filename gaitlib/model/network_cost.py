@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gaitlib.model import FRAME, GaitBase
+from gaitlib.model import GaitBase, frame_size_of
 from gaitlib.model.eval_mode import in_eval_mode
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
@@ -57,9 +57,8 @@ def _of_backbone(rows: dict[str, dict[str, int]]) -> dict[str, int]:
 
 def forward_macs(model: GaitBase) -> tuple[int, int]:
     """Return the MACs of a forward pass: per frame, in the backbone, and per clip, in the heads."""
-    rows = _count_macs(model, FRAME)
-    backbone = sum(_of_backbone(rows).values())
-    return backbone, sum(row["macs"] for row in rows.values()) - backbone
+    backbone, heads = _backbone_and_heads(model)
+    return sum(backbone), heads
 
 
 def training_macs(model: GaitBase) -> tuple[int, int]:
@@ -68,10 +67,15 @@ def training_macs(model: GaitBase) -> tuple[int, int]:
     A layer computes its output, and in the backward pass the gradients of its weights and of its
     input, which take as many MACs each. The first convolution needs no gradient of its input.
     """
+    backbone, heads = _backbone_and_heads(model)
+    return 3 * sum(backbone) - backbone[0], 3 * heads
+
+
+def _backbone_and_heads(model: GaitBase) -> tuple[list[int], int]:
+    """Return the MACs per frame of each convolution of the backbone, and of the heads per clip."""
     rows = _count_macs(model)
     backbone = list(_of_backbone(rows).values())
-    heads = sum(row["macs"] for row in rows.values()) - sum(backbone)
-    return 3 * sum(backbone) - backbone[0], 3 * heads
+    return backbone, sum(row["macs"] for row in rows.values()) - sum(backbone)
 
 
 def layer_table(model: GaitBase, frame: tuple[int, int] | None = None) -> pd.DataFrame:
@@ -144,8 +148,8 @@ def measure_latency(
     if device != home.device:
         model = copy.deepcopy(model).to(device)
     generator = torch.Generator().manual_seed(0)
-    size = getattr(model, "frame_size", FRAME)
-    clips = torch.rand(batch, frames, *size, generator=generator).to(device, home.dtype)
+    clips = torch.rand(batch, frames, *frame_size_of(model), generator=generator)
+    clips = clips.to(device, home.dtype)
 
     with in_eval_mode(model), torch.inference_mode():
         return median_ms(lambda: model.embed(clips), device, repeats=repeats, warmup=warmup)
