@@ -132,9 +132,9 @@ def _open_if_complete(index: Path, names: Sequence[str]) -> MappedSequences | No
     None if the file is incomplete, or if a sequence that could not be read now can.
     """
     try:
-        content, shapes, faults = json.loads(index.read_text())
+        content, shapes, faults = read_json(index)
         found = MappedSequences(index.with_name(content), list(map(tuple, shapes)), faults)
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         return None
     faulty = [name for name, fault in zip(names, faults, strict=True) if fault]
     return None if any(not try_to_read(name)[1] for name in faulty) else found

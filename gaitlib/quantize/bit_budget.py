@@ -13,12 +13,17 @@ bytes.
 import logging
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from gaitlib.config.geta_cfg import GetaCfg
-from gaitlib.model.network_cost import FLOAT_BITS, count_parameters, layer_table, stored_bytes
+from gaitlib.model.network_cost import (
+    FLOAT_BITS,
+    backbone_macs,
+    count_parameters,
+    macs_per_frame,
+    stored_bytes,
+)
 from gaitlib.prune.graph import Graph
 from gaitlib.quantize.bit_allocation import BitBudgetError, allocate_bits
 from gaitlib.quantize.bit_control import normal_clipping
@@ -35,8 +40,7 @@ def dense_cost(key: str, model: nn.Module) -> int:
     """Return what a float network costs: all its backbone's BOPs per frame, or all its bytes."""
     if key == "target_bytes":
         return sum(stored_bytes(t.numel(), FLOAT_BITS) for t in stored_tensors(model).values())
-    table = layer_table(model)
-    return int(table.loc[_in_backbone(table), "macs"].sum()) * FLOAT_BITS**2
+    return macs_per_frame(model) * FLOAT_BITS**2
 
 
 def bit_limit(key: str, asked: float, dense: int) -> int:
@@ -128,15 +132,10 @@ class BitBudget:
             costs = [{b: stored_bytes(numbers[name], b) for b in self.options} for name in names]
             others = (n for name, n in numbers.items() if name not in set(names))
             return costs, sum(stored_bytes(n, FLOAT_BITS) for n in others)
-        table = layer_table(small)
-        macs = table[_in_backbone(table)].set_index("layer")["macs"].to_dict()
+        macs = backbone_macs(small)
         layers = [name.rpartition(".")[0] for name in names]
         each = [macs.get(layer, 0) * inputs.get(layer, FLOAT_BITS) for layer in layers]
-        return [{b: int(one) * b for b in self.options} for one in each], 0
-
-
-def _in_backbone(table: pd.DataFrame) -> pd.Series:
-    return table["layer"].str.startswith("Backbone.")
+        return [{b: one * b for b in self.options} for one in each], 0
 
 
 def squared_error(weight: Tensor, bits: int) -> float:

@@ -1,7 +1,6 @@
 """Test a trained network, measure what it costs, and write results.json."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from gaitlib.steps.budgets import read_budget
 from gaitlib.steps.dataset import network_arguments, transform_of
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
-from gaitlib.system.files import tensor_bytes
+from gaitlib.system.files import read_json, tensor_bytes
 from gaitlib.train.training_cost import read_training_cost
 
 #: Where a stage says which of two networks it kept, see `gaitlib.steps.finish_bits`.
@@ -226,7 +225,7 @@ def record_compressed(
     if run.experiment.quantizes and cfg.bit_target is not None:
         extra["bit_budget"] = _bit_budget(*cfg.bit_target, dense, extra)
     if (folder / KEPT).exists():
-        extra["kept"] = json.loads((folder / KEPT).read_text())
+        extra["kept"] = read_json(folder / KEPT)
     costs = measure(compressed.model, compressed.state_dict_path)
     return record(run, stage or run.compressing_stage, data, evaluation, costs, extra)
 
