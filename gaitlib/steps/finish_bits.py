@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -105,11 +106,33 @@ def _clips(run: Run, data: DataSplit, count: int) -> list[torch.Tensor]:
 def _rounded(run: Run, model: GaitBase, network: GaitBase, data: DataSplit) -> GaitBase:
     """Return the float network rounded to the model's bits."""
     weights, inputs = quantization_of(model).grids()
+    weight_bits = {name: grid.bits for name, grid in weights.items()}
+    return round_network(
+        run, network, weight_bits, {layer: grid.bits for layer, grid in inputs.items()}, data
+    )
+
+
+def round_network(
+    run: Run,
+    network: GaitBase,
+    weight_bits: Mapping[str, int],
+    input_bits: Mapping[str, int],
+    data: DataSplit,
+) -> GaitBase:
+    """Return a float network rounded as the section's ``ptq`` says, on the run's training clips.
+
+    Args:
+        run: of a compressing stage.
+        network: in float; not changed.
+        weight_bits: whole bits of every quantized weight, by parameter name.
+        input_bits: whole bits of every quantized input, by layer name.
+        data: its training half is used.
+    """
     cfg = run.experiment.compression.ptq
     return round_after_training(
         network,
-        {name: grid.bits for name, grid in weights.items()},
-        {layer: grid.bits for layer, grid in inputs.items()},
+        weight_bits,
+        input_bits,
         calibration_clips(run.experiment, data, seed=run.seed),
         cfg,
         _clips(run, data, cfg.batch_norm_batches),

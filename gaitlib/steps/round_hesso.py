@@ -7,9 +7,9 @@ import torch
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.deploy import network_file
 from gaitlib.model.network_cost import FLOAT_BITS
-from gaitlib.quantize.ptq import round_after_training
 from gaitlib.runs import Run, load_results
-from gaitlib.steps.dataset import calibration_clips, network_arguments
+from gaitlib.steps.dataset import network_arguments
+from gaitlib.steps.finish_bits import round_network
 from gaitlib.steps.networks import build_network
 from gaitlib.steps.results import (
     evaluate_network,
@@ -44,15 +44,12 @@ def _round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
     rows = {row["layer"]: row for row in load_results(run.name, "geta")["bits_by_layer"]}
     inputs = {layer: row["activation_bits"] for layer, row in rows.items()}
     names = network_file.weight_names(pruned)
-    cfg = run.experiment.compression.ptq
-    count = cfg.batch_norm_batches
-    model = round_after_training(
+    model = round_network(
+        run,
         pruned,
         {name: rows[layer]["weight_bits"] for layer, name in names.items()},
         {layer: bits for layer, bits in inputs.items() if bits != FLOAT_BITS},
-        calibration_clips(run.experiment, data, seed=run.seed),
-        cfg,
-        calibration_clips(run.experiment, data, seed=run.seed, count=count) if count else (),
+        data,
     )
     path = network_file.network_path(run.folder("ptq") / "compressed", "ptq")
     file = network_file.write_network(model, network_arguments(run.experiment), path)

@@ -1,5 +1,6 @@
 """Run a whole stage in one call, as notebooks 02 and 03 do cell by cell."""
 
+import contextlib
 import logging
 
 from gaitlib.config import ConfigError
@@ -86,10 +87,8 @@ def run_stage(
     Raises:
         LockedError: if another process writes this stage.
     """
-    if processes == 1:
-        with run.locked(stage):
-            _run(run, stage, watch, test, compress, processes, force)
-    else:  # the processes hold the lock while they train
+    # several processes hold the lock themselves, while they train
+    with run.locked(stage) if processes == 1 else contextlib.nullcontext():
         _run(run, stage, watch, test, compress, processes, force)
 
 
@@ -118,9 +117,8 @@ def _run(
         network = compressed.model
     if test:
         _, evaluation = evaluate_network(run.experiment, network, data)
-    if test and distributed.is_main():
-        if graph is None:
+        if distributed.is_main() and graph is None:
             record(run, stage, data, evaluation, measure(model))
-        else:
+        elif distributed.is_main():
             record_compressed(run, data, evaluation, compressed, stage)
     distributed.wait()
