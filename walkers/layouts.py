@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,15 +66,15 @@ class Layout:
 
 
 def _grid(
-    digits: int, types: Mapping[str, str], views: Mapping[str, int], first: int = 1
-) -> Callable[[int, bool, Sequence[str], Sequence[str]], list[Place]]:
-    """Return ``places`` of a data set in which everyone has every type at every view."""
+    digits: int, types: Mapping[str, str], views: Mapping[str, int], first: int = 1, **more: Any
+) -> Layout:
+    """Return the layout of a data set in which everyone has every type at every view."""
 
     def places(person: int, train: bool, of: Sequence[str], at: Sequence[str]) -> list[Place]:
         subject = f"{person - 1 + first:0{digits}d}"
         return [Place(subject, t, v, types[t], views[v]) for t, v in product(of, at)]
 
-    return places
+    return Layout(places, types, views, **more)
 
 
 def _gait3d(person: int, train: bool, *_: Sequence[str]) -> list[Place]:
@@ -155,24 +155,26 @@ _OUMVLP_VIEWS = _angles([*range(0, 91, 15), *range(180, 271, 15)])
 _CASIA_E_VIEWS = _angles([*range(0, 181, 15), 270])
 _CASIA_B = {walk: walk for walk in TYPES}
 
-#: A person's files in SUSTech1K: eight of the sensors at their own rate, eight synchronized.
-_SUSTECH_FILES = {
-    "00-{view}-LiDAR-PCDs.pkl": _like_video((8, 3)),
-    "01-{view}-LiDAR-PCDs_depths.pkl": _like_video((3, 8, 8)),
-    "02-{view}-LiDAR-PCDs_sils.pkl": _shifted,
-    "03-{view}-Camera-Pose.pkl": _like_video((18, 3)),
-    "04-{view}-Camera-Ratios-HW.pkl": _ratios,
-    "05-{view}-Camera-RGB_raw.pkl": _like_video((8, 8, 3)),
-    "07-{view}-Camera-Sils_raw.pkl": _shifted,
-    "08-sync-{view}-LiDAR-PCDs.pkl": _like_video((8, 3)),
-    "09-sync-{view}-LiDAR-PCDs_depths.pkl": _like_video((3, 8, 8)),
-    "10-sync-{view}-LiDAR-PCDs_sils.pkl": _shifted,
-    "11-sync-{view}-Camera-Pose.pkl": _like_video((18, 3)),
-    "12-sync-{view}-Camera-Ratios-HW.pkl": _ratios,
-    "13-sync-{view}-Camera-RGB_raw.pkl": _like_video((8, 8, 3)),
-    "14-sync-{view}-Camera-Sils_aligned.pkl": _shifted,
-    "15-sync-{view}-Camera-Sils_raw.pkl": _shifted,
+#: A person's files in SUSTech1K, by what they hold: of the sensors at their own rate, and again
+#: synchronized. The silhouettes are the camera's aligned ones at their own rate.
+_SUSTECH_SENSORS = {
+    "LiDAR-PCDs": _like_video((8, 3)),
+    "LiDAR-PCDs_depths": _like_video((3, 8, 8)),
+    "LiDAR-PCDs_sils": _shifted,
+    "Camera-Pose": _like_video((18, 3)),
+    "Camera-Ratios-HW": _ratios,
+    "Camera-RGB_raw": _like_video((8, 8, 3)),
+    "Camera-Sils_aligned": _shifted,
+    "Camera-Sils_raw": _shifted,
 }
+_SUSTECH_SILHOUETTES = "06-{view}-Camera-Sils_aligned.pkl"
+_SUSTECH_FILES = {
+    f"{number:02d}-{sync}{{view}}-{name}.pkl": stand_in
+    for number, (sync, (name, stand_in)) in enumerate(
+        product(("", "sync-"), _SUSTECH_SENSORS.items())
+    )
+}
+del _SUSTECH_FILES[_SUSTECH_SILHOUETTES]
 _CCPG_FILES = {
     "{view}-ratios.pkl": _ratios,
     "{view}-rgbs.pkl": _like_video((3, 8, 8)),
@@ -181,30 +183,19 @@ _CCPG_FILES = {
 
 DEFAULT = "casia-b"
 LAYOUTS = {
-    DEFAULT: Layout(
-        _grid(3, _CASIA_B, _angles(map(int, VIEWS))),
-        _CASIA_B,
-        _angles(map(int, VIEWS)),
-        subjects=34,
-        train=24,
+    DEFAULT: _grid(3, _CASIA_B, _angles(map(int, VIEWS)), subjects=34, train=24),
+    "oumvlp": _grid(5, _OUMVLP, _OUMVLP_VIEWS),
+    "casia-e": _grid(3, _CASIA_E, _CASIA_E_VIEWS),
+    "sustech1k": _grid(
+        4, _SUSTECH, _SUSTECH_VIEWS, first=0, files=_SUSTECH_SILHOUETTES, others=_SUSTECH_FILES
     ),
-    "oumvlp": Layout(_grid(5, _OUMVLP, _OUMVLP_VIEWS), _OUMVLP, _OUMVLP_VIEWS),
-    "casia-e": Layout(_grid(3, _CASIA_E, _CASIA_E_VIEWS), _CASIA_E, _CASIA_E_VIEWS),
-    "sustech1k": Layout(
-        _grid(4, _SUSTECH, _SUSTECH_VIEWS, first=0),
-        _SUSTECH,
-        _SUSTECH_VIEWS,
-        files="06-{view}-Camera-Sils_aligned.pkl",
-        others=_SUSTECH_FILES,
-    ),
-    "ccpg": Layout(
-        _grid(3, _CCPG, _CCPG_VIEWS),
-        _CCPG,
-        _CCPG_VIEWS,
-        files="{view}-aligned-sils.pkl",
-        others=_CCPG_FILES,
-    ),
+    "ccpg": _grid(3, _CCPG, _CCPG_VIEWS, files="{view}-aligned-sils.pkl", others=_CCPG_FILES),
     "gait3d": Layout(_gait3d, lists={"PROBE_SET": lambda place: "_videoid1" in place.type}),
     "grew": Layout(_grew),
     "hid": Layout(_hid, size=128, files="{type}.pkl"),
 }
+
+
+def layout_of(spec: Mapping[str, Any]) -> Layout:
+    """Return the layout of a data set whose manifest this is."""
+    return LAYOUTS[spec.get("layout", DEFAULT)]

@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 
 from gaitlib.system.files import replacing
-from walkers.layouts import DEFAULT, LAYOUTS, Place
+from walkers.layouts import DEFAULT, LAYOUTS, Place, layout_of
 from walkers.scene import check_frames
 
 VERSION = 3  # of the generator; increase it when a byte of the data changes
@@ -73,7 +73,7 @@ def data_spec(
 
 def all_places(spec: dict) -> list[tuple[int, Place]]:
     """Return the number of the person, and the place, of every sequence of a data set."""
-    layout = LAYOUTS[spec.get("layout", DEFAULT)]
+    layout = layout_of(spec)
     return [
         (person, place)
         for person in range(1, spec["subjects"] + 1)
@@ -84,7 +84,7 @@ def all_places(spec: dict) -> list[tuple[int, Place]]:
 def _partition(spec: dict) -> dict[str, list[str]]:
     """Return the subjects of both sets, and the lists of test sequences that the layout has."""
     sides: dict[str, dict[str, None]] = {"TRAIN_SET": {}, "TEST_SET": {}}
-    layout = LAYOUTS[spec.get("layout", DEFAULT)]
+    layout = layout_of(spec)
     lists: dict[str, list[str]] = {name: [] for name in layout.lists}
     for person, place in all_places(spec):
         train = person <= spec["train"]

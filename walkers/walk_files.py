@@ -10,7 +10,7 @@ import numpy as np
 from gaitlib.data.pretreat import align_frame
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.system.files import replacing
-from walkers.layouts import DEFAULT, LAYOUTS, Place
+from walkers.layouts import Place, layout_of
 from walkers.scene import draw_walk, noisy_view
 
 
@@ -19,7 +19,7 @@ def sequence_path(root: Path, spec: dict, place: Place) -> Path:
     folder = root / place.subject / place.type / place.view
     if spec["raw"]:
         return folder / f"{place.subject}-{place.type}-{place.view}-001.png"
-    return folder / LAYOUTS[spec.get("layout", DEFAULT)].file(place)
+    return folder / layout_of(spec).file(place)
 
 
 def write_walk(root: Path, spec: dict, person: int, walk: str, places: Sequence[Place]) -> None:
@@ -33,7 +33,7 @@ def write_walk(root: Path, spec: dict, person: int, walk: str, places: Sequence[
         places: where its sequences go, and the cameras' angles.
     """
     drawn = draw_walk(person, walk, spec["seed"], tuple(spec["frames"]))
-    layout = LAYOUTS[spec.get("layout", DEFAULT)]
+    layout = layout_of(spec)
     for place in map(Place._make, places):
         angle = f"{place.angle:03d}"
         frames = noisy_view(drawn, person, walk, angle, spec["seed"], spec["noise"])

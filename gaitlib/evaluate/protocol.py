@@ -8,7 +8,7 @@ Silhouette-based Gait Recognition" (2022).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -81,9 +81,7 @@ def evaluate_features(
         keys = table.iloc[probe_rows].reset_index(drop=True)
         keys.insert(0, "condition", condition)
         found: dict[str, list[pd.DataFrame]] = {}
-        pieces = -(-len(probe_rows) * len(gallery) // MAX_DISTANCES)
-        for rows in np.array_split(probe_rows, pieces):
-            between = _distances(features, rows, gallery_rows, metric, chunk)  # (n, m)
+        for rows, between in _in_pieces(features, probe_rows, gallery_rows, metric, chunk):
             probe = table.iloc[rows]
             for name, ranked in _rank(
                 between, gallery, probe, protocol, views, remove_no_gallery
@@ -124,6 +122,14 @@ def _rank(
         unasked = [column for name, column in AVERAGES.items() if name not in protocol.report]
         found["whole"] = whole.drop(columns=unasked)
     return found
+
+
+def _in_pieces(
+    features: Tensor, probe: np.ndarray, gallery: np.ndarray, metric: str, chunk: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Yield rows of probes and their distances ``(n, m)``, MAX_DISTANCES at a time."""
+    for rows in np.array_split(probe, -(-len(probe) * len(gallery) // MAX_DISTANCES)):
+        yield rows, _distances(features, rows, gallery, metric, chunk)
 
 
 def _distances(
@@ -246,8 +252,7 @@ def _submission(
     cfg, lines = protocol.submission, []
     for probe_rows, gallery_rows in roles.values():
         gallery = table.iloc[gallery_rows]
-        for rows in np.array_split(probe_rows, -(-len(probe_rows) * len(gallery) // MAX_DISTANCES)):
-            between = _distances(features, rows, gallery_rows, metric, chunk)
+        for rows, between in _in_pieces(features, probe_rows, gallery_rows, metric, chunk):
             subjects = nearest_subjects(between, gallery, len(cfg.columns) - 1)
             probe = table.iloc[rows]
             videos = probe["view"].where(probe["view"] != ONE_VIEW, probe["type"])

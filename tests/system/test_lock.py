@@ -59,13 +59,18 @@ def test_what_a_killed_process_left_is_taken_over(other):
             held.check()
 
 
-def test_a_lock_of_another_machine_is_stale_when_nobody_touches_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "LEASE", 0.5)
-    (tmp_path / "keep").touch()
-    path = tmp_path / "lock"
+def lock_of_another_machine(folder):
+    (folder / "keep").touch()  # an empty folder would go with the lock
+    path = folder / "lock"
     with locked(path, "it"):
         text = path.read_text()
     path.write_text(re.sub("host=.*", "host=far", text))
+    return path
+
+
+def test_a_lock_of_another_machine_is_stale_when_nobody_touches_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "LEASE", 0.5)
+    path = lock_of_another_machine(tmp_path)
     began = time.monotonic()
     with locked(path, "it") as held:
         assert time.monotonic() - began >= 0.5
@@ -74,11 +79,7 @@ def test_a_lock_of_another_machine_is_stale_when_nobody_touches_it(tmp_path, mon
 
 def test_a_lock_of_another_machine_holds_while_somebody_touches_it(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "LEASE", 2.0)
-    (tmp_path / "keep").touch()
-    path = tmp_path / "lock"
-    with locked(path, "it"):
-        text = path.read_text()
-    path.write_text(re.sub("host=.*", "host=far", text))
+    path = lock_of_another_machine(tmp_path)
     touch = threading.Timer(0.1, os.utime, [path])
     touch.start()
     with pytest.raises(LockedError, match="on far"), locked(path, "it"):
