@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from gaitlib.config.section import Section, Width, Widths
+from gaitlib.config.section import MAX_WIDTH, Classes, Section, Width, Widths
 
 Blocks = Annotated[tuple[Annotated[int, Field(ge=0, le=100)], ...], Field(strict=False)]
 Strides = Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(strict=False)]
@@ -57,8 +57,8 @@ class PlainCfg(Section):
             arity = {"M": 0, "BC": 1, "FC": 2}.get(kind)
             if arity != len(numbers) or not all(number.isdecimal() for number in numbers):
                 raise ValueError(f"layer {token!r} is not one of 'BC-<c>', 'FC-<c>-<h>', 'M'")
-            if not all(1 <= int(number[:9]) <= 16_384 for number in numbers):
-                raise ValueError(f"layer {token!r}: its numbers are 1 to 16384")
+            if not all(1 <= int(number[:9]) <= MAX_WIDTH for number in numbers):
+                raise ValueError(f"layer {token!r}: its numbers are 1 to {MAX_WIDTH}")
         if not value or value[0] == "M":
             raise ValueError(f"layers_cfg {list(value)} must start with a convolution")
         return value
@@ -81,7 +81,7 @@ class SeparateFCsCfg(Section):
 class SeparateBNNecksCfg(Section):
     """One BatchNorm and one normalised classifier per part, used only in training."""
 
-    class_num: Annotated[int, Field(ge=1, le=10**6)] = 74
+    class_num: Classes = 74
     in_channels: Width = 256
     parts_num: Width = 16
     norm: bool = True

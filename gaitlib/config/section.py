@@ -53,12 +53,16 @@ Words = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1
 #: A path as text.
 PathText = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
+#: The most channels or parts of a layer, and the most classes, that a file may ask for.
+MAX_WIDTH, MAX_CLASSES = 16_384, 10**6
+
 # Numbers and their usual ranges. What is beyond them is a mistake, and ends a run late or never.
 Steps = Annotated[int, Field(ge=1, le=10**9)]
 StepsFrom0 = Annotated[int, Field(ge=0, le=10**9)]
 Frames = Annotated[int, Field(ge=1, le=100_000)]
 Clips = Annotated[int, Field(ge=1, le=10_000)]
-Width = Annotated[int, Field(ge=1, le=16_384)]  # channels, parts or classes
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]  # channels or parts
+Classes = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
 LearningRate = Annotated[float, Field(gt=0, le=100)]
 WeightDecay = Annotated[float, Field(ge=0, le=10)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]  # and Adam's betas

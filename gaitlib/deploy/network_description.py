@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaitlib.config.section import MAX_CLASSES, MAX_WIDTH
 from gaitlib.model import GaitBase, build_model
 from gaitlib.model.widths import Widths, resize_layers
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.quantization import attach_grids
 
-#: The most channels, parts or classes, and the most residual blocks.
-MAX_SIZE, MAX_BLOCKS = 16_384, 400
+#: The most residual blocks.
+MAX_BLOCKS = 400
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,13 @@ def dense_outline(architecture: Mapping[str, Any]) -> GaitBase:
 def _check_sizes(architecture: Mapping[str, Any]) -> None:
     """Refuse an architecture that is too large to build; its file may come from anyone."""
     text = json.dumps(architecture)
-    largest = max(map(int, re.findall(r"[0-9]{1,20}", text)), default=0)
-    if largest > MAX_SIZE or len(text) > 10_000:
+    classifier = architecture.get("SeparateBNNecks") or {}
+    widths = json.dumps({**architecture, "SeparateBNNecks": {**classifier, "class_num": 1}})
+    if (
+        max(map(int, re.findall(r"[0-9]{1,20}", widths))) > MAX_WIDTH
+        or int(classifier.get("class_num", 1)) > MAX_CLASSES
+        or len(text) > 10_000
+    ):
         raise ValueError(f"its architecture is too large: {text:.100}")
     blocks = architecture["backbone_cfg"].get("layers", [])
     if isinstance(blocks, list | tuple) and sum(blocks) > MAX_BLOCKS:

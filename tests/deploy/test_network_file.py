@@ -8,8 +8,9 @@ from nets import resnet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gaitlib.config import read_yaml
+from gaitlib.config import load_experiment, read_yaml
 from gaitlib.deploy.cut_network import drop_bnnecks
+from gaitlib.deploy.network_description import dense_outline
 from gaitlib.deploy.network_file import (
     NetworkFileError,
     is_network_file,
@@ -26,7 +27,7 @@ from gaitlib.quantize.grid import Grid, step_size
 from gaitlib.quantize.packing import pack, unpack
 from gaitlib.quantize.quantization import attach_grids, calibrate, quantize_network
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "params" / "quickstart.yaml"
+PARAMS = Path(__file__).resolve().parents[2] / "params"
 HEADS = ("FCs", "BNNecks")
 ARGUMENTS = resnet(4, 6, maxpool=True, embedding=5, classes=7)
 
@@ -78,7 +79,7 @@ def fake_quantized(model, weight_grids, activation_grids):
 
 
 def quickstart(cut=1.0):
-    arguments = read_yaml(QUICKSTART)["model_cfg"]
+    arguments = read_yaml(PARAMS / "quickstart.yaml")["model_cfg"]
     del arguments["model"]
     model = build_model(**arguments)
     widths = layer_widths(model)
@@ -242,6 +243,7 @@ def rewritten(path, tensors=None, **changes):
 
 WIDER = [list(width.values()) for width in layer_widths(build_model(**ARGUMENTS)).values()]
 WIDER[1] = [5]
+MANY = ARGUMENTS["SeparateBNNecks"] | {"class_num": 10**7}
 DEEP = ARGUMENTS["backbone_cfg"] | {"layers": [5000, 5000]}
 
 
@@ -261,6 +263,7 @@ def written(tmp_path):
         ({"build_model": ARGUMENTS | {"bin_num": 3}}, ""),
         ({"build_model": ARGUMENTS | {"backbone_cfg": {"type": "Plain", "layers_cfg": [5]}}}, ""),
         ({"build_model": ARGUMENTS | {"bin_num": [10**9]}}, "its architecture is too large"),
+        ({"build_model": ARGUMENTS | {"SeparateBNNecks": MANY}}, "its architecture is too large"),
         ({"build_model": ARGUMENTS | {"backbone_cfg": DEEP}}, "are 10000 blocks, more than 400"),
         ({"widths": [[1, 4]]}, "widths has to be a list of"),
         ({"widths": [[1, 9], *14 * [[4]]]}, r"layer1.0.conv1 needs the widths \['in', 'out'\]"),
@@ -283,6 +286,11 @@ def test_a_damaged_file_is_refused_by_its_name(changes, message, written):
     rewritten(written, **changes)
     with pytest.raises(NetworkFileError, match=f"a.safetensors is no network that .*: .*{message}"):
         load_network(written)
+
+
+def test_a_network_of_the_20000_classes_of_grew_is_read():
+    cfg = load_experiment(PARAMS / "grew/gaitbase.yaml").model_cfg
+    assert dense_outline(cfg.build_arguments()).BNNecks.fc_bin.shape == (16, 256, 20_000)
 
 
 def test_a_file_that_claims_to_be_huge_is_refused_without_the_memory(written):
