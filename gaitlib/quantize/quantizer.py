@@ -4,6 +4,7 @@ This is the quantizer of GETA (https://arxiv.org/abs/2502.16638): a step d, a cl
 and an exponent t per tensor, see `gaitlib.quantize.grid`.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -244,9 +245,12 @@ class ActivationQuantizer(Quantizer):
 def _range(x: Tensor, most: int = _SAMPLE_SIZE) -> Tensor:
     """Return the lowest value of x, and the magnitude that a share COVERAGE of x is below: (2,).
 
-    The magnitude is that of ``most`` to twice as many entries if x has more.
+    The magnitude is that of every n-th entry if x has more than ``most``, about that many. n shares
+    no factor with the number of entries, so that all columns, rows and channels take part alike.
     """
-    stride = max(x.numel() // most, 1) | 1  # odd, so that it varies over the columns
+    stride = max(x.numel() // most, 1)
+    while math.gcd(stride, x.numel()) > 1:
+        stride += 1
     sizes = x.flatten()[::stride].abs().float()
     rank = max(int(COVERAGE * len(sizes)), 1)
     upper = sizes.kthvalue(rank).values

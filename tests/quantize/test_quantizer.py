@@ -9,7 +9,7 @@ from gaitlib.model.float_state import quantization_of
 from gaitlib.prune import oto
 from gaitlib.quantize.grid import bend, step_size
 from gaitlib.quantize.quantization import attach_grids, calibrate, quantize_network
-from gaitlib.quantize.quantizer import Quantizer
+from gaitlib.quantize.quantizer import ActivationQuantizer, Quantizer
 from gaitlib.train.checkpoint import restore_model
 
 CONV1 = "Backbone.forward_block.conv1.conv"
@@ -239,6 +239,14 @@ def test_calibration_covers_what_arrives_and_leaves_the_network():
             assert (values.abs() > quantizer.q_m).float().mean() < 0.01, name
             assert values.abs().max() > 0.5 * quantizer.q_m, name
             assert quantizer.signed == bool((values < 0).any()) == signed or name == "FCs"
+
+
+@pytest.mark.parametrize("shape", [(96, 10, 16, 11), (96, 8, 32, 22), (7, 3, 64, 44), (3, 5)])
+def test_watched_ranges_are_of_all_columns_alike(shape):
+    quantizer = ActivationQuantizer(8).train()
+    quantizer.watched, quantizer.enabled = True, False
+    quantizer(torch.arange(shape[-1]).expand(shape).float())
+    assert quantizer.seen_range() == shape[-1] - 1
 
 
 def test_calibration_needs_clips():
