@@ -84,6 +84,7 @@ class Experiment(Section):
                 f"compression_optimizer is {chosen!r}, which does not read {other}_optimizer_cfg: "
                 f"move its keys to {chosen}_optimizer_cfg and remove {other}_optimizer_cfg"
             )
+        self._check_teacher()
         if self.compression is not None:
             cycles_momentum = self.scheduler_cfg.scheduler == "OneCycleLR" and (
                 self.scheduler_cfg.cycle_momentum is not False
@@ -103,6 +104,22 @@ class Experiment(Section):
                 self.compression.check_fits(self.trainer_cfg.total_iter)
             except ValueError as error:
                 raise ValueError(f"{chosen}_optimizer_cfg: {error}") from None
+
+    def _check_teacher(self) -> None:
+        teacher = self.trainer_cfg.teacher
+        if teacher is None:
+            return
+        said = f"trainer_cfg.teacher {teacher}"
+        if self.logit_scale is None:
+            raise ValueError(
+                f"{said} compares logits, which only a CrossEntropyLoss trains: add one to "
+                "loss_cfg, or leave teacher out"
+            )
+        if self.compression is not None and self.compression.steps is not None:
+            raise ValueError(
+                f"{said}: steps {self.compression.steps} does not count what a teacher costs: "
+                "leave one of them out"
+            )
 
     def check_subjects(self, num_train: int) -> None:
         """Compare the network's classes and the sampler with the number of training subjects.

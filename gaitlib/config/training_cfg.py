@@ -290,6 +290,11 @@ class TrainerCfg(Section):
       the tensors that match.
     - ``optimizer_reset``, ``scheduler_reset``: start with a new optimizer or scheduler state. If
       false, the state is restored from the checkpoint, also from one given by its path.
+    - ``teacher``: a dense network whose logits the stage also learns, by the divergence of Hinton
+      et al. (2015) for each part at temperature 4, with weight 1. ``baseline`` is the last
+      checkpoint of this run's stage of that name, and teaches all other stages. A path is a
+      checkpoint, of OpenGait or of another run, and teaches every stage. Left out, or ``none``:
+      nobody. (Not OpenGait's.)
     - ``sampler``: how clips are drawn.
     - ``transform``: what is done to them.
     """
@@ -310,11 +315,15 @@ class TrainerCfg(Section):
     scheduler_reset: bool = False
     find_unused_parameters: bool = False
     process_timeout: Annotated[float, Field(ge=1, le=1e6)] = 600.0
+    teacher: Annotated[PathText, Field(min_length=1)] | None = None
     sampler: TripletSampling = TripletSampling()
     transform: Transforms = (TransformCfg(),)
 
     _one_transform = field_validator("transform", mode="before")(
         lambda value: (value,) if isinstance(value, Mapping) else value
+    )
+    _no_teacher = field_validator("teacher", mode="before")(
+        lambda value: None if value == "none" else value
     )
 
 

@@ -2,23 +2,34 @@
 
 import glob
 import logging
+from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from gaitlib.config import ConfigError, Experiment, GetaCfg, HessoCfg
+from gaitlib.config.model_cfg import ModelCfg
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.model import GaitBase, build_model
 from gaitlib.model.float_state import QUANTIZATION
 from gaitlib.prune import hesso, oto
 from gaitlib.quantize import geta
 from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
-from gaitlib.runs import Run, finished
+from gaitlib.runs import Run, finished, locate
 from gaitlib.steps.budgets import latency_cost
 from gaitlib.steps.dataset import calibration_clips, network_arguments
 from gaitlib.system import distributed
-from gaitlib.train.checkpoint import find_checkpoint, load_weights
+from gaitlib.train.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    refuse_narrow,
+    restore_model,
+)
 from gaitlib.train.resume import checkpoint_to_restore
+from gaitlib.train.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -178,3 +189,60 @@ def baseline_weights(run: Run, model: nn.Module) -> str:
     if (done := state.get("iteration", total)) < total:
         log.warning("%s is not finished: iteration %s of %s", path.name, done, total)
     return path.name
+
+
+def load_teacher(run: Run, stage: str, model: GaitBase) -> Teacher | None:
+    """Return the teacher of a stage as ``trainer_cfg.teacher`` says; None if it has none.
+
+    No random number is drawn.
+
+    Args:
+        run: of the stage.
+        stage: what is trained.
+        model: the network in training.
+
+    Raises:
+        MissingRunError: if the baseline teaches and has not been trained.
+        CheckpointError: if the file cannot be read, or its network has other classes or parts.
+    """
+    experiment = run.experiment
+    name = experiment.trainer_cfg.teacher
+    if name is None or name == stage == "baseline":
+        return None
+    with torch.random.fork_rng(devices=[]):
+        if name == "baseline":
+            network = build_network(experiment, run.device)
+            source = f"the baseline's {baseline_weights(run, network)}"
+        else:
+            network, source = _read_dense(locate(name), experiment), name
+    # (P, C, K)
+    (parts, _, classes), (our_parts, _, our_classes) = (
+        net.BNNecks.fc_bin.shape for net in (network, model)
+    )
+    if (parts, classes) != (our_parts, our_classes):
+        raise CheckpointError(
+            f"trainer_cfg.teacher {name}: its network has {classes} classes and {parts} parts, "
+            f"this one {our_classes} and {our_parts}: name one that was trained on the same "
+            "subjects, or leave teacher out"
+        )
+    log.info("%s learns from %s too", stage, source)
+    return Teacher(network.to(run.device).eval().requires_grad_(False), experiment.logit_scale)
+
+
+def _read_dense(path: Path, experiment: Experiment) -> GaitBase:
+    """Return the dense network of a checkpoint.
+
+    Its architecture is that of the run which wrote it, or else the experiment's.
+    """
+    state = load_checkpoint(path)
+    refuse_narrow(state, path)
+    arguments = network_arguments(experiment)
+    if (written := (state.get("config") or {}).get("model_cfg")) is not None:
+        try:
+            own = ModelCfg.model_validate(written).build_arguments()
+        except ValidationError as error:
+            raise CheckpointError(f"{path} says what no network can be: {error}") from error
+        arguments |= own
+    network = build_model(**arguments)
+    restore_model(network, state["model"], strict=True)
+    return network

@@ -24,6 +24,7 @@ from gaitlib.steps.budgets import write_budget
 from gaitlib.steps.dataset import transform_of
 from gaitlib.steps.finish_bits import check_judged, finish_bits
 from gaitlib.steps.launch import train_in_processes
+from gaitlib.steps.networks import load_teacher
 from gaitlib.steps.results import evaluate_network
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
@@ -36,6 +37,7 @@ from gaitlib.train.gathered_loss import GatheredLoss
 from gaitlib.train.history import History, read_rows, rows_to_continue
 from gaitlib.train.loop import LogWindow, fit
 from gaitlib.train.resume import (
+    TEACHER,
     Start,
     check_same_run,
     extra_state,
@@ -157,7 +159,9 @@ def _train(
     precision = choose_precision(cfg.enable_float16, cfg.amp_dtype, device)
     scaler, window, cost = precision.scaler(), LogWindow(), TrainingCost(model)
     twin = _float_twin(run, model, optimizer, data)
-    restore(experiment, start, model, optimizer, scheduler, scaler, window, cost, twin)
+    teachers = {TEACHER: load_teacher(run, stage, model), "float_twin": twin}
+    teachers = {name: teacher for name, teacher in teachers.items() if teacher is not None}
+    restore(experiment, start, model, optimizer, scheduler, scaler, window, cost, teachers)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     batches = training_batches(
         data.train,
@@ -190,7 +194,7 @@ def _train(
         def on_save(iteration: int) -> None:
             if iteration == cfg.total_iter and _rounds(optimizer):
                 finish_bits(run, model, twin, data)
-            extra = extra_state(record, scaler, window, cost, twin)
+            extra = extra_state(record, scaler, window, cost, teachers)
             if lock is not None:
                 lock.check()
                 save_checkpoint(
@@ -220,7 +224,7 @@ def _train(
                 scaler=scaler,
                 window=window,
                 cost=cost,
-                twin=twin,
+                teachers=list(teachers.values()),
                 fix_bn=cfg.fix_BN,
                 log_iter=cfg.log_iter,
                 save_iter=cfg.save_iter,

@@ -56,6 +56,8 @@ class Method:
             experiment's own stretches its schedules.
         is_cut_to_macs: whether a dense network is made to have the MACs that ``target_macs`` asks
             for, or without that key those of the needed ``hesso`` point.
+        is_taught: whether it learns from ``trainer_cfg.teacher``, if there is one; the dense
+            networks do not, and ptq trains nothing.
     """
 
     stage: str
@@ -63,6 +65,7 @@ class Method:
     needs: Callable[[Experiment], tuple[str, ...]]
     steps: Callable[[Experiment, int], int] = own_steps
     is_cut_to_macs: bool = False
+    is_taught: bool = False
 
     def experiment(self, given: Experiment, baseline_steps: int | None = None) -> Experiment:
         """Return what this method trains.
@@ -79,9 +82,17 @@ class Method:
                 f"steps {given.compression.steps}: a study compares methods of as many steps, and "
                 "budget_longer is the one with more: leave the key out"
             )
+        if not self.is_taught:
+            given = without_teacher(given)
         resolved = self.resolve(given)
         steps = self.steps(given, steps_of_start(given, baseline_steps))
         return stretch(resolved, steps)
+
+
+def without_teacher(experiment: Experiment) -> Experiment:
+    """Return the experiment whose stages learn from labels alone."""
+    untaught = experiment.trainer_cfg.model_copy(update={"teacher": None})
+    return experiment.model_copy(update={"trainer_cfg": untaught})
 
 
 def steps_of_start(experiment: Experiment, baseline_steps: int | None = None) -> int:
@@ -269,13 +280,19 @@ def steps_at_equal_training_macs(experiment: Experiment, start: int) -> int:
     """Return the steps for which training the uniform network costs what the dense one's costs.
 
     Raises:
-        ConfigError: without ``target_macs``: the slim network's cost is not known beforehand.
+        ConfigError: without ``target_macs``: the slim network's cost is not known beforehand; with
+            a teacher.
     """
     require_compression(experiment)
     if macs_budget(experiment) is None:
         raise ConfigError(
             f"uniform_longer needs to know its MACs before it trains: give {_section(experiment)}."
             "target_macs, or leave the method out"
+        )
+    if experiment.trainer_cfg.teacher is not None:
+        raise ConfigError(
+            "uniform_longer does not count what a teacher costs: leave trainer_cfg.teacher "
+            f"{experiment.trainer_cfg.teacher} or the method out"
         )
     slim = narrowed(experiment, absolute_macs(experiment, macs_budget(experiment)))
     size = input_size(experiment)
@@ -430,25 +447,37 @@ METHODS = {
     "baseline": Method("baseline", dense, _needs_nothing, steps_of_baseline),
     "dense_longer": Method("baseline", dense_rival, _needs_nothing, total_steps),
     "dense_half": Method("baseline", dense, _needs_nothing, half_of_the_steps),
-    "budget": Method("hesso", cut_to_budget, _needs_its_start),
+    "budget": Method("hesso", cut_to_budget, _needs_its_start, is_taught=True),
     "budget_longer": Method(
-        "hesso", cut_at_equal_compute, _needs_its_start, steps_at_equal_compute
+        "hesso", cut_at_equal_compute, _needs_its_start, steps_at_equal_compute, is_taught=True
     ),
-    "geta": Method("geta", quantized, _needs_its_start),
-    "hesso": Method("hesso", pruned_by_hesso, _needs_its_start),
+    "geta": Method("geta", quantized, _needs_its_start, is_taught=True),
+    "hesso": Method("hesso", pruned_by_hesso, _needs_its_start, is_taught=True),
     "ptq": Method("ptq", quantized, _needs_what_is_rounded),
-    "magnitude": Method("hesso", pruned_by_magnitude, _needs_its_start),
-    "only_train_once": Method("hesso", pruned_by_only_train_once, _needs_its_start_and_sparsity),
-    "uniform": Method("baseline", dense_rival, _needs_macs, total_steps, is_cut_to_macs=True),
-    "uniform_longer": Method(
-        "baseline", dense_rival, _needs_macs, steps_at_equal_training_macs, is_cut_to_macs=True
+    "magnitude": Method("hesso", pruned_by_magnitude, _needs_its_start, is_taught=True),
+    "only_train_once": Method(
+        "hesso", pruned_by_only_train_once, _needs_its_start_and_sparsity, is_taught=True
     ),
-    "uniform_extra": Method("baseline", dense_rival, _needs_macs, own_steps, is_cut_to_macs=True),
+    "uniform": Method(
+        "baseline", dense_rival, _needs_macs, total_steps, is_cut_to_macs=True, is_taught=True
+    ),
+    "uniform_longer": Method(
+        "baseline",
+        dense_rival,
+        _needs_macs,
+        steps_at_equal_training_macs,
+        is_cut_to_macs=True,
+        is_taught=True,
+    ),
+    "uniform_extra": Method(
+        "baseline", dense_rival, _needs_macs, own_steps, is_cut_to_macs=True, is_taught=True
+    ),
     "torch_pruning": Method(
         "torch_pruning",
         fine_tuned,
         _needs_dense_and_macs,
         steps_of_fine_tuning,
         is_cut_to_macs=True,
+        is_taught=True,
     ),
 }

@@ -30,7 +30,7 @@ from gaitlib.study.methods import (
     starts_from,
     steps_of_start,
 )
-from gaitlib.study.points import Point
+from gaitlib.study.points import TEACHER, Point
 
 #: Keys that do not affect results. A point is not trained again when they change.
 WITHOUT_EFFECT = {
@@ -217,6 +217,8 @@ def _add_point(
         other: _add_point(found, other, experiment, settings, seed, baseline_steps)
         for other in definition.needs(experiment)
     }
+    if definition.is_taught and experiment.trainer_cfg.teacher == "baseline":
+        needed[TEACHER] = _add_point(found, "baseline", experiment, settings, seed, baseline_steps)
     read = {key: value for key, value in settings.items() if _reads(resolved, key, experiment)}
     has_milestones = experiment.scheduler_cfg.milestones is not None
     if method == "baseline" and baseline_steps and not has_milestones:

@@ -14,6 +14,8 @@ from gaitlib.report.method_names import FORMER_METHODS
 from gaitlib.study.methods import METHODS, starts_from
 from gaitlib.system.files import read_json, write_atomically
 
+#: The entry of a point's ``needs`` whose network it learns from.
+TEACHER = "teacher"
 State = Literal["done", "changed", "failed", "missing"]
 
 #: Files of a point: its description, for the notebook that trains it; its results; its traceback.
@@ -30,7 +32,7 @@ class Point:
         seed: of weights, batches and augmentation.
         settings: the grid's values that this method depends on, by dotted key.
         experiment: what the method trains, resolved.
-        needs: the points that must be done first: their names, by method.
+        needs: the points that must be done first: their names, by method, or by TEACHER.
         digest: hash of everything above that affects the result, and of the needed points.
         total_iterations: steps that trained the weights, including those of the network that it
             starts from.

@@ -22,7 +22,7 @@ from gaitlib.study.methods import (
     rounded_method,
     with_group_sparsity,
 )
-from gaitlib.study.points import RESULTS, Point, has_results, load_point, point_dir, run_of
+from gaitlib.study.points import RESULTS, TEACHER, Point, has_results, load_point, point_dir, run_of
 from gaitlib.system.files import write_atomically
 from gaitlib.train.checkpoint import find_checkpoint
 
@@ -62,6 +62,8 @@ def run_point(
     if point.method == "only_train_once" and "hesso" in point.needs:
         sparsity = _results_of(run, point, "hesso")["group_sparsity"]
         experiment = with_group_sparsity(experiment, sparsity)
+    if TEACHER in point.needs:
+        experiment = _taught(run, point, experiment)
     this = Run(run_of(run, point.name), experiment, point.seed, device)
     match point.method:
         case "ptq":
@@ -105,6 +107,15 @@ def _resumed_if_begun(run: str, point: Point) -> Experiment:
         update={"restore_hint": "latest", "optimizer_reset": False, "scheduler_reset": False}
     )
     return point.experiment.model_copy(update={"trainer_cfg": resuming})
+
+
+def _taught(run: str, point: Point, experiment: Experiment) -> Experiment:
+    """Return the experiment that learns from the last checkpoint of the point's teacher."""
+    cfg = experiment.trainer_cfg
+    folder = runs.stage_dir(run_of(run, point.needs[TEACHER]), "baseline") / "checkpoints"
+    path = find_checkpoint(folder, cfg.save_name, "latest")
+    taught = cfg.model_copy(update={"teacher": str(path)})
+    return experiment.model_copy(update={"trainer_cfg": taught})
 
 
 def _macs_asked(run: str, point: Point) -> int:

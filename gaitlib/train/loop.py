@@ -3,7 +3,7 @@
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from gaitlib.data.batches import Batch
 from gaitlib.system.device import Precision
 from gaitlib.system.signals import TrainingStopped
-from gaitlib.train.float_twin import FloatTwin
+from gaitlib.train.teacher import Teacher
 from gaitlib.train.training_cost import TrainingCost
 
 
@@ -36,7 +36,7 @@ def fit(
     scaler: torch.amp.GradScaler | None = None,
     window: "LogWindow | None" = None,
     cost: TrainingCost | None = None,
-    twin: FloatTwin | None = None,
+    teachers: Sequence[Teacher] = (),
     fix_bn: bool = False,
     log_iter: int = 100,
     save_iter: int = 0,
@@ -66,7 +66,7 @@ def fit(
         scaler: for ``precision``; a new one if None.
         window: the scalars since the last row of history; an empty one if None.
         cost: counts the multiply-adds of the steps.
-        twin: keeps the float network of the step before the first rounded one, which may teach.
+        teachers: networks whose logits it also learns.
         fix_bn: do not update the statistics of batch norms.
         log_iter: iterations per row of history, which holds means since the last row.
         save_iter: iterations between calls of ``on_save``, which is also called at the end; 0 calls
@@ -107,17 +107,17 @@ def fit(
         clips = transform(batch.clips.to(device, non_blocking=True), generator, **joined)
         labels = batch.labels.to(device, non_blocking=True)
         lengths = batch.seqL if batch.seqL is None else batch.seqL.to(device)
-        if twin is not None:
-            twin.begin_step()
+        for teacher in teachers:
+            teacher.begin_step()
         with precision.autocast():
             output = model(clips, lengths)
         if cost is not None:
-            taught = twin is not None and twin.teaches
-            cost.add_step(len(labels), clips.shape[0] * clips.shape[1], taught)
+            asked = [teacher.network for teacher in teachers if teacher.teaches]
+            cost.add_step(len(labels), clips.shape[0] * clips.shape[1], asked)
         total, scalars = losses(output, labels)
-        if twin is not None:
+        for teacher in teachers:
             inputs = (clips, lengths)
-            total, scalars = twin.add_term(total, scalars, output, inputs, precision.autocast())
+            total, scalars = teacher.add_term(total, scalars, output, inputs, precision.autocast())
         done = batch.iteration + 1
         window.add(done, {"total": total.detach(), **scalars})
         if device.type == "cpu" and not total.isfinite():

@@ -31,13 +31,15 @@ from gaitlib.train.checkpoint import (
     refuse_narrow,
     restore_model,
 )
-from gaitlib.train.float_twin import FloatTwin
 from gaitlib.train.loop import LogWindow
 from gaitlib.train.saved_state import kind_fault, optimizer_fault
+from gaitlib.train.teacher import Teacher
 from gaitlib.train.training_cost import TrainingCost
 
 log = logging.getLogger(__name__)
 
+#: The entry of a checkpoint that tells its teacher from another one.
+TEACHER = "teacher"
 #: What a state of the wrong kind can raise when it is loaded.
 UNREADABLE = (ValueError, LookupError, RuntimeError, TypeError, AttributeError, OverflowError)
 
@@ -149,12 +151,12 @@ def restore(
     scaler: torch.amp.GradScaler,
     window: LogWindow,
     cost: TrainingCost,
-    twin: FloatTwin | None = None,
+    teachers: Mapping[str, Teacher],
 ) -> None:
     """Load the state that `find_start` read; the ``*_reset`` settings skip a part of it.
 
     Raises:
-        CheckpointError: if a part does not fit the experiment.
+        CheckpointError: if a part does not fit the experiment, or a teacher is another one.
     """
     cfg, state = experiment.trainer_cfg, start.state
     if state is None:
@@ -188,13 +190,18 @@ def restore(
     if start.continues:
         streams = state.get("random", [])
         try:
-            for name, target in (("scaler", scaler), ("window", window), ("float_twin", twin)):
-                if target is not None and state.get(name):
+            for name, target in {"scaler": scaler, "window": window, **teachers}.items():
+                if state.get(name):
                     _load(target, state[name])
             name = "random"
             if distributed.rank() < len(streams):
                 _restore_streams(streams[distributed.rank()])
         except UNREADABLE as error:
+            if name == TEACHER:
+                raise CheckpointError(
+                    f"{start.name} cannot continue: {error}. Name the teacher that it began with "
+                    "in trainer_cfg.teacher, or start anew, trainer_cfg.restore_hint: 0"
+                ) from error
             raise CheckpointError(
                 f"{start.name} is damaged: {name}: {error or type(error).__name__}. Take an "
                 "earlier one, trainer_cfg.restore_hint: <iteration>"
@@ -253,11 +260,10 @@ def extra_state(
     scaler: torch.amp.GradScaler,
     window: LogWindow,
     cost: TrainingCost,
-    twin: FloatTwin | None = None,
+    teachers: Mapping[str, Teacher],
 ) -> dict[str, Any]:
     """Return a checkpoint's entries that OpenGait's do not have; every process must call this."""
-    state = {} if twin is None else {"float_twin": twin.state_dict()}
-    return state | {
+    return {name: teacher.state_dict() for name, teacher in teachers.items()} | {
         "scaler": scaler.state_dict(),
         "window": window.state_dict(),
         "cost": cost.state_dict(),

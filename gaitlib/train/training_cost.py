@@ -1,6 +1,6 @@
 """What training costs: the multiply-adds and the seconds of its steps so far."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,27 @@ class TrainingCost:
         self._before = 0  # of them, those before the resumption
         self._widths: dict[str, dict[str, int]] | None = None
         self._per_frame = self._per_clip = 0
-        self._forward: tuple[int, int] | None = None
+        self._forward: dict[int, tuple[int, int]] = {}  # of teachers, by id
 
-    def add_step(self, clips: int, frames: int, taught: bool = False) -> None:
+    def add_step(self, clips: int, frames: int, teachers: Iterable[GaitBase] = ()) -> None:
         """Count a step on this process's clips, which have ``frames`` frames in all.
 
         Args:
             clips: their number.
             frames: of all of them.
-            taught: whether a network of the same widths embeds and classifies them too.
+            teachers: networks that embed and classify them too.
         """
         if self.macs is None:
             return
         widths = layer_widths(self.model)
         if widths != self._widths:
             self._per_frame, self._per_clip = training_macs(self.model)
-            self._widths, self._forward = widths, None
+            self._widths = widths
         self.macs += frames * self._per_frame + clips * self._per_clip
-        if taught:
-            per_frame, per_clip = self._forward = self._forward or forward_macs(self.model)
+        for teacher in teachers:
+            if id(teacher) not in self._forward:
+                self._forward[id(teacher)] = forward_macs(teacher)
+            per_frame, per_clip = self._forward[id(teacher)]
             self.macs += frames * per_frame + clips * per_clip
 
     def total(self) -> int | None:

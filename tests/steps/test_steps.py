@@ -231,6 +231,33 @@ def test_a_checkpoint_from_half_way_gives_the_narrow_network_and_starts_no_other
         train("other", restore_hint=str(path), budget=0.5)
 
 
+def test_a_stage_learns_from_its_runs_baseline_or_from_a_file_and_not_from_another_one(
+    train, data, caplog
+):
+    """The teacher of a resumed stage is the one that it began with."""
+    baseline = runs.Run("r", small_experiment(data[0], teacher="baseline"))
+    steps.run_stage(baseline, "baseline", test=False, compress=False)
+    file = baseline.folder("baseline") / "checkpoints/GaitBase-00010.pt"
+    *_, history = train("r", teacher="baseline")
+    again, *_, from_file = train("other", teacher=str(file))
+    assert "teacher/loss" not in read_rows(baseline.folder("baseline") / "history.csv")[0]
+    assert history["teacher/loss"].tolist() == from_file["teacher/loss"].tolist()
+    assert (history["teacher/loss"] > 0).all()
+    *_, resumed = train("r", teacher="baseline", restore_hint=6)
+    assert resumed["total"].tolist() == history["total"].tolist()
+
+    state = load_checkpoint(file)
+    state["model"]["FCs.fc_bin"] += 1
+    torch.save(state, file)
+    with pytest.raises(CheckpointError, match="00006.pt cannot continue: its teacher was another"):
+        train("r", teacher="baseline", restore_hint=6)
+    state["config"]["model_cfg"]["SeparateBNNecks"]["class_num"] = 5
+    state["model"]["BNNecks.fc_bin"] = torch.zeros(4, 4, 5)
+    torch.save(state, file)
+    with pytest.raises(CheckpointError, match="5 classes and 4 parts, this one 3 and 4"):
+        train("r", teacher=str(file))
+
+
 def test_resets_and_paths_mean_what_they_mean_in_opengait(train):
     train("first")
     path = str(runs.stage_dir("first", "hesso") / "checkpoints" / "GaitBase-00009.pt")

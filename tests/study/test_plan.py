@@ -234,6 +234,24 @@ def test_methods_of_a_budget_end_at_it_by_one_rule_and_need_no_other_point_for_i
     assert trained.trainer_cfg.total_iter == after_the_cuts
 
 
+def test_rivals_learn_from_the_same_teacher_and_dense_networks_from_none(plan):
+    taught = {"trainer_cfg.teacher": "baseline", "geta_optimizer_cfg.start_from": "scratch"}
+    methods = ["budget", "uniform", "torch_pruning", "ptq"]
+    found = _points(plan(grid={MACS: [0.25]}, overrides=taught | {SPARSITY: None}, methods=methods))
+    needs = {point.method: dict(point.needs) for point in found.values()}
+    for method in ("budget", "uniform", "torch_pruning", "geta"):
+        assert needs[method]["teacher"] == "baseline-seed0"
+    for point in found.values():
+        learns = "teacher" in point.needs
+        assert learns == (point.method not in ("baseline", "dense_half", "ptq"))
+        assert point.experiment.trainer_cfg.teacher == ("baseline" if learns else None)
+        assert point.starts_from == ("dense_half" if point.method == "torch_pruning" else None)
+    with pytest.raises(ConfigError, match="uniform_longer does not count what a teacher costs"):
+        _points(plan(grid={MACS: [0.25]}, overrides=taught, methods=["uniform_longer"]))
+    with pytest.raises(ConfigError, match="steps equal_compute does not count what a teacher"):
+        _points(plan(grid={MACS: [0.25]}, overrides=taught, methods=["budget_longer"]))
+
+
 def test_a_budget_of_parameters_leaves_the_macs_to_the_hesso_point(plan):
     asked = {SPARSITY: None, "geta_optimizer_cfg.target_params": 0.25}
     found = _points(plan(methods=["uniform"], overrides=asked))

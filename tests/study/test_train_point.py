@@ -85,6 +85,23 @@ def test_a_points_folder_says_what_it_is_and_keeps_what_other_settings_left(poin
         read_point("s/nothing")
 
 
+def test_a_slim_rival_learns_from_the_dense_network_of_its_seed(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    monkeypatch.setattr(network_cost, "measure_latency", lambda *_, **__: 1.0)  # takes longest
+    base = write_experiment(small_experiment(tmp_path / "walkers"), tmp_path / "base.yaml")
+    section = {"target_group_sparsity": None, "target_macs": 0.5, "start_from": "scratch"}
+    overrides = {f"hesso_optimizer_cfg.{key}": value for key, value in section.items()}
+    overrides |= {"trainer_cfg.teacher": "baseline", "trainer_cfg.total_iter": 8}
+    values = {"base": str(base), "overrides": overrides, "methods": ["uniform"]}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+    dense, slim = expand(read_plan(tmp_path / "s.yaml"))
+    results = [_run("s", point) for point in (dense, slim)]
+    assert results[1]["macs_per_frame"] < results[0]["macs_per_frame"]
+    path = read_yaml(runs.stage_dir(f"s/{slim.name}", "baseline") / "config.yaml")["trainer_cfg"]
+    teacher = runs.stage_dir(f"s/{dense.name}", "baseline") / "checkpoints/GaitBase-00008.pt"
+    assert path["teacher"] == str(teacher)
+
+
 @pytest.mark.slow
 def test_rivals_of_a_budget_end_at_its_macs_and_only_train_once_at_the_sparsity_of_hesso(
     tmp_path, monkeypatch

@@ -1,6 +1,7 @@
 """The training loop: it learns, stops at NaN, and continues after a stop as if never stopped."""
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,12 @@ from nets import build, hesso_cfg, resnet, traced
 
 from gaitlib.data.batches import training_batches
 from gaitlib.data.transforms import build_transform
-from gaitlib.model import build_losses
-from gaitlib.model.network_cost import training_macs
+from gaitlib.model import GaitOutput, build_losses
+from gaitlib.model.network_cost import forward_macs, training_macs
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.system.device import choose_device, choose_precision
 from gaitlib.train.loop import NonFiniteLossError, fit
+from gaitlib.train.teacher import Teacher
 from gaitlib.train.training_cost import TrainingCost
 
 LOSSES = [{"type": "TripletLoss", "margin": 0.2}, {"type": "CrossEntropyLoss"}]
@@ -88,6 +90,32 @@ def test_training_costs_what_its_steps_cost_at_the_widths_of_the_moment():
         assert steps.is_monotonic_decreasing and (steps.nunique() > 1) == shrink
         totals[shrink] = cost.macs
     assert totals[True] < 0.9 * totals[False]
+
+
+def test_a_teacher_adds_its_divergence_to_the_loss_and_its_forward_pass_to_the_cost():
+    network = build(resnet(6, 8, strides=(2, 2), maxpool=True, classes=4, bins=(4,)), seed=4).eval()
+    teacher = Teacher(network, scale=16, weight=2.0)
+    clips = torch.rand(6, 3, 64, 44, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (16 / 4 * n(clips).logits.detach() for n in (_build()[0], network))
+    kl = torch.nn.functional.kl_div(
+        ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="none"
+    )
+    output = GaitOutput(ours, ours / 4)
+    total, scalars = teacher.add_term(torch.tensor(1.0), {}, output, (clips,), nullcontext())
+    assert scalars["teacher/loss"].item() == pytest.approx(16 * kl.sum(1).mean().item(), rel=1e-4)
+    assert total.item() == pytest.approx(1 + 2 * scalars["teacher/loss"].item())
+
+    model, *rest = _build()
+    cost = TrainingCost(model)
+    history = _fit(model, *rest, 0, 12, cost=cost, teachers=[teacher])
+    terms = history["triplet/loss"] + history["softmax/loss"] + 2 * history["teacher/loss"]
+    assert history["total"].tolist() == pytest.approx(terms.tolist(), rel=1e-4)
+    assert history["teacher/loss"].iloc[-1] < history["teacher/loss"].iloc[0]
+    (per_frame, per_clip), (its_per_frame, its_per_clip) = (
+        training_macs(model),
+        forward_macs(network),
+    )
+    assert cost.macs == 12 * (18 * (per_frame + its_per_frame) + 6 * (per_clip + its_per_clip))
 
 
 def test_the_loss_falls_and_the_history_has_a_row_every_log_iter():
