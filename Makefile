@@ -1,5 +1,6 @@
 # `make` explains the targets. Each does its own set-up: .venv is made once from constraints.txt and
-# made again when pyproject.toml or constraints.txt changes.
+# made again when pyproject.toml or a file of constraints changes. LOCKED=1 installs only files whose
+# hashes constraints-hashes.txt lists.
 
 PYTHON ?= python3
 RUN ?= quickstart
@@ -9,6 +10,7 @@ NAME ?= quickstart-study
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
 OF_A_STUDY := notebooks/06_study.ipynb
 BIN := .venv/bin
+UV := 0.13.8
 READY := .venv/.ready
 
 ifeq ($(origin GRID),command line)
@@ -23,7 +25,7 @@ export PYTHONHASHSEED ?= 0
 # JupyterLab's open tabs are this project's own.
 export JUPYTERLAB_WORKSPACES_DIR ?= $(CURDIR)/build/lab
 
-.PHONY: help workbook study test test-code test-notebooks browser-test bench lint lab notebooks clean
+.PHONY: help workbook study test test-code test-notebooks browser-test bench lint lock lab notebooks clean
 
 help:
 	@echo "make workbook   run the five notebooks with $(CFGS) and print a table of the results"
@@ -36,13 +38,27 @@ help:
 	@echo "make bench      measure the speed against what people use; writes benchmarks/results (a quarter of an hour)"
 	@echo "make notebooks  run the notebooks again and keep their outputs and figures/quickstart"
 	@echo "make lint       ruff over code and notebooks, and the notebooks' saved form"
+	@echo "make lock       write constraints-hashes.txt: constraints.txt with the hashes of the package index"
 	@echo "make clean      remove .venv and build/ (keeps runs/, data/ and figures/)"
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt constraints-hashes.txt
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+ifeq ($(LOCKED),1)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement constraints-hashes.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+else
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+endif
 	touch $@
+
+# uv is a tool of this target alone; pip does not list the hashes of the files for other machines.
+lock:
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python -m pip install --quiet uv==$(UV)
+	build/lock/bin/uv pip compile pyproject.toml --extra dev --constraint constraints.txt --quiet \
+		--python build/lock/bin/python --python-platform x86_64-manylinux_2_28 --generate-hashes \
+		--no-annotate --custom-compile-command "make lock" --output-file constraints-hashes.txt
 
 workbook: $(READY)
 	@mkdir -p runs/$(RUN)/notebooks

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -121,3 +122,23 @@ def test_file_names_are_unique():
     names = Counter(path.name for path in FILES)
     twice = [name for name, count in names.items() if count > 1]
     assert sorted(set(twice) - {"__init__.py", "__main__.py"}) == []
+
+
+def pins(name):
+    """Return the version of each package of a file of constraints."""
+    found = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / name).read_text(), re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
+
+
+def test_the_constraints_with_hashes_pin_the_same_versions_of_all_that_is_needed():
+    plain, hashed = pins("constraints.txt"), pins("constraints-hashes.txt")
+    assert {name: hashed[name] for name in plain.keys() & hashed.keys()} == {
+        name: plain[name] for name in plain.keys() & hashed.keys()
+    }, "run make lock"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    needed = {re.match(r"[\w.-]+", entry)[0] for group in groups for entry in group}
+    assert {re.sub(r"[-_.]+", "-", name).lower() for name in needed} - {"gaitlib"} <= hashed.keys()
+    text = (ROOT / "constraints-hashes.txt").read_text()
+    with_hash = re.findall(r"^\S+==\S+ \\\n    --hash=sha256:[0-9a-f]{64}\b", text, re.MULTILINE)
+    assert len(with_hash) == len(hashed)
