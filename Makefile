@@ -25,7 +25,7 @@ export PYTHONHASHSEED ?= 0
 # JupyterLab's open tabs are this project's own.
 export JUPYTERLAB_WORKSPACES_DIR ?= $(CURDIR)/build/lab
 
-.PHONY: help workbook study test test-code test-notebooks browser-test bench lint lock lab notebooks clean
+.PHONY: help workbook study test test-code test-notebooks browser-test bench lint lock lab notebooks docs clean
 
 help:
 	@echo "make workbook   run the five notebooks with $(CFGS) and print a table of the results"
@@ -39,6 +39,7 @@ help:
 	@echo "make notebooks  run the notebooks again and keep their outputs and figures/quickstart"
 	@echo "make lint       ruff over code and notebooks, and the notebooks' saved form"
 	@echo "make lock       write constraints-hashes.txt: constraints.txt with the hashes of the package index"
+	@echo "make docs       write docs/configuration.md, the page of all keys"
 	@echo "make clean      remove .venv and build/ (keeps runs/, data/ and figures/)"
 
 $(READY): pyproject.toml constraints.txt constraints-hashes.txt
@@ -61,23 +62,18 @@ lock:
 		--no-annotate --custom-compile-command "make lock" --output-file constraints-hashes.txt
 
 workbook: $(READY)
-	@mkdir -p runs/$(RUN)/notebooks
-	@for notebook in $(filter-out $(OF_A_STUDY),$(NOTEBOOKS)); do \
-		echo "--- $$notebook"; \
-		$(BIN)/papermill $$notebook runs/$(RUN)/notebooks/$$(basename $$notebook) \
-			-f $(CFGS) -r run $(RUN) -k python3 --cwd notebooks --log-output --no-progress-bar || exit 1; \
-	done
+	@$(BIN)/gaitlib notebooks $(filter-out $(OF_A_STUDY),$(NOTEBOOKS)) --cfgs $(CFGS) --run $(RUN)
 	@$(BIN)/gaitlib summary $(RUN)
 
 study: $(READY)
-	$(BIN)/gaitlib study $(STUDY)
-	@mkdir -p runs/$(NAME)/notebooks
-	$(BIN)/papermill $(OF_A_STUDY) runs/$(NAME)/notebooks/$(notdir $(OF_A_STUDY)) \
-		-r run $(NAME) -k python3 --cwd notebooks --log-output --no-progress-bar
+	@$(BIN)/gaitlib study $(STUDY)
+	@$(BIN)/gaitlib notebooks $(OF_A_STUDY) --run $(NAME)
 
 test: $(READY)
-	$(MAKE) --no-print-directory test-code
-	$(MAKE) --no-print-directory test-notebooks
+	@echo "part 1 of 2: unit tests, then every notebook at smoke size"
+	@$(MAKE) --no-print-directory test-code
+	@echo "part 2 of 2: the committed notebooks"
+	@$(MAKE) --no-print-directory test-notebooks
 
 test-code: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not notebooks and not browser"
@@ -94,8 +90,11 @@ browser-test: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# Jupyter refuses root unless told; in a container there is often nobody else.
+ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
+
 lab: $(READY)
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md \
+	$(BIN)/jupyter lab $(ROOT_USER) --LabApp.default_url=/lab/tree/notebooks/README.md \
 		--LabApp.app_settings_dir=notebooks/.lab $(LAB)
 
 notebooks: $(READY)
@@ -106,6 +105,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-output --keep-count $(NOTEBOOKS) notebooks/point.ipynb
+
+docs: $(READY)
+	$(BIN)/python docs/configuration.py
 
 clean:
 	rm -rf .venv build

@@ -34,6 +34,7 @@ from gaitlib.steps import Watch
 from gaitlib.steps.dataset import CHECKS, walkers_command
 from gaitlib.system import distributed
 from gaitlib.system.files import PARAMS, write_atomically
+from gaitlib.system.live_line import LiveLine
 from gaitlib.system.lock import LockedError
 from gaitlib.system.processes import WorkerError
 from gaitlib.system.signals import TrainingStopped, exit_on_sigterm
@@ -133,6 +134,25 @@ def _load(cfgs: Path, overrides: list[str]) -> Experiment:
 
 
 app.command("walkers")(_one_line_errors(walkers_command))
+
+
+@app.command("notebooks")
+@_one_line_errors
+def notebooks_(
+    notebooks: Annotated[list[Path], typer.Argument(help="In the order in which they run.")],
+    run: Annotated[str, typer.Option(help="Folder below runs/.")],
+    cfgs: Annotated[
+        Path | None, typer.Option("--cfgs", help="An experiment's YAML file; else the defaults.")
+    ] = None,
+) -> None:
+    """Execute notebooks in order into runs/<run>/notebooks, with one line of progress."""
+    with _needs_extras("notebooks", verb="notebooks"):
+        from gaitlib.study.workbook import NotebookFailedError, execute_in_order
+    try:
+        execute_in_order(notebooks, run, cfgs, LiveLine())
+    except NotebookFailedError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -348,7 +368,10 @@ def study_(
             from gaitlib.study.runner import run_study
 
         cluster = {"scheduler": scheduler, "scheduler_file": scheduler_file, "workers": workers}
-        failed = run_study(run, points, **cluster, device=device).failed
+        line = LiveLine()
+        watch = {"on_line": line.keep, "on_progress": line.show}
+        failed = run_study(run, points, **cluster, device=device, **watch).failed
+        line.clear()
     rows = point_table(run, points)
     if len(rows):
         typer.echo(rows.to_string(index=False))
@@ -363,13 +386,13 @@ def study_(
 
 
 @contextlib.contextmanager
-def _needs_extras(*names: str) -> Iterator[None]:
+def _needs_extras(*names: str, verb: str = "study") -> Iterator[None]:
     """Turn a failed import into an error that names the extras to install."""
     try:
         yield
     except ImportError as error:
         raise ConfigError(
-            f'gaitlib study: {error}; install it with pip install -e ".[{",".join(names)}]"'
+            f'gaitlib {verb}: {error}; install it with pip install -e ".[{",".join(names)}]"'
         ) from error
 
 

@@ -159,3 +159,14 @@ def test_a_notebook_trains_in_two_processes_and_shows_their_log(in_workspace):
 def test_a_parameter_that_no_notebook_knows_is_refused(in_workspace):
     with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'overrides'"):
         _execute(NOTEBOOKS[-1], in_workspace, {"overides": {}})
+
+
+@pytest.mark.notebooks
+def test_gaitlib_notebooks_executes_one_from_the_shell(in_workspace):
+    command = [sys.executable, "-m", "gaitlib", "notebooks", str(OF_A_STUDY)]
+    command += ["--run", "quickstart-study"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()  # no terminal and under a minute: one line, no warnings
+    assert line.startswith("notebook 1 of 1, 6. Which point should I deploy?: done in ")
+    assert (in_workspace / "runs/quickstart-study/notebooks" / OF_A_STUDY.name).exists()

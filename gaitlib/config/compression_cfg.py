@@ -34,6 +34,13 @@ class ImportanceScores(Section):
 
     Each score is first scaled to length 1 over all channels, so that the weights are comparable;
     only their proportions matter. A score that is not given has weight 0.
+
+    - ``magnitude``: the norm of a channel's weights.
+    - ``avg_magnitude``: the norm, divided by the number of weights.
+    - ``cosine_similarity``: the angle between a channel's weights and their gradient.
+    - ``taylor_first_order``: the change of the loss without the channel, by the first term of its
+      Taylor series.
+    - ``taylor_second_order``: the same by the second term.
     """
 
     magnitude: Share = 0.0
@@ -125,26 +132,32 @@ class HessoCfg(Section):
     - ``first_momentum``: sgd's momentum, or the first beta of adam and adamw.
     - ``second_momentum``: the second beta of adam and adamw.
     - ``dampening``: damps the gradient's part in sgd's momentum.
-    - exactly one of TARGETS says how far to prune; by default ``target_group_sparsity`` 0.5:
+    - exactly one of TARGETS says how far to prune; by default ``target_group_sparsity`` 0.5. A
+      budget, one of the other three, is a share of the dense network's if it is below 1:
         - ``target_group_sparsity``: share of the prunable channels to remove.
-        - ``target_macs``: the backbone's multiply-adds per frame to end at or just below.
-        - ``target_params``: the number of parameters to end at or just below.
+        - ``target_macs``: the backbone's multiply-adds per frame to end at or just below; below 1 a
+          share.
+        - ``target_params``: the number of parameters to end at or just below; below 1 a share.
         - ``target_latency_ms``: the milliseconds to embed clips, to end at or just below by a table
-          of the layers measured on this machine; ``latency`` says how they are measured.
-      A budget below 1 is a share of the dense network's, any other number is absolute.
-    - ``importance``, with a budget: what ranks the channels. ``taylor`` is the squared first-order
+          of the layers measured on this machine; below 1 a share. ``latency`` says how they are
+          measured.
+    - ``importance``: with a budget, what ranks the channels. ``taylor`` is the squared first-order
       change of the loss per unit of cost that a channel saves; ``hesso`` is the sum of HESSO's five
       scores, as with ``target_group_sparsity``.
-    - ``min_channels_share``, with a budget: share of its channels that each group keeps at least.
+    - ``min_channels_share``: with a budget, share of its channels that each group keeps at least.
     - ``shrink``: removed channels leave the network at the end of their pruning period, so that
       later steps cost less; ``false`` keeps them as zeros. By default they leave with a budget, and
       stay with ``target_group_sparsity``, as in only_train_once. With the importance ``taylor``
       the same channels leave either way; HESSO's five scores also count a channel's weights that
       read removed ones, so with them ``shrink`` has a say in which channels leave.
-    - ``steps: equal_compute``, with ``target_macs`` as a share: train for so many steps more that
+    - ``steps``: with ``target_macs`` as a share, ``equal_compute`` trains for so many more that
       the run costs what ``trainer_cfg.total_iter`` steps of the dense network cost. The learning
       rate's schedule stretches with them; channels leave, and bits shrink, at the steps given.
-    - ``start_pruning_step``, ``pruning_steps``, ``pruning_periods``: see `PruningSchedule`.
+    - ``start_pruning_step``: steps before the first channel is chosen.
+    - ``pruning_steps``: steps from there to the end of pruning.
+    - ``pruning_periods``: equal parts of ``pruning_steps``. Each chooses its channels at its first
+      step and removes them at its last (`PruningSchedule`).
+    - ``latency``: what ``target_latency_ms`` measures.
     - ``group_divisible``: each group keeps a multiple of this number of channels.
     - ``importance_score_criteria``: the weights of the five scores that rank the channels.
       ``default`` gives all the same weight, ``{magnitude: 1.0}`` ranks by magnitude only.

@@ -18,7 +18,14 @@ Side = Annotated[int, Field(ge=1, le=4096)]  # rows or columns of a frame
 
 
 class WalkerCfg(Section):
-    """The embedded data set (`walkers`), drawn at ``dataset_root`` on first use."""
+    """The embedded data set (`walkers`), drawn at ``dataset_root`` on first use.
+
+    - ``subjects``: number of walkers.
+    - ``train``: how many of them, from the first on, are trained on. The others are tested.
+    - ``frames``: the fewest and the most frames of a sequence.
+    - ``seed``: of bodies and gaits.
+    - ``noise``: strength of the camera's noise; 0 is clean.
+    """
 
     subjects: Annotated[int, Field(ge=1, le=999)] = 34  # ids have three digits
     train: PositiveInt = 24
@@ -43,9 +50,10 @@ class DataCfg(Section):
     - ``dataset_name``: the data set's name in results.json. OpenGait's name of a known one also
       chooses the protocol.
     - ``test_dataset_name``: a name that chooses the protocol instead.
-    - ``dataset_root``: the folder of the subjects, ``<subject>/<type>/<view>/*.pkl``.
-    - ``dataset_partition``: a JSON file that lists the subjects to train on and to test. Relative
-      paths start at the working folder, or else at the project's.
+    - ``dataset_root``: the folder of the subjects, ``<subject>/<type>/<view>/*.pkl``. Required
+      without ``walker``.
+    - ``dataset_partition``: a JSON file that lists the subjects to train on and to test. Required
+      without ``walker``. Relative paths start at the working folder, or else at the project's.
     - ``num_workers``: processes that load batches. The batches are the same for any number.
     - ``cache``: keep all silhouettes in memory; ``mapped`` gathers them in one memory-mapped file
       under ``data/mapped``, which all processes share and later runs open at once.

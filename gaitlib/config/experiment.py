@@ -23,7 +23,20 @@ from gaitlib.config.training_cfg import (
 
 
 class Experiment(Section):
-    """A whole experiment: one section per part of the job."""
+    """A whole experiment: one section per part of the job.
+
+    - ``data_cfg``: which silhouettes are used.
+    - ``model_cfg``: the network.
+    - ``loss_cfg``: the losses, a list.
+    - ``optimizer_cfg``: the optimizer of dense training.
+    - ``scheduler_cfg``: the learning rate over the iterations, of dense and compressing training.
+    - ``trainer_cfg``: the training.
+    - ``evaluator_cfg``: the test.
+    - ``compression_optimizer``: which of the next two sections compresses; left out, training is
+      dense alone.
+    - ``hesso_optimizer_cfg``: pruning.
+    - ``geta_optimizer_cfg``: pruning and quantization.
+    """
 
     data_cfg: DataCfg
     model_cfg: ModelCfg = ModelCfg()

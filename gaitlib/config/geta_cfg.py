@@ -86,16 +86,30 @@ class GetaCfg(HessoCfg):
     3. In the joint phase HESSO prunes, by its own keys.
     4. Cool-down lasts to the end of the run; bits are whole.
 
-    ``target_bits`` b is short for ``min_bit_wt: b`` with a ``bit_reduction`` of
-    ``(max_bit_wt - b) / projection_periods``: all weights end at b bits. The bounds of activations
-    then stay as given.
+    The keys of bits:
 
-    That is ``order: qasso``, as published. With ``order: float_first`` the run prunes in float, as
-    HESSO does, and rounds from ``start_bits_step`` on (by default from the end of pruning). Bits
+    - ``start_projection_step``: steps of warm-up.
+    - ``projection_steps``: steps from there to the end of projection.
+    - ``projection_periods``: equal parts of ``projection_steps``.
+    - ``bit_reduction``: by how much each period lowers the upper bounds.
+    - ``min_bit_wt``: the fewest bits of weights.
+    - ``max_bit_wt``: the most bits of weights, at the start.
+    - ``min_bit_act``: the fewest bits of activations, the inputs of layers.
+    - ``max_bit_act``: the most bits of activations, at the start.
+    - ``target_bits``: b is short for ``min_bit_wt: b`` with a ``bit_reduction`` of
+      ``(max_bit_wt - b) / projection_periods``: all weights end at b bits. The bounds of
+      activations then stay as given.
+    - ``quantize``: what is rounded.
+    - ``lr_quant``: the learning rate of the quantizers' grids.
+    - ``order``: ``qasso``, bits before channels, as published; or ``float_first``.
+
+    With ``order: float_first`` the run prunes in float, as HESSO does, and rounds afterwards. Bits
     are whole at once: without a budget those that projection would end at. Further keys of this
     order:
 
-    - ``target_bops``: the backbone's bit operations per frame to end at or below.
+    - ``start_bits_step``: the step to round from; by default the end of pruning.
+    - ``target_bops``: the backbone's bit operations per frame to end at or below; below 1 a share
+      of the dense float network's.
     - ``target_bytes``: the bytes of the network's numbers to end at or below, without the header of
       its file. Either budget chooses the bits of each weight from ``min_bit_wt..max_bit_wt``, see
       `gaitlib.quantize.bit_budget`. Below 1 it is a share of the dense float network's.
@@ -109,18 +123,19 @@ class GetaCfg(HessoCfg):
     - ``keep_better``: at the end compare the network with that float network, rounded as ``ptq``
       says, on training subjects, and keep the better one.
 
-    ``batch_norm_batches``: batches of training clips to measure the statistics of batch norms on
-    again after the last step, unless ``fix_BN`` froze them; 0 keeps those of training.
+    Keys of both orders, and of the comparison:
 
-    ``uniform: true`` keeps the exponent t of every grid at 1. This is plain uniform quantization,
-    which integer arithmetic needs.
-
-    ``ranges: learned`` is the published rule: d, q_m and t start from the first weights and move by
-    the base optimizer. With ``ranges: follow`` the clipping magnitudes q_m follow the numbers that
-    they clip until pruning ends, and are then learned on a logarithmic scale; see `BitControl`.
-
-    ``yardstick: false`` makes notebook 3 skip its comparison: the same run without bits, a second
-    training of full length, and the rounding of its result, which ``ptq`` describes.
+    - ``batch_norm_batches``: batches of training clips to measure the statistics of batch norms on
+      again after the last step, unless ``fix_BN`` froze them; 0 keeps those of training.
+    - ``uniform``: true keeps the exponent t of every grid at 1. This is plain uniform quantization,
+      which integer arithmetic needs.
+    - ``ranges``: ``learned`` is the published rule: d, q_m and t start from the first weights and
+      move by the base optimizer. With ``follow`` the clipping magnitudes q_m follow the numbers
+      that they clip until pruning ends, and are then learned on a logarithmic scale; see
+      `BitControl`.
+    - ``yardstick``: false makes notebook 3 skip its comparison: the same run without bits, a second
+      training of full length, and the rounding of its result.
+    - ``ptq``: how that result is rounded.
     """
 
     yardstick: bool = True

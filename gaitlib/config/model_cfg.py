@@ -12,7 +12,16 @@ Strides = Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(strict
 
 
 class ResNet9Cfg(Section):
-    """GaitBase's backbone: a first convolution and one block per entry of ``channels``."""
+    """GaitBase's backbone: a first convolution and one block per entry of ``channels``.
+
+    - ``type``: chooses this backbone.
+    - ``block``: the residual unit, of two or of three convolutions.
+    - ``in_channel``: 1, silhouettes.
+    - ``channels``: output channels of the blocks; a Bottleneck has four times as many.
+    - ``layers``: residual units of each block; 0 leaves the block out.
+    - ``strides``: of the first unit of each block.
+    - ``maxpool``: a max pooling after the first convolution.
+    """
 
     type: Literal["ResNet9"] = "ResNet9"
     block: Literal["BasicBlock", "Bottleneck"] = "BasicBlock"
@@ -42,7 +51,10 @@ class ResNet9Cfg(Section):
 class PlainCfg(Section):
     """The Baseline's backbone.
 
-    ``BC-c`` is a convolution, ``M`` a pooling, ``FC-c-h`` a focal convolution.
+    - ``type``: chooses this backbone.
+    - ``layers_cfg``: the layers in order. ``BC-c`` is a convolution with c output channels, ``M`` a
+      max pooling, ``FC-c-h`` a focal convolution, which treats 2^h horizontal strips separately.
+    - ``in_channels``: 1, silhouettes.
     """
 
     type: Literal["Plain"] = "Plain"
@@ -70,7 +82,13 @@ class PlainCfg(Section):
 
 
 class SeparateFCsCfg(Section):
-    """One linear map per part, from the backbone's channels to the embedding."""
+    """One linear map per part, from the backbone's channels to the embedding.
+
+    - ``in_channels``: the backbone's output channels.
+    - ``out_channels``: numbers in the embedding of one part.
+    - ``parts_num``: number of parts, the sum of ``bin_num``.
+    - ``norm``: scale each output column of a map to length 1.
+    """
 
     in_channels: Width = 512
     out_channels: Width = 256
@@ -79,7 +97,14 @@ class SeparateFCsCfg(Section):
 
 
 class SeparateBNNecksCfg(Section):
-    """One BatchNorm and one normalised classifier per part, used only in training."""
+    """One BatchNorm and one normalised classifier per part, used only in training.
+
+    - ``class_num``: number of training subjects.
+    - ``in_channels``: ``SeparateFCs.out_channels``.
+    - ``parts_num``: number of parts, the sum of ``bin_num``.
+    - ``norm``: scale embeddings and classes to length 1 before they are multiplied.
+    - ``parallel_BN1d``: one BatchNorm over all parts at once, or one module for each part.
+    """
 
     class_num: Classes = 74
     in_channels: Width = 256
@@ -93,6 +118,12 @@ class ModelCfg(Section):
 
     The compact form (GaitBaseGeta) is expanded here into BC-a,BC-a,M,BC-b,BC-b,M,BC-c,BC-c with
     bins 16-8-4-2-1 and 256 outputs per part, so that all other code sees one form.
+
+    - ``model``: its name. Baseline and GaitBase are one program: the backbone makes the difference.
+    - ``backbone_cfg``: the network of each frame, ResNet9 or Plain.
+    - ``SeparateFCs``: the maps from features to embeddings.
+    - ``SeparateBNNecks``: the classifiers of training.
+    - ``bin_num``: horizontal strips (parts) of each level of the pyramid.
     """
 
     model: Literal["Baseline", "GaitBase", "GaitBaseGeta"] = "Baseline"

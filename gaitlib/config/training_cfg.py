@@ -36,7 +36,13 @@ LossWeight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class TripletLossCfg(Section):
-    """`gaitlib.model.losses.TripletLoss`."""
+    """`gaitlib.model.losses.TripletLoss`: all triplets of a batch, for each part.
+
+    - ``type``: chooses this loss.
+    - ``margin``: how much nearer a clip of the same subject has to be than one of another.
+    - ``loss_term_weight``: factor of this loss in the total.
+    - ``log_prefix``: begins its columns in history.csv.
+    """
 
     type: Literal["TripletLoss"] = "TripletLoss"
     margin: Annotated[float, Field(ge=0, le=1000)] = 0.2
@@ -45,7 +51,16 @@ class TripletLossCfg(Section):
 
 
 class CrossEntropyLossCfg(Section):
-    """`gaitlib.model.losses.CrossEntropyLoss`."""
+    """`gaitlib.model.losses.CrossEntropyLoss`: over the training subjects, for each part.
+
+    - ``type``: chooses this loss.
+    - ``scale``: factor of the logits.
+    - ``label_smooth``: smooth the labels.
+    - ``eps``: the share of a label that smoothing spreads over all classes.
+    - ``loss_term_weight``: factor of this loss in the total.
+    - ``log_prefix``: begins its columns in history.csv.
+    - ``log_accuracy``: also write the share of clips that are classified right.
+    """
 
     type: Literal["CrossEntropyLoss"] = "CrossEntropyLoss"
     scale: Annotated[float, Field(gt=0, le=10_000)] = 16.0
@@ -64,6 +79,12 @@ class OptimizerCfg(Section):
 
     Arguments of other solvers are accepted. A warning lists them, and a run's config.yaml omits
     them.
+
+    - ``solver``: the class.
+    - ``lr``: the learning rate, before the schedule changes it.
+    - ``weight_decay``: added to the gradient (SGD, Adam) or decoupled (AdamW).
+    - ``momentum``, ``dampening``, ``nesterov``: of SGD.
+    - ``betas``, ``eps``, ``amsgrad``: of Adam and AdamW.
     """
 
     solver: Literal["SGD", "Adam", "AdamW"] = "SGD"
@@ -118,6 +139,17 @@ class SchedulerCfg(Section):
 
     OneCycleLR takes its peak from the optimizer's ``lr``. OneCycleLR and CosineAnnealingLR take
     their length from ``trainer_cfg.total_iter``. An argument that is not given has torch's default.
+
+    - ``scheduler``: the class.
+    - ``gamma``: of MultiStepLR, StepLR and ExponentialLR: factor of the learning rate at a step
+      down. MultiStepLR has 0.1 if it is left out.
+    - ``milestones``: of MultiStepLR: the iterations of its steps down. Left out: 20000, 40000 and
+      60000.
+    - ``step_size``: of StepLR: iterations between two steps down.
+    - ``eta_min``: of CosineAnnealingLR: the learning rate at the end.
+    - ``pct_start``: of OneCycleLR: the share of iterations in which the learning rate rises.
+    - ``anneal_strategy``, ``cycle_momentum``, ``base_momentum``, ``max_momentum``, ``div_factor``,
+      ``final_div_factor``, ``three_phase``: of OneCycleLR.
     """
 
     scheduler: Literal[SCHEDULERS] = "MultiStepLR"
@@ -210,7 +242,21 @@ Hint = StepsFrom0 | PathText
 
 
 class TripletSampling(Section):
-    """How a training batch is drawn: P subjects, K clips each."""
+    """How a training batch is drawn: P subjects, K clips each.
+
+    - ``type``: the only one.
+    - ``batch_size``: P and K.
+    - ``batch_shuffle``: mix the clips of a batch.
+    - ``sample_type``: ``fixed_*`` takes ``frames_num_fixed`` frames of each sequence, ``unfixed_*``
+      a number between ``frames_num_min`` and ``frames_num_max``, ``all_*`` all. ``unordered`` draws
+      frames anywhere, ``ordered`` from a stretch of the sequence, ``allordered`` from all of it in
+      order.
+    - ``frames_num_fixed``: frames of a clip.
+    - ``frames_num_min``, ``frames_num_max``: bounds of the frames of an ``unfixed_*`` clip.
+      Sequences below the minimum are counted as short.
+    - ``frames_skip_num``: how many frames of the stretch of an ``*_ordered`` clip are dropped.
+    - ``frames_all_limit``: the most frames of an ``all_*`` clip; -1: no limit.
+    """
 
     type: Literal["TripletSampler"] = "TripletSampler"
     batch_size: Annotated[tuple[Clips, Clips], Field(strict=False)] = (8, 16)
@@ -237,7 +283,13 @@ class TripletSampling(Section):
 
 
 class InferenceSampling(Section):
-    """How test sequences are read: all of each, or its first ``frames_all_limit`` frames."""
+    """How test sequences are read: all of each, or its first ``frames_all_limit`` frames.
+
+    - ``type``: the only one.
+    - ``batch_size``: sequences at a time.
+    - ``sample_type``: the only one.
+    - ``frames_all_limit``: the most frames of a sequence; -1: no limit.
+    """
 
     type: Literal["InferenceSampler"] = "InferenceSampler"
     batch_size: Clips = 4
@@ -253,7 +305,11 @@ class InferenceSampling(Section):
 
 
 class TransformCfg(BaseModel):
-    """A transform by name and its arguments, which `gaitlib.data.transforms` checks."""
+    """A transform by name and its arguments, which `gaitlib.data.transforms` checks.
+
+    - ``type``: the name of a transform; ``{type: Compose, trf_cfg: [...]}`` applies several in
+      order. The other keys are its arguments.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -330,11 +386,12 @@ class TrainerCfg(Section):
 class EvaluatorCfg(Section):
     """One test of a trained network.
 
-    - ``enable_float16``, ``amp_dtype``, ``restore_ckpt_strict``: as in `TrainerCfg`.
+    - ``enable_float16``, ``amp_dtype``, ``restore_ckpt_strict``: as in ``trainer_cfg``.
     - ``restore_hint``: the checkpoint to test, an iteration or a path; 0 is the latest.
     - ``protocol``: the name of a built-in protocol, or a declaration (`ProtocolCfg`). Left out,
       ``eval_func``, ``cross_view_gallery`` and the data set's name choose one. (Not OpenGait's.)
     - ``eval_func``: a name of OpenGait's.
+    - ``save_name``: read with ``restore_hint``: the checkpoint is ``<save_name>-<iteration>.pt``.
     - ``metric``: ``euc``, the Euclidean distance, or ``cos``.
     - ``cross_view_gallery``: one gallery of all views, instead of one per view; for CASIA-B and
       OUMVLP.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 import torch
@@ -120,25 +118,66 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
     )
 
 
-def worst_pairs(difference: Mapping[str, pd.DataFrame], k: int = 10) -> pd.DataFrame:
-    """Return the ``k`` pairs of different views that lose the most accuracy.
+def worst_pairs(
+    hits_a: pd.DataFrame,
+    hits_b: pd.DataFrame,
+    k: int = 10,
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 95.0,
+) -> pd.DataFrame:
+    """Return the ``k`` pairs of different views that lose the most accuracy, and what chance does.
+
+    Chance alone: if the two models were equally good, it would not matter whose hits are whose. So
+    each of ``n`` draws swaps the two models for each test subject, with all its probes, or does
+    not, and takes the differences of all pairs of views again (a permutation test by subject).
 
     Args:
-        difference: condition -> probe views x gallery views, in percentage points, negative where
-            accuracy was lost (compressed - dense).
+        hits_a: ``Evaluation.hits`` of the reference (the dense model), by view pairs.
+        hits_b: the same probes under the other model (the compressed one).
         k: number of rows.
+        n: draws.
+        seed: of the draws.
+        level: of the intervals, in per cent.
 
     Returns:
-        condition, probe, gallery, difference; the largest loss first.
+        condition, probe and gallery view, difference (b - a in percentage points), probes (how many
+        the pair has), low and high: between these, chance alone holds ``level`` per cent of this
+        pair's differences. The largest loss comes first. ``attrs["worst_by_chance"]`` is the same
+        interval of the largest loss among all pairs, which is what the first row is to be compared
+        with. Without a pair of different views there is no row.
+
+    Raises:
+        ValueError: the two tables hold different probes or columns.
     """
-    rows = [
-        {"condition": condition, "probe": probe, "gallery": gallery, "difference": value}
-        for condition, matrix in difference.items()
-        for (probe, gallery), value in matrix.stack().items()
-        if probe != gallery and not np.isnan(value)
-    ]
-    table = pd.DataFrame(rows, columns=["condition", "probe", "gallery", "difference"])
-    return table.sort_values("difference", kind="stable").head(k).reset_index(drop=True)
+    columns = ["condition", "probe", "gallery", "difference", "probes", "low", "high"]
+    order = list(hits_a["condition"].unique())
+    hits_a, hits_b = _in_same_order(hits_a, hits_b)
+    views = [column for column in hits_a if column not in PROBE_KEYS and column != "rank1"]
+    if not views:  # one gallery of all views
+        return pd.DataFrame(columns=columns)
+    keys = hits_a[list(PROBE_KEYS)]
+    changes = keys.join(hits_b[views] - hits_a[views]).melt(PROBE_KEYS, views, "gallery", "change")
+    changes = changes[changes["view"] != changes["gallery"]].dropna(subset="change")
+    if changes.empty:
+        return pd.DataFrame(columns=columns)
+    cell = ["condition", "view", "gallery"]
+    sums = changes.pivot_table(
+        index="subject", columns=cell, values="change", aggfunc="sum", fill_value=0
+    )
+    probes = changes.groupby(cell).size()[sums.columns]
+    rng = np.random.default_rng(seed)
+    signs = np.vstack([np.ones(len(sums)), rng.choice([-1, 1], (n, len(sums)))])  # row 0: as it is
+    differences = 100 * (signs @ sums.to_numpy()) / probes.to_numpy()  # (1 + n, pairs)
+    tails = [(100 - level) / 2, (100 + level) / 2]
+    low, high = np.percentile(differences[1:], tails, axis=0)
+    found = probes.rename("probes").reset_index().rename(columns={"view": "probe"})
+    found = found.assign(difference=differences[0], low=low, high=high)
+    found = found.sort_values("condition", key=lambda c: c.map(order.index), kind="stable")
+    found = found.sort_values("difference", kind="stable").head(k).reset_index(drop=True)[columns]
+    found.attrs["worst_by_chance"] = tuple(np.percentile(differences[1:].min(1), tails))
+    return found
 
 
 def nearest(

@@ -6,7 +6,6 @@ from gaitlib.plots.data_figures import (
     frames_histogram,
     gei_grid,
     sequences_heatmap,
-    split_bars,
     views_strip,
 )
 from gaitlib.plots.graph_figure import dependency_graph
@@ -18,6 +17,7 @@ from gaitlib.plots.pruning_figures import (
     saliency_of_groups,
 )
 from gaitlib.plots.study_figures import (
+    accuracy_and_cost,
     cuts_by_method,
     frontier_by_condition,
     frontiers,
@@ -25,11 +25,17 @@ from gaitlib.plots.study_figures import (
 )
 from gaitlib.plots.style import CONDITION_COLOURS, save_figure
 from gaitlib.plots.training_figures import hits_and_misses, model_blocks, training_curves
-from gaitlib.plots.view_figures import drop_intervals, view_curves, view_heatmaps
+from gaitlib.plots.view_figures import (
+    drop_intervals,
+    view_curves,
+    view_differences,
+    view_heatmaps,
+)
 
 __all__ = [
     "CONDITION_COLOURS",
     "LiveFigure",
+    "accuracy_and_cost",
     "bits_by_layer",
     "bits_schedule",
     "channels_kept",
@@ -49,10 +55,10 @@ __all__ = [
     "sequences_heatmap",
     "size_and_accuracy",
     "pruning_schedule",
-    "split_bars",
     "block_cost",
     "training_curves",
     "view_curves",
+    "view_differences",
     "view_heatmaps",
     "views_strip",
 ]

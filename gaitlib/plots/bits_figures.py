@@ -20,12 +20,14 @@ from gaitlib.plots.style import (
     STYLE,
     condition_colour,
     condition_words,
+    model_colour,
 )
 
 BACKBONE_PREFIX = "Backbone.forward_block."  # removed from names
 KINDS = ("weights", "activations")
 BOPS_COLOUR, BYTES_COLOUR = SPARE_COLOURS[:2]
 LONGEST_BIT_AXIS = 16  # in bits
+CHANGE = 0.5  # bits; what moves less is drawn as constant
 LABEL_INCHES = 0.18  # distance of the 9-point names at the ends of lines
 
 
@@ -36,7 +38,8 @@ def bits_schedule(
     """Draw the bits of every quantizer over iterations, in one panel per kind.
 
     The allowed interval is shaded. Lines are coloured by depth, dark to light; at its end a line
-    has its layer's name and bits. NaN draws nothing.
+    has its layer's name and bits. NaN draws nothing. A kind whose bits never change by half a bit
+    is named below the other panel instead.
 
     Args:
         bits: one row per logged iteration with columns iteration and, in execution order,
@@ -56,6 +59,7 @@ def bits_schedule(
             f"no bits to draw in {len(bits)} rows of {list(bits)}: log an iteration and a column "
             "weights:<layer> or activations:<layer>"
         )
+    columns, constant = _split_off_constant(bits, columns)
     layers = list(dict.fromkeys(c.partition(":")[2] for names in columns.values() for c in names))
     shades = colormaps["viridis"](np.linspace(0, 0.88, len(layers)))
     colours = dict(zip(layers, shades, strict=True))
@@ -75,14 +79,16 @@ def bits_schedule(
             colour = colours[column.partition(":")[2]]
             ax.plot(x, bits[column], color=colour, linewidth=1.5, alpha=0.9)
         top = 1.04 * np.nanmax([*bits[names].max(), upper.max(), 1])
-        ax.set_ylim(0, top)
+        least = np.nanmin([*bits[names].min(), lower.min(), top])
+        bottom = max(0.0, np.floor(least) - 1)
+        ax.set_ylim(bottom, top)
         ax.set_ylabel(f"bits of {kind}")
         ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        _name_ends(ax, bits.set_index("iteration")[names], colours, top * LABEL_INCHES / inches)
+        _name_ends(ax, bits.set_index("iteration")[names], colours, LABEL_INCHES / inches)
         for first in (phases or {}).values():
             ax.axvline(first, color="#595959", linewidth=0.8, linestyle=":")
     _name_phases(axes[0, 0], phases or {}, left, right)
-    axes[-1, 0].set_xlabel("iteration")
+    axes[-1, 0].set_xlabel("\n".join(["iteration", *constant]))
     band = plt.Rectangle(
         (0, 0), 1, 1, facecolor=PALE_GREY, edgecolor="#BFBFBF", label="allowed bits"
     )
@@ -91,17 +97,42 @@ def bits_schedule(
     return fig
 
 
+def _split_off_constant(
+    bits: pd.DataFrame, columns: Mapping[str, list[str]]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the kinds whose bits change, and a line of text about each other one."""
+    changing, constant = {}, []
+    for kind, names in columns.items():
+        lines = bits[names]
+        last = lines.ffill().iloc[-1]
+        if ((lines.max() - lines.min()) < CHANGE).all():
+            ends = sorted({f"{last.min():.3g}", f"{last.max():.3g}"})
+            constant.append(f"(bits of {kind}: {' to '.join(ends)} all the time)")
+        else:
+            changing[kind] = names
+    return (changing, constant) if changing else (dict(columns), [])
+
+
 def _name_ends(
-    ax: Axes, bits: pd.DataFrame, colours: Mapping[str, Sequence[float]], gap: float
+    ax: Axes, bits: pd.DataFrame, colours: Mapping[str, Sequence[float]], apart: float
 ) -> None:
-    """Write each line's layer and last bits right of the axes, at least ``gap`` bits apart."""
+    """Write each line's layer and last bits right of the axes.
+
+    Args:
+        ax: the panel.
+        bits: one column per line, by iteration.
+        colours: of each layer.
+        apart: the least distance of two texts, as a share of the axes' height.
+    """
+    bottom, top = ax.get_ylim()
+    gap = apart * (top - bottom)
     ends = {
         c: bits[c].dropna() for c in reversed(bits.columns)
     }  # of equal ones, the first is on top
     ends = {c: line for c, line in ends.items() if len(line)}
     order = sorted(ends, key=lambda c: ends[c].iloc[-1])
     last_bits = [ends[c].iloc[-1] for c in order]
-    heights = _spread_apart(last_bits, gap, gap / 2, ax.get_ylim()[1] - gap / 2)
+    heights = _spread_apart(last_bits, gap, bottom + gap / 2, top - gap / 2)
     for column, height in zip(order, heights, strict=True):
         layer = column.partition(":")[2]
         x, y = ends[column].index[-1], ends[column].iloc[-1]
@@ -251,7 +282,7 @@ def _draw_bars_of_bits(ax: Axes, y: np.ndarray, bits: np.ndarray, limit: float) 
 
 @plt.rc_context(STYLE)
 def size_and_accuracy(table: pd.DataFrame) -> Figure:
-    """Draw file size and BOPs of networks on log axes, and their rank-1 by condition.
+    """Draw file size and BOPs of networks as points on log axes, and their rank-1 by condition.
 
     Args:
         table: one row per network, its name in the index, with columns file_kb, relative_bops (% of
@@ -262,17 +293,16 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
         1, 3, figsize=(11, 1.4 + 0.8 * len(table)), sharey=True, width_ratios=[1, 1, 1.4]
     )
     sizes = (
-        ("file_kb", "file, kB (log axis)", BYTES_COLOUR, _write_number),
-        (
-            "relative_bops",
-            "BOPs, % of dense (log axis)",
-            BOPS_COLOUR,
-            lambda v: f"{_write_number(v)}%",
-        ),
+        ("file_kb", "file, kB (log axis)", _write_number),
+        ("relative_bops", "BOPs, % of dense (log axis)", lambda v: f"{_write_number(v)}%"),
     )
-    for ax, (column, title, colour, text) in zip(axes, sizes, strict=False):
+    networks = [model_colour(name, i) for i, name in enumerate(table.index)]
+    for ax, (column, title, text) in zip(axes, sizes, strict=False):
         values = table[column].to_numpy(dtype=float)
-        _draw_bars(ax, y, values, 0.62, colour, text)
+        known = ~np.isnan(values)
+        ax.scatter(values[known], y[known], s=90, c=np.array(networks)[known], zorder=3)
+        for at, value in zip(y[known], values[known], strict=True):
+            _write_beside(ax, text(value), value, at, points=9)
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda value, _: _write_number(value))
         ax.xaxis.set_minor_formatter(NullFormatter())
@@ -317,10 +347,12 @@ def _draw_bars(
             _write_beside(ax, text(value), value, at, fontsize)
 
 
-def _write_beside(ax: Axes, text: str, x: float, y: float, fontsize: int = 10) -> None:
-    """Write a text right of a bar's end."""
+def _write_beside(
+    ax: Axes, text: str, x: float, y: float, fontsize: int = 10, points: int = 4
+) -> None:
+    """Write a text right of a bar's end, or of a point, at a distance in points."""
     style = {"textcoords": "offset points", "va": "center", "fontsize": fontsize}
-    ax.annotate(text, (x, y), (4, 0), **style)
+    ax.annotate(text, (x, y), (points, 0), **style)
 
 
 def _draw_legend(fig: Figure, colours: Mapping[str, str]) -> None:

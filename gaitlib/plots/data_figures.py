@@ -13,12 +13,10 @@ from matplotlib.patches import Patch
 
 from gaitlib.plots.style import (
     CONDITION_COLOURS,
-    KEPT_COLOUR,
     STYLE,
     condition_colour,
     condition_of,
     condition_words,
-    label_bars,
     mosaic,
     mosaic_ticks,
     types_in_order,
@@ -85,31 +83,6 @@ def frames_histogram(table: pd.DataFrame, bins: int = 30) -> Figure:
             text = f"median {frames.median():g}, shortest {frames.min()}"
             ax.set_title(text, loc="right", fontsize=10)
     axes[-1, 0].set_xlabel("frames in a sequence")
-    plt.close(fig)
-    return fig
-
-
-@plt.rc_context(STYLE)
-def split_bars(table: pd.DataFrame) -> Figure:
-    """Draw counts of a data set's parts as bars, one panel per count.
-
-    Args:
-        table: one row per part (train, test), with a column split and one column per count,
-            e.g. subjects, sequences, frames.
-    """
-    counts = [column for column in table if column != "split"]
-    height = 1.1 + 0.4 * len(table)
-    fig, axes = plt.subplots(1, len(counts), figsize=(10, height), sharey=True, squeeze=False)
-    for ax, column in zip(axes[0], counts, strict=True):
-        values = table[column].tolist()
-        ax.barh(np.arange(len(table)), values, color=KEPT_COLOUR, height=0.6)
-        label_bars(ax, values, [f"{value:,}" for value in values])
-        ax.set_title(column)
-        ax.set_xticks([])
-        ax.spines["bottom"].set_visible(False)
-        ax.grid(False)
-    axes[0, 0].set_yticks(np.arange(len(table)), table["split"])
-    axes[0, 0].invert_yaxis()
     plt.close(fig)
     return fig
 

@@ -23,6 +23,9 @@ GROUP_COLOURS = tuple(
 )
 
 
+ENDS = ("input", "output")
+
+
 @plt.rc_context(STYLE)
 def dependency_graph(
     network: nx.DiGraph,
@@ -32,7 +35,8 @@ def dependency_graph(
     """Draw layers from input to output, one colour per group of layers that share channels.
 
     There is one layer per line, in execution order, so that labels do not overlap. An edge to the
-    next line is straight; any other edge is an arc on the left. Grey layers are not pruned.
+    next line is straight; any other edge is an arc on the left. Grey layers are not pruned. The
+    nodes ``input`` and ``output`` are rings, and not counted as layers.
 
     Args:
         network: directed and acyclic; nodes may carry ``type`` (operator), ``group`` (any
@@ -69,7 +73,8 @@ def dependency_graph(
         _draw_edge(ax, line[a], line[b], bend)
     for name, y in line.items():
         data = network.nodes[name]
-        ax.plot(0, y, "o", markersize=10, color=colours[name], markeredgecolor="white", zorder=3)
+        face, edge = ("white", "#8C8C8C") if name in ENDS else (colours[name], "white")
+        ax.plot(0, y, "o", markersize=10, color=face, markeredgecolor=edge, zorder=3)
         ax.text(0.15, y, names[name], va="center", fontsize=10)
         detail = [str(data["type"])] if data.get("type", name) != name else []
         if data.get("channels"):
@@ -129,7 +134,7 @@ def _draw_legend(
 ) -> None:
     """Draw a legend with one entry per group and its number of layers."""
     members: dict[object, list[Hashable]] = {}
-    for name in order:
+    for name in [name for name in order if name not in ENDS]:
         data = network.nodes[name]
         key = "not pruned" if colours[name] == PALE_GREY else str(data["group"]).removeprefix(strip)
         members.setdefault(key, []).append(name)

@@ -122,6 +122,8 @@ def channels_kept(layers: pd.DataFrame) -> Figure:
 def block_cost(before: pd.DataFrame, after: pd.DataFrame, name: str = "compressed") -> Figure:
     """Draw parameters and multiply-adds per block, dense and compressed.
 
+    Multiply-adds per clip have no bar, because they are no share of those per frame.
+
     Args:
         before: the dense network: one row per block with columns block, params, macs and per
             (``frame`` or ``clip``; only multiply-adds per frame are added up).
@@ -134,26 +136,27 @@ def block_cost(before: pd.DataFrame, after: pd.DataFrame, name: str = "compresse
     if list(before["block"]) != list(after["block"]):
         raise ValueError(f"blocks differ: {list(before['block'])} and {list(after['block'])}")
     y = np.arange(len(before))
-    titles = {"params": "parameters", "macs": "multiply-adds per frame"}
+    titles = {"params": "parameters: {} to {}", "macs": "multiply-adds: {} to {} per frame"}
     fig, axes = plt.subplots(1, 2, figsize=(10, 1.4 + 0.6 * len(before)), sharey=True)
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
         for table, label, shift in ((before, "dense", -0.19), (after, name, 0.19)):
-            values = table[column].to_numpy()
-            ax.barh(y + shift, values, 0.36, color=model_colour(label, 0), label=label)
-            for at, value, whole in zip(y + shift, values, before[column], strict=True):
+            counted = addable(table, column)
+            ax.barh(y + shift, counted, 0.36, color=model_colour(label, 0), label=label)
+            numbers = table[column], counted, before[column]
+            for at, value, bar, whole in zip(y + shift, *numbers, strict=True):
+                clip = "" if bar == value else " per clip"
                 cut = f"  ({value / whole:.0%})" if table is after and whole else ""
                 ax.annotate(
-                    with_prefix(value) + cut,
-                    (value, at),
+                    with_prefix(value) + clip + cut,
+                    (bar, at),
                     (4, 0),
                     textcoords="offset points",
                     va="center",
                     fontsize=9,
                 )
         whole, rest = (addable(table, column).sum() for table in (before, after))
-        total = f"{with_prefix(whole)} to {with_prefix(rest)}"
-        ax.set_title(f"{title}: {total}", loc="left")
-        ax.set_xlim(0, 1.3 * max(before[column].max(), 1e-12))
+        ax.set_title(title.format(with_prefix(whole), with_prefix(rest)), loc="left")
+        ax.set_xlim(0, 1.3 * max(addable(before, column).max(), 1e-12))
         ax.set_xticks([])
         ax.spines["bottom"].set_visible(False)
         ax.grid(False)

@@ -17,7 +17,7 @@ from matplotlib.transforms import ScaledTranslation
 from gaitlib.model.network_cost import FLOAT_BITS
 from gaitlib.plots.bits_figures import BACKBONE_PREFIX
 from gaitlib.plots.style import (
-    MODEL_COLOURS,
+    METHOD_COLOURS,
     PALE_GREY,
     STYLE,
     condition_words,
@@ -37,26 +37,26 @@ from gaitlib.report.frontier import (
 from gaitlib.report.method_names import in_order, words_of
 from gaitlib.report.recommendation import LIMITS, Recommendation
 
-#: A colour and a marker for each method, in every figure. Colours that other figures do not use are
-#: from Paul Tol's "muted" palette for colour-blind readers (https://personal.sron.nl/~pault/).
-METHOD_STYLES = {
-    BASELINE: (MODEL_COLOURS["dense"], "o"),
-    LONGER: ("#000000", "p"),
-    HALF: ("#A6A6A6", "H"),
-    "budget": ("#882255", "<"),
-    "budget_longer": ("#CC3311", "d"),
-    "geta": (MODEL_COLOURS["GETA"], "s"),
-    "hesso": (MODEL_COLOURS["HESSO"], "D"),
-    "ptq": (MODEL_COLOURS["HESSO + rounding (PTQ)"], "^"),
-    "magnitude": ("#117733", "v"),
-    "only_train_once": ("#AA4499", "P"),
-    "uniform": ("#DDCC77", "X"),
-    "uniform_longer": ("#999933", ">"),
-    "uniform_extra": ("#CC6677", "h"),
-    "torch_pruning": ("#44AA99", "*"),
+MARKERS = {
+    BASELINE: "o",
+    LONGER: "p",
+    HALF: "H",
+    "budget": "<",
+    "budget_longer": "d",
+    "geta": "s",
+    "hesso": "D",
+    "ptq": "^",
+    "magnitude": "v",
+    "only_train_once": "P",
+    "uniform": "X",
+    "uniform_longer": ">",
+    "uniform_extra": "h",
+    "torch_pruning": "*",
 }
+#: A colour and a marker for each method, in every figure.
+METHOD_STYLES = {method: (METHOD_COLOURS[method], marker) for method, marker in MARKERS.items()}
 #: For unknown methods, in the order in which they appear.
-SPARE_STYLES = tuple((colour, "8") for colour in ("#661100", "#6699CC", "#888800", "#000000"))
+SPARE_STYLES = tuple((colour, "8") for colour in ("#661100", "#4477AA", "#888800", "#000000"))
 #: Sizes of markers that look too small in the usual size.
 MARKER_SIZES = {"*": 12, "P": 9, "X": 9, "p": 9, "h": 9}
 BAR_SHIFT = 2  # largest sideways shift of a seed bar, in points, so that bars do not overlap
@@ -183,6 +183,24 @@ def frontiers(summary: pd.DataFrame, recommendation: Recommendation | None = Non
 
 
 @plt.rc_context(STYLE)
+def accuracy_and_cost(summary: pd.DataFrame, cost: str = "macs_per_frame") -> Figure:
+    """Draw mean rank-1 against one cost, as `frontiers` does, in one panel with its legend beside.
+
+    Args:
+        summary: from `gaitlib.report.frontier.summarise`.
+        cost: a column of COSTS.
+    """
+    summary, below = _near_dense(summary)
+    fig, ax = plt.subplots(figsize=(9.5, 4.2))
+    _draw_panel(ax, summary, cost, "rank1")
+    ax.set_ylabel(f"rank-1 (%), mean of {', '.join(tested_conditions(summary))}")
+    ax.set_xlabel(f"{COSTS[cost].axis} (log axis)")
+    fig.legend(handles=_legend_entries(summary, below), loc="outside right center")
+    plt.close(fig)
+    return fig
+
+
+@plt.rc_context(STYLE)
 def frontier_by_condition(summary: pd.DataFrame, cost: str = "macs_per_frame") -> Figure:
     """Draw rank-1 of each condition against one cost, with a line through each method's frontier.
 
@@ -216,7 +234,7 @@ def _draw_panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> No
     if dense[accuracy].notna().any():
         band = dense[f"{accuracy}_min"].min(), dense[f"{accuracy}_max"].max()
         ax.axhspan(*band, color=PALE_GREY, alpha=0.6, linewidth=0)
-        ax.axhline(dense[accuracy].mean(), color=MODEL_COLOURS["dense"], linewidth=0.8)
+        ax.axhline(dense[accuracy].mean(), color=METHOD_COLOURS[BASELINE], linewidth=0.8)
     fronts = pareto(summary, cost, accuracy)
     styles = _styles_of(in_order(summary["method"]))
     shifts = np.linspace(-BAR_SHIFT, BAR_SHIFT, len(styles))

@@ -9,20 +9,36 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gaitlib.runs import figures_folder
+from gaitlib.runs import STAGES, figures_folder
 
-#: Okabe and Ito's palette for colour-blind readers. A colour has one meaning in all figures.
+#: Of conditions: from Okabe and Ito's palette for colour-blind readers.
 CONDITION_COLOURS = {"NM": "#0072B2", "BG": "#E69F00", "CL": "#009E73"}
-MODEL_COLOURS = {
-    "dense": "#595959",
-    "HESSO": "#332288",
-    "HESSO + rounding (PTQ)": "#88CCEE",
-    "GETA": "#D55E00",
-    "compressed": "#D55E00",
+#: A method has one colour in all figures, with a contrast of 3 or more on white. Most are from Paul
+#: Tol's palettes for colour-blind readers (https://personal.sron.nl/~pault/), some of them darker.
+METHOD_COLOURS = {
+    "baseline": "#595959",
+    "dense_longer": "#000000",
+    "dense_half": "#8C8C8C",
+    "budget": "#882255",
+    "budget_longer": "#DD3D77",
+    "geta": "#D55E00",
+    "hesso": "#332288",
+    "ptq": "#3399BB",
+    "magnitude": "#117733",
+    "only_train_once": "#AA4499",
+    "uniform": "#997700",
+    "uniform_longer": "#6F7A1E",
+    "uniform_extra": "#CC6677",
+    "torch_pruning": "#228B7B",
 }
+#: The methods of a run's stages. With a budget, as in the quickstart, HESSO is the method "budget".
+STAGE_METHODS = {"hesso": "budget"}
+MODEL_COLOURS = {
+    stage.words: METHOD_COLOURS[STAGE_METHODS.get(name, name)] for name, stage in STAGES.items()
+} | {"compressed": METHOD_COLOURS["geta"]}
 CONDITION_WORDS = {"NM": "NM, normal", "BG": "BG, with a bag", "CL": "CL, in a coat"}
 CUT_COLOUR, KEPT_COLOUR, PALE_GREY = "#D55E00", "#0072B2", "#D9D9D9"
-SPARE_COLOURS = ("#56B4E9", "#CC79A7", "#F0E442", "#000000")
+SPARE_COLOURS = ("#4477AA", "#AA3377", "#AA7700", "#000000")
 
 #: For ``plt.rc_context(STYLE)``, so that importing this package changes no global settings.
 STYLE = {

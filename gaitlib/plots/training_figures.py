@@ -21,7 +21,7 @@ from gaitlib.plots.style import (
     without_frame,
 )
 
-CURVE_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+CURVE_COLOURS = ("#000000", "#4477AA", "#AA3377", "#228833", "#AA7700", "#66557A")  # of losses
 
 
 @plt.rc_context(STYLE)
@@ -118,18 +118,20 @@ def hits_and_misses(rows: Sequence[tuple[np.ndarray, np.ndarray, str, bool]]) ->
 def model_blocks(table: pd.DataFrame) -> Figure:
     """Draw parameters and multiply-adds of every block, with their share of the network.
 
+    Multiply-adds per clip have no bar, because they are no share of those per frame.
+
     Args:
         table: one row per block with columns block, params, macs and per (``frame`` or ``clip``).
     """
-    titles = {"params": "parameters", "macs": "multiply-adds per frame"}
+    titles = {"params": "parameters: {} in all", "macs": "multiply-adds: {} per frame in all"}
     fig, axes = plt.subplots(1, 2, figsize=(10, 1 + 0.42 * len(table)), sharey=True)
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
         counted = addable(table, column)
         values, total = table[column].tolist(), counted.sum()
-        ax.barh(np.arange(len(table)), values, color=KEPT_COLOUR, height=0.7)
+        ax.barh(np.arange(len(table)), counted, color=KEPT_COLOUR, height=0.7)
         label_bars(
             ax,
-            values,
+            counted.tolist(),
             [
                 f"{with_prefix(v)}  ({v / max(total, 1):.0%})"
                 if c == v
@@ -137,8 +139,8 @@ def model_blocks(table: pd.DataFrame) -> Figure:
                 for v, c in zip(values, counted, strict=True)
             ],
         )
-        ax.set_title(f"{title}, {with_prefix(total)} in all", loc="left")
-        ax.set_xlim(0, 1.4 * max([*values, 1e-12]))
+        ax.set_title(title.format(with_prefix(total)), loc="left")
+        ax.set_xlim(0, 1.4 * max([*counted, 1e-12]))
         ax.set_xticks([])
         ax.grid(False)
         ax.spines["bottom"].set_visible(False)

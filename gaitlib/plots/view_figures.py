@@ -33,23 +33,50 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
         maps: model name to condition to a table (probe views x gallery views) of %, NaN where
             nothing was measured.
     """
-    conditions = list(next(iter(maps.values())))
     rows = dict(maps)
-    first, last = next(iter(maps)), next(reversed(maps))
     if len(maps) > 1:
-        rows["difference"] = {c: maps[last][c] - maps[first][c] for c in conditions}
+        rows |= _difference(maps)
+    return _draw_rows(rows, maps)
+
+
+@plt.rc_context(STYLE)
+def view_differences(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+    """Draw the rank-1 of the first model for every pair of views, and the last one minus it.
+
+    Args:
+        maps: as in `view_heatmaps`, two models or more.
+
+    Raises:
+        ValueError: there is one model.
+    """
+    if len(maps) < 2:
+        raise ValueError(f"{list(maps)}: a difference needs two models")
+    first = next(iter(maps))
+    return _draw_rows({first: maps[first], **_difference(maps)}, {first: maps[first]})
+
+
+def _difference(
+    maps: Mapping[str, Mapping[str, pd.DataFrame]],
+) -> dict[str, dict[str, pd.DataFrame]]:
+    """Return a row of maps, by its title: the last model minus the first."""
+    first, last = next(iter(maps)), next(reversed(maps))
+    return {f"{last} minus {first}": {c: maps[last][c] - maps[first][c] for c in maps[first]}}
+
+
+def _draw_rows(
+    rows: Mapping[str, Mapping[str, pd.DataFrame]], maps: Mapping[str, Mapping[str, pd.DataFrame]]
+) -> Figure:
+    """Draw rows of maps: those in ``maps`` are accuracies, the others differences."""
+    conditions = list(next(iter(maps.values())))
     accuracies = np.concatenate(
         [m.to_numpy().ravel() for name in maps for m in maps[name].values()]
     )
     floor = 10 * np.floor(np.nanmin(accuracies, initial=90) / 10)
-    largest = 1.0
-    if "difference" in rows:
-        stacked = np.concatenate([m.to_numpy().ravel() for m in rows["difference"].values()])
-        largest = max(1.0, np.nanmax(np.abs(stacked), initial=0))
-    scales = {"difference": {"cmap": "RdBu", "vmin": -largest, "vmax": largest}}
+    signed = [m.to_numpy() for name in rows if name not in maps for m in rows[name].values()]
+    largest = max([1.0, *(np.nanmax(np.abs(m), initial=0) for m in signed)])
 
     views = max(len(m) for matrices in maps.values() for m in matrices.values())
-    unit = _unit(maps[first][conditions[0]].index)
+    unit = _unit(maps[next(iter(maps))][conditions[0]].index)
     side = min(1.0, 0.4 + 0.06 * views)  # of a map: full size from ten views on
     fig, axes = plt.subplots(
         len(rows),
@@ -59,15 +86,16 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
         layout="compressed",  # the maps are square
     )
     for line, (name, matrices) in zip(axes, rows.items(), strict=True):
-        scale = scales.get(name, {"cmap": "viridis", "vmin": floor, "vmax": 100})
+        difference = name not in maps
+        scale = {"cmap": "viridis", "vmin": floor, "vmax": 100}
+        if difference:
+            scale = {"cmap": "RdBu", "vmin": -largest, "vmax": largest}
         for ax, condition in zip(line, conditions, strict=True):
-            signed = name == "difference"
-            image = _draw_map(ax, matrices[condition], scale, signed, frames=views > 1)
-            words = f"{last} minus {first}" if name == "difference" else name
-            ax.set_title(f"{words}, {condition}")
+            image = _draw_map(ax, matrices[condition], scale, difference, frames=views > 1)
+            ax.set_title(f"{name}, {condition}")
         line[0].set_ylabel(f"probe view{unit}")
         bar = fig.colorbar(image, ax=list(line), pad=0.01, shrink=0.9)
-        bar.set_label("points" if name == "difference" else "rank-1 (%)")
+        bar.set_label("points" if difference else "rank-1 (%)")
         bar.outline.set_visible(False)
     for ax in axes[-1]:
         ax.set_xlabel(f"gallery view{unit}")
@@ -172,6 +200,8 @@ def drop_intervals(table: pd.DataFrame, name: str = "compressed", level: float =
         ax.plot([row.low, row.high], [at, at], color=colour, linewidth=3, solid_capstyle="butt")
         ax.plot(row.difference, at, "o", color=colour, markersize=9)
         text = f"{row.rank1_a:.1f} to {row.rank1_b:.1f} %"
+        if not np.isnan(row.low):
+            text += f"   {row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f})"
         ax.annotate(text, (row.difference, at), (0, 9), textcoords="offset points", ha="center")
     ax.set_yticks(y, table["condition"])
     ax.set_ylim(len(table) - 0.4, -0.75)

@@ -17,8 +17,8 @@ COLUMNS = {
     "bits w/a": lambda r: f"{r['bits']['weights']:.1f}/{r['bits']['activations']:.1f}",
     "rel. BOPs %": lambda r: f"{r['relative_bops']:.2f}",
     "kB": lambda r: f"{r.get('lowbit_bytes', r['file_bytes']) / 1e3:.0f}",
-    "ms, 1 clip": lambda r: f"{r['latency_ms']['batch_1']:.1f}",
-    "ms, 16 clips": lambda r: f"{r['latency_ms']['batch_16']:.1f}",
+    "ms, 1 clip": lambda r: _two_digits(r["latency_ms"]["batch_1"]),
+    "ms, 16 clips": lambda r: _two_digits(r["latency_ms"]["batch_16"]),
 }
 
 
@@ -42,6 +42,11 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
                 row[column] = "-"
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+
+
+def _two_digits(milliseconds: float) -> str:
+    """Write a time with the two digits that repeat: 21.2 as "21", 308 as "310"."""
+    return f"{float(f'{milliseconds:.2g}'):.{milliseconds < 10:d}f}"
 
 
 def _rank1(result: Mapping[str, Any], condition: str) -> str:

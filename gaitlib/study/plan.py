@@ -57,7 +57,7 @@ class StudyPlan(Section):
     - ``overrides``: dotted keys that replace single values of the base.
     - ``grid``: dotted keys with lists of values; every combination is trained.
     - ``seeds``: every combination is trained with each seed.
-    - ``methods``: names of METHODS. Methods that these need, such as the baseline, are added.
+    - ``methods``: names of methods. Those that these need, such as the baseline, are added.
     - ``baseline_steps``: of the dense network that others start from (``start_from: baseline``), if
       they differ from ``trainer_cfg.total_iter``. Its learning-rate schedule is stretched to them.
     - ``notebooks``: the notebooks that a point runs: those of ``all``, then those of its method.

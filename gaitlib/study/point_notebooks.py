@@ -1,7 +1,8 @@
-"""Execute the notebooks of a point: the only door to papermill (https://papermill.readthedocs.io)."""
+"""Execute notebooks: the only door to papermill (https://papermill.readthedocs.io)."""
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import papermill
@@ -18,7 +19,7 @@ _COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class PointError(RuntimeError):
-    """A notebook of a point failed; the message is its traceback."""
+    """A notebook failed; the message is its traceback."""
 
 
 class PointKilledError(RuntimeError):
@@ -50,7 +51,10 @@ def execute_point(run: str, point: Point, device: str) -> None:
     for notebook in point.notebooks:
         output = notebook_of(run, point, notebook)
         if not (trained and output.exists()):
-            _execute(locate(notebook), output, values)
+            source = _existing(locate(notebook))
+            known = papermill.inspect_notebook(str(source)).keys()
+            own = {name: value for name, value in values.items() if name in known}
+            execute(source, output, own)
     if not has_results(run, point):
         raise ConfigError(
             f"none of the notebooks {list(point.notebooks)} has written results.json: the first "
@@ -58,22 +62,43 @@ def execute_point(run: str, point: Point, device: str) -> None:
         )
 
 
-def _execute(source: Path, output: Path, values: dict[str, object]) -> None:
-    """Execute one notebook; it gets ``output``'s name once all its cells have run."""
+def _existing(source: Path) -> Path:
     if not source.exists():
         raise ConfigError(f"{source} is not there: see `notebooks` in the study's file")
+    return source
+
+
+def execute(
+    source: Path,
+    output: Path,
+    values: Mapping[str, object],
+    on_cell: Callable[..., None] | None = None,
+) -> None:
+    """Execute one notebook; it gets ``output``'s name once all its cells have run.
+
+    Args:
+        source: the notebook.
+        output: the executed copy. Until it is complete, its name begins with ``unfinished-``.
+        values: of its parameters.
+        on_cell: called with ``cell`` and ``cell_index`` when a cell starts.
+
+    Raises:
+        PointError: if a cell raised.
+        PointKilledError: if the kernel was killed.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f"unfinished-{output.name}")
-    known = papermill.inspect_notebook(str(source)).keys()
+    hooks = {} if on_cell is None else {"on_cell_start": on_cell}
     try:
         papermill.execute_notebook(
             str(source),
             str(unfinished),
-            parameters={name: value for name, value in values.items() if name in known},
+            parameters=dict(values),
             kernel_name="python3",
             cwd=str(source.parent),
             progress_bar=False,
             extra_arguments=["--log-level=CRITICAL"],  # else the kernel logs its sockets
+            **hooks,
         )
     except papermill.PapermillExecutionError as error:
         raise PointError(_COLOUR_CODES.sub("", str(error)).strip()) from None

@@ -11,7 +11,7 @@ import multiprocessing
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -25,12 +25,12 @@ from gaitlib.config import ConfigError
 from gaitlib.study.estimate import estimate, workers_for
 from gaitlib.study.point_notebooks import PointError, PointKilledError, execute_point
 from gaitlib.study.points import FAILED, Point, point_dir, state_of
+from gaitlib.study.progress import last_row
 from gaitlib.system.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two checks of the workers, and between two progress lines.
-LOOK, REPORT = 1, 10
+LOOK = 1  # seconds between two checks of the workers
 #: Seconds without any worker on this machine until new ones start, and for a cluster to close.
 LOST, CLOSE = 120, 60
 
@@ -61,6 +61,7 @@ def run_study(
     workers: int | None = None,
     device: str = "auto",
     on_line: OnLine = log.info,
+    on_progress: OnLine = lambda text: None,
 ) -> Outcome:
     """Run the points that have no results yet, or results of other settings.
 
@@ -78,7 +79,9 @@ def run_study(
         workers: number of points at once without a scheduler. Default: one per core, as far as
             the memory that a smoke run measures allows; one on a GPU.
         device: as `gaitlib.system.device.choose_device`, for each worker.
-        on_line: called with each progress line.
+        on_line: called with a line when a point starts, ends or fails.
+        on_progress: called each second with a line on how far the running points are, and on the
+            minutes left (by the estimate of the smoke run that chooses ``workers``).
 
     Raises:
         ConfigError: if the requests contradict each other, or a data set does not fit its study.
@@ -98,24 +101,21 @@ def run_study(
     if not todo:
         return outcome
     _check_data(todo)
+    seconds: dict[str, float] = {}
     if workers is None and not (scheduler or scheduler_file):
-        workers = _plan_workers(run, points, device, on_line)
+        cost = estimate(run, points, device)
+        seconds = dict(zip(cost["point"], cost["seconds"], strict=True))
+        workers = workers_for(cost["memory"].max(), device)
+        left = cost.loc[cost["state"] != "done", "seconds"].sum() / workers
+        on_line(
+            f"about {left / 60:.0f} min, {workers} at once; the largest takes "
+            f"{cost['memory'].max() / 1e9:.1f} GB (smoke run)"
+        )
     with _errors_only(), _connect(scheduler, scheduler_file, workers) as client:
         on_line(f"dashboard: {client.dashboard_link}")
-        _Batch(run, todo, outcome, client, workers, device, on_line).run()
+        batch = _Batch(run, todo, outcome, client, workers, device, on_line)
+        batch.run(lambda: on_progress(batch.progress(seconds)))
     return outcome
-
-
-def _plan_workers(run: str, points: Sequence[Point], device: str, on_line: OnLine) -> int:
-    """Report the cost that a smoke run predicts; return how many points run at once."""
-    cost = estimate(run, points, device)
-    workers = workers_for(cost["memory"].max(), device)
-    seconds = cost.loc[cost["state"] != "done", "seconds"].sum() / workers
-    on_line(
-        f"about {seconds / 60:.0f} min, {workers} at once; the largest takes "
-        f"{cost['memory'].max() / 1e9:.1f} GB (smoke run)"
-    )
-    return workers
 
 
 def _check_data(points: Sequence[Point]) -> None:
@@ -209,10 +209,9 @@ class _Batch:
         self.killed: set[str] = set()  # names of points that are on their second try
         self.seen = time.monotonic()  # when there was a worker last
 
-    def run(self) -> None:
-        """Return when every point is done or has failed."""
+    def run(self, on_look: Callable[[], None]) -> None:
+        """Return when every point is done or has failed; call ``on_look`` each second."""
         self.graph.prepare()
-        reported = time.monotonic()
         while self.graph.is_active():
             self._replace_lost_workers()
             self._submit()
@@ -221,9 +220,7 @@ class _Batch:
                     wait(list(self.running), timeout=LOOK, return_when="FIRST_COMPLETED")
             for future in [future for future in self.running if future.done()]:
                 self._end(self.running.pop(future), future)
-            if time.monotonic() - reported > REPORT:
-                self._say("")
-                reported = time.monotonic()
+            on_look()
 
     def _replace_lost_workers(self) -> None:
         """Start new workers on this machine when Dask has not restarted a single one.
@@ -281,20 +278,34 @@ class _Batch:
         self._say(f"{point.name} failed, {text.strip().splitlines()[-1]} ({path})")
 
     def _say(self, what: str) -> None:
-        done, failed = len(self.outcome.done), len(self.outcome.failed)
-        now = ", ".join(self._progress(point) for point in self.running.values())
-        count = f"{done} of {len(self.points)} done" + (f", {failed} failed" if failed else "")
-        self.on_line("; ".join(filter(None, (count, what, f"running: {now}" if now else ""))))
+        self.on_line(f"{self._count()}; {what}")
 
-    def _progress(self, point: Point) -> str:
-        """Return a point's name and its last logged iteration."""
-        log_file = point_dir(self.name, point) / point.stage / "history.csv"
-        rows = log_file.read_text().splitlines() if log_file.exists() else []
-        if len(rows) < 2:
-            return point.name
-        return (
-            f"{point.name} {rows[-1].partition(',')[0]}/{point.experiment.trainer_cfg.total_iter}"
-        )
+    def _count(self) -> str:
+        done, failed = len(self.outcome.done), len(self.outcome.failed)
+        return f"{done} of {len(self.points)} done" + (f", {failed} failed" if failed else "")
+
+    def progress(self, seconds: Mapping[str, float]) -> str:
+        """Return how many points are done, how far the running ones are, and the minutes left.
+
+        Args:
+            seconds: that each point takes in all; without an entry no minutes are given.
+        """
+        running = list(self.running.values())
+        logs = [last_row(point_dir(self.name, point) / point.stage) for point in running]
+        words, share = [], {}
+        for point, row in zip(running, logs, strict=True):
+            total = point.experiment.trainer_cfg.total_iter
+            share[point.name] = min(1.0, row["iteration"] / total) if row else 0.0
+            told = f" {row['iteration']:.0f}/{total} loss {row['total']:.2f}" if row else ""
+            words.append(point.name + told)
+        ended = {*self.outcome.done, *self.outcome.failed}
+        todo = [name for name in self.points if name not in ended]
+        parts = [self._count()]
+        if todo and all(name in seconds for name in todo):
+            left = sum(seconds[name] * (1 - share.get(name, 0.0)) for name in todo)
+            parts.append(f"about {left / self.workers / 60:.0f} min left")
+        parts.append(f"running: {', '.join(words)}" if words else "")
+        return "; ".join(filter(None, parts))
 
 
 def _run_on_worker(run: str, point: Point, *, device: str, folder: str) -> str:

@@ -123,14 +123,35 @@ def test_cross_view_hits_can_be_compared_too(table):
     assert row["difference"] == pytest.approx(b.rank1["NM"] - a.rank1["NM"])
 
 
-def test_the_worst_pairs_leave_the_same_view_out():
-    matrix = pd.DataFrame([[-50, -3, np.nan], [1, -60, -9], [-4, 0, 0]], VIEWS, VIEWS, dtype=float)
-    worst = worst_pairs({"NM": matrix, "CL": matrix - 1}, 3)
-    assert worst.to_numpy().tolist() == [
-        ["CL", "018", "036", -10.0],
-        ["NM", "018", "036", -9.0],
-        ["CL", "036", "000", -5.0],
-    ]
+def test_the_worst_pairs_have_their_loss_probes_and_the_interval_of_chance(two):
+    a, b = two
+    worst = worst_pairs(a.hits, b.hits, 5, n=400)
+    maps = {c: b.rank1_by_view[c] - a.rank1_by_view[c] for c in b.rank1_by_view}
+    losses = sorted(
+        table.loc[probe, gallery]
+        for table in maps.values()
+        for probe, gallery in itertools.permutations(VIEWS, 2)
+    )
+    assert worst["difference"].tolist() == pytest.approx(losses[:5])
+    for row in worst.to_dict("records"):
+        assert row["difference"] == pytest.approx(
+            maps[row["condition"]].loc[row["probe"], row["gallery"]]
+        )
+        assert row["probes"] == 8 * (2 if row["condition"] == "NM" else 1)  # subjects x types
+        assert row["low"] <= 0 <= row["high"]
+    lowest, highest = worst.attrs["worst_by_chance"]
+    assert lowest <= highest <= 0 and lowest <= worst["low"].min()
+
+
+def test_chance_alone_swaps_the_models_of_whole_subjects():
+    rows = [("NM", s, t, "000", 1, 1) for s in ("1", "2") for t in ("nm-05", "nm-06")]
+    a = pd.DataFrame(rows, columns=["condition", "subject", "type", "view", "000", "018"])
+    b = a.assign(**{"018": [0, 0, 1, 1]})  # model b loses both probes of subject 1
+    (row,) = worst_pairs(a, b, n=200).to_dict("records")
+    assert (row["difference"], row["probes"], row["low"], row["high"]) == (-50, 4, -50, 50)
+    same = worst_pairs(a, a, n=20)
+    assert same[["low", "high"]].to_numpy().tolist() == [[0, 0]]
+    assert worst_pairs(a.drop(columns="018"), a.drop(columns="018")).empty
 
 
 def test_nearest_never_takes_the_probes_own_view(table):

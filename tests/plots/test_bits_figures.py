@@ -12,7 +12,12 @@ from matplotlib.colors import to_hex  # noqa: E402
 
 from gaitlib.plots import bits_by_layer, bits_schedule, size_and_accuracy  # noqa: E402
 from gaitlib.plots.bits_figures import BOPS_COLOUR, BYTES_COLOUR, _spread_apart  # noqa: E402
-from gaitlib.plots.style import CONDITION_COLOURS, KEPT_COLOUR, PALE_GREY  # noqa: E402
+from gaitlib.plots.style import (  # noqa: E402
+    CONDITION_COLOURS,
+    KEPT_COLOUR,
+    MODEL_COLOURS,
+    PALE_GREY,
+)
 
 PREFIX = "Backbone.forward_block."
 NAMES = ["conv1.conv", "layer1.0.conv1", "layer1.0.conv2", "FCs"]
@@ -97,6 +102,14 @@ def test_weights_alone_need_no_interval_of_activations():
     assert [ax.get_ylabel() for ax in fig.axes] == ["bits of weights"]
 
 
+def test_a_kind_whose_bits_never_change_is_a_line_of_text():
+    same = BITS.assign(**{c: [8.1, 8.0, 8.0] for c in BITS if c.startswith("activations:")})
+    (weights,) = bits_schedule(same, PLAN).axes
+    assert weights.get_ylabel() == "bits of weights"
+    assert weights.get_xlabel() == "iteration\n(bits of activations: 8 all the time)"
+    assert weights.get_ylim()[0] == 1  # one below the least bound
+
+
 def test_phases_are_marked_in_every_panel_and_named_once():
     phases = {"warm-up": 0, "projection": 15, "joint": 16, "cool-down": 31}
     fig = bits_schedule(BITS, PLAN, phases)
@@ -179,9 +192,13 @@ def test_networks_have_their_size_bops_and_rank1():
     fig = size_and_accuracy(NETWORKS)
     size, bops, rank1 = fig.axes
     assert [ax.get_xscale() for ax in fig.axes] == ["log", "log", "linear"]
-    assert bars(size, BYTES_COLOUR) == [528, 31.44, 1210.4]
-    assert [t.get_text() for t in size.texts] == ["528", "31.4", "1,210"]
-    assert [t.get_text() for t in bops.texts] == ["100%", "0.402%", "31%"]
+    (points,) = size.collections  # a bar on a log axis has no length
+    assert not size.patches and not bops.patches
+    np.testing.assert_allclose(points.get_offsets(), [[528, 0], [31.44, 1], [1210.4, 2]])
+    looks = [to_hex(colour).upper() for colour in points.get_facecolors()]
+    assert looks == [MODEL_COLOURS[name] for name in NETWORKS.index]
+    assert [t.get_text().strip() for t in size.texts] == ["528", "31.4", "1,210"]
+    assert [t.get_text().strip() for t in bops.texts] == ["100%", "0.402%", "31%"]
     assert bars(rank1, CONDITION_COLOURS["NM"]) == [84.9, 87.1]  # HESSO has none
     assert bars(rank1, CONDITION_COLOURS["CL"]) == [74.6, 73.1, 69]
     assert [t.get_text() for t in size.get_yticklabels()] == ["dense", "GETA", "HESSO"]
@@ -189,11 +206,12 @@ def test_networks_have_their_size_bops_and_rank1():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("column", ["relative_bops", "rank1_NM"])
-def test_one_network_without_a_measure_is_drawn(column):
+@pytest.mark.parametrize(("column", "marks"), [("relative_bops", 1 + 3), ("rank1_NM", 2 + 2)])
+def test_one_network_without_a_measure_is_drawn(column, marks):
     fig = size_and_accuracy(NETWORKS[:1].assign(**{column: np.nan}))
     fig.draw_without_rendering()
-    assert sum(len(ax.patches) for ax in fig.axes) == 4
+    points = sum(len(c.get_offsets()) for ax in fig.axes for c in ax.collections)
+    assert points + sum(len(ax.patches) for ax in fig.axes) == marks
     assert "nan" not in " ".join(texts(fig))
 
 

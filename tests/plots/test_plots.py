@@ -83,7 +83,6 @@ IMAGE = CLIP[0]
 CASES = [
     (plots.sequences_heatmap, (SEQUENCES, 3), 2, "18 sequences, 0 missing"),
     (plots.frames_histogram, (SEQUENCES,), 3, "median 15.5, shortest 10"),
-    (plots.split_bars, (pd.DataFrame({"split": ["train"], "subjects": [74]}),), 1, "74"),
     (plots.views_strip, ({v: CLIP for v in VIEWS}, 4), 1, "018  (5)"),
     (plots.gei_grid, ({("nm-01", "000"): IMAGE, ("cl-01", "018"): IMAGE},), 1, "cl-01"),
     (plots.foreground_statistics, (SEQUENCES,), 2, "bg-01"),
@@ -97,15 +96,17 @@ CASES = [
     (plots.block_cost, (BLOCKS, BLOCKS.assign(params=288)), 2, "288  (50%)"),
     (plots.saliency_of_groups, (SCORES,), 1, "cut (1)"),
     (plots.view_heatmaps, (MAPS,), 9, "compressed minus dense, CL"),
+    (plots.view_differences, (MAPS,), 6, "compressed minus dense, CL"),
     (plots.view_curves, (CURVES,), 2, "CL, in a coat"),
-    (plots.drop_intervals, (DROP,), 1, "80.0 to 77.0 %"),
+    (plots.drop_intervals, (DROP,), 1, "97.0 to 96.0 %   -1.0 (-2.0 to +0.0)"),
     (plots.bits_schedule, (BITS, PLAN), 2, "FCs  4"),
     (plots.bits_by_layer, (LAYER_BITS,), 3, "float"),
     (plots.size_and_accuracy, (NETWORKS,), 3, "24.3"),
     (plots.frontiers, (SUMMARY,), 6, "rank-1 (%), mean of NM, CL"),
+    (plots.accuracy_and_cost, (SUMMARY,), 1, "MMAC per frame (log axis)"),
     (plots.frontier_by_condition, (SUMMARY,), 2, "CL, in a coat"),
     (plots.paired_differences, (DIFFERENCES, "hesso"), 1, "dense"),
-    (plots.cuts_by_method, (cuts(CUT, POINTS),), 2, "HESSO   0.5"),
+    (plots.cuts_by_method, (cuts(CUT, POINTS),), 2, "HESSO's five scores   0.5"),
 ]
 
 
@@ -159,6 +160,23 @@ def test_layers_stand_below_what_they_read():
         assert y[above] > y[below]
 
 
+def test_input_and_output_are_no_layers():
+    graph = network()
+    graph.add_node("input", type="input", prunable=False)
+    graph.add_edge("input", "conv1")
+    assert "not pruned: 1 layer" in texts(plots.dependency_graph(graph))  # FCs
+
+
+def test_multiply_adds_per_clip_have_no_bar_beside_those_per_frame():
+    heads = pd.DataFrame({"block": ["FCs"], "params": [100], "macs": [1e9], "per": ["clip"]})
+    table = pd.concat([BLOCKS, heads], ignore_index=True)
+    for fig in (plots.model_blocks(table), plots.block_cost(table, table)):
+        macs = fig.axes[1]
+        assert max(bar.get_width() for bar in macs.patches) == 2e8
+        assert macs.get_title(loc="left").startswith("multiply-adds: 201 M")
+        assert any(text.startswith("1 G per clip") for text in texts(fig))
+
+
 def test_a_cyclic_graph_is_refused():
     with pytest.raises(ValueError, match="cycle"):
         plots.dependency_graph(nx.DiGraph([("a", "b"), ("b", "a")]))
@@ -173,6 +191,8 @@ def test_heatmaps_share_their_scale_and_the_difference_is_symmetric():
 
 
 def test_one_model_has_no_difference():
+    with pytest.raises(ValueError, match="needs two models"):
+        plots.view_differences({"dense": matrices(50)})
     assert len(plots.view_heatmaps({"dense": matrices(50)}).axes) == 3
 
 

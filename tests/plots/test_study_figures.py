@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
+from seaborn.utils import relative_luminance  # noqa: E402
 
 from gaitlib.plots import (  # noqa: E402
     cuts_by_method,
@@ -133,6 +134,8 @@ def test_a_colour_and_a_marker_belong_to_one_method():
         *("method0", "method1", "method2"),
     ]
     assert len({c for c, _ in METHOD_STYLES.values()}) == len(METHOD_STYLES)
+    for colour, _ in METHOD_STYLES.values():  # WCAG's contrast of graphics on white
+        assert 1.05 / (relative_luminance(colour) + 0.05) >= 3, colour
     assert len({m for _, m in METHOD_STYLES.values()}) == len(METHOD_STYLES)
 
 

@@ -1,0 +1,215 @@
+"""Write configuration.md, the page of all keys: ``make docs``.
+
+Types, ranges and defaults are those of the sections (pydantic models); the words are those of their
+docstrings, where a key's entry is a line ``- ``key``: words``.
+"""
+
+import inspect
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic_core import PydanticUndefined
+
+from gaitlib.config import Experiment
+from gaitlib.config.compression_cfg import WITH_BUDGET
+from gaitlib.config.geta_cfg import FLOAT_FIRST, QUANTIZATION, GetaCfg
+from gaitlib.config.section import Section
+from gaitlib.config.training_cfg import TransformCfg
+from gaitlib.data.transforms import STEPS
+from gaitlib.study import StudyPlan
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+INTRODUCTION = """\
+# Configuration
+
+Every key of an experiment's file, with its type, range and default. The sections and their keys are
+OpenGait's; what is not is marked, or belongs to the compression. A file is merged over these
+defaults. With no file at all, [params/quickstart.yaml](../params/quickstart.yaml) is run, where
+every value is written out.
+
+```yaml
+compression_optimizer: geta
+geta_optimizer_cfg:
+  target_macs: 0.25
+```
+
+Change one value without a file: `-o geta_optimizer_cfg.target_macs=0.5` on the command line,
+`overrides = {"geta_optimizer_cfg.target_macs": 0.5}` in a notebook. An unknown key is refused, and
+the message gives the nearest known one. YAML 1.1 reads `1e-3` as text: write `1.0e-3`.
+
+[Compression](compression.md) explains the keys of the last two sections by what they are for.
+
+*This page is written by `make docs`; a test compares it with the code.*
+"""
+STUDIES = """\
+## A study's file
+
+Another kind of file, for `gaitlib study`. [Studies](studies.md) explains it.
+"""
+WORDS = {
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "string": "text",
+    "null": "",  # leave the key out, or write null
+}
+#: A range that only says that a number is not absurdly large is left out.
+TELLING = 1e4
+
+
+def sections(root: type[Section]) -> Iterator[tuple[str, type]]:
+    """Yield every section that a file can have, with its dotted name, in the order of the keys."""
+    for name, field in root.model_fields.items():
+        for inner in _models(field.annotation):
+            yield name, inner
+            yield from ((f"{name}.{below}", model) for below, model in sections(inner))
+
+
+def _models(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, Section | TransformCfg):
+            yield annotation
+        return
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def words_of_keys(section: type) -> dict[str, str]:
+    """Return each key's words from the docstrings of a section and of those it extends."""
+    found: dict[str, str] = {}
+    for model in reversed(section.__mro__):
+        document = inspect.getdoc(model) if "__doc__" in vars(model) else None
+        for entry in re.split(r"\n(?=\s*- )", document or ""):
+            item = re.match(r"\s*- ((?:``\w+``,?\s*)+):(.*)", entry, re.DOTALL)
+            if item is not None:
+                text = re.split(r"\n\n|\n(?=\S)", item[2])[0]
+                found |= dict.fromkeys(re.findall(r"\w+", item[1]), " ".join(text.split()))
+    return {key: said for key, said in found.items() if key in section.model_fields}
+
+
+def type_words(schema: Mapping[str, Any]) -> str:
+    """Return the type and range of a value in words, from its JSON schema."""
+    if "$ref" in schema or schema.get("type") == "object" or "discriminator" in schema:
+        return "a section" if "additionalProperties" not in schema else "names and values"
+    if "anyOf" in schema or "oneOf" in schema:
+        parts = [type_words(part) for part in schema.get("anyOf", schema.get("oneOf"))]
+        return " or ".join(dict.fromkeys(filter(None, parts)))
+    if "enum" in schema:
+        return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"]).replace('"', "")
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`".replace('"', "")
+    if schema["type"] == "array":
+        if "prefixItems" in schema:
+            return f"two of: {type_words(schema['prefixItems'][0])}"
+        return f"list of: {type_words(schema['items'])}"
+    return WORDS[schema["type"]] + _range_words(schema)
+
+
+def _range_words(schema: Mapping[str, Any]) -> str:
+    if schema["type"] not in ("integer", "number"):
+        return ""
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum", schema.get("gt"))
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    ends = [f"above {above:g}" if above is not None else "", f"from {low:g}" if low else ""]
+    if low == 0 and not (high is not None and high <= TELLING) and below is None:
+        ends.append("0 or more")
+    elif low == 0:
+        ends.append("from 0")
+    ends.append(f"to {high:g}" if high is not None and high <= TELLING else "")
+    ends.append(f"below {below:g}" if below is not None and below <= TELLING else "")
+    said = " ".join(filter(None, ends))
+    return f", {said}" if said else ""
+
+
+def default_words(section: type, key: str) -> str:
+    """Return a key's default in words: "required", a value, or which other keys set it."""
+    field = section.model_fields[key]
+    if field.default is PydanticUndefined:
+        return "required"
+    if section is GetaCfg and key in FLOAT_FIRST:
+        late = FLOAT_FIRST[key]
+        if key not in QUANTIZATION:
+            return f"{_value(late)}, with `order: float_first`"
+        early = QUANTIZATION[key]
+        also = "" if early == late or key == "order" else "; with `order: float_first` "
+        return _value(early) + (also and also + _value(late))
+    if key in WITH_BUDGET:
+        return f"{_value(WITH_BUDGET[key])} with a budget"
+    return "" if isinstance(_plain(field.default), dict) else _value(field.default)
+
+
+def _value(value: Any) -> str:
+    return "none" if value in (None, "") else f"`{json.dumps(_plain(value))}`".replace('"', "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def table(section: type) -> str:
+    """Return the Markdown table of a section's keys.
+
+    Raises:
+        KeyError: if the docstring has no entry for a key.
+    """
+    schema = section.model_json_schema()["properties"]
+    said = words_of_keys(section)
+    rows = ["| key | value | default | what it does |", "|---|---|---|---|"]
+    extended = getattr(section.__base__, "model_fields", {})
+    for key in section.model_fields:
+        if key not in extended:
+            words = _as_markdown(said[key]).removesuffix(".")
+            cells = f"`{key}`", type_words(schema[key]), default_words(section, key), words
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _as_markdown(text: str) -> str:
+    return text.replace("``", "`").replace("|", r"\|")
+
+
+def _heading(section: type) -> str:
+    first = _as_markdown(" ".join(inspect.getdoc(section).partition("\n\n")[0].split()))
+    return f"{first} (The keys above, and these.)" if section is GetaCfg else first
+
+
+def transforms_table() -> str:
+    """Return the Markdown table of transforms and their arguments."""
+    rows = ["| type | arguments and defaults | what it does |", "|---|---|---|"]
+    for name, step in STEPS.items():
+        arguments = [f"`{p.name}`: {_value(p.default)}" for p in _parameters(step)]
+        rows.append(f"| `{name}` | {', '.join(arguments) or 'none'} | {_heading(step)} |")
+    return "\n".join(rows)
+
+
+def _parameters(step: type) -> list[inspect.Parameter]:
+    return list(inspect.signature(step).parameters.values())
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [INTRODUCTION, f"## The sections\n\n{table(Experiment)}\n"]
+    named: dict[type, str] = {}
+    for name, section in sections(Experiment):
+        if section in named:
+            continue
+        kind = section.model_fields.get("type")
+        title = f"{name}, {kind.default}" if kind and section is not TransformCfg else name
+        named[section] = name
+        level = "##" if "." not in name else "###"
+        parts.append(f"{level} {title}\n\n{_heading(section)}\n\n{table(section)}\n")
+        if section is TransformCfg:
+            parts.append(transforms_table() + "\n")
+    parts.append(f"{STUDIES}\n{table(StudyPlan)}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
