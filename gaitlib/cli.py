@@ -2,8 +2,9 @@
 
 ``torchrun --nproc_per_node=N -m gaitlib train|test`` does the same in N processes.
 
-Exit status: 0 for success, 2 for an error that the user can fix (one line says how), 1 for a crash,
-128 + the signal's number for a run that a signal stopped.
+Exit status: 0 for success, 2 for an error that the user can fix (one line says how), 1 for a crash
+or for work that was done in part (a subject lost, a study's point failed), 128 + the signal's
+number for a run that a signal stopped.
 """
 
 import contextlib
@@ -21,17 +22,23 @@ import typer
 
 from gaitlib import runs, steps
 from gaitlib.config import ConfigError, Experiment, load_experiment, read_value, read_yaml
-from gaitlib.data.pretreat import SIZE, pretreat_tree
+from gaitlib.data.pretreat_command import pretreat_command
 from gaitlib.deploy.cut_network import CompressionError
 from gaitlib.evaluate import Evaluation, to_results
 from gaitlib.model import network_cost
 from gaitlib.plots import save_figure, view_heatmaps
 from gaitlib.prune.oto import UnsupportedTorchError
+from gaitlib.recognise.commands import (
+    embed_command,
+    enroll_command,
+    forget_command,
+    identify_command,
+)
 from gaitlib.report.run_tables import compressed_stage
 from gaitlib.report.summary import summary_table, tests_table
 from gaitlib.runs import Run
 from gaitlib.steps import Watch
-from gaitlib.steps.dataset import CHECKS, walkers_command
+from gaitlib.steps.dataset import CHECKS, walker_video_command, walkers_command
 from gaitlib.system import distributed
 from gaitlib.system.files import PARAMS, write_atomically
 from gaitlib.system.live_line import LiveLine
@@ -133,7 +140,16 @@ def _load(cfgs: Path, overrides: list[str]) -> Experiment:
     return load_experiment(cfgs, values, CHECKS)
 
 
-app.command("walkers")(_one_line_errors(walkers_command))
+for _name, _command in {
+    "walkers": walkers_command,
+    "walker-video": walker_video_command,
+    "pretreat": pretreat_command,
+    "embed": embed_command,
+    "enroll": enroll_command,
+    "identify": identify_command,
+    "forget": forget_command,
+}.items():
+    app.command(_name)(_one_line_errors(_command))
 
 
 @app.command("notebooks")
@@ -153,25 +169,6 @@ def notebooks_(
     except NotebookFailedError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-
-
-@app.command()
-@_one_line_errors
-def pretreat(
-    src: Path,
-    dst: Path,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Make existing sequences again.")] = False,
-    size: Annotated[int, typer.Option(help="Rows and columns of a frame: 64 or 128.")] = SIZE,
-) -> None:
-    """Convert raw CASIA-B frames in SRC (a PNG tree or the subjects' .tar.gz) to pickles in DST."""
-    report = pretreat_tree(src, dst, workers=workers, overwrite=overwrite, progress=True, size=size)
-    typer.echo(str(report))
-    for name, table in (("skipped", report.skipped), ("short", report.short)):
-        if len(table):
-            path = dst / f"pretreat_{name}.csv"
-            table.to_csv(path, index=False)
-            typer.echo(f"listed in {path}")
 
 
 @app.command()
@@ -421,6 +418,13 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help=f"One of {', '.join(steps.FORMATS)}.")
     ] = "pt",
+    stage: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(runs.STAGES)}; by default the run's compressed network. "
+            "baseline is the dense one."
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Folder; by default one in the stage's own.")
     ] = None,
@@ -428,9 +432,9 @@ def export(
         bool, typer.Option(help="onnx-int8: also round residual sums; faster, needs the data.")
     ] = False,
 ) -> None:
-    """Export a run's compressed network without its classifier: silhouettes in, embeddings out."""
-    stage = compressed_stage(run)
-    this = Run(run, load_experiment(runs.stage_file(run, stage, "config.yaml")))
+    """Export a network of a run without its classifier: silhouettes in, embeddings out."""
+    stage = stage or compressed_stage(run)
+    this = Run(run, load_experiment(runs.config_file(run, stage)))
     data = steps.open_data(this.experiment) if round_sums else None
     folder = out or this.folder(stage) / "compressed" / "embedding"
     path = steps.export_network(this, form, folder, data, stage)

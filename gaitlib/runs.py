@@ -187,6 +187,17 @@ def stage_file(run: str, stage: str, *patterns: str) -> Path:
     raise MissingRunError(f"runs/{run}/{stage}/{patterns[0]} is not there: {advice}")
 
 
+def config_file(run: str, stage: str) -> Path:
+    """Return the config.yaml of a stage; ``ptq`` rounds HESSO's network and has HESSO's.
+
+    Raises:
+        MissingRunError: if the stage has not been trained.
+        ValueError: if it is unknown.
+    """
+    stage_dir(run, stage)  # raises
+    return stage_file(run, "hesso" if stage == "ptq" else stage, "config.yaml")
+
+
 def load_results(run: str, stage: str) -> dict[str, Any]:
     """Read a stage's results.json.
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import walkers
 from gaitlib import cli
 from gaitlib.data import casia_b
-from gaitlib.data.pretreat import align_frame
+from gaitlib.data.alignment import align_frame
 from gaitlib.system.processes import WorkerError
 from walkers import LAYOUTS, TYPES, VIEWS, make_walkers, sequence_frames
 from walkers.body import draw_body

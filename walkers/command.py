@@ -8,6 +8,8 @@ import typer
 
 from walkers.layouts import DEFAULT, LAYOUTS
 from walkers.manifest import MANIFEST
+from walkers.scene import VIEWS
+from walkers.video import EMPTY, write_video
 from walkers.walker_dataset import make_walkers
 
 
@@ -41,3 +43,18 @@ def walkers_command(
     )
     spec = json.loads((root / MANIFEST).read_text())
     typer.echo(f"{spec['subjects']} walkers, {spec['train']} to train on: {dst}")
+
+
+def walker_video_command(
+    out: Annotated[Path, typer.Argument(help="The file, OUT.avi.")],
+    subject: Annotated[int, typer.Option(min=1, max=999, help="Number of the walker.")] = 1,
+    type: Annotated[str, typer.Option(help="nm, bg or cl, and the walk's number.")] = "nm-01",
+    view: Annotated[str, typer.Option(help=f"One of {', '.join(VIEWS)}.")] = "090",
+    frames: tuple[int, int] = (16, 20),
+    empty: Annotated[int, typer.Option(min=0, max=999, help="Frames before the walk.")] = EMPTY,
+    seed: int = 0,
+) -> None:
+    """Film one walker with a static camera: a noisy scene, first empty, then with the walk."""
+    if view not in VIEWS:
+        raise ValueError(f"no camera at view {view!r}; choose from {', '.join(VIEWS)}")
+    typer.echo(write_video(out, subject, type, view, seed, frames=frames, empty=empty))

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gaitlib.data.pretreat import align_frame
+from gaitlib.data.alignment import align_frame
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.system.files import replacing
 from walkers.layouts import Place, layout_of

@@ -41,7 +41,7 @@ def make_walkers(
     """Draw a walker data set, or what is missing of it, and return its root.
 
     ``<dst>/<subject>/<type>/<view>/<view>.pkl`` holds a pickled uint8 array ``(frames, 64, 64)``:
-    the raw frames as ``gaitlib.data.pretreat.align_frame`` aligns them. ``<dst>/partition.json``
+    the raw frames as ``gaitlib.data.alignment.align_frame`` aligns them. ``<dst>/partition.json``
     lists the subjects of TRAIN_SET and TEST_SET. Another layout has its own ids, types, views,
     files and frame size (`walkers.layouts`).
 

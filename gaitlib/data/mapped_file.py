@@ -24,7 +24,7 @@ from gaitlib.system.files import read_json, replacing
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the index; files of another format are made again
+FORMAT = 2  # of the index; files of another format are made again
 SEQUENCES_PER_BLOCK = 64  # in memory at a time while the file is made
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gaitlib.data.masks import mask_fault
 from gaitlib.data.pickle_scan import scan_pickle
 from gaitlib.system.files import replacing
 
@@ -136,11 +137,17 @@ def _read_regular(path: Path) -> bytes:
 
 
 def try_to_read(path: str | Path) -> tuple[np.ndarray | None, str]:
-    """Return a sequence and "", or None and the reason why it cannot be read."""
+    """Return a sequence and "", or None and the reason why it cannot be used.
+
+    Frames that are no silhouettes of 0 to 255 are a reason too (`gaitlib.data.masks.mask_fault`).
+    """
     try:
-        return read_sequence(path), ""
+        frames = read_sequence(path)
     except SequenceError as error:
         return None, str(error)
+    if fault := mask_fault(frames):
+        return None, f"{path} holds {fault}"
+    return frames, ""
 
 
 def write_sequence(path: str | Path, frames: np.ndarray) -> None:

@@ -10,18 +10,25 @@ import torch
 from torch import Tensor
 
 from gaitlib.config import ConfigError, Experiment
+from gaitlib.data.alignment import SIZE
 from gaitlib.data.batches import training_batches
 from gaitlib.data.casia_b import DataSplit, load_split, missing_sequences, stored_size
 from gaitlib.data.partition import SPLITS, read_partition
-from gaitlib.data.pretreat import SIZE
 from gaitlib.data.transforms import Transform, build_transform
 from gaitlib.model import FRAME
 from gaitlib.runs import data_folder, locate
 from gaitlib.system import distributed
 from walkers import make_walkers
-from walkers.command import walkers_command
+from walkers.command import walker_video_command, walkers_command
 
-__all__ = ["calibration_clips", "make_walkers", "open_data", "transform_of", "walkers_command"]
+__all__ = [
+    "calibration_clips",
+    "make_walkers",
+    "open_data",
+    "transform_of",
+    "walker_video_command",
+    "walkers_command",
+]
 
 log = logging.getLogger(__name__)
 
@@ -140,13 +147,18 @@ def _check_frames(experiment: Experiment, data: DataSplit) -> None:
         ConfigError: the message gives the size to write.
     """
     expected = _stored_size(experiment)
-    for part in (data.train, data.test):
-        if part is not None and part.frame_size != expected:
-            raise ConfigError(
-                f"the sequences of {data.name} have frames of {list(part.frame_size)} rows and "
-                f"columns, and {list(expected)} are expected: write data_cfg.frame_size: "
-                f"{list(part.frame_size)}"
-            )
+    sizes = [list(part.frame_size) for part in (data.train, data.test) if part is not None]
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the sequences of {data.name} have frames of {sizes[0]} rows and columns to train on, "
+            f"and of {sizes[1]} to test: make one half again with `gaitlib pretreat --size "
+            f"{sizes[0][0]}`"
+        )
+    if sizes[0] != list(expected):
+        raise ConfigError(
+            f"the sequences of {data.name} have frames of {sizes[0]} rows and columns, and "
+            f"{list(expected)} are expected: write data_cfg.frame_size: {sizes[0]}"
+        )
 
 
 def calibration_clips(

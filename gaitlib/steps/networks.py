@@ -173,16 +173,24 @@ def start_weights(run: Run, model: nn.Module, stage: str | None = None) -> str:
     )
 
 
+def newest_checkpoint(run: Run, stage: str) -> Path:
+    """Return the checkpoint of a stage with the most iterations.
+
+    Raises:
+        MissingRunError: if the stage has none.
+    """
+    name = run.experiment.trainer_cfg.save_name
+    path = find_checkpoint(run.folder(stage) / "checkpoints", name, "latest")
+    return path or run.file(stage, f"checkpoints/{glob.escape(name)}-*.pt")  # raises
+
+
 def baseline_weights(run: Run, model: nn.Module) -> str:
     """Load the weights of the run's baseline into a network; return the checkpoint's name.
 
     Raises:
         MissingRunError: if the baseline has not been trained.
     """
-    cfg = run.experiment.trainer_cfg
-    path = find_checkpoint(run.folder("baseline") / "checkpoints", cfg.save_name, "latest")
-    if path is None:
-        path = run.file("baseline", f"checkpoints/{glob.escape(cfg.save_name)}-*.pt")  # raises
+    cfg, path = run.experiment.trainer_cfg, newest_checkpoint(run, "baseline")
     state = load_weights(path, model, cfg.restore_ckpt_strict)
     own = (state.get("config") or {}).get("trainer_cfg", {})
     total = own.get("total_iter", cfg.total_iter)  # a baseline may have steps of its own

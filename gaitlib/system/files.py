@@ -38,18 +38,18 @@ def name_fault(name: str, longest: int = 255) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
+def replacing(path: str | Path, durable: bool = False, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to ``path`` at the end.
 
     The folder is made if needed. If the block raises, ``path`` does not change and the temporary
     file is deleted. A killed process may leave behind a hidden ``.part`` file, which nothing reads.
     With ``durable`` the content reaches the disk before the rename, in case the power fails. The
-    umask says who may read the file.
+    umask says who may read the file; with ``private`` only its owner may (mode 0600).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
-    part.touch(exist_ok=False)
+    part.touch(mode=0o600 if private else 0o666, exist_ok=False)
     try:
         yield part
         if durable:

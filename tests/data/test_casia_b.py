@@ -308,7 +308,7 @@ def test_an_absent_partition_names_the_key(tmp_path):
 def test_a_hidden_file_beside_a_sequence_is_not_read(tmp_path):
     """File managers make them: ``._000.pkl`` comes before ``sequence.pkl``."""
     folder = tmp_path / "001" / "nm-01" / "000"
-    write_sequence(folder / "sequence.pkl", np.ones((2, 4, 4), np.uint8))
+    write_sequence(folder / "sequence.pkl", frames(2, size=4))
     (folder / "._sequence.pkl").write_bytes(b"\0")
     assert index_tree(tmp_path)["path"].tolist() == [str(folder / "sequence.pkl")]
     (folder / "sequence.pkl").unlink()

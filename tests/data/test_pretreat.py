@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from gaitlib.data import pretreat
-from gaitlib.data.pretreat import align_frame, pretreat_tree
+from gaitlib.data import mask_files
+from gaitlib.data.alignment import align_frame
+from gaitlib.data.pretreat import pretreat_tree
 from gaitlib.data.sequence_file import read_sequence
 from gaitlib.system.processes import WorkerError
 
@@ -125,7 +126,7 @@ def test_a_folder_and_archives_give_the_same_tree(tmp_path):
         report = pretreat_tree(tmp_path / kind, tmp_path / f"{kind}-pkl", workers=1)
         assert (report.written, report.kept) == (2, 0)
         assert report.skipped.empty and report.short.empty
-        found = sorted((tmp_path / f"{kind}-pkl").rglob("*.*"))
+        found = sorted((tmp_path / f"{kind}-pkl").rglob("*.pkl"))
         trees.append({str(p.relative_to(tmp_path / f"{kind}-pkl")): p.read_bytes() for p in found})
     assert sorted(trees[0]) == ["001/bg-01/018/018.pkl", "001/nm-01/090/090.pkl"]
     assert trees[0] == trees[1] == trees[2]
@@ -211,9 +212,10 @@ def test_hostile_names_in_an_archive_write_nothing_outside(tmp_path):
         tar.addfile(link)
     before = set(tmp_path.rglob("*"))
     report = pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1)
-    assert len(report.skipped) == len(hostile)
+    assert len(report.skipped) == len(hostile) + 1  # and the link
     new = {p for p in set(tmp_path.rglob("*")) - before if p.is_file()}
-    assert new == {tmp_path / "pkl/001/nm-01/090/090.pkl"}
+    assert {p for p in new if p.suffix == ".pkl"} == {tmp_path / "pkl/001/nm-01/090/090.pkl"}
+    assert {p.parent for p in new if p.suffix != ".pkl"} == {tmp_path / "pkl"}  # the report
 
 
 def test_another_size_makes_finished_sequences_again(tmp_path):
@@ -239,8 +241,8 @@ def test_a_damaged_archive_is_reported_and_the_others_are_made(tmp_path):
 def test_a_source_without_frames_is_a_clear_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no raw data set at .*nowhere"):
         pretreat_tree(tmp_path / "nowhere", tmp_path / "pkl")
-    with pytest.raises(FileNotFoundError, match="no <subject> folder"):
-        pretreat_tree(tmp_path, tmp_path / "pkl")
+    with pytest.raises(FileNotFoundError, match="holds no <subject>/<type>/<view>"):
+        pretreat_tree(tmp_path, tmp_path / "pkl", workers=1)
     (tmp_path / "001/nm-01").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="holds no <subject>/<type>/<view>"):
         pretreat_tree(tmp_path, tmp_path / "pkl", workers=1)
@@ -263,7 +265,7 @@ def frames(names):
     [
         ({"MAX_ARCHIVE_BYTES": 20_000}, [("zeros", bytes(40_000), b"0")], "more than 20,000 bytes"),
         ({"MAX_MEMBERS": 3}, frames("123"), "more than 3 members"),
-        ({"MAX_PNG_BYTES": 9_999}, [("name", bytes(50_000), b"L")], "a part of 50"),
+        ({"MAX_IMAGE_BYTES": 9_999}, [("name", bytes(50_000), b"L")], "a part of 50"),
         ({}, [], "damaged archive"),
     ],
 )
@@ -271,7 +273,7 @@ def test_an_archive_that_unpacks_to_too_much_is_left_out_and_the_others_are_used
     limits, members, words, tmp_path, monkeypatch
 ):
     for name, value in limits.items():
-        monkeypatch.setattr(pretreat, name, value)
+        monkeypatch.setattr(mask_files, name, value)
     archive(tmp_path / "001.tar.gz", frames("4") + members)
     if not members:
         (tmp_path / "001.tar.gz").unlink()
@@ -280,8 +282,9 @@ def test_an_archive_that_unpacks_to_too_much_is_left_out_and_the_others_are_used
     folder.mkdir(parents=True)
     (folder / "1.png").write_bytes(png(person()))
     report = pretreat_tree(tmp_path, tmp_path / "out", workers=1)
-    assert report.written == 1 and len(report.skipped) == 1
-    assert words in report.skipped["reason"][0] and "001.tar.gz" in report.skipped["path"][0]
+    assert report.written == 1 and report.lost == ("001.tar.gz",)
+    assert report.skipped["path"][0] == str(tmp_path / "001.tar.gz")
+    assert words in report.skipped["reason"][0]
     assert not (tmp_path / "out" / "001").exists()
 
 
@@ -298,7 +301,7 @@ def test_frames_that_cannot_be_decoded_are_listed_and_the_others_used(tmp_path):
     reasons = {path[-5]: reason for path, reason in report.skipped.itertuples(index=False)}
     assert reasons == {
         "2": "50000 x 50000 pixels, too large for a frame",
-        "3": "not an image",
+        "3": "not an image: Truncated File Read",
         "4": "not an image",
         "5": "no regular file",
     }

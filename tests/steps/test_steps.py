@@ -21,7 +21,7 @@ from gaitlib.data.batches import training_batches
 from gaitlib.deploy.network_file import load_network
 from gaitlib.model.network_cost import layer_table
 from gaitlib.prune import oto
-from gaitlib.steps import budgets
+from gaitlib.steps import budgets, networks
 from gaitlib.system.random_streams import random_state, restore_random_state, seed_streams
 from gaitlib.system.signals import TrainingStopped
 from gaitlib.train.checkpoint import CheckpointError, checkpoints, load_checkpoint
@@ -461,7 +461,7 @@ def test_the_results_of_a_quantized_run_say_what_it_saves(geta):
     )
 
 
-def test_every_form_of_export_computes_the_same_embeddings(geta, tmp_path):
+def test_every_form_of_export_computes_the_same_embeddings(geta, tmp_path, caplog):
     pytest.importorskip("onnxruntime")
     from gaitlib.deploy.onnx_export import OnnxNetwork
 
@@ -474,8 +474,27 @@ def test_every_form_of_export_computes_the_same_embeddings(geta, tmp_path):
         found = load(files[form]).embed(clips)
         assert (found - wanted).abs().max() <= tolerance * wanted.abs().max(), form
     assert files["safetensors"].stat().st_size < files["pt"].stat().st_size
+    assert "layers' inputs is left out" in caplog.text
     with pytest.raises(ConfigError, match="choose from pt, safetensors, onnx, onnx-int8"):
         steps.export_network(geta, "tflite", tmp_path)
+
+
+def test_the_network_of_any_stage_is_exported_the_dense_one_too(geta, tmp_path):
+    clips = torch.rand(2, 3, 64, 44)
+    checkpoint = networks.newest_checkpoint(geta, "baseline")
+    wanted = steps.load_network(geta, checkpoint).eval().embed(clips)
+    for form in ("pt", "safetensors", "onnx"):
+        path = steps.export_network(geta, form, tmp_path, stage="baseline")
+        assert path.name.startswith("baseline_GaitBase-00010") and "compressed" not in path.name
+        if form != "onnx":
+            torch.testing.assert_close(load_network(path).embed(clips), wanted)
+    with pytest.raises(ConfigError, match="r/baseline has no bits"):
+        steps.export_network(geta, "onnx-int8", tmp_path, stage="baseline")
+    for stage in ("hesso", "ptq"):
+        path = steps.export_network(geta, "safetensors", tmp_path, stage=stage)
+        source = load_network(geta.network_file(stage))
+        torch.testing.assert_close(load_network(path).embed(clips), source.embed(clips))
+    assert runs.config_file("r", "ptq") == runs.stage_dir("r", "hesso") / "config.yaml"
 
 
 def test_a_stages_folder_holds_the_network_once_and_exports_for_other_programs(geta):

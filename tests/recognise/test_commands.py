@@ -1,0 +1,103 @@
+"""The command line, from a video or masks to names."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from nets import build, resnet, with_statistics
+from typer.testing import CliRunner
+
+from gaitlib.cli import app
+from gaitlib.data.alignment import align_frame
+from gaitlib.data.sequence_file import write_sequence
+from gaitlib.deploy.network_file import write_network
+from gaitlib.recognise import read_gallery
+from walkers import sequence_frames
+
+ARGUMENTS = resnet(4, 8, embedding=16, bins=(16,), classes=None)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A network, pickles of walkers 1 to 6 at 090, and raw 0/1 masks of walker 2."""
+    root = tmp_path_factory.mktemp("home")
+    model = with_statistics(build(ARGUMENTS)).eval()
+    write_network(model, ARGUMENTS, root / "net.safetensors")
+    for subject in range(1, 7):
+        half = "known" if subject < 4 else "others"
+        frames = sequence_frames(subject, "nm-01", "090", frames=(6, 6))
+        aligned = np.stack([align_frame(frame) for frame in frames])
+        write_sequence(root / half / f"{subject:03}/nm-01/090/090.pkl", aligned)
+    for i, frame in enumerate(sequence_frames(2, "nm-01", "090", frames=(6, 6))):
+        path = root / f"masks/someone/walk/{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), frame // 255)
+    return root
+
+
+@pytest.fixture
+def gallery(home, tmp_path):
+    network = ("--network", home / "net.safetensors")
+    path = tmp_path / "people"
+    strangers = ("--held-out", home / "others", "--false-accepts", 0.4)
+    done = run("enroll", path, home / "known", *network, *strangers)
+    assert done.exit_code == 0, done.output
+    assert "3 people, 3 walks" in done.stdout and "33.33% of 3 held-out walks" in done.stdout
+    assert path.stat().st_mode & 0o777 == 0o600
+    return path
+
+
+def test_a_video_of_a_walker_has_names_in_one_command(home, gallery, tmp_path):
+    video = tmp_path / "door.avi"
+    done = run("walker-video", video, "--subject", 2, "--frames", 6, 6)
+    assert done.exit_code == 0, done.output
+    done = run("identify", gallery, video, "--network", home / "net.safetensors", "--json")
+    assert done.exit_code == 0, done.output
+    (walk,) = json.loads(done.stdout)
+    assert walk["source"] == str(video) and walk["frames"] == 6
+    assert walk["nearest"][0][0] == "002" and len(walk["nearest"]) == 3
+
+
+def test_raw_masks_have_the_name_of_the_pickles_that_they_make(home, gallery):
+    done = run("identify", gallery, home / "masks", "--network", home / "net.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "someone/walk/default (6 frames): 002   [002 0," in done.stdout
+
+
+def test_embeddings_are_kept_named_and_forgotten(home, gallery, tmp_path):
+    network = ("--network", home / "net.safetensors")
+    done = run("embed", home / "known", tmp_path / "walks", *network)
+    assert done.exit_code == 0 and "3 walks:" in done.stdout and "0600" in done.stdout
+    table = tmp_path / "walks.safetensors"
+    assert "001/nm-01/090 (6 frames): 001" in run("identify", gallery, table).stdout
+    done = run("enroll", gallery, table, "--name", "twin")
+    assert done.exit_code == 0 and "no threshold" in done.stdout
+    assert "every walk gets a name" in run("identify", gallery, table).stdout
+    assert run("forget", gallery, "twin").exit_code == 0
+    assert sorted(set(read_gallery(gallery).names)) == ["001", "002", "003"]
+
+
+def test_what_cannot_be_used_is_listed_or_refused(home, gallery, tmp_path):
+    network = ("--network", home / "net.safetensors")
+    tree = tmp_path / "tree"
+    whole = np.zeros((5, 64, 64), np.uint8)
+    whole[:, :, 20:40] = 255
+    write_sequence(tree / "a/nm-01/090/090.pkl", whole)
+    write_sequence(tree / "b/nm-01/090/090.pkl", whole // 255)
+    done = run("identify", gallery, tree, *network)
+    assert done.exit_code == 1 and "a/nm-01/090" in done.stdout and "0/1 masks" in done.stderr
+    for arguments, words in {
+        ("identify", gallery, home / "known"): "add --network FILE",
+        ("identify", gallery, tmp_path / "none", *network): "no walk at",
+        ("identify", tmp_path / "none", home / "known", *network): "no gallery file at",
+        ("enroll", tmp_path / "new"): "nothing to do",
+        ("enroll", gallery, "--held-out", home / "known", *network): "are: leave them out",
+        ("forget", gallery, "nobody"): "nobody is called 'nobody'; known are 001, 002, 003",
+    }.items():
+        done = run(*arguments)
+        assert done.exit_code == 2 and words in done.stderr, done.output
