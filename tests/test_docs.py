@@ -65,6 +65,7 @@ NOT_RUN = {
     "make bench": "a quarter of an hour",
     "make lint": "CI calls it",
     "make notebooks": "minutes of training, and it changes the committed notebooks",
+    "make lock": "it asks the package index; tests/test_house.py compares what it wrote",
     "make docs": "it writes the page that test_the_page_of_keys_is_that_of_the_code compares",
     "benchmarks": "a quarter of an hour, on an idle machine",
     "dask": "it waits for workers; tests/study/test_runner.py starts a local cluster instead",
