@@ -56,8 +56,8 @@ class Method:
             experiment's own stretches its schedules.
         is_cut_to_macs: whether a dense network is made to have the MACs that ``target_macs`` asks
             for, or without that key those of the needed ``hesso`` point.
-        is_taught: whether it learns from ``trainer_cfg.teacher``, if there is one; the dense
-            networks do not, and ptq trains nothing.
+        is_taught: whether it learns from ``trainer_cfg.teacher``, if there is one. The dense
+            networks do not, except for the one that torch-pruning cuts; ptq trains nothing.
     """
 
     stage: str
@@ -446,7 +446,7 @@ def rounded_method(experiment: Experiment) -> str:
 METHODS = {
     "baseline": Method("baseline", dense, _needs_nothing, steps_of_baseline),
     "dense_longer": Method("baseline", dense_rival, _needs_nothing, total_steps),
-    "dense_half": Method("baseline", dense, _needs_nothing, half_of_the_steps),
+    "dense_half": Method("baseline", dense, _needs_nothing, half_of_the_steps, is_taught=True),
     "budget": Method("hesso", cut_to_budget, _needs_its_start, is_taught=True),
     "budget_longer": Method(
         "hesso", cut_at_equal_compute, _needs_its_start, steps_at_equal_compute, is_taught=True

@@ -243,7 +243,7 @@ def test_rivals_learn_from_the_same_teacher_and_dense_networks_from_none(plan):
         assert needs[method]["teacher"] == "baseline-seed0"
     for point in found.values():
         learns = "teacher" in point.needs
-        assert learns == (point.method not in ("baseline", "dense_half", "ptq"))
+        assert learns == (point.method not in ("baseline", "ptq"))
         assert point.experiment.trainer_cfg.teacher == ("baseline" if learns else None)
         assert point.starts_from == ("dense_half" if point.method == "torch_pruning" else None)
     with pytest.raises(ConfigError, match="uniform_longer does not count what a teacher costs"):
