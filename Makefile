@@ -9,6 +9,7 @@ STUDY ?= params/studies/quickstart.yaml
 NAME ?= quickstart-study
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
 OF_A_STUDY := notebooks/06_study.ipynb
+DEPLOY := notebooks/07_deploy.ipynb
 BIN := .venv/bin
 UV := 0.13.8
 READY := .venv/.ready
@@ -25,11 +26,12 @@ export PYTHONHASHSEED ?= 0
 # JupyterLab's open tabs are this project's own.
 export JUPYTERLAB_WORKSPACES_DIR ?= $(CURDIR)/build/lab
 
-.PHONY: help workbook study test test-code test-notebooks browser-test bench lint lock lab notebooks docs clean
+.PHONY: help workbook deploy study test test-code test-notebooks browser-test bench lint lock lab notebooks docs clean
 
 help:
 	@echo "make workbook   run the five notebooks with $(CFGS) and print a table of the results"
 	@echo "                (CFGS=params/casia_b/gaitbase_resnet_geta.yaml RUN=my-run for another experiment)"
+	@echo "make deploy     run notebook 7 on that run's networks: enrol people and identify them (RUN=my-run, CFGS=...)"
 	@echo "make study      train the missing networks of $(STUDY), then run notebook 6 on their table"
 	@echo "                (STUDY=params/studies/mine.yaml NAME=mine for another; under an hour on 2 cores)"
 	@echo "make test       unit tests, every notebook at smoke size (papermill), the committed notebooks (nbval)"
@@ -62,8 +64,11 @@ lock:
 		--no-annotate --custom-compile-command "make lock" --output-file constraints-hashes.txt
 
 workbook: $(READY)
-	@$(BIN)/gaitlib notebooks $(filter-out $(OF_A_STUDY),$(NOTEBOOKS)) --cfgs $(CFGS) --run $(RUN)
+	@$(BIN)/gaitlib notebooks $(filter-out $(OF_A_STUDY) $(DEPLOY),$(NOTEBOOKS)) --cfgs $(CFGS) --run $(RUN)
 	@$(BIN)/gaitlib summary $(RUN)
+
+deploy: $(READY)
+	@$(BIN)/gaitlib notebooks $(DEPLOY) --cfgs $(CFGS) --run $(RUN)
 
 study: $(READY)
 	@$(BIN)/gaitlib study $(STUDY)
@@ -82,7 +87,8 @@ test-code: $(READY)
 test-notebooks: $(READY)
 	@mkdir -p build/nbval data && ln -sfn ../../data build/nbval/data
 	GAITLIB_WORKSPACE=$(CURDIR)/build/nbval $(BIN)/pytest --nbval-lax --nbval-current-env \
-		--nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 900 -p no:cacheprovider $(NOTEBOOKS)
+		--nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 900 -p no:cacheprovider \
+		$(filter-out $(DEPLOY),$(NOTEBOOKS))
 
 browser-test: $(READY)
 	$(BIN)/pytest tests/test_browser.py

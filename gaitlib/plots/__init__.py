@@ -16,6 +16,12 @@ from gaitlib.plots.pruning_figures import (
     pruning_schedule,
     saliency_of_groups,
 )
+from gaitlib.plots.recognition_figures import (
+    embedding_map,
+    rates_by_view,
+    recognition_curves,
+    speed_bars,
+)
 from gaitlib.plots.study_figures import (
     accuracy_and_cost,
     cuts_by_method,
@@ -42,6 +48,7 @@ __all__ = [
     "cuts_by_method",
     "dependency_graph",
     "drop_intervals",
+    "embedding_map",
     "foreground_statistics",
     "frames_histogram",
     "frontier_by_condition",
@@ -50,10 +57,13 @@ __all__ = [
     "hits_and_misses",
     "model_blocks",
     "paired_differences",
+    "rates_by_view",
+    "recognition_curves",
     "saliency_of_groups",
     "save_figure",
     "sequences_heatmap",
     "size_and_accuracy",
+    "speed_bars",
     "pruning_schedule",
     "block_cost",
     "training_curves",

@@ -21,6 +21,7 @@ from gaitlib.steps.networks import (
     start_weights,
     trace,
 )
+from gaitlib.steps.people import open_people
 from gaitlib.steps.results import (
     bits_table,
     check_test_set,
@@ -61,6 +62,7 @@ __all__ = [
     "make_walkers",
     "measure",
     "open_data",
+    "open_people",
     "prepare_process",
     "record",
     "record_compressed",
