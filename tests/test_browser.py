@@ -102,7 +102,7 @@ def lab(workspace, tmp_path):
         "JUPYTER_TOKEN": token,
     }
     environment.pop("MPLBACKEND", None)  # the kernel draws inline
-    options = f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0"
+    options = f"--no-browser --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0"
     # -o: the environment that runs this test is the one to show
     command = ["make", "-o", ".venv/.ready", "lab", f"BIN={Path(sys.executable).parent}"]
     command.append(f"LAB={options} --ServerApp.root_dir={workspace}")

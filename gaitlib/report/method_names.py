@@ -12,7 +12,7 @@ METHOD_WORDS = {
     "budget": "budget (Taylor)",
     "budget_longer": "budget (Taylor), as many MACs in training",
     "geta": STAGES["geta"].words,
-    "hesso": "HESSO's five scores",  # with a budget, the stage "hesso" ranks as "budget" does
+    "hesso": "HESSO (five scores)",  # with a budget, the stage "hesso" ranks as "budget" does
     "ptq": "rounded afterwards (PTQ)",
     "magnitude": "HESSO, magnitude alone",
     "only_train_once": "only_train_once as shipped",

@@ -1,5 +1,6 @@
 """Execute notebooks: the only door to papermill (https://papermill.readthedocs.io)."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -88,6 +89,7 @@ def execute(
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f"unfinished-{output.name}")
+    logging.getLogger("papermill").setLevel(logging.WARNING)  # it logs its arguments
     hooks = {} if on_cell is None else {"on_cell_start": on_cell}
     try:
         papermill.execute_notebook(

@@ -106,7 +106,7 @@ CASES = [
     (plots.accuracy_and_cost, (SUMMARY,), 1, "MMAC per frame (log axis)"),
     (plots.frontier_by_condition, (SUMMARY,), 2, "CL, in a coat"),
     (plots.paired_differences, (DIFFERENCES, "hesso"), 1, "dense"),
-    (plots.cuts_by_method, (cuts(CUT, POINTS),), 2, "HESSO's five scores   0.5"),
+    (plots.cuts_by_method, (cuts(CUT, POINTS),), 2, "HESSO (five scores)   0.5"),
 ]
 
 

@@ -78,7 +78,7 @@ def test_a_setting_has_the_mean_and_spread_of_its_seeds_and_its_drop_compares_eq
 
 def test_the_table_to_read_has_costs_in_its_units_and_leaves_out_what_was_not_measured():
     found = overview(summarise(table().assign(ms_1_clip=np.nan))).loc[
-        ("HESSO's five scores", "0.5")
+        ("HESSO (five scores)", "0.5")
     ]
     assert found.to_dict() == {
         **{"seeds": 2, "NM": 80, "BG": 78.5, "CL": 77, "rank1": 78.5, "lowest": 78, "highest": 79},
@@ -183,13 +183,13 @@ def test_a_gap_is_to_the_line_between_the_reference_and_the_dense_network_of_the
 def test_nothing_is_extrapolated():
     geta = gaps(table()).query("method == 'geta' and rank1 < 75")
     assert geta["gap"].isna().all()
-    assert geta["note"].tolist() == ["50 % cheaper than any HESSO"] * 2
+    assert geta["note"].tolist() == ["50 % cheaper than any HESSO (five scores)"] * 2
     near = gaps(table(), tolerance=1.0).query("method == 'geta' and rank1 < 75")
     assert near["reference"].tolist() == [74, 73]  # what the cheapest has
     no_dense = gaps(table([n for n in NETWORKS if n[0] != "baseline"]))
     geta = no_dense.query("method == 'geta' and rank1 > 75")
     assert (
-        geta["note"].tolist() == ["100 % more expensive than any HESSO's five scores or dense"] * 2
+        geta["note"].tolist() == ["100 % more expensive than any HESSO (five scores) or dense"] * 2
     )
 
 
@@ -201,7 +201,7 @@ def test_the_dense_end_is_the_network_with_as_many_steps():
 
 def test_a_seed_without_the_reference_is_noted():
     found = gaps(table([n for n in NETWORKS if n[0] != "hesso" or n[2] == 0]))
-    assert set(found.loc[found["seed"] == 1, "note"]) == {"no HESSO's five scores of this seed"}
+    assert set(found.loc[found["seed"] == 1, "note"]) == {"no HESSO (five scores) of this seed"}
     with pytest.raises(ValueError, match=r"no 'ptq'.*'hesso'"):
         gaps(table(), reference="ptq")
     assert mean_gaps(gaps(table([n for n in NETWORKS if n[0] == "hesso"]))).empty
@@ -304,7 +304,7 @@ def test_the_sentence_says_what_it_costs_and_against_what_it_was_chosen():
         "GETA (target_group_sparsity 0.5) is the most accurate of the 5 settings (of 6) within 8 "
         "MMAC per frame: rank-1 79.5 % (79.0 to 80.0 over 2 seeds), -1.5 points (-2.0 to -1.0) "
         "against the dense network, with 8 MMAC per frame, 30,000 parameters, 2 % of the dense "
-        "network's BOPs and 30 kB; next comes HESSO's five scores (target_group_sparsity 0.5) "
+        "network's BOPs and 30 kB; next comes HESSO (five scores) (target_group_sparsity 0.5) "
         "with 78.5 %."
     )
     close = recommend(summarise(table()), max_macs=7e6).sentence
