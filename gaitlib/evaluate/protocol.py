@@ -158,7 +158,7 @@ def check_test_set(
 
     Raises:
         ValueError: the table holds a view that the protocol does not have, no gallery at all, or no
-            probes at all; or the partition lacks a list.
+            probes at all; the partition lacks a list; or a submission cannot be written.
     """
     protocol = protocol or built_in_protocols()["casia-b"]
     if protocol.views is not None:
@@ -188,6 +188,32 @@ def check_test_set(
             f"none of the conditions {', '.join(conditions)} has both probes and a gallery in the "
             f"test set (protocol {protocol.name})"
         )
+    _check_submission(table, protocol, roles)
+
+
+def _check_submission(
+    table: pd.DataFrame, protocol: ProtocolCfg, roles: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Refuse a gallery that the lines of a submission cannot be made of."""
+    cfg = protocol.submission
+    if cfg is None:
+        return
+    listed = len(cfg.columns) - 1
+    for _, rows in roles.values():
+        if len(rows) < listed:
+            raise ValueError(
+                f"the gallery holds {len(rows)} sequences, and the submission of protocol "
+                f"{protocol.name} lists the nearest {listed}: test more subjects, or declare an "
+                "evaluator_cfg.protocol with fewer submission.columns"
+            )
+        subjects = table["subject"].iloc[rows]
+        texts = sorted(set(subjects[~subjects.str.fullmatch("[0-9]+")]))
+        if cfg.numbers and texts:
+            raise ValueError(
+                f"the submission of protocol {protocol.name} writes subjects as numbers, and the "
+                f"gallery has {join_some(texts)}: rename the folders, or declare an "
+                "evaluator_cfg.protocol with submission.numbers: false"
+            )
 
 
 def _evaluation(

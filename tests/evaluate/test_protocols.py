@@ -11,6 +11,7 @@ from gaitlib.config.protocol_cfg import ProtocolCfg, built_in_protocols
 from gaitlib.evaluate import (
     Averaging,
     bootstrap_drop,
+    check_test_set,
     distance,
     evaluate_features,
     from_results,
@@ -227,6 +228,18 @@ def test_a_submission_lists_the_nearest_subjects_as_the_server_takes_them(name):
     assert to_results(found)["rank1"] == {"all": None}
     with pytest.raises(ValueError, match="no probe"):
         evaluate_features(gallery_features, gallery, built_in_protocols()[name])
+
+
+def test_a_submission_that_cannot_be_written_is_refused_before_training():
+    people, grew = [f"{n:05d}" for n in range(1, 13)], built_in_protocols()["grew"]
+    gallery, _ = made_up(("01", "02"), ("default",), people)
+    probe, _ = made_up(("03",), ("v",), ("probe",))
+    table = pd.concat([gallery, probe], ignore_index=True)
+    check_test_set(table, grew)
+    with pytest.raises(ValueError, match="gallery holds 18 sequences, .* lists the nearest 20"):
+        check_test_set(table[6:], grew)
+    with pytest.raises(ValueError, match="subjects as numbers, and the gallery has 00001train"):
+        check_test_set(table.replace({"subject": {"00001": "00001train"}}), grew)
 
 
 def test_a_data_set_of_one_view_shows_its_identical_view_and_says_so():
