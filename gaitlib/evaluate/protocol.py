@@ -158,7 +158,8 @@ def check_test_set(
 
     Raises:
         ValueError: the table holds a view that the protocol does not have, no gallery at all, or no
-            probes at all; the partition lacks a list; or a submission cannot be written.
+            probes at all; the partition lacks a list; a submission cannot be written; or a probe
+            would find itself in its gallery.
     """
     protocol = protocol or built_in_protocols()["casia-b"]
     if protocol.views is not None:
@@ -189,6 +190,7 @@ def check_test_set(
             f"test set (protocol {protocol.name})"
         )
     _check_submission(table, protocol, roles)
+    _check_not_itself(table, protocol, roles)
 
 
 def _check_submission(
@@ -213,6 +215,23 @@ def _check_submission(
                 f"the submission of protocol {protocol.name} writes subjects as numbers, and the "
                 f"gallery has {join_some(texts)}: rename the folders, or declare an "
                 "evaluator_cfg.protocol with submission.numbers: false"
+            )
+
+
+def _check_not_itself(
+    table: pd.DataFrame, protocol: ProtocolCfg, roles: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Refuse a sequence that is probe and gallery at once where it would count as its own match."""
+    pairs = protocol.ranking == "view_pairs" and len(views_of(table, protocol)) > 1
+    excluded = protocol.identical_views == "excluded"
+    if excluded and (pairs or protocol.ranking == "whole_gallery"):
+        return
+    for condition, (probe, gallery) in roles.items():
+        if both := len(np.intersect1d(probe, gallery)):
+            raise ValueError(
+                f"{both} test sequences are both probes and gallery of condition {condition} "
+                f"(protocol {protocol.name}), so each would find itself: let gallery and probes "
+                "select different ones"
             )
 
 

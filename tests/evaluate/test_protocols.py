@@ -242,6 +242,27 @@ def test_a_submission_that_cannot_be_written_is_refused_before_training():
         check_test_set(table.replace({"subject": {"00001": "00001train"}}), grew)
 
 
+@pytest.mark.parametrize(
+    ("views", "changed", "both"),
+    [
+        (("000", "018"), {"ranking": "whole_gallery", "identical_views": "included"}, 6),
+        (("000", "018"), {"identical_views": "included"}, 6),
+        (("000", "018"), {"ranking": "both"}, 6),
+        (("000",), {}, 3),
+        (("000", "018"), {}, 0),
+        (("000", "018"), {"ranking": "whole_gallery"}, 0),
+    ],
+)
+def test_a_probe_is_not_its_own_gallery(views, changed, both):
+    """Without the pairs of equal views, one list may serve as probes and gallery."""
+    table, _ = made_up(("00", "01"), views)
+    protocol = ProtocolCfg.model_validate({"gallery": ["0?"], "probes": ["01"], **changed})
+    if not both:
+        return check_test_set(table, protocol)
+    with pytest.raises(ValueError, match=f"{both} test sequences are both probes and gallery"):
+        check_test_set(table, protocol)
+
+
 def test_a_data_set_of_one_view_shows_its_identical_view_and_says_so():
     table, features = made_up(("00", "01"), ("090",))
     found = evaluate_features(features, table, built_in_protocols()["oumvlp"])
