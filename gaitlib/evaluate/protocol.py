@@ -20,7 +20,7 @@ from gaitlib.data.casia_b import join_some
 from gaitlib.evaluate.evaluation import Averaging, Evaluation, mean_rank1, rank1_by_view
 from gaitlib.evaluate.features import distance
 from gaitlib.evaluate.ranking import hits_per_view, nearest_subjects, rank_in_whole_gallery
-from gaitlib.evaluate.roles import Lists, assign_roles, view_names, views_of
+from gaitlib.evaluate.roles import Lists, assign_roles, sequence_ids, view_names, views_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def evaluate_features(
     views = views_of(table, protocol)
     roles = assign_roles(table.reset_index(drop=True), protocol, lists or {})
     table = _check_features(features, table)
+    absent = _list_absent(table, protocol, lists or {})
     if protocol.submission is not None:
         return _submission(features, table, protocol, roles, metric, views, chunk)
     table["view"] = view_names(table, protocol)
@@ -91,7 +92,7 @@ def evaluate_features(
             whole = pd.concat([keys, pd.concat(ranked, ignore_index=True)], axis=1)
             parts.setdefault(name, []).append(whole)
     ranked = {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
-    problems = _list_problems(table, roles, protocol, views, remove_no_gallery)
+    problems = absent + _list_problems(table, roles, protocol, views, remove_no_gallery)
     for problem in problems:
         logger.warning("%s", problem)
     return _evaluation(ranked, protocol, metric, views, tuple(problems))
@@ -326,6 +327,20 @@ def _check_features(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
     if bad:
         raise ValueError(f"{bad} of {len(features)} features are not finite: training diverged?")
     return table[["subject", "type", "view"]].reset_index(drop=True)
+
+
+def _list_absent(table: pd.DataFrame, protocol: ProtocolCfg, lists: Lists) -> list[str]:
+    """List the sequences that a list of the protocol names and the test set lacks."""
+    galleries = [protocol.gallery_of(condition) for condition in protocol.conditions]
+    named = dict.fromkeys(p for side in (*protocol.probes.values(), *galleries) for p in side)
+    ids, problems = set(sequence_ids(table)), []
+    for name in named.keys() & lists.keys():
+        if absent := sorted(set(lists[name]) - ids):
+            problems.append(
+                f"{len(absent)} of {len(lists[name])} sequences of {name} are not in the test set: "
+                f"{join_some(absent)}"
+            )
+    return sorted(problems)
 
 
 def _list_problems(

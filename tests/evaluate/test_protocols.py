@@ -230,6 +230,15 @@ def test_a_submission_lists_the_nearest_subjects_as_the_server_takes_them(name):
         evaluate_features(gallery_features, gallery, built_in_protocols()[name])
 
 
+def test_listed_sequences_that_are_not_there_are_named():
+    table, features = made_up(CAMERAS, ("seq0",))
+    lists = {"PROBE_SET": [*LISTED, "001-camid9_videoid1-seq0"]}
+    found = evaluate_features(features, table, built_in_protocols()["gait3d"], lists=lists)
+    assert "1 of 7 sequences of PROBE_SET are not in the test set: 001-camid9_videoid1-seq0" in (
+        found.problems
+    )
+
+
 def test_a_submission_that_cannot_be_written_is_refused_before_training():
     people, grew = [f"{n:05d}" for n in range(1, 13)], built_in_protocols()["grew"]
     gallery, _ = made_up(("01", "02"), ("default",), people)
