@@ -295,13 +295,19 @@ class GetaCfg(HessoCfg):
         return next(((k, v) for k in BIT_BUDGETS if (v := getattr(self, k)) is not None), None)
 
     def check_fits(self, total: int) -> None:
-        """Raise ``ValueError`` as `HessoCfg` does, or if cool-down has no step."""
+        """Raise ``ValueError`` as `HessoCfg` does, or if a part of the schedule has no step."""
         super().check_fits(total)
         if self.late:
             if self.bits_start >= total:
                 raise ValueError(
                     f"start_bits_step {self.bits_start} is not before the last of "
                     f"trainer_cfg.total_iter {total}: the network would never train with bits"
+                )
+            if self.learn_ranges_step is not None and self.learn_ranges_step >= total:
+                raise ValueError(
+                    f"learn_ranges_step {self.learn_ranges_step} is not before the last of "
+                    f"trainer_cfg.total_iter {total}: no range would be learned; write less, or "
+                    "leave it out"
                 )
         elif self.quantizes and self.schedule.end == total:
             raise ValueError(

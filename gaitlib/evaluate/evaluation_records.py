@@ -12,6 +12,7 @@ import pandas as pd
 
 from gaitlib.config.protocol_cfg import CROSS_VIEW, ONE_CONDITION
 from gaitlib.evaluate.evaluation import PROBE_KEYS, Evaluation, conditions_of
+from gaitlib.system.files import write_atomically
 
 
 def to_results(evaluation: Evaluation) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def from_results(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 def write_hits(hits: pd.DataFrame, path: str | Path) -> None:
     """Write ``Evaluation.hits`` as CSV, for :func:`gaitlib.evaluate.bootstrap_drop`."""
-    hits.to_csv(path, index=False, float_format="%.6g")
+    write_atomically(Path(path), hits.to_csv(index=False, float_format="%.6g"))
 
 
 def read_hits(path: str | Path) -> pd.DataFrame:

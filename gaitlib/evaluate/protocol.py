@@ -20,7 +20,7 @@ from gaitlib.data.casia_b import join_some
 from gaitlib.evaluate.evaluation import Averaging, Evaluation, mean_rank1, rank1_by_view
 from gaitlib.evaluate.features import distance
 from gaitlib.evaluate.ranking import hits_per_view, nearest_subjects, rank_in_whole_gallery
-from gaitlib.evaluate.roles import Lists, assign_roles, view_names, views_of
+from gaitlib.evaluate.roles import Lists, assign_roles, sequence_ids, view_names, views_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def evaluate_features(
     views = views_of(table, protocol)
     roles = assign_roles(table.reset_index(drop=True), protocol, lists or {})
     table = _check_features(features, table)
+    absent = _list_absent(table, protocol, lists or {})
     if protocol.submission is not None:
         return _submission(features, table, protocol, roles, metric, views, chunk)
     table["view"] = view_names(table, protocol)
@@ -91,7 +92,7 @@ def evaluate_features(
             whole = pd.concat([keys, pd.concat(ranked, ignore_index=True)], axis=1)
             parts.setdefault(name, []).append(whole)
     ranked = {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
-    problems = _list_problems(table, roles, protocol, views, remove_no_gallery)
+    problems = absent + _list_problems(table, roles, protocol, views, remove_no_gallery)
     for problem in problems:
         logger.warning("%s", problem)
     return _evaluation(ranked, protocol, metric, views, tuple(problems))
@@ -158,7 +159,8 @@ def check_test_set(
 
     Raises:
         ValueError: the table holds a view that the protocol does not have, no gallery at all, or no
-            probes at all; or the partition lacks a list.
+            probes at all; the partition lacks a list; a submission cannot be written; or a probe
+            would find itself in its gallery.
     """
     protocol = protocol or built_in_protocols()["casia-b"]
     if protocol.views is not None:
@@ -188,6 +190,50 @@ def check_test_set(
             f"none of the conditions {', '.join(conditions)} has both probes and a gallery in the "
             f"test set (protocol {protocol.name})"
         )
+    _check_submission(table, protocol, roles)
+    _check_not_itself(table, protocol, roles)
+
+
+def _check_submission(
+    table: pd.DataFrame, protocol: ProtocolCfg, roles: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Refuse a gallery that the lines of a submission cannot be made of."""
+    cfg = protocol.submission
+    if cfg is None:
+        return
+    listed = len(cfg.columns) - 1
+    for _, rows in roles.values():
+        if len(rows) < listed:
+            raise ValueError(
+                f"the gallery holds {len(rows)} sequences, and the submission of protocol "
+                f"{protocol.name} lists the nearest {listed}: test more subjects, or declare an "
+                "evaluator_cfg.protocol with fewer submission.columns"
+            )
+        subjects = table["subject"].iloc[rows]
+        texts = sorted(set(subjects[~subjects.str.fullmatch("[0-9]+")]))
+        if cfg.numbers and texts:
+            raise ValueError(
+                f"the submission of protocol {protocol.name} writes subjects as numbers, and the "
+                f"gallery has {join_some(texts)}: rename the folders, or declare an "
+                "evaluator_cfg.protocol with submission.numbers: false"
+            )
+
+
+def _check_not_itself(
+    table: pd.DataFrame, protocol: ProtocolCfg, roles: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Refuse a sequence that is probe and gallery at once where it would count as its own match."""
+    pairs = protocol.ranking == "view_pairs" and len(views_of(table, protocol)) > 1
+    excluded = protocol.identical_views == "excluded"
+    if excluded and (pairs or protocol.ranking == "whole_gallery"):
+        return
+    for condition, (probe, gallery) in roles.items():
+        if both := len(np.intersect1d(probe, gallery)):
+            raise ValueError(
+                f"{both} test sequences are both probes and gallery of condition {condition} "
+                f"(protocol {protocol.name}), so each would find itself: let gallery and probes "
+                "select different ones"
+            )
 
 
 def _evaluation(
@@ -281,6 +327,20 @@ def _check_features(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
     if bad:
         raise ValueError(f"{bad} of {len(features)} features are not finite: training diverged?")
     return table[["subject", "type", "view"]].reset_index(drop=True)
+
+
+def _list_absent(table: pd.DataFrame, protocol: ProtocolCfg, lists: Lists) -> list[str]:
+    """List the sequences that a list of the protocol names and the test set lacks."""
+    galleries = [protocol.gallery_of(condition) for condition in protocol.conditions]
+    named = dict.fromkeys(p for side in (*protocol.probes.values(), *galleries) for p in side)
+    ids, problems = set(sequence_ids(table)), []
+    for name in named.keys() & lists.keys():
+        if absent := sorted(set(lists[name]) - ids):
+            problems.append(
+                f"{len(absent)} of {len(lists[name])} sequences of {name} are not in the test set: "
+                f"{join_some(absent)}"
+            )
+    return sorted(problems)
 
 
 def _list_problems(

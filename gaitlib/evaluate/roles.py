@@ -90,5 +90,9 @@ def _listed(table: pd.DataFrame, name: str, lists: Lists) -> np.ndarray:
             f"{', '.join(lists) or 'no such list'}: add it to data_cfg.dataset_partition, or "
             "choose another evaluator_cfg.protocol"
         )
-    ids = table["subject"] + "-" + table["type"] + "-" + table["view"]
-    return ids.isin(lists[name]).to_numpy()
+    return sequence_ids(table).isin(lists[name]).to_numpy()
+
+
+def sequence_ids(table: pd.DataFrame) -> pd.Series:
+    """Return each sequence as the partition's lists name it: ``<subject>-<type>-<view>``."""
+    return table["subject"] + "-" + table["type"] + "-" + table["view"]

@@ -58,10 +58,11 @@ def find_leftovers() -> list[Leftover]:
     found |= {path: reason for path, reason in mapped.items() if _untouched(path)}
     found |= dict.fromkeys(_earlier_networks(), "the stage has a newer network")
     in_use = files_in_use(folders)
+    places = {path: path.resolve() for path in found}  # a folder may be a link
     return [
         Leftover(path, reason, _size(path))
         for path, reason in sorted(found.items())
-        if not any(path == used or path in used.parents for used in in_use)
+        if not any(places[path] in (used, *used.parents) for used in in_use)
     ]
 
 

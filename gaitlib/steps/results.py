@@ -23,7 +23,7 @@ from gaitlib.steps.budgets import read_budget
 from gaitlib.steps.dataset import network_arguments, transform_of
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
-from gaitlib.system.files import read_json, tensor_bytes
+from gaitlib.system.files import read_json, tensor_bytes, write_atomically
 from gaitlib.train.training_cost import read_training_cost
 
 #: Where a stage says which of two networks it kept, see `gaitlib.steps.finish_bits`.
@@ -159,7 +159,8 @@ def record(
     """
     evaluate.write_hits(evaluation.hits, run.folder(stage) / "hits.csv")
     if evaluation.submission is not None:
-        evaluation.submission.to_csv(run.folder(stage) / "submission.csv", index=False)
+        answers = evaluation.submission.to_csv(index=False)
+        write_atomically(run.folder(stage) / "submission.csv", answers)
     results = {
         "model": run.experiment.model_cfg.model,
         "dataset": data.name,

@@ -61,9 +61,9 @@ def replacing(path: str | Path, durable: bool = False, private: bool = False) ->
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write a text file so that no reader sees half of it; return its path."""
+    """Write a text file, UTF-8, so that no reader sees half of it; return its path."""
     with replacing(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
     return path
 
 

@@ -76,6 +76,7 @@ def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
         ({"target_bops": 0.01}, ["target_bops 0.01 is kept only with order: float_first"]),
         (LATE | {"start_bits_step": 17}, ["start_bits_step 17", "at step 18: write 18 or more"]),
         (LATE | {"start_bits_step": 20}, ["start_bits_step 20 is not before", "total_iter 20"]),
+        (LATE | {"learn_ranges_step": 20}, ["learn_ranges_step 20 is not before", "total_iter 20"]),
         (LATE | {"learn_ranges_step": 17}, ["learn_ranges_step 17", "write 18 or more"]),
         (LATE | {"learn_ranges_step": 19, "ranges": "learned"}, ["19 is read only with ranges: f"]),
         (LATE | {"target_bops": 0.1, "target_bytes": 0.1}, ["target_bops 0.1, target_bytes 0.1"]),

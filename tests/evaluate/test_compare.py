@@ -205,3 +205,17 @@ def test_hits_come_back_from_the_file(two, tmp_path):
     assert back["subject"][0] == "075" and list(back.columns) == list(hits.columns)
     rows = bootstrap_drop(hits, back, 10)
     assert (rows["difference"] == 0).all()
+
+
+def test_a_full_disk_leaves_the_earlier_file_of_hits(two, tmp_path):
+    resource = pytest.importorskip("resource")  # POSIX
+    write_hits(two[0].hits, tmp_path / "hits.csv")
+    before = (tmp_path / "hits.csv").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OSError):
+            write_hits(two[1].hits, tmp_path / "hits.csv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]

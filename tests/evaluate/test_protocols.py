@@ -11,6 +11,7 @@ from gaitlib.config.protocol_cfg import ProtocolCfg, built_in_protocols
 from gaitlib.evaluate import (
     Averaging,
     bootstrap_drop,
+    check_test_set,
     distance,
     evaluate_features,
     from_results,
@@ -227,6 +228,48 @@ def test_a_submission_lists_the_nearest_subjects_as_the_server_takes_them(name):
     assert to_results(found)["rank1"] == {"all": None}
     with pytest.raises(ValueError, match="no probe"):
         evaluate_features(gallery_features, gallery, built_in_protocols()[name])
+
+
+def test_listed_sequences_that_are_not_there_are_named():
+    table, features = made_up(CAMERAS, ("seq0",))
+    lists = {"PROBE_SET": [*LISTED, "001-camid9_videoid1-seq0"]}
+    found = evaluate_features(features, table, built_in_protocols()["gait3d"], lists=lists)
+    assert "1 of 7 sequences of PROBE_SET are not in the test set: 001-camid9_videoid1-seq0" in (
+        found.problems
+    )
+
+
+def test_a_submission_that_cannot_be_written_is_refused_before_training():
+    people, grew = [f"{n:05d}" for n in range(1, 13)], built_in_protocols()["grew"]
+    gallery, _ = made_up(("01", "02"), ("default",), people)
+    probe, _ = made_up(("03",), ("v",), ("probe",))
+    table = pd.concat([gallery, probe], ignore_index=True)
+    check_test_set(table, grew)
+    with pytest.raises(ValueError, match="gallery holds 18 sequences, .* lists the nearest 20"):
+        check_test_set(table[6:], grew)
+    with pytest.raises(ValueError, match="subjects as numbers, and the gallery has 00001train"):
+        check_test_set(table.replace({"subject": {"00001": "00001train"}}), grew)
+
+
+@pytest.mark.parametrize(
+    ("views", "changed", "both"),
+    [
+        (("000", "018"), {"ranking": "whole_gallery", "identical_views": "included"}, 6),
+        (("000", "018"), {"identical_views": "included"}, 6),
+        (("000", "018"), {"ranking": "both"}, 6),
+        (("000",), {}, 3),
+        (("000", "018"), {}, 0),
+        (("000", "018"), {"ranking": "whole_gallery"}, 0),
+    ],
+)
+def test_a_probe_is_not_its_own_gallery(views, changed, both):
+    """Without the pairs of equal views, one list may serve as probes and gallery."""
+    table, _ = made_up(("00", "01"), views)
+    protocol = ProtocolCfg.model_validate({"gallery": ["0?"], "probes": ["01"], **changed})
+    if not both:
+        return check_test_set(table, protocol)
+    with pytest.raises(ValueError, match=f"{both} test sequences are both probes and gallery"):
+        check_test_set(table, protocol)
 
 
 def test_a_data_set_of_one_view_shows_its_identical_view_and_says_so():

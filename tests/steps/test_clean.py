@@ -56,3 +56,12 @@ def test_leftovers_are_listed_and_removed_and_nothing_else_is(workspace):
     assert "1 files" in CliRunner().invoke(app, ["clean"]).stdout
     kept = {name for name, removed in files.items() if not removed}
     assert left(folder) == kept | {str(fresh.relative_to(folder))}
+
+
+def test_a_file_in_use_stays_where_its_folder_is_a_link(workspace):
+    folder, _ = workspace
+    (folder / "data").rename(folder / "disk")
+    (folder / "data").symlink_to(folder / "disk")
+    with (folder / "data/mapped/pkl-1-2.abc.bin").open() as used:
+        assert "5 files" in CliRunner().invoke(app, ["clean"]).stdout
+        assert os.path.exists(used.name)
