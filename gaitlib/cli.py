@@ -40,7 +40,7 @@ from gaitlib.runs import Run
 from gaitlib.steps import Watch
 from gaitlib.steps.dataset import CHECKS, walker_video_command, walkers_command
 from gaitlib.system import distributed
-from gaitlib.system.files import PARAMS, write_atomically
+from gaitlib.system.files import PARAMS, name_fault, write_atomically
 from gaitlib.system.live_line import LiveLine
 from gaitlib.system.lock import LockedError
 from gaitlib.system.processes import WorkerError
@@ -264,19 +264,25 @@ def test(
     set of each, and one table lists them all.
     """
     experiments = [_load(path, override) for path in cfgs]
+    names = [experiment.data_cfg.dataset_name for experiment in experiments]
+    for i, (path, dataset) in enumerate(zip(cfgs, names, strict=True) if len(cfgs) > 1 else ()):
+        if dataset in names[:i]:
+            raise ConfigError(
+                f"{path} tests {dataset}, as an earlier file does: give it a data_cfg."
+                "dataset_name of its own (data_cfg.test_dataset_name chooses the protocol)"
+            )
+        if fault := name_fault(dataset):  # a part of the names of files
+            raise ConfigError(
+                f"{path}: data_cfg.dataset_name {dataset!r} cannot name a file: {fault}. Give "
+                "another (data_cfg.test_dataset_name chooses the protocol)"
+            )
     timeout = experiments[0].trainer_cfg.process_timeout
     with distributed.process_group(device, timeout) as where:
         tested = {}
-        for path, experiment in zip(cfgs, experiments, strict=True):
+        for dataset, experiment in zip(names, experiments, strict=True):
             this = Run(run or cfgs[0].stem, experiment, device=where)
             stage = steps.choose_stage(this, stage)
             checkpoint = checkpoint or steps.find_tested_checkpoint(this, stage, iteration)
-            dataset = experiment.data_cfg.dataset_name
-            if dataset in tested:
-                raise ConfigError(
-                    f"{path} tests {dataset}, as an earlier file does: give it a data_cfg."
-                    "dataset_name of its own (data_cfg.test_dataset_name chooses the protocol)"
-                )
             name = f"{checkpoint.stem}-{dataset}" if len(cfgs) > 1 else checkpoint.stem
             progress = sys.stderr.isatty()
             found = steps.evaluate_checkpoint(this, stage, checkpoint, progress=progress, name=name)

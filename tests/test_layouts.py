@@ -9,6 +9,7 @@ import onnx
 import pandas as pd
 import pytest
 import torch
+import yaml
 from small_experiment import write_experiment
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -152,5 +153,10 @@ def test_a_checkpoint_is_tested_on_other_data_sets_and_one_table_lists_them(tmp_
         results = json.loads((tmp_path / f"runs/t/baseline/test-other-{name}.json").read_text())
         assert row["rank1"] == results["rank1"][row["condition"]]
     assert table["mAP"].notna().tolist() == [False, True]
+    odd = yaml.safe_load(files["oumvlp"].read_text())
+    odd["data_cfg"] |= {"dataset_name": "a/b", "test_dataset_name": "OUMVLP"}
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(odd))
+    slash = CliRunner().invoke(app, ["test", *options, "--cfgs", str(tmp_path / "odd.yaml")])
+    assert slash.exit_code == 2 and "dataset_name 'a/b' cannot name a file" in slash.stderr
     twice = CliRunner().invoke(app, ["test", *options, "--cfgs", str(files["oumvlp"])])
     assert twice.exit_code == 2 and "tests OUMVLP, as an earlier file does" in twice.stderr

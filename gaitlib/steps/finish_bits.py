@@ -54,6 +54,11 @@ def check_judged(run: Run, data: DataSplit) -> None:
     Raises:
         ValueError: with the reason and the key to leave out.
     """
+    if run.experiment.protocol.submission is not None:
+        raise ValueError(
+            "keep_better true compares networks by their accuracy, and protocol "
+            f"{run.experiment.protocol.name} writes a submission instead. Write keep_better: false"
+        )
     try:
         check_test_set(run.experiment, judged_half(data))
     except ValueError as error:

@@ -2,7 +2,9 @@
 
 import glob
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -190,39 +192,57 @@ def baseline_weights(run: Run, model: nn.Module) -> str:
     Raises:
         MissingRunError: if the baseline has not been trained.
     """
+    strict = run.experiment.trainer_cfg.restore_ckpt_strict
+    return _load_baseline(run, model, strict)[0].name
+
+
+def _load_baseline(run: Run, model: nn.Module, strict: bool) -> tuple[Path, dict[str, Any]]:
+    """Load the baseline's weights, all of them if ``strict``; return its checkpoint and content."""
     cfg, path = run.experiment.trainer_cfg, newest_checkpoint(run, "baseline")
-    state = load_weights(path, model, cfg.restore_ckpt_strict)
+    state = load_weights(path, model, strict)
     own = (state.get("config") or {}).get("trainer_cfg", {})
     total = own.get("total_iter", cfg.total_iter)  # a baseline may have steps of its own
     if (done := state.get("iteration", total)) < total:
         log.warning("%s is not finished: iteration %s of %s", path.name, done, total)
-    return path.name
+    return path, state
 
 
-def load_teacher(run: Run, stage: str, model: GaitBase) -> Teacher | None:
+def load_teacher(
+    run: Run, stage: str, model: GaitBase, record: Mapping[str, Any]
+) -> Teacher | None:
     """Return the teacher of a stage as ``trainer_cfg.teacher`` says; None if it has none.
 
-    No random number is drawn.
+    No random number is drawn. A teacher that was trained on other sequences is a warning, as far as
+    its checkpoint says so: its classes may be other people.
 
     Args:
         run: of the stage.
         stage: what is trained.
         model: the network in training.
+        record: of `gaitlib.train.resume.run_record`.
 
     Raises:
         MissingRunError: if the baseline teaches and has not been trained.
-        CheckpointError: if the file cannot be read, or its network has other classes or parts.
+        CheckpointError: if the file cannot be read or does not fit, whatever restore_ckpt_strict
+            says, or its network has other classes or parts.
     """
     experiment = run.experiment
     name = experiment.trainer_cfg.teacher
     if name is None or name == stage == "baseline":
         return None
-    with torch.random.fork_rng(devices=[]):
-        if name == "baseline":
-            network = build_network(experiment, run.device)
-            source = f"the baseline's {baseline_weights(run, network)}"
-        else:
-            network, source = _read_dense(locate(name), experiment), name
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if name == "baseline":
+                network = build_network(experiment, run.device)
+                path, state = _load_baseline(run, network, strict=True)
+                source = f"the baseline's {path.name}"
+            else:
+                (network, state), source = _read_dense(locate(name), experiment), name
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"trainer_cfg.teacher {name} cannot teach; name the checkpoint of a dense network of "
+            f"these subjects, or leave teacher out: {error}"
+        ) from error
     # (P, C, K)
     (parts, _, classes), (our_parts, _, our_classes) = (
         net.BNNecks.fc_bin.shape for net in (network, model)
@@ -234,11 +254,18 @@ def load_teacher(run: Run, stage: str, model: GaitBase) -> Teacher | None:
             "subjects, or leave teacher out"
         )
     log.info("%s learns from %s too", stage, source)
+    of_teacher = (state.get("config") or {}).get("data", record["data"])
+    if distributed.is_main() and of_teacher != record["data"]:
+        log.warning(
+            "trainer_cfg.teacher %s was trained on other sequences (%s, here %s): see that its "
+            "classes are the same subjects in the same order, or leave teacher out",
+            *(name, of_teacher, record["data"]),
+        )
     return Teacher(network.to(run.device).eval().requires_grad_(False), experiment.logit_scale)
 
 
-def _read_dense(path: Path, experiment: Experiment) -> GaitBase:
-    """Return the dense network of a checkpoint.
+def _read_dense(path: Path, experiment: Experiment) -> tuple[GaitBase, dict[str, Any]]:
+    """Return the dense network of a checkpoint, and the checkpoint's content.
 
     Its architecture is that of the run which wrote it, or else the experiment's.
     """
@@ -253,4 +280,4 @@ def _read_dense(path: Path, experiment: Experiment) -> GaitBase:
         arguments |= own
     network = build_model(**arguments)
     restore_model(network, state["model"], strict=True)
-    return network
+    return network, state

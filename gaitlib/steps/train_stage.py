@@ -159,7 +159,7 @@ def _train(
     precision = choose_precision(cfg.enable_float16, cfg.amp_dtype, device)
     scaler, window, cost = precision.scaler(), LogWindow(), TrainingCost(model)
     twin = _float_twin(run, model, optimizer, data)
-    teachers = {TEACHER: load_teacher(run, stage, model), "float_twin": twin}
+    teachers = {TEACHER: load_teacher(run, stage, model, record), "float_twin": twin}
     teachers = {name: teacher for name, teacher in teachers.items() if teacher is not None}
     restore(experiment, start, model, optimizer, scheduler, scaler, window, cost, teachers)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}

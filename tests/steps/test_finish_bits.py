@@ -144,3 +144,5 @@ def test_training_subjects_that_cannot_be_ranked_are_refused_before_training(lat
     monkeypatch.setattr(sys.modules[MODULE], "check_test_set", refuse)
     with pytest.raises(ValueError, match="no probes. Write keep_better: false"):
         _again(late, "refused", 0)
+    with pytest.raises(ValueError, match="protocol hid writes a submission instead. Write keep_b"):
+        _again(late, "submission", 0, **{"evaluator_cfg.protocol": "hid"})

@@ -247,14 +247,23 @@ def test_a_stage_learns_from_its_runs_baseline_or_from_a_file_and_not_from_anoth
     assert resumed["total"].tolist() == history["total"].tolist()
 
     state = load_checkpoint(file)
+    assert "other sequences" not in caplog.text
     state["model"]["FCs.fc_bin"] += 1
+    state["config"]["data"]["train_digest"] = "of others"
     torch.save(state, file)
     with pytest.raises(CheckpointError, match="00006.pt cannot continue: its teacher was another"):
         train("r", teacher="baseline", restore_hint=6)
+    assert "teacher baseline was trained on other sequences" in caplog.text
     state["config"]["model_cfg"]["SeparateBNNecks"]["class_num"] = 5
     state["model"]["BNNecks.fc_bin"] = torch.zeros(4, 4, 5)
     torch.save(state, file)
     with pytest.raises(CheckpointError, match="5 classes and 4 parts, this one 3 and 4"):
+        train("r", teacher=str(file))
+    wrong = "trainer_cfg.teacher .* cannot teach; name the checkpoint of a dense network"
+    with pytest.raises(CheckpointError, match=f"(?s){wrong}.*does not fit"):
+        train("r", teacher="baseline", restore_ckpt_strict=False)
+    file.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match=f"{wrong}.* is damaged"):
         train("r", teacher=str(file))
 
 
