@@ -74,14 +74,15 @@ def _run(operation, args, kwargs):
     if device is not None:
         kwargs_here["device"] = torch.device("cpu")
     result = operation(*args_here, **kwargs_here)
-    if written and result is not None and here:
-        return next(value for name, value in _named(operation, args, kwargs) if name in written)
-    return _change(result, SecondTensor) if stays else result
+    if not stays:
+        return result
+    given = {id(_numbers(t)): t for _, t in tensors}  # an argument that was written comes back
+    return _change(result, lambda t: given[id(t)] if id(t) in given else SecondTensor(t))
 
 
 @functools.cache
 def _written(operation):
-    """Return the arguments that an operation writes to and returns."""
+    """Return the names of the arguments that an operation writes to."""
     arguments = operation._schema.arguments
     return {a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write}
 

@@ -116,6 +116,7 @@ def test_the_device_refuses_a_tensor_of_the_cpu(second):
     assert (x + torch.tensor(1.0)).device == SECOND
     assert torch.tensor([1], device=second).device == SECOND
     assert torch.equal((x.to("cpu") + y).to(second).cpu(), torch.full((2, 2), 2.0))
+    assert x.add_(1) is x and y.copy_(x[0]) is y and y.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -13,5 +13,5 @@ def test_no_step_of_training_mixes_devices():
     checks = ROOT / "tests/second_device_checks.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "8 passed" in done.stdout
