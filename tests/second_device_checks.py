@@ -1,0 +1,137 @@
+"""Training on a second device that refuses to mix with the CPU; `test_second_device` runs it.
+
+The numbers are compared with those of the CPU. Left out are ``order: float_first``, half precision,
+tests and the reading of network files; the trace of a network, which torch takes with modes of its
+own; and what only a GPU has: pinned memory, several processes, its kernels and their rounding.
+"""
+
+import nets
+import pandas as pd
+import pytest
+import torch
+from nets import geta_cfg, hesso_cfg, traced
+from second_device import SECOND, second_device
+from torch.utils._pytree import tree_map_only
+
+from gaitlib.data.batches import Batch
+from gaitlib.data.transforms import build_transform
+from gaitlib.model import build_losses
+from gaitlib.prune.hesso import build_hesso
+from gaitlib.quantize.geta import build_geta
+from gaitlib.quantize.quantization import calibrate, quantize_network
+from gaitlib.train.loop import fit
+from gaitlib.train.training_cost import TrainingCost
+
+ARCHITECTURE = nets.resnet(4, 8, embedding=6, classes=2)
+LOSSES = [{"type": "TripletLoss", "margin": 0.2}, {"type": "CrossEntropyLoss"}]
+TRANSFORM = build_transform(
+    {
+        "type": "Compose",
+        "trf_cfg": [
+            {"type": "RandomHorizontalFlip", "prob": 0.5},
+            {"type": "RandomRotate", "prob": 0.5},
+            {"type": "BaseSilCuttingTransform"},
+        ],
+    }
+)
+CLIPS = [nets.clips(4, 2, 32, 22)]
+PRUNING = {"start_pruning_step": 1, "pruning_steps": 4, "pruning_periods": 2}
+#: warm-up to step 1, projection to 3, joint to 7, then cool-down
+QASSO = {
+    "target_group_sparsity": 0.5,
+    "start_pruning_step": 3,
+    "pruning_steps": 4,
+    "pruning_periods": 2,
+    "start_projection_step": 1,
+    "projection_steps": 2,
+    "projection_periods": 2,
+    "bit_reduction": 2,
+    "min_bit_wt": 4,
+    "max_bit_wt": 8,
+}
+#: The section of each, and its steps.
+METHODS = {
+    "sgd": (None, 3),
+    "hesso sgd": (hesso_cfg(**PRUNING, variant="sgd", target_group_sparsity=0.5), 6),
+    "hesso adam": (hesso_cfg(**PRUNING, variant="adam", target_group_sparsity=0.5), 6),
+    "budget sgd": (hesso_cfg(**PRUNING, first_momentum=0.9, target_macs=0.6, shrink=False), 6),
+    "budget adamw": (hesso_cfg(**PRUNING, variant="adamw", target_macs=0.6), 6),
+    "qasso sgd": (geta_cfg(**QASSO, variant="sgd"), 8),
+    "qasso adam": (geta_cfg(**QASSO, variant="adam"), 8),
+}
+
+
+def batches(start, stop):
+    """Yield batches of stored clips, which lie on the CPU as a loader's do."""
+    for i in range(start, stop):
+        frames = torch.randint(0, 2, (4, 2, 64, 64), generator=torch.Generator().manual_seed(i))
+        labels = torch.tensor([0, 0, 1, 1])
+        yield Batch((255 * frames).byte(), labels, None, torch.arange(4), i)
+
+
+class Training:
+    """A network and what trains it, on one device."""
+
+    def __init__(self, cfg, device):
+        self.model = nets.build(ARCHITECTURE).to(device)
+        if cfg is None:
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        elif getattr(cfg, "bit_plan", None) is None:
+            self.optimizer = build_hesso(traced(self.model), cfg)
+        else:
+            quantization = quantize_network(self.model, weight_bits=8, activation_bits=8)
+            calibrate(self.model, quantization, CLIPS)
+            self.optimizer = build_geta(traced(self.model), cfg, quantization)
+
+    def fit(self, start, stop):
+        return fit(
+            self.model, batches(start, stop), TRANSFORM, build_losses(LOSSES), self.optimizer,
+            cost=TrainingCost(self.model), log_iter=1,
+        )  # fmt: skip
+
+    def state(self):
+        """Return the state as a checkpoint holds it, on the CPU."""
+        states = [part.state_dict() for part in (self.model, self.optimizer)]
+        return tree_map_only(torch.Tensor, lambda t: t.detach().cpu(), states)
+
+    def resume(self, state):
+        model, optimizer = state
+        if hasattr(self.optimizer, "narrow_as"):
+            self.optimizer.narrow_as(optimizer)
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+
+
+@pytest.fixture
+def second():
+    with second_device() as device:
+        yield device
+
+
+def test_the_device_refuses_a_tensor_of_the_cpu(second):
+    x, y = torch.ones(2, 2, device=second), torch.ones(2)
+    for mixed in (lambda: x + y, lambda: y.add_(x[0]), lambda: x[y.long()], lambda: x @ y):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+    assert (x + torch.tensor(1.0)).device == SECOND
+    assert torch.tensor([1], device=second).device == SECOND
+    assert torch.equal((x.to("cpu") + y).to(second).cpu(), torch.full((2, 2), 2.0))
+    assert x.add_(1) is x and y.copy_(x[0]) is y and y.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_phase_of_training_is_that_of_the_cpu_also_when_resumed(name):
+    cfg, steps = METHODS[name]
+    here = Training(cfg, "cpu")
+    wanted = here.fit(0, steps)
+    with second_device() as device:
+        first, second = Training(cfg, device), Training(cfg, device)
+        rows = [first.fit(0, steps - 2)]
+        second.resume(first.state())
+        found = pd.concat([*rows, second.fit(steps - 2, steps)])
+        assert {p.device for p in second.model.parameters()} == {SECOND}
+        state = second.state()[0]
+    for column in wanted.columns.drop(["step_ms", "training_macs"]):
+        assert found[column].tolist() == pytest.approx(wanted[column].tolist(), rel=1e-4), column
+    for key, value in here.model.state_dict().items():
+        torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-5, msg=key)
