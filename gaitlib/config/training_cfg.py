@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -378,9 +379,17 @@ class TrainerCfg(Section):
     _one_transform = field_validator("transform", mode="before")(
         lambda value: (value,) if isinstance(value, Mapping) else value
     )
-    _no_teacher = field_validator("teacher", mode="before")(
-        lambda value: None if value == "none" else value
-    )
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _a_teacher_is_the_baseline_or_a_file(cls, value: Any) -> Any:
+        if value == "none":
+            return None
+        if isinstance(value, str) and value != "baseline" and not Path(value).suffix:
+            raise ValueError(
+                f"{value!r} is no checkpoint's file: write baseline, none, or a path such as "
+                "runs/other/baseline/checkpoints/GaitBase-80000.pt"
+            )
+        return value
 
 
 class EvaluatorCfg(Section):

@@ -156,3 +156,11 @@ def test_keys_that_change_nothing_are_listed_in_one_warning(caplog):
     caplog.clear()
     load_experiment(None, {"trainer_cfg.sync_BN": True, "trainer_cfg.find_unused_parameters": True})
     assert not caplog.records
+
+
+def test_a_teacher_is_the_baseline_a_file_or_nobody():
+    key = "trainer_cfg.teacher"
+    for given, teacher in (("none", None), ("baseline", "baseline"), ("a/b.pt", "a/b.pt")):
+        assert load_experiment(None, {key: given}).trainer_cfg.teacher == teacher
+    with pytest.raises(ConfigError, match="'Baseline' is no checkpoint's file: write baseline"):
+        load_experiment(None, {key: "Baseline"})
