@@ -379,6 +379,7 @@ class TrainerCfg(Section):
     _one_transform = field_validator("transform", mode="before")(
         lambda value: (value,) if isinstance(value, Mapping) else value
     )
+
     @field_validator("teacher", mode="before")
     @classmethod
     def _a_teacher_is_the_baseline_or_a_file(cls, value: Any) -> Any:
