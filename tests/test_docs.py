@@ -49,6 +49,13 @@ RUN = {
     "test_a_killed_study_keeps_its_points_and_a_killed_workers_point_goes_on_once_more",
     "gaitlib clean": "steps/test_clean.py::"
     "test_leftovers_are_listed_and_removed_and_nothing_else_is",
+    "gaitlib walker-video": "recognise/test_commands.py::"
+    "test_a_video_of_a_walker_has_names_in_one_command",
+    "gaitlib enroll": "recognise/test_commands.py::"
+    "test_a_video_of_a_walker_has_names_in_one_command",
+    "gaitlib identify": "recognise/test_commands.py::"
+    "test_a_video_of_a_walker_has_names_in_one_command",
+    "gaitlib forget": "recognise/test_commands.py::test_embeddings_are_kept_named_and_forgotten",
     "gaitlib notebooks": "test_notebooks.py::test_gaitlib_notebooks_executes_one_from_the_shell",
     "torchrun": "steps/test_torchrun.py::"
     "test_two_processes_train_test_and_compress_from_the_command_line",
@@ -60,6 +67,7 @@ RUN = {
 NOT_RUN = {
     "make workbook": "minutes of training; `gaitlib notebooks`, which it calls, is run",
     "make study": "an hour of training; `gaitlib study` and notebook 6 are run",
+    "make deploy": "a minute or two; notebook 7 is run at smoke size",
     "make test": "it is what runs the tests; CI calls it (.ci/run)",
     "make browser-test": "it runs tests; CI calls it",
     "make bench": "a quarter of an hour",
