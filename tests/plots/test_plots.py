@@ -77,6 +77,14 @@ def network():
     return graph
 
 
+ROC = pd.DataFrame({"false_accepts": [1.0, 10.0, 100.0], "identified": [20.0, 60.0, 95.0]})
+RANKS = pd.DataFrame({"k": [1, 2], "share": [90.0, 100.0]})
+RATES = pd.DataFrame(
+    {"named_right": [70.0, 80.0], "false_accepts": [0.0, 5.0]},
+    index=pd.MultiIndex.from_product([["NM"], ["000", "090"]], names=["condition", "view"]),
+)
+SPEED = pd.DataFrame({"ms_per_walk": [8.25], "walks_per_second": [150.0]}, index=["dense"])
+WALKS = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0], "subject": "025", "condition": "NM"})
 MAPS = {"dense": matrices(95), "compressed": matrices(93)}
 IMAGE = CLIP[0]
 # function, its arguments, axes (colour bars and twins included), a text that must be in it
@@ -106,6 +114,10 @@ CASES = [
     (plots.accuracy_and_cost, (SUMMARY,), 1, "MMAC per frame (log axis)"),
     (plots.frontier_by_condition, (SUMMARY,), 2, "CL, in a coat"),
     (plots.paired_differences, (DIFFERENCES, "hesso"), 1, "dense"),
+    (plots.recognition_curves, ({"dense": ROC}, {"dense": RANKS}), 2, "Rank curve: no threshold"),
+    (plots.rates_by_view, ({"dense": RATES},), 2, "NM, normal"),
+    (plots.speed_bars, (SPEED,), 2, "8.25"),
+    (plots.embedding_map, ({"dense": WALKS},), 1, "025"),
     (plots.cuts_by_method, (cuts(CUT, POINTS),), 2, "HESSO (five scores)   0.5"),
 ]
 
