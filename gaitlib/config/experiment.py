@@ -107,12 +107,9 @@ class Experiment(Section):
                     "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
                     "HESSO: write cycle_momentum: false"
                 )
-            if self.quantizes and self.compression.distils and self.logit_scale is None:
-                raise ValueError(
-                    f"{chosen}_optimizer_cfg.distillation {self.compression.distillation:g} "
-                    "compares logits, which only a CrossEntropyLoss trains: add one to loss_cfg, "
-                    "or leave distillation out"
-                )
+            if self.quantizes and self.compression.distils:
+                weight = self.compression.distillation
+                self._check_logits(f"{chosen}_optimizer_cfg.distillation", f"{weight:g}")
             try:
                 self.compression.check_fits(self.trainer_cfg.total_iter)
             except ValueError as error:
@@ -122,16 +119,19 @@ class Experiment(Section):
         teacher = self.trainer_cfg.teacher
         if teacher is None:
             return
-        said = f"trainer_cfg.teacher {teacher}"
-        if self.logit_scale is None:
-            raise ValueError(
-                f"{said} compares logits, which only a CrossEntropyLoss trains: add one to "
-                "loss_cfg, or leave teacher out"
-            )
+        self._check_logits("trainer_cfg.teacher", teacher)
         if self.compression is not None and self.compression.steps is not None:
             raise ValueError(
-                f"{said}: steps {self.compression.steps} does not count what a teacher costs: "
-                "leave one of them out"
+                f"trainer_cfg.teacher {teacher}: steps {self.compression.steps} does not count "
+                "what a teacher costs: leave one of them out"
+            )
+
+    def _check_logits(self, key: str, value: str) -> None:
+        """Refuse a key that compares logits if no loss trains them."""
+        if self.logit_scale is None:
+            raise ValueError(
+                f"{key} {value} compares logits, which only a CrossEntropyLoss trains: add one to "
+                f"loss_cfg, or leave {key.rpartition('.')[2]} out"
             )
 
     def check_subjects(self, num_train: int) -> None:
