@@ -19,10 +19,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from gaitlib.data.alignment import SIZE
-from gaitlib.data.mask_files import MaskFile, Part, divide
+from gaitlib.data.mask_files import Part, divide
 from gaitlib.data.mask_layouts import GALLERY, Key, number_galleries
 from gaitlib.data.mask_set import (
-    Prepared,
     Understanding,
     frames_of,
     prepare_file,
@@ -229,9 +228,7 @@ def _pretreat_part(
     def is_there(key: Key) -> bool:
         return key[1] != GALLERY and frames_there(key) > 0
 
-    def prepare(file: MaskFile) -> list[Prepared]:
-        return prepare_file(file, understood.reading, size)
-
+    prepare = partial(prepare_file, reading=understood.reading, size=size)
     files, outcome.masks = sort_by_walk(
         part, outcome.skipped, understood.layout, is_there, prepare, top
     )

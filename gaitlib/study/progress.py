@@ -1,9 +1,9 @@
 """How far a training is, in words, read from the files that it writes."""
 
-import csv
 from pathlib import Path
 
 from gaitlib.config import read_yaml
+from gaitlib.train.history import Rows, read_rows
 
 LAST_ROWS = 5  # whose time per step says how long the rest takes
 
@@ -26,19 +26,19 @@ def training_words(folder: Path, since: float = 0.0) -> str:
     rows, total = _rows(log), _total_iterations(log.with_name("config.yaml"))
     if not rows or total is None:
         return ""
-    done, last = int(float(rows[-1]["iteration"])), rows[-LAST_ROWS:]
+    done, last = int(rows[-1]["iteration"]), rows[-LAST_ROWS:]
     if done >= total:
         return ""
-    step = sum(float(row["step_ms"]) for row in last) / len(last) / 60_000  # minutes
+    step = sum(row["step_ms"] for row in last) / len(last) / 60_000  # minutes
     left = (total - done) * step
     time_left = f"{left:.0f} min left" if left >= 1 else "under a minute left"
-    return f"{log.parent.name} {done}/{total}, loss {float(rows[-1]['total']):.2f}, {time_left}"
+    return f"{log.parent.name} {done}/{total}, loss {rows[-1]['total']:.2f}, {time_left}"
 
 
 def last_row(stage: Path) -> dict[str, float] | None:
     """Return iteration and total loss of the last row of a stage's history; None without one."""
     rows = _rows(stage / "history.csv")
-    return {key: float(rows[-1][key]) for key in ("iteration", "total")} if rows else None
+    return {key: rows[-1][key] for key in ("iteration", "total")} if rows else None
 
 
 def _modified(path: Path) -> float:
@@ -48,14 +48,13 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def _rows(log: Path) -> list[dict[str, str]]:
-    """Return the complete rows of a history; it is being written."""
+def _rows(log: Path) -> Rows:
+    """Return the rows of a history, which is being written."""
     try:
-        text = log.read_text()
-    except OSError:
+        rows = read_rows(log)
+    except OSError:  # a new training has just set it aside
         return []
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-    return [row for row in rows if row.get("step_ms") and row.get("total")]
+    return [row for row in rows if "step_ms" in row and "total" in row]
 
 
 def _total_iterations(config: Path) -> int | None:

@@ -15,6 +15,7 @@ from gaitlib.config import Experiment
 from gaitlib.model import network_cost
 from gaitlib.report.run_tables import channels_kept, short_name
 from gaitlib.runs import Run
+from gaitlib.steps.networks import newest_checkpoint
 from gaitlib.study.methods import (
     METHODS,
     absolute_macs,
@@ -111,10 +112,8 @@ def _resumed_if_begun(run: str, point: Point) -> Experiment:
 
 def _taught(run: str, point: Point, experiment: Experiment) -> Experiment:
     """Return the experiment that learns from the last checkpoint of the point's teacher."""
-    cfg = experiment.trainer_cfg
-    folder = runs.stage_dir(run_of(run, point.needs[TEACHER]), "baseline") / "checkpoints"
-    path = find_checkpoint(folder, cfg.save_name, "latest")
-    taught = cfg.model_copy(update={"teacher": str(path)})
+    path = newest_checkpoint(Run(run_of(run, point.needs[TEACHER]), experiment), "baseline")
+    taught = experiment.trainer_cfg.model_copy(update={"teacher": str(path)})
     return experiment.model_copy(update={"trainer_cfg": taught})
 
 
