@@ -1,5 +1,6 @@
 """Distillation: a network that is trained also learns the logits of one that is not."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -72,12 +73,17 @@ class Teacher:
             total = total + self.weight * loss
         return total, {**scalars, self.term: loss.detach()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what tells this teacher from another one: a digest of its numbers."""
+    @functools.cached_property
+    def digest(self) -> str:
+        """What tells this teacher's numbers from those of another one."""
         content = hashlib.sha256()
         for name, value in self.network.state_dict().items():
             content.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return {"digest": content.hexdigest()[:16]}
+        return content.hexdigest()[:16]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the digest."""
+        return {"digest": self.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with this teacher.
@@ -85,6 +91,5 @@ class Teacher:
         Raises:
             ValueError: if the state is another teacher's.
         """
-        ours = self.state_dict()["digest"]
-        if state["digest"] != ours:
-            raise ValueError(f"its teacher was another network ({state['digest']}, now {ours})")
+        if (before := state["digest"]) != self.digest:
+            raise ValueError(f"its teacher was another network ({before}, now {self.digest})")
