@@ -59,10 +59,14 @@ class BaseSilCuttingTransform:
     def __call__(self, clips: Tensor) -> Tensor:
         """Cut and divide."""
         width = clips.shape[-1]
-        cutting = width // 64 * 10 if self.cutting is None else self.cutting
+        cutting = self.columns_of(width)
         if not 0 <= 2 * cutting < width:
             raise ValueError(f"cutting {cutting} columns off both sides of {width} keeps no column")
         return _divide(clips[..., cutting : width - cutting], self.divsor)
+
+    def columns_of(self, width: int) -> int:
+        """Return how many columns each side of frames of this width loses."""
+        return width // 64 * 10 if self.cutting is None else self.cutting
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,9 @@ class Recogniser:
             raise ValueError(f"the walk has {fault}")
         rows, columns = self.frame_size
         height, width = frames.shape[1:]
-        uncut = height == rows and width != columns
-        if uncut and 0 < width - 2 * (width // 64 * 10) == columns:
-            frames = frames[:, :, width // 64 * 10 : width - width // 64 * 10]
+        cutting = BaseSilCuttingTransform().columns_of(width)
+        if height == rows and width != columns == width - 2 * cutting:
+            frames = frames[:, :, cutting : width - cutting]
         if tuple(frames.shape[1:]) != (rows, columns):
             raise ValueError(
                 f"frames of {height} x {width}, and the network sees {rows} x {columns}: `gaitlib "
