@@ -1,15 +1,17 @@
 """What pruning gains at inference: latency compared with the ideal, the share of MACs left.
 
-Both sides are counted in MACs, so the ratio of their rates is 1 if half of the MACs take half of
-the time. The target applies to the ``group_divisible`` of the full-size experiment; other values
-are measured for comparison.
+Without half of the channels, both sides are counted in MACs, so the ratio of their rates is 1 if
+half of the MACs take half of the time. The target applies to the ``group_divisible`` of the
+full-size experiment; other values are measured for comparison. At a quarter of the MACs the ratio
+is that of the times.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks.networks import compressed, experiment_of, network_of
+from benchmarks.networks import compressed, experiment_of, network_of, within_budget
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.deploy.cut_network import drop_bnnecks
 from gaitlib.deploy.onnx_export import OnnxNetwork, export_onnx
@@ -17,6 +19,7 @@ from gaitlib.model.network_cost import macs_per_frame
 from gaitlib.system.device import keep_freed_memory
 
 FRAMES = 10
+QUARTER = 0.25
 
 
 def network(
@@ -36,17 +39,34 @@ def network(
     if not dense:
         model = compressed(model, divisible)
     macs = macs_per_frame(model) * clips * FRAMES
+    embed = _embedding(setting, model, clips, FRAMES, runtime, f"{dense}-{divisible}-{clips}")
+    return Work(embed, macs / 1e9)
+
+
+def quarter(setting: Setting, clips: int, runtime: str, dense: bool = False) -> Work:
+    """Embed clips with the full GaitBase, or with what a budget of a quarter leaves of it."""
+    keep_freed_memory(setting.device)
+    model = network_of("full", setting)
+    if not dense:
+        model = within_budget(model, setting, QUARTER, DEFAULT)
+    name = f"{dense}-quarter-{clips}"
+    return Work(_embedding(setting, model.eval(), clips, FRAMES, runtime, name), clips)
+
+
+def _embedding(
+    setting: Setting, model: torch.nn.Module, clips: int, frames: int, runtime: str, name: str
+) -> Callable[[], None]:
     model = drop_bnnecks(model)
-    sils = torch.rand(clips, FRAMES, 64, 44, device=setting.device)
+    sils = torch.rand(clips, frames, 64, 44, device=setting.device)
     if runtime == "onnx":
-        model = _onnx(setting, model, f"{dense}-{divisible}-{clips}")
+        model = _onnx(setting, model, name)
         sils = sils.cpu()
 
     def run() -> None:
         with torch.inference_mode():
             model.embed(sils)
 
-    return Work(run, macs / 1e9)
+    return run
 
 
 def _onnx(setting: Setting, model: torch.nn.Module, name: str) -> OnnxNetwork:
@@ -54,12 +74,13 @@ def _onnx(setting: Setting, model: torch.nn.Module, name: str) -> OnnxNetwork:
     return OnnxNetwork(export_onnx(model.cpu(), path))
 
 
+NAMES = {"torch": "torch", "onnx": "ONNX Runtime"}
 DEFAULT = experiment_of("full").compression.group_divisible
 
 
 def _against_dense(runtime: str, clips: int, divisible: int) -> Row:
     arguments = {"clips": clips, "runtime": runtime}
-    name = {"torch": "torch", "onnx": "ONNX Runtime"}[runtime]
+    name = NAMES[runtime]
     left = f"channels a multiple of {divisible}" if divisible > 1 else "any number of channels"
     return Row(
         f"GaitBase without half of its channels, {left}: {name}, batch {clips}",
@@ -72,12 +93,29 @@ def _against_dense(runtime: str, clips: int, divisible: int) -> Row:
     )
 
 
+def _quarter(runtime: str, clips: int) -> Row:
+    arguments = {"clips": clips, "runtime": runtime}
+    return Row(
+        f"GaitBase with a quarter of its MACs, channels a multiple of {DEFAULT}: {NAMES[runtime]},"
+        f" batch {clips}",
+        "its dense self",
+        (quarter, arguments),
+        (quarter, arguments | {"dense": True}),
+        "clips/s",
+        target=0.35,
+        at_most=True,
+        seconds=10,
+    )
+
+
 ROWS = {
     f"{runtime}-{clips}{'' if divisible == DEFAULT else f'-by{divisible}'}": _against_dense(
         runtime, clips, divisible
     )
-    for runtime in ("torch", "onnx")
+    for runtime in NAMES
     for clips in (1, 16)
     for divisible in (1, 8, 16)
     if clips == 1 or divisible == DEFAULT
+} | {
+    f"quarter-{runtime}-{clips}": _quarter(runtime, clips) for runtime in NAMES for clips in (1, 16)
 }

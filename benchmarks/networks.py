@@ -6,12 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import ROOT, Setting
-from gaitlib.config import Experiment, load_experiment
+from gaitlib.config import Experiment, HessoCfg, load_experiment
+from gaitlib.data.batches import training_batches
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
-from gaitlib.model import GaitBase, build_model
+from gaitlib.model import GaitBase, build_losses, build_model
 from gaitlib.prune import oto
 from gaitlib.prune.graph import Graph
+from gaitlib.prune.hesso import build_hesso
 from gaitlib.prune.importance import choose
+from gaitlib.steps.dataset import transform_of
+from gaitlib.train.loop import fit
 from walkers import make_walkers
 
 EXPERIMENTS = {
@@ -47,6 +51,32 @@ def compressed(model: GaitBase, divisible: int = 1, share: float = 0.5) -> nn.Mo
     chosen = choose(scores, [[] for _ in groups], quota, divisible)
     graph.zero(dict(zip((group.id for group in groups), chosen, strict=True)))
     return graph.slice().eval()
+
+
+def within_budget(model: GaitBase, setting: Setting, share: float, divisible: int) -> GaitBase:
+    """Return the network at ``share`` of its MACs, after six steps of a run with that budget."""
+    cfg = HessoCfg(
+        variant="sgd",
+        lr=0.01,
+        target_macs=share,
+        start_pruning_step=2,
+        pruning_steps=4,
+        pruning_periods=2,
+        group_divisible=divisible,
+    )
+    experiment = experiment_of("full")
+    losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
+    batches = training_batches(
+        sequences(setting, cache=True),
+        seed=0,
+        start=0,
+        stop=6,
+        batch_size=(4, 2),
+        frames_num_fixed=4,
+    )
+    optimizer = build_hesso(graph_of(model), cfg)
+    fit(model, batches, transform_of(experiment.trainer_cfg), losses, optimizer, log_iter=6)
+    return model
 
 
 def walkers(setting: Setting, frames: tuple[int, int] = (60, 100)) -> Path:
