@@ -10,6 +10,7 @@ NAME ?= quickstart-study
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
 OF_A_STUDY := notebooks/06_study.ipynb
 DEPLOY := notebooks/07_deploy.ipynb
+SHORTENED := $(patsubst %,build/nbval/%,$(filter-out $(OF_A_STUDY) $(DEPLOY),$(NOTEBOOKS)))
 BIN := .venv/bin
 UV := 0.13.8
 READY := .venv/.ready
@@ -26,7 +27,8 @@ export PYTHONHASHSEED ?= 0
 # JupyterLab's open tabs are this project's own.
 export JUPYTERLAB_WORKSPACES_DIR ?= $(CURDIR)/build/lab
 
-.PHONY: help workbook deploy study test test-code test-notebooks browser-test bench lint lock lab notebooks docs clean
+.PHONY: help workbook deploy study test test-units test-papermill test-notebooks \
+	browser-test bench gpu-check lint lock lab notebooks docs clean
 
 help:
 	@echo "make workbook   run the five notebooks with $(CFGS) and print a table of the results"
@@ -34,10 +36,11 @@ help:
 	@echo "make deploy     run notebook 7 on that run's networks: enrol people and identify them (RUN=my-run, CFGS=...)"
 	@echo "make study      train the missing networks of $(STUDY), then run notebook 6 on their table"
 	@echo "                (STUDY=params/studies/mine.yaml NAME=mine for another; under an hour on 2 cores)"
-	@echo "make test       unit tests, every notebook at smoke size (papermill), the committed notebooks (nbval)"
+	@echo "make test       unit tests, every notebook at smoke size (papermill), the committed ones shortened (nbval)"
 	@echo "make lab        JupyterLab on the notebooks and the page that leads through them (LAB=--no-browser for a server)"
 	@echo "make browser-test  notebooks 1 and 5 in that lab, in chromium; screenshots in build/browser"
 	@echo "make bench      measure the speed against what people use; writes benchmarks/results (a quarter of an hour)"
+	@echo "make gpu-check  on a machine with a GPU: its tests, training in each number format, the benchmarks; one table"
 	@echo "make notebooks  run the notebooks again and keep their outputs and figures/quickstart"
 	@echo "make lint       ruff over code and notebooks, and the notebooks' saved form"
 	@echo "make lock       write constraints-hashes.txt: constraints.txt with the hashes of the package index"
@@ -74,27 +77,38 @@ study: $(READY)
 	@$(BIN)/gaitlib study $(STUDY)
 	@$(BIN)/gaitlib notebooks $(OF_A_STUDY) --run $(NAME)
 
+# The notebooks of both kinds run side by side, with one thread each.
 test: $(READY)
-	@echo "part 1 of 2: unit tests, then every notebook at smoke size"
-	@$(MAKE) --no-print-directory test-code
-	@echo "part 2 of 2: the committed notebooks"
-	@$(MAKE) --no-print-directory test-notebooks
+	@echo "part 1 of 2: unit tests"
+	@$(MAKE) --no-print-directory test-units
+	@echo "part 2 of 2: every notebook at smoke size, and the committed ones with fewer iterations"
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 --output-sync test-papermill test-notebooks
 
-test-code: $(READY)
+test-units: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not notebooks and not browser"
+
+test-papermill: $(READY)
 	$(BIN)/pytest -m notebooks
 
-test-notebooks: $(READY)
-	@mkdir -p build/nbval data && ln -sfn ../../data build/nbval/data
+# nbval compares the outputs tagged for it, none of which depends on the number of iterations.
+test-notebooks: $(SHORTENED) $(READY)
+	@mkdir -p data && ln -sfn ../../data build/nbval/data
 	GAITLIB_WORKSPACE=$(CURDIR)/build/nbval $(BIN)/pytest --nbval-lax --nbval-current-env \
 		--nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 900 -p no:cacheprovider \
-		$(filter-out $(DEPLOY),$(NOTEBOOKS))
+		$(SHORTENED) $(OF_A_STUDY)
+
+build/nbval/notebooks/%.ipynb: notebooks/%.ipynb tests/smoke/short.yaml $(READY)
+	@mkdir -p $(@D)
+	@$(BIN)/papermill --prepare-only --log-level ERROR $< $@ -f tests/smoke/short.yaml -k python3
 
 browser-test: $(READY)
 	$(BIN)/pytest tests/test_browser.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+gpu-check: $(READY)
+	@$(BIN)/python -m benchmarks.gpu_check
 
 # Jupyter refuses root unless told; in a container there is often nobody else.
 ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -71,6 +71,7 @@ NOT_RUN = {
     "make test": "it is what runs the tests; CI calls it (.ci/run)",
     "make browser-test": "it runs tests; CI calls it",
     "make bench": "a quarter of an hour",
+    "make gpu-check": "it needs a GPU; --rehearse runs its commands without one, in minutes",
     "make lint": "CI calls it",
     "make notebooks": "minutes of training, and it changes the committed notebooks",
     "make lock": "it asks the package index; tests/test_house.py compares what it wrote",

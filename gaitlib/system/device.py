@@ -13,7 +13,11 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(
-    device: str = "auto", local_rank: int = 0, local_processes: int = 1
+    device: str = "auto",
+    local_rank: int = 0,
+    local_processes: int = 1,
+    *,
+    share_gpu: bool = False,
 ) -> torch.device:
     """Return the device: ``auto`` is the GPU, or the CPU if there is none.
 
@@ -21,6 +25,8 @@ def choose_device(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         local_rank: the number of this process on its machine; it gets the GPU of that number.
         local_processes: the number of processes on this machine.
+        share_gpu: several processes may name one GPU, ``cuda:N``. It is slower than one process,
+            and a way to test a job of several processes where there is one GPU.
 
     Raises:
         ValueError: for another device, if CUDA is requested and absent, or if processes would have
@@ -41,6 +47,8 @@ def choose_device(
         raise ValueError(
             f"device {device!r} is not available ({count} GPUs): write 'auto' or 'cpu'"
         )
+    if share_gpu and chosen.index is not None:
+        return chosen
     if local_processes > 1 and chosen.index is not None:
         raise ValueError(
             f"device {device!r} names one GPU for {local_processes} processes: write 'cuda'"

@@ -43,7 +43,9 @@ class LostProcessError(RuntimeError):
 
 
 @contextlib.contextmanager
-def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[torch.device]:
+def process_group(
+    device: str = "auto", timeout: float = 600.0, *, share_gpu: bool = False
+) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if any, and yield this one's device.
 
     If another process does not answer for ``timeout`` seconds, this one prints which, and ends with
@@ -52,6 +54,8 @@ def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[torc
     Args:
         device: as in `choose_device`.
         timeout: seconds to wait for the others at the start, and for their signs of life later.
+        share_gpu: as in `choose_device`; the processes of one GPU connect over gloo, because NCCL
+            needs a GPU for each.
 
     Raises:
         ValueError: as `choose_device`.
@@ -59,7 +63,7 @@ def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[torc
         LostProcessError: if a collective in the block finds that another process has ended.
     """
     local = _from_torchrun("LOCAL_RANK", 0), _from_torchrun("LOCAL_WORLD_SIZE", 1)
-    chosen = choose_device(device, *local)
+    chosen = choose_device(device, *local, share_gpu=share_gpu)
     if _from_torchrun("WORLD_SIZE", 1) == 1:
         yield chosen
         return
@@ -67,7 +71,7 @@ def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[torc
         torch.cuda.set_device(chosen)
     threading.Thread(target=_stop_without_launcher, args=(os.getppid(),), daemon=True).start()
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    nccl = chosen.type == "cuda" and dist.is_nccl_available()  # not on Windows
+    nccl = chosen.type == "cuda" and not share_gpu and dist.is_nccl_available()  # not on Windows
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     here, size = launched_rank(), _from_torchrun("WORLD_SIZE", 1)
     try:

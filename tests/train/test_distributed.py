@@ -56,10 +56,10 @@ def _gradients(experiment, data):
     return gradients, total.detach(), scalars
 
 
-def _pruned(experiment, data, run):
+def _pruned(experiment, data, run, device="cpu"):
     """Train and prune; give the weights, the state of the pruner and the history."""
     torch.manual_seed(0)
-    model = steps.build_network(experiment, torch.device("cpu"))
+    model = steps.build_network(experiment, torch.device(device))
     optimizer = steps.build_optimizer(experiment, model, oto.trace(model))
     history = steps.train_stage(Run(run, experiment), "hesso", model, data, optimizer)
     return model, optimizer.pruner.state_dict(), history
@@ -120,11 +120,15 @@ def _refusal(experiment, data, **trainer_cfg):
     return "accepted"
 
 
-def _rank(rank, port, root, folder):
+def _join(rank, port, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     os.environ["GAITLIB_WORKSPACE"] = str(folder)
+
+
+def _rank(rank, port, root, folder):
+    _join(rank, port, folder)
     with distributed.process_group("cpu"):
         found = _everything(root, "two")
         experiment = small_experiment(root)
@@ -141,6 +145,31 @@ def _rank(rank, port, root, folder):
     os._exit(0)  # gloo's threads have been seen to abort a process at its ordinary end
 
 
+def _rank_on_a_gpu(rank, port, root, folder, device):
+    _join(rank, port, folder)
+    with distributed.process_group(device, share_gpu=True) as chosen:
+        found = _within_half(root, "two", chosen)
+    torch.save(found, folder / f"{rank}.pt")
+    os._exit(0)
+
+
+def _within_half(root, run, device):
+    """Train to half of the multiply-adds and test; give the widths, the losses and the results."""
+    experiment = small_experiment(root, **AUGMENTED)
+    experiment = load_experiment(experiment.sections(), {"hesso_optimizer_cfg.target_macs": 0.5})
+    data = steps.open_data(experiment)
+    model, _, history = _pruned(experiment, data, run, device)
+    _, evaluation = steps.evaluate_network(experiment, model, data)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return {"shapes": shapes, "losses": history["total"].tolist(), "rank1": evaluation.rank1}
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
@@ -153,10 +182,7 @@ def found(tmp_path_factory):
             one = _everything(root, "one")
     finally:
         torch.set_num_threads(threads)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, args=(port, root, folder), nprocs=2)
+    mp.spawn(_rank, args=(_free_port(), root, folder), nprocs=2)
     two = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     saved = folder / "runs/own-statistics/hesso/checkpoints/GaitBase-00010.pt"
     experiment = small_experiment(root)
@@ -244,3 +270,16 @@ def test_what_two_processes_cannot_do_is_refused_with_the_reason(found):
     for rank in found[1]:
         assert "SyncBatchNorm on GPUs only. Write sync_BN: false" in rank["sync_BN"]
         assert "batch_size [3, 3] makes 9 clips" in rank["indivisible"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_two_processes_share_a_gpu_and_train_as_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    root = tmp_path / "walkers"
+    one = _within_half(root, "one", "cuda:0")
+    mp.spawn(_rank_on_a_gpu, args=(_free_port(), root, tmp_path, "cuda:0"), nprocs=2)
+    for rank in (0, 1):
+        two = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert two["losses"] == pytest.approx(one["losses"], abs=1e-2)
+        assert two["shapes"] == one["shapes"] and two["rank1"].keys() == one["rank1"].keys()
