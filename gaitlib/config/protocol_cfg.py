@@ -151,11 +151,16 @@ def protocol_of(value: Any) -> Any:
     """Replace the name of a built-in protocol by its declaration.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or the value is neither a name nor a declaration.
     """
-    if not isinstance(value, str):
-        return value
     known = built_in_protocols()
+    if value is None or isinstance(value, Mapping | ProtocolCfg):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(
+            f"protocol is {value!r}: write the name of a built-in one ({', '.join(known)}), or a "
+            "declaration with gallery and probes"
+        )
     if value not in known:
         raise ValueError(f"unknown protocol {value!r}; {nearest(value, known)}")
     return known[value]

@@ -20,7 +20,15 @@ from gaitlib.data.casia_b import join_some
 from gaitlib.evaluate.evaluation import Averaging, Evaluation, mean_rank1, rank1_by_view
 from gaitlib.evaluate.features import distance
 from gaitlib.evaluate.ranking import hits_per_view, nearest_subjects, rank_in_whole_gallery
-from gaitlib.evaluate.roles import Lists, assign_roles, sequence_ids, view_names, views_of
+from gaitlib.evaluate.roles import (
+    Lists,
+    assign_roles,
+    idle_patterns,
+    patterns_of,
+    sequence_ids,
+    view_names,
+    views_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -330,11 +338,15 @@ def _check_features(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _list_absent(table: pd.DataFrame, protocol: ProtocolCfg, lists: Lists) -> list[str]:
-    """List the sequences that a list of the protocol names and the test set lacks."""
-    galleries = [protocol.gallery_of(condition) for condition in protocol.conditions]
-    named = dict.fromkeys(p for side in (*protocol.probes.values(), *galleries) for p in side)
+    """List what the protocol names and the test set lacks: listed sequences, and types.
+
+    A built-in protocol has types that a data set may do without; an own one may have misspelt them.
+    """
     ids, problems = set(sequence_ids(table)), []
-    for name in named.keys() & lists.keys():
+    if protocol.name not in built_in_protocols() and (idle := idle_patterns(table, protocol)):
+        types = join_some(sorted(set(table["type"])))
+        problems.append(f"no sequence matches {', '.join(map(repr, idle))}; the types are {types}")
+    for name in set(patterns_of(protocol)) & lists.keys():
         if absent := sorted(set(lists[name]) - ids):
             problems.append(
                 f"{len(absent)} of {len(lists[name])} sequences of {name} are not in the test set: "

@@ -68,19 +68,42 @@ def _select(table: pd.DataFrame, patterns: Sequence[str], lists: Lists) -> np.nd
     for pattern in patterns:
         if pattern == REST:
             continue
-        if pattern.isupper() and pattern.endswith("_SET"):
+        if _names_a_list(pattern):
             chosen |= _listed(table, pattern, lists)
-            continue
-        parts = pattern.split("/") if "/" in pattern else ("*", pattern, "*")
-        if len(parts) != len(COLUMNS):
-            raise ValueError(f"protocol: {pattern!r} is neither a type nor <subject>/<type>/<view>")
-        match = np.ones(len(table), dtype=bool)
-        for column, part in zip(COLUMNS, parts, strict=True):
-            if part != "*":
-                names = [name for name in table[column].unique() if fnmatchcase(name, part)]
-                match &= table[column].isin(names).to_numpy()
-        chosen |= match
+        else:
+            chosen |= _matching(table, pattern)
     return chosen
+
+
+def _names_a_list(pattern: str) -> bool:
+    return pattern.isupper() and pattern.endswith("_SET")
+
+
+def _matching(table: pd.DataFrame, pattern: str) -> np.ndarray:
+    parts = pattern.split("/") if "/" in pattern else ("*", pattern, "*")
+    if len(parts) != len(COLUMNS):
+        raise ValueError(f"protocol: {pattern!r} is neither a type nor <subject>/<type>/<view>")
+    match = np.ones(len(table), dtype=bool)
+    for column, part in zip(COLUMNS, parts, strict=True):
+        if part != "*":
+            names = [name for name in table[column].unique() if fnmatchcase(name, part)]
+            match &= table[column].isin(names).to_numpy()
+    return match
+
+
+def patterns_of(protocol: ProtocolCfg) -> list[str]:
+    """Return the patterns of both sides, each once."""
+    sides = [*protocol.probes.values(), *map(protocol.gallery_of, protocol.conditions)]
+    return list(dict.fromkeys(pattern for side in sides for pattern in side))
+
+
+def idle_patterns(table: pd.DataFrame, protocol: ProtocolCfg) -> list[str]:
+    """Return the patterns that match no sequence; lists of the partition are none."""
+    return [
+        pattern
+        for pattern in patterns_of(protocol)
+        if pattern != REST and not _names_a_list(pattern) and not _matching(table, pattern).any()
+    ]
 
 
 def _listed(table: pd.DataFrame, name: str, lists: Lists) -> np.ndarray:

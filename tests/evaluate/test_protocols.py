@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from gaitlib.config.protocol_cfg import ProtocolCfg, built_in_protocols
+from gaitlib.config.protocol_cfg import ProtocolCfg, built_in_protocols, protocol_of
 from gaitlib.evaluate import (
     Averaging,
     bootstrap_drop,
@@ -296,6 +296,18 @@ def test_a_declared_protocol_averages_over_probes_and_may_count_the_identical_vi
     found = evaluate_features(features, table, pairs)
     assert found.rank1["all"] == pytest.approx(found.rank1_by_view["all"].to_numpy().mean())
     assert from_results(to_results(found))["all"].shape == (2, 2)
+
+
+def test_a_misspelt_type_of_an_own_protocol_is_named():
+    table, features = made_up(("00", "01"), ("000", "090"))
+    found = evaluate_features(features, table, ProtocolCfg(gallery=["01"], probes=["00", "O0"]))
+    assert "no sequence matches 'O0'; the types are 00, 01" in found.problems
+
+
+@pytest.mark.parametrize("value", [5, ["casia-b"], True])
+def test_a_protocol_that_is_neither_a_name_nor_a_declaration_is_refused(value):
+    with pytest.raises(ValueError, match="write the name of a built-in one \\(casia-b, "):
+        protocol_of(value)
 
 
 @pytest.mark.parametrize(
