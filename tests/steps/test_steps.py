@@ -18,6 +18,7 @@ from small_experiment import SMALL, small_experiment
 from gaitlib import runs, steps
 from gaitlib.config import ConfigError, load_experiment
 from gaitlib.data.batches import training_batches
+from gaitlib.data.sequence_file import write_sequence
 from gaitlib.deploy.network_file import load_network
 from gaitlib.model.network_cost import layer_table
 from gaitlib.prune import oto
@@ -72,6 +73,23 @@ def test_a_mapped_file_gives_loading_processes_the_same_batches(data, tmp_path, 
     found = list(training_batches(mapped.train, **settings, num_workers=2))
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.clips, theirs.clips) and torch.equal(ours.labels, theirs.labels)
+
+
+def test_frames_of_other_sizes_to_train_on_and_to_test_are_refused(data, tmp_path):
+    experiment, root = small_experiment(data[0]), tmp_path / "tree"
+    for part in (data[1].train, data[1].test):
+        step = 2 if part is data[1].test else 1
+        for walk in part.table.itertuples():
+            path = root / walk.subject / walk.type / walk.view / f"{walk.view}.pkl"
+            path.parent.mkdir(parents=True)
+            write_sequence(path, part.sequence(walk.Index)[:, ::step, ::step])
+    changed = {
+        "data_cfg.walker": None,
+        "data_cfg.dataset_root": str(root),
+        "data_cfg.dataset_partition": str(data[0] / "partition.json"),
+    }
+    with pytest.raises(ConfigError, match=r"\[64, 64\] .* to train on, and of \[32, 32\] to test"):
+        steps.open_data(load_experiment(experiment.sections(), changed))
 
 
 def test_a_stage_stopped_before_its_first_row_of_history_resumes(train, monkeypatch):
