@@ -67,6 +67,8 @@ FLOAT_FIRST = QUANTIZATION | {
 }
 #: The keys that limit the cost of bits; a section has at most one of them.
 BIT_BUDGETS = ("target_bops", "target_bytes")
+#: The keys that say how many bits weights end at; a section has at most one of them.
+BIT_TARGETS = (*BIT_BUDGETS, "target_bits")
 
 WeightBits = Annotated[int, Field(ge=2, le=MAX_BITS)]
 ActivationBits = Annotated[int, Field(ge=1, le=MAX_BITS)]
@@ -199,8 +201,7 @@ class GetaCfg(HessoCfg):
 
     def _check_late_bits(self) -> None:
         """Check the keys of ``order: float_first`` against one another."""
-        budgets = [key for key in BIT_BUDGETS if getattr(self, key) is not None]
-        rivals = [*budgets, *(["target_bits"] if budgets and self.target_bits is not None else [])]
+        rivals = [key for key in BIT_TARGETS if getattr(self, key) is not None]
         if len(rivals) > 1:
             told = ", ".join(f"{key} {getattr(self, key):g}" for key in rivals)
             raise ValueError(f"{told}: one of them decides the bits of weights: leave one")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from gaitlib.config.compression_cfg import BUDGETS, TARGETS, WITH_BUDGET
 from gaitlib.config.experiment import SECTIONS, Experiment
+from gaitlib.config.geta_cfg import BIT_TARGETS
 from gaitlib.config.opengait_keys import split_off_unused
 from gaitlib.config.section import ConfigError, is_number, nearest, number_as_yaml
 from gaitlib.config.yaml_reader import Place, read_with_lines, read_yaml
@@ -35,7 +36,7 @@ def load_experiment(
         source: a file, or sections. None, or sections that are all empty, mean the quickstart.
         overrides: dotted keys, each replacing one value: ``{"trainer_cfg.total_iter": 10}``.
             List entries count from 0: ``{"loss_cfg.0.margin": 0.3}``. A target of pruning also
-            replaces the other targets of its section: see `TARGETS`.
+            replaces the other targets of its section: see `TARGETS` and `BIT_TARGETS`.
         checks: more checks, by the place of the value that each receives; they raise ValueError or
             TypeError.
 
@@ -64,6 +65,7 @@ def load_experiment(
     for key, value in (overrides or {}).items():
         _set_dotted(values := _copied(values), str(key), value)
         _drop_other_targets(values, str(key), overrides)
+        _drop_other_bits(values, str(key), overrides)
         changed = _place(str(key))
         lines = {p: None if p[: len(changed)] == changed else line for p, line in lines.items()}
         lines[changed] = None  # the value is no longer the file's
@@ -146,6 +148,20 @@ def _drop_other_targets(
         replaced = {"latency"} if target == "target_latency_ms" else set()
     if all((held | new).get(key) is None for key in BUDGETS if key not in replaced):
         replaced |= WITH_BUDGET.keys()
+    for key in replaced:
+        if f"{section}.{key}" not in overrides:
+            held.pop(key, None)
+
+
+def _drop_other_bits(values: Mapping[str, Any], dotted: str, overrides: Mapping[str, Any]) -> None:
+    """If an override says how many bits to end at, remove what the section had for it before."""
+    section, _, target = dotted.rpartition(".")
+    held = values.get(section)
+    if target not in BIT_TARGETS or not isinstance(held, dict) or overrides[dotted] is None:
+        return
+    replaced = {*BIT_TARGETS} - {target}
+    if target == "target_bits":  # it sets these
+        replaced |= {"min_bit_wt", "bit_reduction"}
     for key in replaced:
         if f"{section}.{key}" not in overrides:
             held.pop(key, None)

@@ -8,6 +8,7 @@ import yaml
 
 from gaitlib.config import ConfigError, load_experiment, read_yaml
 from gaitlib.config.compression_cfg import BUDGETS
+from gaitlib.config.geta_cfg import BIT_BUDGETS
 from gaitlib.config.load import QUICKSTART
 from gaitlib.steps.dataset import CHECKS
 
@@ -55,7 +56,8 @@ def test_every_key_refuses_what_cannot_train():
             assert type(bad) in kinds, (key, bad)
             if isinstance(bad, str):
                 assert bad.isprintable(), (key, bad)
-            elif key.rpartition(".")[2] not in BUDGETS:  # a budget may leave everything
+            # a budget may leave everything
+            elif key.rpartition(".")[2] not in (*BUDGETS, *BIT_BUDGETS):
                 assert abs(bad) <= 1, (key, bad)
     logging.disable(logging.NOTSET)
     assert refused + accepted == len(LEAVES) * len(BAD) >= 1500

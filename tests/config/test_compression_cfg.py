@@ -237,6 +237,17 @@ def test_an_overridden_target_replaces_the_files():
         load_experiment(None, {key: 0.7, "geta_optimizer_cfg.target_macs": 0.5})
 
 
+def test_an_overridden_number_of_bits_replaces_the_files():
+    bytes_ = load_experiment(None).compression
+    assert (bytes_.target_bytes, bytes_.min_bit_wt, bytes_.target_bits) == (1 / 16, 2, None)
+    bits = load_experiment(None, {"geta_optimizer_cfg.target_bits": 5}).compression
+    assert bits.bit_plan.weights == BitInterval(5, 5, 0, "wt") and bits.target_bytes is None
+    bops = load_experiment(None, {"geta_optimizer_cfg.target_bops": 0.01}).compression
+    assert (bops.target_bops, bops.target_bytes, bops.min_bit_wt) == (0.01, None, 2)
+    with pytest.raises(ConfigError, match="target_bytes 0.0625 is kept only with order: float_fir"):
+        load_experiment(None, {"geta_optimizer_cfg.order": "qasso"})
+
+
 LONGER = {"geta_optimizer_cfg.steps": "equal_compute"}
 
 
@@ -251,7 +262,7 @@ def test_equal_compute_adds_steps_after_the_cuts_and_stretches_the_learning_rate
     cfg, total = found.compression, found.trainer_cfg.total_iter
     assert total == pytest.approx(150 + (250 - until_150) / 0.25) == 670
     assert cfg.schedule == asked.compression.schedule
-    assert cfg.bit_plan == asked.compression.bit_plan
+    assert cfg.start_bits_step == 190 * total // 250  # with the learning rate
     milestones = [steps * total // 250 for steps in (100, 200)]
     assert found.scheduler_cfg.arguments()["milestones"] == milestones
     assert found.evaluator_cfg.restore_hint == total
@@ -267,7 +278,7 @@ def test_equal_compute_costs_what_dense_steps_cost_to_a_step(total, start, steps
     pruning = {"start_pruning_step": start, "pruning_steps": steps, "pruning_periods": periods}
     changed = {f"geta_optimizer_cfg.{key}": value for key, value in pruning.items()}
     bits = {"start_projection_step": 0, "projection_steps": 1, "projection_periods": 1}
-    changed |= {f"geta_optimizer_cfg.{key}": None for key in (*QUANTIZATION, *bits)}
+    changed |= {f"geta_optimizer_cfg.{key}": None for key in (*FLOAT_FIRST, *bits)}
     found = at_equal_compute(
         load_experiment(None, changed | LONGER | {"trainer_cfg.total_iter": total})
     )

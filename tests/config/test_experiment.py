@@ -86,7 +86,10 @@ HESSO = {
         ({"model_cfg.bin_num": [8]}, ["SeparateFCs.parts_num is 16", "write 8"]),
         ({"model_cfg.SeparateFCs.in_channels": 7}, ["in_channels is 7", "write 64"]),
         ({"model_cfg.SeparateBNNecks.class_num": 3}, ["class_num is 3", "write 24"]),
-        ({"geta_optimizer_cfg.pruning_steps": 500}, ["50 + pruning_steps 500 = 550", "250"]),
+        (
+            {"geta_optimizer_cfg.pruning_steps": 500, "geta_optimizer_cfg.start_bits_step": None},
+            ["50 + pruning_steps 500 = 550", "250"],
+        ),
         ({"geta_optimizer_cfg.pruning_periods": 101}, ["pruning_steps 100", "periods 101"]),
         ({"geta_optimizer_cfg.target_group_sparsity": 1.0}, ["target_group_sparsity", "1.0"]),
         ({"compression_optimizer": "hesso"}, ["hesso_optimizer_cfg is missing", "geta_optimizer"]),
