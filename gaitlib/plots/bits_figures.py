@@ -100,17 +100,21 @@ def bits_schedule(
 def _split_off_constant(
     bits: pd.DataFrame, columns: Mapping[str, list[str]]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the kinds whose bits change, and a line of text about each other one."""
-    changing, constant = {}, []
-    for kind, names in columns.items():
-        lines = bits[names]
-        last = lines.ffill().iloc[-1]
-        if ((lines.max() - lines.min()) < CHANGE).all():
-            ends = sorted({f"{last.min():.3g}", f"{last.max():.3g}"})
-            constant.append(f"(bits of {kind}: {' to '.join(ends)} all the time)")
-        else:
-            changing[kind] = names
-    return (changing, constant) if changing else (dict(columns), [])
+    """Return the kinds whose bits change or differ, and a line of text about each other one.
+
+    If no bits change, as when they are chosen once, the kinds whose layers differ are returned.
+    """
+    spans = {kind: bits[names].max() - bits[names].min() for kind, names in columns.items()}
+    last = {kind: bits[names].ffill().iloc[-1] for kind, names in columns.items()}
+    kept = [kind for kind, span in spans.items() if (span >= CHANGE).any()]
+    kept = kept or [kind for kind, ends in last.items() if ends.max() - ends.min() >= CHANGE]
+    if not kept:
+        return dict(columns), []
+    constant = []
+    for kind in columns.keys() - set(kept):
+        ends = dict.fromkeys((f"{last[kind].min():.3g}", f"{last[kind].max():.3g}"))
+        constant.append(f"(bits of {kind}: {' to '.join(ends)} all the time)")
+    return {kind: columns[kind] for kind in kept}, constant
 
 
 def _name_ends(

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import matplotlib
 import numpy as np
@@ -225,3 +226,11 @@ def test_figures_are_closed_and_leave_tables_alone(draw, tables):
     assert not plt.get_fignums()
     for table, copy in zip(tables, before, strict=True):
         pd.testing.assert_frame_equal(table, copy)
+
+
+def test_bits_that_are_chosen_once_are_drawn_if_layers_differ():
+    once = BITS.assign(**{c: [math.nan, 8.0, 8.0] for c in BITS if ":" in c})
+    assert len(bits_schedule(once, PLAN).axes) == 2
+    first = next(c for c in BITS if c.startswith("weights:"))
+    (weights,) = bits_schedule(once.assign(**{first: [math.nan, 4.0, 4.0]}), PLAN).axes
+    assert weights.get_ylabel() == "bits of weights"
