@@ -15,7 +15,9 @@ from benchmarks.networks import compressed, experiment_of, network_of, within_bu
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.deploy.cut_network import drop_bnnecks
 from gaitlib.deploy.onnx_export import OnnxNetwork, export_onnx
+from gaitlib.model.float_state import quantization_of
 from gaitlib.model.network_cost import macs_per_frame
+from gaitlib.quantize.quantization import calibrate, quantize_network
 from gaitlib.system.device import keep_freed_memory
 
 FRAMES = 10
@@ -51,6 +53,26 @@ def quarter(setting: Setting, clips: int, runtime: str, dense: bool = False) -> 
         model = within_budget(model, setting, QUARTER, DEFAULT)
     name = f"{dense}-quarter-{clips}"
     return Work(_embedding(setting, model.eval(), clips, FRAMES, runtime, name), clips)
+
+
+def integers(setting: Setting, clips: int) -> Work:
+    """Embed clips with the network of `quarter` in integers of 8 bits, in ONNX Runtime."""
+    keep_freed_memory(setting.device)
+    model = within_budget(network_of("full", setting), setting, QUARTER, DEFAULT).eval().cpu()
+    sils = torch.rand(clips, FRAMES, 64, 44)
+    quantization = quantize_network(model, weight_bits=8, activation_bits=8, uniform=True)
+    calibrate(model, quantization, [sils[:1]], training=False)
+    model = drop_bnnecks(model)
+    weight_grids, activation_grids = quantization_of(model).grids()
+    file = export_onnx(
+        model,
+        Path(setting.folder) / f"int8-{clips}.onnx",
+        weight_grids=weight_grids,
+        activation_grids=activation_grids,
+        calibration=sils[:1],
+    )
+    network = OnnxNetwork(file)
+    return Work(lambda: network.embed(sils), clips)
 
 
 def _embedding(
@@ -93,6 +115,19 @@ def _against_dense(runtime: str, clips: int, divisible: int) -> Row:
     )
 
 
+def _integers(clips: int, dense: bool) -> Row:
+    return Row(
+        f"the same with integers of 8 bits: ONNX Runtime, batch {clips}",
+        "dense GaitBase in float" if dense else "itself in float",
+        (integers, {"clips": clips}),
+        (quarter, {"clips": clips, "runtime": "onnx", "dense": dense}),
+        "clips/s",
+        target=None if dense else 0.6,  # with VNNI, see benchmarks/README.md
+        at_most=True,
+        seconds=10,
+    )
+
+
 def _quarter(runtime: str, clips: int) -> Row:
     arguments = {"clips": clips, "runtime": runtime}
     return Row(
@@ -108,14 +143,24 @@ def _quarter(runtime: str, clips: int) -> Row:
     )
 
 
-ROWS = {
-    f"{runtime}-{clips}{'' if divisible == DEFAULT else f'-by{divisible}'}": _against_dense(
-        runtime, clips, divisible
-    )
-    for runtime in NAMES
-    for clips in (1, 16)
-    for divisible in (1, 8, 16)
-    if clips == 1 or divisible == DEFAULT
-} | {
-    f"quarter-{runtime}-{clips}": _quarter(runtime, clips) for runtime in NAMES for clips in (1, 16)
-}
+ROWS = (
+    {
+        f"{runtime}-{clips}{'' if divisible == DEFAULT else f'-by{divisible}'}": _against_dense(
+            runtime, clips, divisible
+        )
+        for runtime in NAMES
+        for clips in (1, 16)
+        for divisible in (1, 8, 16)
+        if clips == 1 or divisible == DEFAULT
+    }
+    | {
+        f"quarter-{runtime}-{clips}": _quarter(runtime, clips)
+        for runtime in NAMES
+        for clips in (1, 16)
+    }
+    | {
+        f"int8-{clips}{'-dense' if dense else ''}": _integers(clips, dense)
+        for clips in (1, 16)
+        for dense in (False, True)
+    }
+)
