@@ -271,7 +271,7 @@ def test(
                 f"{path} tests {dataset}, as an earlier file does: give it a data_cfg."
                 "dataset_name of its own (data_cfg.test_dataset_name chooses the protocol)"
             )
-        if fault := name_fault(dataset):  # a part of the names of files
+        if fault := name_fault(dataset, longest=100):  # a part of the names of files
             raise ConfigError(
                 f"{path}: data_cfg.dataset_name {dataset!r} cannot name a file: {fault}. Give "
                 "another (data_cfg.test_dataset_name chooses the protocol)"
