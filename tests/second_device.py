@@ -46,6 +46,15 @@ class SecondTensor(Tensor):
         """Return the numbers; torch refuses it for subclasses."""
         return self.numbers.tolist()
 
+    def __deepcopy__(self, memo):
+        """Copy the numbers; torch would copy a storage, which is not there."""
+        if id(self) not in memo:
+            twin = SecondTensor(self.numbers.detach().clone(), self.requires_grad)
+            others = {key: value for key, value in vars(self).items() if key != "numbers"}
+            vars(twin).update(others)  # whether it is a parameter
+            memo[id(self)] = twin
+        return memo[id(self)]
+
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod

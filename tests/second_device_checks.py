@@ -1,9 +1,11 @@
 """Training on a second device that refuses to mix with the CPU; `test_second_device` runs it.
 
-The numbers are compared with those of the CPU. Left out are ``order: float_first``, half precision,
-tests and the reading of network files; the trace of a network, which torch takes with modes of its
-own; and what only a GPU has: pinned memory, several processes, its kernels and their rounding.
+The numbers are compared with those of the CPU. Left out are half precision and the reading of
+network files; the trace of a network, which torch takes with modes of its own; and what only a GPU
+has: pinned memory, several processes, its kernels and their rounding.
 """
+
+import itertools
 
 import nets
 import pandas as pd
@@ -13,8 +15,10 @@ from nets import geta_cfg, hesso_cfg, traced
 from second_device import SECOND, second_device
 from torch.utils._pytree import tree_map_only
 
+from gaitlib.config.protocol_cfg import built_in_protocols
 from gaitlib.data.batches import Batch
 from gaitlib.data.transforms import build_transform
+from gaitlib.evaluate import evaluate_features
 from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.quantize.geta import build_geta
@@ -49,6 +53,16 @@ QASSO = {
     "min_bit_wt": 4,
     "max_bit_wt": 8,
 }
+#: Channels leave up to step 5, bits come at step 5.
+LATE = {
+    "order": "float_first",
+    "target_macs": 0.6,
+    "start_bits_step": 5,
+    "target_bytes": 0.3,
+    "max_bit_wt": 8,
+    "max_bit_act": 8,
+    "bit_reduction": 0,
+}
 #: The section of each, and its steps.
 METHODS = {
     "sgd": (None, 3),
@@ -58,6 +72,7 @@ METHODS = {
     "budget adamw": (hesso_cfg(**PRUNING, variant="adamw", target_macs=0.6), 6),
     "qasso sgd": (geta_cfg(**QASSO, variant="sgd"), 8),
     "qasso adam": (geta_cfg(**QASSO, variant="adam"), 8),
+    "float first": (geta_cfg(**PRUNING, **LATE, variant="adamw"), 8),
 }
 
 
@@ -135,3 +150,21 @@ def test_every_phase_of_training_is_that_of_the_cpu_also_when_resumed(name):
         assert found[column].tolist() == pytest.approx(wanted[column].tolist(), rel=1e-4), column
     for key, value in here.model.state_dict().items():
         torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", ["casia-b", "casia-b-cross-view"])
+def test_ranks_are_those_of_the_cpu(name):
+    """The features are on the device, and the tables on the CPU."""
+    protocol = built_in_protocols()[name]
+    types = [
+        f"{kind}-0{n}"
+        for kind, most in (("nm", 6), ("bg", 2), ("cl", 2))
+        for n in range(1, most + 1)
+    ]
+    walks = itertools.product("abcd", types, protocol.views[:2])
+    table = pd.DataFrame(walks, columns=["subject", "type", "view"])
+    features = torch.randn(len(table), 8, 4)
+    wanted = evaluate_features(features, table, protocol)
+    with second_device() as device:
+        found = evaluate_features(features.to(device), table, protocol)
+    assert found.rank1 == wanted.rank1 and found.hits.equals(wanted.hits)
