@@ -1,8 +1,8 @@
 """Training on a second device that refuses to mix with the CPU; `test_second_device` runs it.
 
-The numbers are compared with those of the CPU. Left out are half precision and the reading of
-network files; the trace of a network, which torch takes with modes of its own; and what only a GPU
-has: pinned memory, several processes, its kernels and their rounding.
+The numbers are compared with those of the CPU. Left out are half precision; the trace of a
+network, which torch takes with modes of its own; and what only a GPU has: pinned memory, several
+processes, its kernels and their rounding.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from gaitlib.config.protocol_cfg import built_in_protocols
 from gaitlib.data.batches import Batch
 from gaitlib.data.transforms import build_transform
+from gaitlib.deploy.network_file import load_network, write_network
 from gaitlib.evaluate import evaluate_features
 from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
@@ -168,3 +169,17 @@ def test_ranks_are_those_of_the_cpu(name):
     with second_device() as device:
         found = evaluate_features(features.to(device), table, protocol)
     assert found.rank1 == wanted.rank1 and found.hits.equals(wanted.hits)
+
+
+def test_a_file_of_whole_numbers_is_read_to_the_device(tmp_path):
+    model = nets.with_statistics(nets.build(ARCHITECTURE)).eval()
+    quantization = quantize_network(model, weight_bits=4, activation_bits=8, uniform=True)
+    calibrate(model, quantization, CLIPS, training=False)
+    quantization.settle(model)
+    path = write_network(model, ARCHITECTURE, tmp_path / "net.safetensors")
+    with torch.inference_mode():
+        wanted = load_network(path).embed(CLIPS[0])
+    with second_device() as device, torch.no_grad():  # inference mode passes the device by
+        found = load_network(path, device).embed(CLIPS[0].to(device))
+    assert found.device == SECOND
+    torch.testing.assert_close(found.cpu(), wanted)
