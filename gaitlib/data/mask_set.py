@@ -67,7 +67,7 @@ class Understanding:
         """Return what decides the result, as plain values."""
         reading = self.reading
         return {
-            "layout": self.layout,
+            "layout": "id/type/view" if self.layout == "type/view" else self.layout,
             "alpha": reading.alpha,
             "above": reading.above,
             "inverted": reading.inverted,
@@ -114,11 +114,11 @@ def understand(
     layout = layout or find_layout([file.folders for file, _ in found])
     reading = understand_masks([mask for _, mask in found], invert, threshold)
     first = found[0][0]
-    key, reason = walk_of(layout, first.folders or (set_name(src),))
+    key, reason = walk_of(layout, first.folders, set_name(src))
     told = reason or "subject {}, type {}, view {}".format(*key)
     shown = "/".join((*first.folders, first.name))
     samples = [(file.label, mask) for file, mask in found]
-    return Understanding(layout, reading, f"{shown} is {told}", samples)
+    return Understanding(layout, reading, f"{shown}{': ' if reason else ' is '}{told}", samples)
 
 
 def set_name(src: Path) -> str:
@@ -182,7 +182,7 @@ def sort_by_walk(
         layout: of the set.
         is_there: whether a walk is finished, so that its files need not be read.
         prepare: reads a file.
-        top: the name of the set's own folder, which is the walk if masks lie right in it.
+        top: the set's own name, see `walk_of`.
     """
     files: dict[Key, list[Found]] = {}
     masks, damaged = 0, set()
@@ -196,7 +196,7 @@ def sort_by_walk(
             continue
         masks += 1
         number = re.search(r"[0-9]+$", PurePosixPath(file.name).stem)
-        key, reason = walk_of(layout, file.folders or (top,))
+        key, reason = walk_of(layout, file.folders, top)
         is_pickle = file.name.lower().endswith(PICKLE)
         if key is None:
             leave_out(file.label, reason)
