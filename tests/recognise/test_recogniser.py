@@ -76,6 +76,23 @@ def test_a_file_of_onnx_runtime_embeds_the_same(recogniser, tmp_path):
     assert other.fingerprint != recogniser.fingerprint
 
 
+def test_a_damaged_onnx_file_and_one_of_another_network_are_refused(recogniser, tmp_path):
+    onnx_export = pytest.importorskip("gaitlib.deploy.onnx_export")
+    import onnx
+
+    path = onnx_export.export_onnx(recogniser.network, tmp_path / "small.onnx")
+    (tmp_path / "half.onnx").write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"half.onnx is no network that ONNX Runtime loads: .*"):
+        Recogniser(tmp_path / "half.onnx")
+    model = onnx.load(path)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "logits"
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(
+        ValueError, match=r"the outputs \['logits'\], where `gaitlib export` writes"
+    ):
+        Recogniser(tmp_path / "other.onnx")
+
+
 def test_another_kind_of_file_is_named(file, tmp_path):
     torch.save({"model": {}}, tmp_path / "run-00010.pt")
     for path, words in {
