@@ -13,6 +13,7 @@ import numpy as np
 
 from gaitlib.data.alignment import NO_DATA_SUM, SIZE, align_frame
 from gaitlib.data.mask_files import (
+    ARCHIVES,
     NOT_USED,
     DamagedArchiveError,
     MaskFile,
@@ -92,13 +93,19 @@ def understand(
 
     Raises:
         FileNotFoundError: ``src`` is absent, or no mask was found in it.
-        ValueError: the layout is unknown, or the masks do not say how they are to be read.
+        ValueError: the layout is unknown, ``src`` is another kind of file, or the masks do not say
+            how they are to be read.
     """
     src = Path(src)
     if layout is not None:
         check_layout(layout)
     if not src.exists():
         raise FileNotFoundError(f"no raw data set at {src}; unpack CASIA-B's silhouettes there")
+    if src.is_file() and archive_stem(src.name) is None:
+        raise ValueError(
+            f"{src} is no folder and no archive ({', '.join(ARCHIVES)}): give the folder of a "
+            "walk's masks; `gaitlib embed`, `enroll` and `identify` take one video or pickle too"
+        )
     parts = divide(src, without)
     step = max(1, len(parts) // LOOKED_AT)
     found: list[tuple[MaskFile, RawMask]] = []

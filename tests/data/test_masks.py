@@ -207,6 +207,12 @@ def test_nothing_is_dropped_in_silence_and_a_lost_subject_ends_with_status_1(tmp
     }
 
 
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "raw").write_bytes(image(person()))
+    done = pretreat(tmp_path)
+    assert done.exit_code == 2 and "raw is no folder and no archive (.tar, " in done.stderr
+
+
 def test_a_threshold_that_masks_cannot_have_is_refused(tmp_path):
     write(tmp_path / "raw", walk())
     for threshold in (-5, 255, 999):
