@@ -67,6 +67,16 @@ def test_what_cannot_be_a_walk_is_refused_with_the_fix(recogniser, given, words)
         recogniser.embed(_changed(given))
 
 
+def test_no_array_is_named_and_a_mirrored_one_is_taken(recogniser):
+    for given in (None, "walk.pkl", np.array([walk(), None], dtype=object)):
+        with pytest.raises(TypeError, match=r"array \(T, H, W\) of numbers, got .*find_walks"):
+            recogniser.embed(given)
+    mirrored = walk()[:, :, ::-1]
+    assert torch.equal(recogniser.embed(mirrored), recogniser.embed(mirrored.copy()))
+    with pytest.raises(ValueError, match="frames of 0 x 64: nothing"):
+        recogniser.embed(walk()[:, :0])
+
+
 def test_a_file_of_onnx_runtime_embeds_the_same(recogniser, tmp_path):
     onnx_export = pytest.importorskip("gaitlib.deploy.onnx_export")
     path = onnx_export.export_onnx(recogniser.network, tmp_path / "small.onnx")
