@@ -181,9 +181,11 @@ def describe(
     """Show the parameters and MACs of an experiment's network by block, and its budget."""
     experiment = _load(cfgs, override)
     model = steps.build_network(experiment, torch.device("cpu"))
-    budget = None
+    budget = bits = None
     if experiment.compression is not None:
-        budget = steps.describe_budget(experiment.compression, steps.trace(experiment, model))
+        graph = steps.trace(experiment, model)
+        budget = steps.describe_budget(experiment.compression, graph)
+        bits = steps.describe_bit_budget(experiment.compression, graph)
     blocks = network_cost.block_table(model)
     totals = {
         "params": network_cost.count_parameters(model),
@@ -191,7 +193,8 @@ def describe(
     }
     if as_json:
         found = {**totals, "blocks": blocks.to_dict("records")}
-        typer.echo(json.dumps(found | ({} if budget is None else {"budget": budget})))
+        budgets = {"budget": budget, "bit_budget": bits}
+        typer.echo(json.dumps(found | {k: v for k, v in budgets.items() if v is not None}))
         return
     typer.echo(blocks.to_string(index=False))
     gmacs = totals["macs_per_frame"] / 1e9
@@ -202,6 +205,9 @@ def describe(
             f"budget: at most {limit:,} of {dense:,} {budget['unit']} ({limit / dense:.1%}); "
             f"the layers' floors allow {least:,}"
         )
+    if bits is not None:
+        limit, dense = bits["limit"], bits["dense"]
+        typer.echo(f"bits: at most {limit:,} of {dense:,} {bits['unit']} ({limit / dense:.2%})")
 
 
 @app.command()

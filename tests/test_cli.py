@@ -33,6 +33,10 @@ def test_describe_says_what_a_budget_means_before_anything_is_trained():
     assert (budget["dense"], budget["limit"]) == (dense, dense // 4)
     line = f"budget: at most {dense // 4:,} of {dense:,} MACs per frame (25.0%)"
     assert line in _run("describe", "--cfgs", QUICKSTART, *quarter).stdout
+    assert (
+        "bits: at most 31,258 of 500,128 bytes (6.25%)"
+        in _run("describe", "--cfgs", QUICKSTART).stdout
+    )
     lowest = ("-o", f"geta_optimizer_cfg.target_macs={budget['least']}")
     assert _run("describe", "--cfgs", QUICKSTART, *lowest).exit_code == 0
     below = ("-o", f"geta_optimizer_cfg.target_macs={budget['least'] - 1}")

@@ -7,6 +7,7 @@
 | ``grew`` | GREW's: ``train/<id>/<video>``, ``test/gallery/<id>/<video>``, ``test/probe/<video>`` |
 | ``id/seq`` | ``<id>/<walk>``: the type is the walk, the view is ``default``, as in HID |
 | ``walk`` | one folder a walk: the subject is the walk, type ``00``, view ``default`` |
+| ``type/view`` | one subject of CASIA-B's, ``nm-01/090``: the subject is the set's name |
 
 GREW's names become those of OpenGait's ``datasets/GREW``: ``<id>train/00/<video>``, ``<id>/01`` and
 ``02`` for the gallery's videos in the order of their names, and ``probe/03/<video>``.
@@ -24,6 +25,7 @@ FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 VIEW = "default"  # of walks that have no other
 GALLERY = "gallery"  # in place of a type, until the videos of a subject are counted
 _OUMVLP = re.compile(r"Silhouette_([0-9]{3})-([0-9]{2})")
+_TYPE_VIEW = re.compile(r"(nm|bg|cl)-[0-9]{2}/[0-9]{3}")  # CASIA-B's
 
 
 def _id_type_view(folders: Sequence[str]) -> Key | None:
@@ -53,6 +55,10 @@ def _walk(folders: Sequence[str]) -> Key | None:
     return (folders[-1], "00", VIEW) if folders else None
 
 
+def _type_view(folders: Sequence[str]) -> Key | None:
+    return tuple(folders) if len(folders) == 3 else None  # the set's name is the first
+
+
 #: By name: from a frame's folders, outermost first, to its walk; None if they are others.
 LAYOUTS: dict[str, Callable[[Sequence[str]], Key | None]] = {
     "id/type/view": _id_type_view,
@@ -60,6 +66,7 @@ LAYOUTS: dict[str, Callable[[Sequence[str]], Key | None]] = {
     "grew": _grew,
     "id/seq": _id_seq,
     "walk": _walk,
+    "type/view": _type_view,
 }
 
 
@@ -77,29 +84,34 @@ def check_layout(layout: str) -> str:
 def find_layout(folders: Iterable[Sequence[str]]) -> str:
     """Return the layout of a set, from the folders of some of its frames.
 
-    OU-MVLP's and GREW's have names of their own. Otherwise the usual depth decides: three folders
-    and more, two, or one.
+    OU-MVLP's, GREW's and those of one subject of CASIA-B's have names of their own. Otherwise the
+    usual depth decides: three folders and more, two, or one.
     """
     found = list(folders)
     for name in ("oumvlp", "grew"):
         if found and sum(LAYOUTS[name](f) is not None for f in found) >= 0.8 * len(found):
             return name
+    if found and sum(bool(_TYPE_VIEW.fullmatch("/".join(f))) for f in found) >= 0.8 * len(found):
+        return "type/view"
     depth = Counter(min(len(f), 3) for f in found).most_common(1)
     return {3: "id/type/view", 2: "id/seq"}.get(depth[0][0] if depth else 3, "walk")
 
 
-def walk_of(layout: str, folders: Sequence[str]) -> tuple[Key | None, str]:
+def walk_of(layout: str, folders: Sequence[str], top: str) -> tuple[Key | None, str]:
     """Return the walk of a frame and "", or None and why it has none.
 
     Args:
         layout: a name of LAYOUTS.
         folders: of the frame, outermost first, below the data set's.
+        top: the set's own name, which is the walk if masks lie right in it.
     """
+    folders = (top, *folders) if layout == "type/view" or not folders else folders
     key = LAYOUTS[layout](folders)
     if key is None:
-        return None, f"{'/'.join(folders) or 'the top folder'} is not the layout {layout}"
-    if not all(FOLDER_NAME.fullmatch(name) for name in key):
-        return None, f"{'/'.join(folders)}: a folder's name may have letters, digits, _ and - only"
+        return None, f"{'/'.join(folders)} is not the layout {layout}"
+    for name in key:
+        if not FOLDER_NAME.fullmatch(name):
+            return None, f"rename the folder {name!r}: use A to Z, a to z, digits, _ and - only"
     return key, ""
 
 

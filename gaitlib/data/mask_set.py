@@ -13,6 +13,7 @@ import numpy as np
 
 from gaitlib.data.alignment import NO_DATA_SUM, SIZE, align_frame
 from gaitlib.data.mask_files import (
+    ARCHIVES,
     NOT_USED,
     DamagedArchiveError,
     MaskFile,
@@ -67,7 +68,7 @@ class Understanding:
         """Return what decides the result, as plain values."""
         reading = self.reading
         return {
-            "layout": self.layout,
+            "layout": "id/type/view" if self.layout == "type/view" else self.layout,
             "alpha": reading.alpha,
             "above": reading.above,
             "inverted": reading.inverted,
@@ -92,13 +93,19 @@ def understand(
 
     Raises:
         FileNotFoundError: ``src`` is absent, or no mask was found in it.
-        ValueError: the layout is unknown, or the masks do not say how they are to be read.
+        ValueError: the layout is unknown, ``src`` is another kind of file, or the masks do not say
+            how they are to be read.
     """
     src = Path(src)
     if layout is not None:
         check_layout(layout)
     if not src.exists():
         raise FileNotFoundError(f"no raw data set at {src}; unpack CASIA-B's silhouettes there")
+    if src.is_file() and archive_stem(src.name) is None:
+        raise ValueError(
+            f"{src} is no folder and no archive ({', '.join(ARCHIVES)}): give the folder of a "
+            "walk's masks; `gaitlib embed`, `enroll` and `identify` take one video or pickle too"
+        )
     parts = divide(src, without)
     step = max(1, len(parts) // LOOKED_AT)
     found: list[tuple[MaskFile, RawMask]] = []
@@ -114,11 +121,11 @@ def understand(
     layout = layout or find_layout([file.folders for file, _ in found])
     reading = understand_masks([mask for _, mask in found], invert, threshold)
     first = found[0][0]
-    key, reason = walk_of(layout, first.folders or (set_name(src),))
+    key, reason = walk_of(layout, first.folders, set_name(src))
     told = reason or "subject {}, type {}, view {}".format(*key)
     shown = "/".join((*first.folders, first.name))
     samples = [(file.label, mask) for file, mask in found]
-    return Understanding(layout, reading, f"{shown} is {told}", samples)
+    return Understanding(layout, reading, f"{shown}{': ' if reason else ' is '}{told}", samples)
 
 
 def set_name(src: Path) -> str:
@@ -182,7 +189,7 @@ def sort_by_walk(
         layout: of the set.
         is_there: whether a walk is finished, so that its files need not be read.
         prepare: reads a file.
-        top: the name of the set's own folder, which is the walk if masks lie right in it.
+        top: the set's own name, see `walk_of`.
     """
     files: dict[Key, list[Found]] = {}
     masks, damaged = 0, set()
@@ -196,7 +203,7 @@ def sort_by_walk(
             continue
         masks += 1
         number = re.search(r"[0-9]+$", PurePosixPath(file.name).stem)
-        key, reason = walk_of(layout, file.folders or (top,))
+        key, reason = walk_of(layout, file.folders, top)
         is_pickle = file.name.lower().endswith(PICKLE)
         if key is None:
             leave_out(file.label, reason)

@@ -196,6 +196,10 @@ def understand_masks(
     levels = sorted({int(v) for array in values for v in np.unique(array)})
     kinds = {array.dtype.itemsize * 8 for array in values}
     bits = max(kinds, default=8)
+    if threshold is not None and not 0 <= threshold < 2**bits - 1:
+        raise ValueError(
+            f"a threshold of {threshold} for masks of {bits} bits: give 0 to {2**bits - 2}"
+        )
     source = "the alpha channel" if alpha else f"{bits}-bit values"
     above, words = threshold, f"{source}, those above {threshold} are the person"
     if threshold is None:

@@ -160,9 +160,10 @@ def pretreat_tree(
     short = [(*key, frames) for key, frames in sorted(lengths.items()) if frames < min_frames]
     report = PretreatReport(written, kept, *_write_report(dst, skipped, short), lost)
     if not any(lengths.values()):
+        first = f"the first is: {report.skipped['reason'].iloc[0]}" if skipped else "there are none"
         raise FileNotFoundError(
-            f"{src} holds no <subject>/<type>/<view>/<frame>.png that can be used; {report}; "
-            f"reasons are in {dst / SKIPPED}"
+            f"{src} holds no mask that can be used, in layout {understood.layout}; {report}; "
+            f"reasons are in {dst / SKIPPED}, {first}"
         )
     write_atomically(dst / READ_AS, json.dumps(understood.record(), indent=1) + "\n")
     (logger.warning if skipped or short else logger.info)("%s -> %s: %s", src, dst, report)

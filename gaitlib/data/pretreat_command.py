@@ -29,7 +29,9 @@ Threshold = Annotated[
 def pretreat_command(
     src: Path,
     dst: Path,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one per core.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Make existing sequences again.")] = False,
     size: Annotated[int, typer.Option(help="Rows and columns of a frame: 64 or 128.")] = SIZE,
     layout: Layout = None,

@@ -108,12 +108,27 @@ class OnnxNetwork(nn.Module):
         sils: float silhouettes in 0..1, ``(N, T, H, W)``; with ``seqL``, N is 1 and clips of
             these lengths are joined along T
         returns: `GaitOutput` with embeddings ``(N, C, P)`` on the CPU and without logits
+
+    Raises:
+        ValueError: the file is damaged, or another kind of network.
     """
 
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
         super().__init__()
-        self.session = _session(str(path), threads)
-        self.frame_size = tuple(self.session.get_inputs()[0].shape[2:])
+        try:
+            self.session = _session(str(path), threads)
+        except Exception as error:  # ONNX Runtime has a class for each fault, and none for all
+            raise ValueError(
+                f"{path} is no network that ONNX Runtime loads: {error}; `gaitlib export` it again"
+            ) from error
+        shapes = {one.name: one.shape for one in self.session.get_inputs()}
+        self.frame_size = tuple(shapes.get(INPUT, ())[2:])
+        outputs = [one.name for one in self.session.get_outputs()]
+        if len(self.frame_size) != 2 or list(shapes) != [INPUT] or OUTPUT not in outputs:
+            raise ValueError(
+                f"{path} has the inputs {shapes} and the outputs {outputs}, where `gaitlib export` "
+                f"writes {INPUT} (N, T, H, W) and {OUTPUT}: give a file of it"
+            )
 
     def embed(self, sils: Tensor) -> Tensor:
         """Return the embeddings of clips of one length."""

@@ -90,8 +90,9 @@ def enroll_command(
     src: Annotated[list[Path] | None, typer.Argument(help=f"Each: {SOURCES}.")] = None,
     network: Network = None,
     name: Annotated[
-        str, typer.Option(help="The person of all walks in SRC; by default each one's subject.")
-    ] = "",
+        str | None,
+        typer.Option(help="The person of all walks in SRC; by default each one's subject."),
+    ] = None,
     held_out: Annotated[
         list[Path] | None,
         typer.Option(help="Walks of people who are not enrolled, to set the threshold; repeat it."),
@@ -114,7 +115,8 @@ def enroll_command(
     left_out = 0
     if src:
         embeddings, left_out = _embeddings(src, network, *told)
-        names = [name] * len(embeddings.table) if name else embeddings.table["subject"].tolist()
+        subjects = embeddings.table["subject"].tolist()
+        names = subjects if name is None else [name] * len(subjects)
         known = (known or new_gallery(embeddings.network)).enroll(names, embeddings)
     elif known is None:
         raise FileNotFoundError(f"no gallery at {gallery}: enrol somebody first")

@@ -46,8 +46,11 @@ class Gallery:
             ValueError: another network made them, or a name cannot be one.
         """
         self.check_network(embeddings)
-        if wrong := [name for name in names if not name.strip() or name == UNKNOWN]:
-            raise ValueError(f"{wrong[0]!r} cannot be a person's name: give another one")
+        if wrong := [name for name in names if name != name.strip() or name in ("", UNKNOWN)]:
+            raise ValueError(
+                f"{wrong[0]!r} cannot be a person's name: it is empty, {UNKNOWN!r}, or has a space "
+                "at its begin or end; give another one"
+            )
         features = torch.cat([self.features, embeddings.features]) if self.names else None
         return Gallery(
             (*self.names, *names),
@@ -77,8 +80,8 @@ class Gallery:
             rate: the share of these walks that may get a name, 0 to 1.
 
         Raises:
-            ValueError: another network made them, they show somebody of the gallery, or the rate
-                is out of range.
+            ValueError: another network made them, they show somebody of the gallery or are
+                enrolled under another name, or the rate is out of range.
         """
         self.check_network(held_out)
         if known := sorted(set(held_out.table["subject"]) & set(self.names)):
@@ -87,6 +90,12 @@ class Gallery:
                 f"{'is' if len(known) == 1 else 'are'}: leave them out"
             )
         nearest = self.distances(held_out.features).min(1).values
+        if same := (nearest == 0).nonzero().flatten().tolist():
+            first = "/".join(held_out.table[["subject", "type", "view"]].iloc[same[0]])
+            raise ValueError(
+                f"{len(same)} of {len(nearest)} held-out walks are enrolled walks under another "
+                f"name, the first is {first}: leave them out"
+            )
         threshold = threshold_for(nearest, rate)
         reached = (nearest <= threshold).float().mean().item()
         told = {"asked": rate, "reached": reached, "walks": len(nearest)}
@@ -107,7 +116,7 @@ class Gallery:
 
         Args:
             embeddings: m walks, of the gallery's network.
-            threshold: instead of the gallery's own.
+            threshold: instead of the gallery's own; 0 or more.
 
         Returns:
             m rows: ``name``, or UNKNOWN if nobody is within the threshold (without one the nearest
@@ -115,8 +124,10 @@ class Gallery:
             distance, with the distances of each person's nearest walk.
 
         Raises:
-            ValueError: another network made them, or nobody is enrolled.
+            ValueError: another network made them, nobody is enrolled, or the threshold is none.
         """
+        if threshold is not None and not threshold >= 0:  # NaN is refused too
+            raise ValueError(f"a threshold of {threshold}: give a distance, 0 or more")
         self.check_network(embeddings)
         limit = self.threshold if threshold is None else threshold
         rows = []

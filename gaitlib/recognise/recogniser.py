@@ -76,7 +76,7 @@ class Recogniser:
             ValueError: it cannot be a walk; the message has the fix.
             TypeError: it is no array.
         """
-        frames = torch.as_tensor(silhouettes).detach().cpu()
+        frames = _as_tensor(silhouettes)
         if frames.ndim != 3:
             raise ValueError(
                 f"a walk is (T, H, W), got {tuple(frames.shape)}: give one walk at a time, without "
@@ -84,6 +84,8 @@ class Recogniser:
             )
         if not len(frames):
             raise ValueError("a walk of T = 0 frames: nobody was found in it; segment it again")
+        if not frames.numel():
+            raise ValueError(f"frames of {frames.shape[1]} x {frames.shape[2]}: nothing is in them")
         levels = _as_levels(frames)
         if fault := mask_fault(levels.numpy()):
             raise ValueError(f"the walk has {fault}")
@@ -109,6 +111,23 @@ class Recogniser:
     def embed_all(self, walks: Iterable[np.ndarray | Tensor]) -> Tensor:
         """Return the embeddings of some walks, float32 ``(n, C, P)``; see `prepare`."""
         return torch.stack([self.embed(walk) for walk in walks])
+
+
+def _as_tensor(silhouettes: np.ndarray | Tensor) -> Tensor:
+    """Return an array as a tensor on the CPU; also one that is mirrored, or may not be written.
+
+    Raises:
+        TypeError: it is no array of numbers.
+    """
+    if isinstance(silhouettes, Tensor):
+        return silhouettes.detach().cpu()
+    array = np.asarray(silhouettes)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"a walk is an array (T, H, W) of numbers, got {type(silhouettes).__name__} of "
+            f"{array.dtype}: `gaitlib.recognise.find_walks` reads files"
+        )
+    return torch.from_numpy(array.copy())
 
 
 def _as_levels(frames: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What notebooks and the command line do with a run: single steps, and whole stages."""
 
-from gaitlib.steps.budgets import describe_budget
+from gaitlib.steps.budgets import describe_bit_budget, describe_budget
 from gaitlib.steps.check_resume import ResumeError, check_resume
 from gaitlib.steps.clean import find_leftovers, remove_leftovers
 from gaitlib.steps.dataset import make_walkers, open_data, transform_of
@@ -51,6 +51,7 @@ __all__ = [
     "compress_stage",
     "cut_and_fine_tune",
     "deployed",
+    "describe_bit_budget",
     "describe_budget",
     "evaluate_checkpoint",
     "evaluate_network",

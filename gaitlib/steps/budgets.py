@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gaitlib.config.compression_cfg import HessoCfg, LatencyCfg
+from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.model import GaitBase
 from gaitlib.model.float_state import quantization_of
 from gaitlib.model.network_cost import measure_latency, median_ms
@@ -21,6 +22,7 @@ from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import COSTS, HESSO, build_hesso
 from gaitlib.prune.latency_table import ROUNDS, ConvShape, LatencyTable, read_or_measure
+from gaitlib.quantize.bit_budget import UNITS, BitBudget
 from gaitlib.runs import data_folder
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_device, device_name
@@ -54,6 +56,31 @@ def describe_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
     found = optimizer.budget() | {"least": math.ceil(optimizer.pruner.rule.least)}
     del found["reached"]  # nothing is removed yet
     return found
+
+
+def describe_bit_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
+    """Return what a budget for bits means, before anything is trained.
+
+    Args:
+        cfg: the compression section.
+        graph: of the dense network.
+
+    Returns:
+        ``key``, ``asked``, ``limit``, ``dense`` and ``unit``; None without such a budget.
+
+    Raises:
+        ValueError: if no network that ``cfg`` asks for can be within it.
+    """
+    if not isinstance(cfg, GetaCfg) or cfg.bit_target is None:
+        return None
+    budget = BitBudget(graph, cfg)
+    return {
+        "key": budget.key,
+        "asked": budget.asked,
+        "limit": budget.limit,
+        "dense": budget.dense,
+        "unit": UNITS[budget.key],
+    }
 
 
 def latency_cost(cfg: HessoCfg, graph: Graph) -> ChannelCost | None:

@@ -131,6 +131,7 @@ LAYOUTS = {
     "grew": ("train/00001/4XPn5Z28", "00001train/00/4XPn5Z28"),
     "id/seq": ("ann/walk1", "ann/walk1/default"),
     "walk": ("corridor", "corridor/00/default"),
+    "type/view": ("nm-01/090", "raw/nm-01/090"),  # the set is one subject, called raw
 }
 
 
@@ -160,6 +161,19 @@ def test_every_layout_is_found_in_folders_and_in_archives(layout, form, tmp_path
     np.testing.assert_array_equal(
         read_sequence(tmp_path / "pkl" / made / f"{view}.pkl"), EXPECTED[:5]
     )
+
+
+def test_one_subject_joins_a_tree_of_others_and_a_folder_to_rename_is_named(tmp_path):
+    write(tmp_path / "raw", walk(folder="001/nm-01/090"))
+    write(tmp_path / "new", walk(folder="002/nm-01/090") | walk(folder="Zoë/nm-01/090"))
+    pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1)
+    report = pretreat_tree(tmp_path / "new/002", tmp_path / "pkl", workers=1)
+    assert report.written == 1 and (tmp_path / "pkl/002/nm-01/090/090.pkl").exists()
+    report = pretreat_tree(tmp_path / "new", tmp_path / "pkl", workers=1)
+    assert report.lost == ("Zoë",)
+    assert set(report.skipped["reason"]) == {
+        "rename the folder 'Zoë': use A to Z, a to z, digits, _ and - only"
+    }
 
 
 def test_grews_test_half_has_opengaits_names(tmp_path):
@@ -193,10 +207,26 @@ def test_nothing_is_dropped_in_silence_and_a_lost_subject_ends_with_status_1(tmp
     }
 
 
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "raw").write_bytes(image(person()))
+    done = pretreat(tmp_path)
+    assert done.exit_code == 2 and "raw is no folder and no archive (.tar, " in done.stderr
+
+
+def test_a_threshold_that_masks_cannot_have_is_refused(tmp_path):
+    write(tmp_path / "raw", walk())
+    for threshold in (-5, 255, 999):
+        done = pretreat(tmp_path, "--threshold", threshold)
+        assert done.exit_code == 2 and "of 8 bits: give 0 to 254" in done.stderr
+    done = pretreat(tmp_path, "--workers", -1)
+    assert done.exit_code == 2 and "--workers" in done.stderr
+
+
 def test_the_report_is_written_when_nothing_could_be_used(tmp_path):
     write(tmp_path / "raw", {"001/nm-01/090/01.png": b"no image", "001/x.txt": b""})
     done = pretreat(tmp_path)
     assert done.exit_code == 2 and "error: " in done.stderr
+    assert "pretreat_skipped.csv, the first is: not an image" in done.stderr
     table = pd.read_csv(tmp_path / "pkl/pretreat_skipped.csv")
     assert sorted(table["reason"]) == [
         "no mask: .png, .jpg, .jpeg, .bmp, .tif, .tiff, .pkl are read",

@@ -241,10 +241,10 @@ def test_a_damaged_archive_is_reported_and_the_others_are_made(tmp_path):
 def test_a_source_without_frames_is_a_clear_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no raw data set at .*nowhere"):
         pretreat_tree(tmp_path / "nowhere", tmp_path / "pkl")
-    with pytest.raises(FileNotFoundError, match="holds no <subject>/<type>/<view>"):
+    with pytest.raises(FileNotFoundError, match="holds no mask that can be used"):
         pretreat_tree(tmp_path, tmp_path / "pkl", workers=1)
     (tmp_path / "001/nm-01").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="holds no <subject>/<type>/<view>"):
+    with pytest.raises(FileNotFoundError, match="holds no mask that can be used"):
         pretreat_tree(tmp_path, tmp_path / "pkl", workers=1)
 
 

@@ -96,6 +96,7 @@ def test_what_cannot_be_used_is_listed_or_refused(home, gallery, tmp_path):
         ("identify", gallery, tmp_path / "none", *network): "no walk at",
         ("identify", tmp_path / "none", home / "known", *network): "no gallery file at",
         ("enroll", tmp_path / "new"): "nothing to do",
+        ("enroll", gallery, home / "masks", *network, "--name", ""): "'' cannot be a person's name",
         ("enroll", gallery, "--held-out", home / "known", *network): "are: leave them out",
         ("forget", gallery, "nobody"): "nobody is called 'nobody'; known are 001, 002, 003",
     }.items():

@@ -53,6 +53,17 @@ def test_strangers_set_the_threshold_and_enrolling_more_people_unsets_it(gallery
             gallery.with_threshold(at(23, subjects="w"), rate)
 
 
+def test_enrolled_walks_set_no_threshold_and_a_threshold_is_a_distance(gallery):
+    with pytest.raises(ValueError, match="1 of 2 held-out walks are enrolled .* first is w/nm-01/"):
+        gallery.with_threshold(at(23, 20, subjects="vw"), 0.1)
+    for threshold in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="give a distance, 0 or more"):
+            gallery.identify(at(9), threshold)
+    for name in ("", " ", " ann", "ann\n"):
+        with pytest.raises(ValueError, match="cannot be a person's name: it is empty"):
+            gallery.enroll([name], at(50))
+
+
 def test_who_is_forgotten_leaves_no_number_behind(gallery, tmp_path):
     path = gallery.write(tmp_path / "people.gallery")
     before = path.read_bytes()

@@ -67,6 +67,16 @@ def test_what_cannot_be_a_walk_is_refused_with_the_fix(recogniser, given, words)
         recogniser.embed(_changed(given))
 
 
+def test_no_array_is_named_and_a_mirrored_one_is_taken(recogniser):
+    for given in (None, "walk.pkl", np.array([walk(), None], dtype=object)):
+        with pytest.raises(TypeError, match=r"array \(T, H, W\) of numbers, got .*find_walks"):
+            recogniser.embed(given)
+    mirrored = walk()[:, :, ::-1]
+    assert torch.equal(recogniser.embed(mirrored), recogniser.embed(mirrored.copy()))
+    with pytest.raises(ValueError, match="frames of 0 x 64: nothing"):
+        recogniser.embed(walk()[:, :0])
+
+
 def test_a_file_of_onnx_runtime_embeds_the_same(recogniser, tmp_path):
     onnx_export = pytest.importorskip("gaitlib.deploy.onnx_export")
     path = onnx_export.export_onnx(recogniser.network, tmp_path / "small.onnx")
@@ -74,6 +84,23 @@ def test_a_file_of_onnx_runtime_embeds_the_same(recogniser, tmp_path):
     torch.testing.assert_close(other.embed(walk()), recogniser.embed(walk()), rtol=1e-4, atol=1e-4)
     assert other.frame_size == recogniser.frame_size == (64, 44)
     assert other.fingerprint != recogniser.fingerprint
+
+
+def test_a_damaged_onnx_file_and_one_of_another_network_are_refused(recogniser, tmp_path):
+    onnx_export = pytest.importorskip("gaitlib.deploy.onnx_export")
+    import onnx
+
+    path = onnx_export.export_onnx(recogniser.network, tmp_path / "small.onnx")
+    (tmp_path / "half.onnx").write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"half.onnx is no network that ONNX Runtime loads: .*"):
+        Recogniser(tmp_path / "half.onnx")
+    model = onnx.load(path)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "logits"
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(
+        ValueError, match=r"the outputs \['logits'\], where `gaitlib export` writes"
+    ):
+        Recogniser(tmp_path / "other.onnx")
 
 
 def test_another_kind_of_file_is_named(file, tmp_path):
