@@ -49,7 +49,7 @@ class Gallery:
         if wrong := [name for name in names if name != name.strip() or name in ("", UNKNOWN)]:
             raise ValueError(
                 f"{wrong[0]!r} cannot be a person's name: it is empty, {UNKNOWN!r}, or has a space "
-                "at its begin or end; give another one"
+                "at its beginning or end; give another one"
             )
         features = torch.cat([self.features, embeddings.features]) if self.names else None
         return Gallery(
