@@ -177,7 +177,7 @@ def test_a_second_call_makes_only_what_is_missing_or_damaged(tmp_path):
 
 
 def test_a_killed_process_is_one_clear_error_and_a_second_call_goes_on(tmp_path):
-    subjects = [f"{i:03}" for i in range(100)]  # they take longer than a look at what is there
+    subjects = [f"{i:03}" for i in range(400)]  # they take longer than a look at what is there
     for subject in subjects:
         write_folder(tmp_path / "raw", raw_frames(subject, "nm-01", "090", 5))
     before, first = set(active_children()), tmp_path / "pkl/000/nm-01/090/090.pkl"
