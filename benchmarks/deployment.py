@@ -8,6 +8,7 @@ is that of the times.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from benchmarks.networks import compressed, experiment_of, network_of, within_bu
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.deploy.cut_network import drop_bnnecks
 from gaitlib.deploy.onnx_export import OnnxNetwork, export_onnx
+from gaitlib.model import GaitBase
 from gaitlib.model.float_state import quantization_of
 from gaitlib.model.network_cost import macs_per_frame
 from gaitlib.quantize.quantization import calibrate, quantize_network
@@ -41,45 +43,41 @@ def network(
     if not dense:
         model = compressed(model, divisible)
     macs = macs_per_frame(model) * clips * FRAMES
-    embed = _embedding(setting, model, clips, FRAMES, runtime, f"{dense}-{divisible}-{clips}")
+    embed = _embedding(setting, model, clips, runtime, f"{dense}-{divisible}-{clips}")
     return Work(embed, macs / 1e9)
 
 
 def quarter(setting: Setting, clips: int, runtime: str, dense: bool = False) -> Work:
     """Embed clips with the full GaitBase, or with what a budget of a quarter leaves of it."""
     keep_freed_memory(setting.device)
-    model = network_of("full", setting)
-    if not dense:
-        model = within_budget(model, setting, QUARTER, DEFAULT)
+    model = network_of("full", setting) if dense else _narrow(setting)
     name = f"{dense}-quarter-{clips}"
-    return Work(_embedding(setting, model.eval(), clips, FRAMES, runtime, name), clips)
+    return Work(_embedding(setting, model.eval(), clips, runtime, name), clips)
 
 
 def integers(setting: Setting, clips: int) -> Work:
     """Embed clips with the network of `quarter` in integers of 8 bits, in ONNX Runtime."""
     keep_freed_memory(setting.device)
-    model = within_budget(network_of("full", setting), setting, QUARTER, DEFAULT).eval().cpu()
+    model = _narrow(setting).eval().cpu()
     sils = torch.rand(clips, FRAMES, 64, 44)
     quantization = quantize_network(model, weight_bits=8, activation_bits=8, uniform=True)
     calibrate(model, quantization, [sils[:1]], training=False)
     model = drop_bnnecks(model)
-    weight_grids, activation_grids = quantization_of(model).grids()
-    file = export_onnx(
-        model,
-        Path(setting.folder) / f"int8-{clips}.onnx",
-        weight_grids=weight_grids,
-        activation_grids=activation_grids,
-        calibration=sils[:1],
-    )
-    network = OnnxNetwork(file)
+    weights, inputs = quantization_of(model).grids()
+    grids = {"weight_grids": weights, "activation_grids": inputs, "calibration": sils[:1]}
+    network = _onnx(setting, model, f"int8-{clips}", **grids)
     return Work(lambda: network.embed(sils), clips)
 
 
+def _narrow(setting: Setting) -> GaitBase:
+    return within_budget(network_of("full", setting), setting, QUARTER, DEFAULT)
+
+
 def _embedding(
-    setting: Setting, model: torch.nn.Module, clips: int, frames: int, runtime: str, name: str
+    setting: Setting, model: torch.nn.Module, clips: int, runtime: str, name: str
 ) -> Callable[[], None]:
     model = drop_bnnecks(model)
-    sils = torch.rand(clips, frames, 64, 44, device=setting.device)
+    sils = torch.rand(clips, FRAMES, 64, 44, device=setting.device)
     if runtime == "onnx":
         model = _onnx(setting, model, name)
         sils = sils.cpu()
@@ -91,9 +89,9 @@ def _embedding(
     return run
 
 
-def _onnx(setting: Setting, model: torch.nn.Module, name: str) -> OnnxNetwork:
+def _onnx(setting: Setting, model: torch.nn.Module, name: str, **grids: Any) -> OnnxNetwork:
     path = Path(setting.folder) / f"{name}.onnx"
-    return OnnxNetwork(export_onnx(model.cpu(), path))
+    return OnnxNetwork(export_onnx(model.cpu(), path, **grids))
 
 
 NAMES = {"torch": "torch", "onnx": "ONNX Runtime"}
@@ -102,10 +100,9 @@ DEFAULT = experiment_of("full").compression.group_divisible
 
 def _against_dense(runtime: str, clips: int, divisible: int) -> Row:
     arguments = {"clips": clips, "runtime": runtime}
-    name = NAMES[runtime]
     left = f"channels a multiple of {divisible}" if divisible > 1 else "any number of channels"
     return Row(
-        f"GaitBase without half of its channels, {left}: {name}, batch {clips}",
+        f"GaitBase without half of its channels, {left}: {NAMES[runtime]}, batch {clips}",
         "its dense self, by the MACs of each (ideal 1)",
         (network, arguments | {"divisible": divisible}),
         (network, arguments | {"dense": True}),

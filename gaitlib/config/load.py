@@ -148,9 +148,7 @@ def _drop_other_targets(
         replaced = {"latency"} if target == "target_latency_ms" else set()
     if all((held | new).get(key) is None for key in BUDGETS if key not in replaced):
         replaced |= WITH_BUDGET.keys()
-    for key in replaced:
-        if f"{section}.{key}" not in overrides:
-            held.pop(key, None)
+    _drop(held, section, replaced, overrides)
 
 
 def _drop_other_bits(values: Mapping[str, Any], dotted: str, overrides: Mapping[str, Any]) -> None:
@@ -162,7 +160,14 @@ def _drop_other_bits(values: Mapping[str, Any], dotted: str, overrides: Mapping[
     replaced = {*BIT_TARGETS} - {target}
     if target == "target_bits":  # it sets these
         replaced |= {"min_bit_wt", "bit_reduction"}
-    for key in replaced:
+    _drop(held, section, replaced, overrides)
+
+
+def _drop(
+    held: dict[str, Any], section: str, keys: Iterable[str], overrides: Mapping[str, Any]
+) -> None:
+    """Remove keys of a section, except those that are overridden themselves."""
+    for key in keys:
         if f"{section}.{key}" not in overrides:
             held.pop(key, None)
 

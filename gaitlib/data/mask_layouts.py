@@ -88,11 +88,14 @@ def find_layout(folders: Iterable[Sequence[str]]) -> str:
     usual depth decides: three folders and more, two, or one.
     """
     found = list(folders)
-    for name in ("oumvlp", "grew"):
-        if found and sum(LAYOUTS[name](f) is not None for f in found) >= 0.8 * len(found):
+    named = {
+        "oumvlp": LAYOUTS["oumvlp"],
+        "grew": LAYOUTS["grew"],
+        "type/view": lambda names: _TYPE_VIEW.fullmatch("/".join(names)),
+    }
+    for name, fits in named.items():
+        if found and sum(fits(f) is not None for f in found) >= 0.8 * len(found):
             return name
-    if found and sum(bool(_TYPE_VIEW.fullmatch("/".join(f))) for f in found) >= 0.8 * len(found):
-        return "type/view"
     depth = Counter(min(len(f), 3) for f in found).most_common(1)
     return {3: "id/type/view", 2: "id/seq"}.get(depth[0][0] if depth else 3, "walk")
 

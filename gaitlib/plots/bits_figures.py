@@ -111,7 +111,7 @@ def _split_off_constant(
     if not kept:
         return dict(columns), []
     constant = []
-    for kind in columns.keys() - set(kept):
+    for kind in [kind for kind in columns if kind not in kept]:
         ends = dict.fromkeys((f"{last[kind].min():.3g}", f"{last[kind].max():.3g}"))
         constant.append(f"(bits of {kind}: {' to '.join(ends)} all the time)")
     return {kind: columns[kind] for kind in kept}, constant

@@ -12,6 +12,7 @@ bytes.
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,12 @@ def dense_cost(key: str, model: nn.Module) -> int:
 def bit_limit(key: str, asked: float, dense: int) -> int:
     """Return the cost that a budget means: a share of the dense network's if it is below 1."""
     return int(asked * dense if asked < 1 else asked)
+
+
+def budget_terms(key: str, asked: float, dense: int) -> dict[str, Any]:
+    """Return ``key``, ``asked``, ``limit``, ``dense`` and ``unit`` of a budget, for results."""
+    limit = bit_limit(key, asked, dense)
+    return {"key": key, "asked": asked, "limit": limit, "dense": dense, "unit": UNITS[key]}
 
 
 class BitBudget:

@@ -22,7 +22,7 @@ from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import COSTS, HESSO, build_hesso
 from gaitlib.prune.latency_table import ROUNDS, ConvShape, LatencyTable, read_or_measure
-from gaitlib.quantize.bit_budget import UNITS, BitBudget
+from gaitlib.quantize.bit_budget import BitBudget, budget_terms
 from gaitlib.runs import data_folder
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_device, device_name
@@ -66,7 +66,7 @@ def describe_bit_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
         graph: of the dense network.
 
     Returns:
-        ``key``, ``asked``, ``limit``, ``dense`` and ``unit``; None without such a budget.
+        As `budget_terms`; None without such a budget.
 
     Raises:
         ValueError: if no network that ``cfg`` asks for can be within it.
@@ -74,13 +74,7 @@ def describe_bit_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
     if not isinstance(cfg, GetaCfg) or cfg.bit_target is None:
         return None
     budget = BitBudget(graph, cfg)
-    return {
-        "key": budget.key,
-        "asked": budget.asked,
-        "limit": budget.limit,
-        "dense": budget.dense,
-        "unit": UNITS[budget.key],
-    }
+    return budget_terms(budget.key, budget.asked, budget.dense)
 
 
 def latency_cost(cfg: HessoCfg, graph: Graph) -> ChannelCost | None:

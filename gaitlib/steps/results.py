@@ -235,13 +235,6 @@ def _bit_budget(
     key: str, asked: float, dense: GaitBase, results: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what a budget for bits asked for, and what the network reached."""
-    whole = bit_budget.dense_cost(key, dense)
     reached = {"target_bops": "bops_per_frame", "target_bytes": "lowbit_bytes_counted"}[key]
-    return {
-        "key": key,
-        "asked": asked,
-        "limit": bit_budget.bit_limit(key, asked, whole),
-        "reached": results[reached],
-        "dense": whole,
-        "unit": bit_budget.UNITS[key],
-    }
+    terms = bit_budget.budget_terms(key, asked, bit_budget.dense_cost(key, dense))
+    return terms | {"reached": results[reached]}
