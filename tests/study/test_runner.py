@@ -57,7 +57,7 @@ QUANTIZED = {
     },
     "scheduler_cfg.cycle_momentum": False,
 }
-METHODS = ["ptq", "only_train_once", "uniform", "torch_pruning", "magnitude", "dense_longer"]
+METHODS = ["ptq"]  # which needs a baseline, HESSO and GETA; test_train_point has the others
 HOPELESS = 0.999  # of the channels, although one of each group has to stay
 
 
@@ -139,7 +139,7 @@ def killed(walkers, tmp_path_factory):
     """A part of the study: its process is killed after a point, then a worker in the next one."""
     folder, lines = tmp_path_factory.mktemp("one"), []
     with _workspace(folder):
-        points = _expand(walkers, folder, methods=["hesso", "uniform"])
+        points = _expand(walkers, folder, methods=["hesso"])
         baseline = runs.runs_folder() / "s" / points[0].name / "results.json"
         environment = os.environ | {"GAITLIB_WORKSPACE": str(folder)}
         command = [sys.executable, "-m", "gaitlib", "study", str(folder / "s.yaml"), "--workers=1"]
@@ -160,19 +160,10 @@ def killed(walkers, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_method_leaves_a_row_and_a_run_that_the_other_verbs_read(two_workers):
+def test_every_point_leaves_a_row_and_a_run_that_the_other_verbs_read(two_workers):
     points, _, outcome, lines = two_workers
     assert set(outcome.done) == {point.name for point in points}
-    table = point_table("s", points).set_index("method")
-    assert set(table.index) == {"baseline", "hesso", "geta", *METHODS}
-    assert (table["total_iterations"].drop("baseline") == 20).all()
-    assert (table.loc[["hesso", "magnitude", "only_train_once"], "group_sparsity"] > 0.4).all()
-    assert table.loc["torch_pruning", "macs_per_frame"] == pytest.approx(
-        table.loc["hesso", "macs_per_frame"], rel=0.25
-    )  # four and eight channels have few widths
-    assert table.loc["only_train_once", "macs_per_frame"] > table.loc["hesso", "macs_per_frame"]
-    assert table.loc["uniform", "macs_per_frame"] < table.loc["baseline", "macs_per_frame"]
-    assert table.loc["ptq", "weight_bits"] == table.loc["geta", "weight_bits"] < 32
+    assert set(point_table("s", points)["method"]) == {"baseline", "hesso", "geta", "ptq"}
     assert "HESSO + rounding (PTQ)" in summary_table("s/ptq-seed0")
     assert list((runs.runs_folder() / "s" / "geta-seed0" / "notebooks").iterdir()) == [
         runs.runs_folder() / "s" / "geta-seed0" / "notebooks" / "point.ipynb"
@@ -200,7 +191,7 @@ def test_a_second_call_runs_what_is_missing_or_changed_alone(two_workers, walker
         walkers, tmp_path, overrides=QUANTIZED | {"trainer_cfg.total_iter": 12}, methods=["geta"]
     )
     assert [state_of("s", point) for point in changed] == ["changed", "changed"]
-    lost = next(point for point in points if point.method == "uniform")
+    lost = next(point for point in points if point.method == "ptq")
     folder = runs.runs_folder() / "s" / lost.name
     (folder / "results.json").rename(folder / "failed.txt")
     assert state_of("s", lost) == "failed"
@@ -212,7 +203,7 @@ def test_a_second_call_runs_what_is_missing_or_changed_alone(two_workers, walker
 @pytest.mark.slow
 def test_a_killed_study_keeps_its_points_and_a_killed_workers_point_goes_on_once_more(killed):
     outcome, lines, table, kept = killed
-    assert kept and not outcome.failed and len(table) == 3
+    assert kept and not outcome.failed and len(table) == 2
     assert sum("its process was killed, once more" in line for line in lines) == 1
 
 

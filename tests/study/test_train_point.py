@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from small_experiment import small_experiment, write_experiment
+from small_experiment import SMALL, small_experiment, write_experiment
 
 from gaitlib import runs
 from gaitlib.config import ConfigError, read_yaml
@@ -20,15 +20,30 @@ class StopError(Exception):
     """What ends the training in a test."""
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Return the file of the small experiment."""
+    folder = tmp_path_factory.mktemp("small")
+    return write_experiment(small_experiment(folder / "walkers"), folder / "base.yaml")
+
+
 @pytest.fixture
-def points(tmp_path, monkeypatch):
-    """Return a baseline and a pruned network that starts from it."""
+def study(base, tmp_path, monkeypatch):
+    """Return a function that gives the points of a study of the small experiment."""
     monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
-    base = write_experiment(small_experiment(tmp_path / "walkers"), tmp_path / "base.yaml")
-    start = {"hesso_optimizer_cfg.start_from": "baseline"}
-    values = {"base": str(base), "overrides": start, "methods": ["hesso"]}
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
-    return expand(read_plan(tmp_path / "s.yaml"))
+    monkeypatch.setattr(network_cost, "measure_latency", lambda *_, **__: 1.0)  # takes longest
+
+    def points(**keys):
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": str(base), **keys}))
+        return [replace(point, notebooks=()) for point in expand(read_plan(tmp_path / "s.yaml"))]
+
+    return points
+
+
+@pytest.fixture
+def points(study):
+    """Return a baseline and a pruned network that starts from it."""
+    return study(overrides={"hesso_optimizer_cfg.start_from": "baseline"}, methods=["hesso"])
 
 
 def _run(run, point, on_history=None):
@@ -85,16 +100,11 @@ def test_a_points_folder_says_what_it_is_and_keeps_what_other_settings_left(poin
         read_point("s/nothing")
 
 
-def test_a_slim_rival_learns_from_the_dense_network_of_its_seed(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
-    monkeypatch.setattr(network_cost, "measure_latency", lambda *_, **__: 1.0)  # takes longest
-    base = write_experiment(small_experiment(tmp_path / "walkers"), tmp_path / "base.yaml")
+def test_a_slim_rival_learns_from_the_dense_network_of_its_seed(study):
     section = {"target_group_sparsity": None, "target_macs": 0.5, "start_from": "scratch"}
     overrides = {f"hesso_optimizer_cfg.{key}": value for key, value in section.items()}
     overrides |= {"trainer_cfg.teacher": "baseline", "trainer_cfg.total_iter": 8}
-    values = {"base": str(base), "overrides": overrides, "methods": ["uniform"]}
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
-    dense, slim = expand(read_plan(tmp_path / "s.yaml"))
+    dense, slim = study(overrides=overrides, methods=["uniform"])
     results = [_run("s", point) for point in (dense, slim)]
     assert results[1]["macs_per_frame"] < results[0]["macs_per_frame"]
     path = read_yaml(runs.stage_dir(f"s/{slim.name}", "baseline") / "config.yaml")["trainer_cfg"]
@@ -103,23 +113,44 @@ def test_a_slim_rival_learns_from_the_dense_network_of_its_seed(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_rivals_of_a_budget_end_at_its_macs_and_only_train_once_at_the_sparsity_of_hesso(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
-    monkeypatch.setattr(network_cost, "measure_latency", lambda *_, **__: 1.0)  # takes longest
-    base = write_experiment(small_experiment(tmp_path / "walkers"), tmp_path / "base.yaml")
-    values = {
-        "base": str(base),
-        "overrides": {
+def test_every_method_starts_from_the_baseline_and_takes_as_many_steps_in_all(study):
+    bits = {"start_projection_step": 1, "projection_steps": 1, "projection_periods": 1}
+    bits |= {"min_bit_wt": 4, "max_bit_wt": 8, "min_bit_act": 8, "max_bit_act": 8}
+    section = SMALL["hesso_optimizer_cfg"] | bits | {"start_pruning_step": 2}
+    methods = ["uniform", "torch_pruning", "only_train_once", "magnitude", "dense_longer", "ptq"]
+    points = study(
+        overrides={
+            "compression_optimizer": "geta",
+            "hesso_optimizer_cfg": None,
+            "geta_optimizer_cfg": section | {"start_from": "baseline"},
+            "scheduler_cfg.cycle_momentum": False,
+        },
+        methods=methods,
+    )
+    for point in points:
+        _run("s", point)
+    table = point_table("s", points).set_index("method")
+    assert set(table.index) == {"baseline", "hesso", "geta", *methods}
+    assert (table["total_iterations"].drop("baseline") == 20).all()
+    assert (table.loc[["hesso", "magnitude", "only_train_once"], "group_sparsity"] > 0.4).all()
+    assert table.loc["torch_pruning", "macs_per_frame"] == pytest.approx(
+        table.loc["hesso", "macs_per_frame"], rel=0.25
+    )  # four and eight channels have few widths
+    assert table.loc["only_train_once", "macs_per_frame"] > table.loc["hesso", "macs_per_frame"]
+    assert table.loc["uniform", "macs_per_frame"] < table.loc["baseline", "macs_per_frame"]
+    assert table.loc["ptq", "weight_bits"] == table.loc["geta", "weight_bits"] < 32
+
+
+@pytest.mark.slow
+def test_rivals_of_a_budget_end_at_its_macs_and_only_train_once_at_the_sparsity_of_hesso(study):
+    points = study(
+        overrides={
             "hesso_optimizer_cfg.target_group_sparsity": None,
             "scheduler_cfg.cycle_momentum": False,
         },
-        "grid": {"hesso_optimizer_cfg.target_macs": [0.5]},
-        "methods": ["baseline", "budget", "only_train_once", "uniform_longer", "torch_pruning"],
-    }
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
-    points = [replace(p, notebooks=()) for p in expand(read_plan(tmp_path / "s.yaml"))]
+        grid={"hesso_optimizer_cfg.target_macs": [0.5]},
+        methods=["baseline", "budget", "only_train_once", "uniform_longer", "torch_pruning"],
+    )
     for point in points:
         _run("s", point)
     table = point_table("s", points).set_index("method")
