@@ -36,7 +36,7 @@ RUN = {
     "test_the_command_line_repeats_a_notebook_figure_for_figure",
     "gaitlib test": "test_bad_days.py::test_what_cannot_be_measured_is_named_once_and_null",
     "gaitlib summary": "study/test_runner.py::"
-    "test_every_method_leaves_a_row_and_a_run_that_the_other_verbs_read",
+    "test_every_point_leaves_a_row_and_a_run_that_the_other_verbs_read",
     "gaitlib export": "test_notebooks.py::"
     "test_the_command_line_exports_what_the_notebooks_compressed",
     "gaitlib describe": "test_cli.py::test_describe_prints_the_parameters_and_macs_of_every_block",

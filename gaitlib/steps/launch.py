@@ -23,6 +23,10 @@ from gaitlib.train.history import read_rows
 
 log = logging.getLogger(__name__)
 
+#: Processes of one machine find each other through a file, and connect over its loopback address:
+#: nothing listens to other machines. By default torchrun's store listens on all interfaces.
+ON_THIS_MACHINE = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1")
+WITHOUT_ITS_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 SECONDS_TO_STOP = 60  # after SIGINT, before the processes are killed
 
 
@@ -65,7 +69,7 @@ def train_in_processes(
         arguments += ["--seed", str(run.seed), "--device", device, "--no-test", "--no-compress"]
         arguments += ["--force"] if force else []
         bytes_seen = 0  # of history.csv
-        with contextlib.closing(_torchrun(processes, arguments)) as lines:
+        with contextlib.closing(_torchrun(processes, Path(folder) / "store", arguments)) as lines:
             for line in lines:
                 on_line(line)
                 history = run.folder(stage) / "history.csv"
@@ -81,12 +85,19 @@ def train_in_processes(
     restore_model(model, state["model"])
 
 
-def _torchrun(processes: int, arguments: list[str]) -> Iterator[str]:
-    """Start the processes and yield the lines they print; on exit no process is left."""
-    environment = os.environ | {"GAITLIB_WORKSPACE": str(workspace())}
+def _torchrun(processes: int, store: Path, arguments: list[str]) -> Iterator[str]:
+    """Start the processes and yield the lines they print; on exit no process is left.
+
+    Args:
+        processes: on this machine.
+        store: a new file, through which they find each other.
+        arguments: of ``gaitlib train``.
+    """
+    environment = os.environ | WITHOUT_ITS_STORE | {"GAITLIB_WORKSPACE": str(workspace())}
     environment.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, f"--nproc_per_node={processes}", "-m", "gaitlib", "train", *arguments]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *ON_THIS_MACHINE]
+    torchrun += [f"--rdzv-endpoint={store}", f"--nproc_per_node={processes}"]
+    command = [*torchrun, "-m", "gaitlib", "train", *arguments]
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )

@@ -108,9 +108,9 @@ def _open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
     """Return the store through which the processes find each other.
 
     torch's own server listens on all interfaces. If MASTER_ADDR is a loopback address, the one made
-    here listens only there, and so do gloo's connections. torchrun has a store of its own, which it
-    made before. A machine's name may stand for a loopback address on that machine alone, so a name
-    other than localhost does not count.
+    here listens only there, and so do gloo's connections. torchrun has made a store of its own
+    before, unless it is told not to (see `gaitlib.steps.launch`). A machine's name may stand for a
+    loopback address on that machine alone, so a name other than localhost does not count.
     """
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if _is_loopback(address):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from small_experiment import small_experiment, write_experiment
 
+from gaitlib.steps.launch import ON_THIS_MACHINE, WITHOUT_ITS_STORE
 from gaitlib.train.checkpoint import checkpoints, load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -25,18 +26,18 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("torchrun")
 
 
-def _start(folder, run, *arguments, **trainer_cfg):
+def _start(folder, run, *arguments, launcher=(f"--master_port={PORT}",), env=None, **trainer_cfg):
     experiment = write_experiment(
         small_experiment(folder / "walkers", **trainer_cfg), folder / f"{run}.yaml"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += [f"--master_port={PORT}", "-m", "gaitlib", "train", "--cfgs", str(experiment)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *launcher]
+    command += ["-m", "gaitlib", "train", "--cfgs", str(experiment)]
     return subprocess.Popen(
         [*command, "--device", "cpu", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"GAITLIB_WORKSPACE": str(folder), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"GAITLIB_WORKSPACE": str(folder), "OMP_NUM_THREADS": "1"} | (env or {}),
     )
 
 
@@ -96,10 +97,18 @@ def test_the_ranks_save_and_leave_when_their_launcher_is_killed(folder):
 
 
 def test_two_processes_train_test_and_compress_from_the_command_line(folder):
-    job = _start(folder, "whole", fix_BN=True)
-    said, _ = job.communicate(timeout=120)
+    launcher = (*ON_THIS_MACHINE, f"--rdzv-endpoint={folder / 'store'}")
+    job = _start(folder, "whole", launcher=launcher, env=WITHOUT_ITS_STORE, fix_BN=True)
+    said = next(line for line in job.stdout if "hesso 1/10" in line)
+    listens = {
+        connection.laddr.ip
+        for process in (psutil.Process(job.pid), *psutil.Process(job.pid).children())
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    said += job.communicate(timeout=120)[0]
     assert job.returncode == 0, said
-    assert "group sparsity 0.500" in said
+    assert "group sparsity 0.500" in said and listens == {"127.0.0.1"}
     stage = folder / "runs/whole/hesso"
     assert list(pd.read_csv(stage / "history.csv")["iteration"]) == list(range(1, 11))
     assert list(checkpoints(stage / "checkpoints", "GaitBase")) == [3, 6, 9, 10]
