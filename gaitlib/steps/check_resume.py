@@ -116,7 +116,8 @@ class _Attempt:
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
-            context.set_forkserver_preload([__name__])  # a start then costs no imports
+            # a start then costs no imports; torch imports _dynamo with the first optimizer
+            context.set_forkserver_preload([__name__, "torch._dynamo"])
         self.done = context.Value("i", -1, lock=False)
         where = str(workspace())
         arguments = (run.experiment.sections(), where, run.name, stage, run.seed, self.done)
