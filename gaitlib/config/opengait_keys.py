@@ -72,9 +72,7 @@ def split_off_unused(
         kept = {}
         for key, item in value.items():
             dotted = f"{place}.{key}" if place else str(key)
-            if dotted == RERANK and item and _value(values, "evaluator_cfg.eval_func") == RERANKS:
-                refused.append(f"{dotted} is {item!r}: each probe is ranked once; write false")
-            elif dotted in UNSUPPORTED and item:
+            if dotted in UNSUPPORTED and item:
                 refused.append(f"{dotted} is {item!r}: {UNSUPPORTED[dotted]}")
             elif reason := _why_without_effect(dotted, item, values):
                 listed[f"{dotted}: {reason}"] = None
@@ -88,8 +86,9 @@ def split_off_unused(
 def _why_without_effect(dotted: str, item: Any, values: Mapping[str, Any]) -> str | None:
     if dotted in NO_EFFECT:
         return NO_EFFECT[dotted]
-    if dotted == RERANK:
-        return f"only {RERANKS} reads it, and here each probe is ranked once"
+    if dotted == RERANK and not _value(values, "evaluator_cfg.protocol"):
+        chosen = _value(values, "evaluator_cfg.eval_func")
+        return None if chosen == RERANKS else f"only {RERANKS} reads it"
     if dotted in UNSUPPORTED:
         return "off, as it always is here"
     section, _, key = dotted.partition(".")

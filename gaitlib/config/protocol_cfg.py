@@ -45,10 +45,13 @@ class SubmissionCfg(Section):
     - ``columns``: its header. The first column is the probe's video, the others are the subjects of
       the nearest gallery sequences, nearest first.
     - ``numbers``: write subjects as whole numbers ("00012" as 12).
+    - ``rerank``: order the gallery by k-reciprocal re-ranking, which also reads the other probes;
+      the distances of all sequences to each other are in memory then.
     """
 
     columns: Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
     numbers: bool = False
+    rerank: bool = False
 
 
 class ProtocolCfg(Section):
@@ -167,15 +170,29 @@ def protocol_of(value: Any) -> Any:
 
 
 def choose_protocol(evaluator: BaseModel, dataset_name: str) -> ProtocolCfg:
-    """Return the protocol that ``evaluator_cfg.protocol``, or OpenGait's keys, choose.
+    """Return the protocol that the section evaluator_cfg chooses.
 
     Args:
-        evaluator: the section evaluator_cfg.
+        evaluator: the section.
         dataset_name: the name of the data set that is tested, as OpenGait spells it.
 
     Raises:
         ValueError: if the keys contradict each other, or say a protocol that does not exist.
     """
+    chosen = _named_protocol(evaluator, dataset_name)
+    if evaluator.rerank is None:
+        return chosen
+    if chosen.submission is None:
+        raise ValueError(
+            f"rerank: {str(evaluator.rerank).lower()} with the protocol {chosen.name}: only the "
+            "gallery of a submission is re-ranked; leave it out"
+        )
+    submission = chosen.submission.model_copy(update={"rerank": evaluator.rerank})
+    return chosen.model_copy(update={"submission": submission})
+
+
+def _named_protocol(evaluator: BaseModel, dataset_name: str) -> ProtocolCfg:
+    """Return what ``evaluator_cfg.protocol``, or OpenGait's keys, name; raises as its caller."""
     if evaluator.protocol is not None:
         chosen = evaluator.protocol
     elif evaluator.eval_func == "evaluate_real_scene":

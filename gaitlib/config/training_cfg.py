@@ -405,6 +405,8 @@ class EvaluatorCfg(Section):
     - ``metric``: ``euc``, the Euclidean distance, or ``cos``.
     - ``cross_view_gallery``: one gallery of all views, instead of one per view; for CASIA-B and
       OUMVLP.
+    - ``rerank``: whether the gallery of a submission is re-ranked; left out, as the protocol says:
+      HID's does it, as OpenGait.
     - ``sampler``: how sequences are read.
     - ``transform``: what is done to them.
     """
@@ -420,6 +422,7 @@ class EvaluatorCfg(Section):
     metric: Literal["euc", "cos"] = "euc"
     transform: Transforms = (TransformCfg(),)
     cross_view_gallery: bool = False
+    rerank: bool | None = None
 
     _one_transform = field_validator("transform", mode="before")(
         lambda value: (value,) if isinstance(value, Mapping) else value

@@ -20,6 +20,7 @@ from gaitlib.data.casia_b import join_some
 from gaitlib.evaluate.evaluation import Averaging, Evaluation, mean_rank1, rank1_by_view
 from gaitlib.evaluate.features import distance
 from gaitlib.evaluate.ranking import hits_per_view, nearest_subjects, rank_in_whole_gallery
+from gaitlib.evaluate.reranking import rerank
 from gaitlib.evaluate.roles import (
     Lists,
     assign_roles,
@@ -306,7 +307,13 @@ def _submission(
     cfg, lines = protocol.submission, []
     for probe_rows, gallery_rows in roles.values():
         gallery = table.iloc[gallery_rows]
-        for rows, between in _in_pieces(features, probe_rows, gallery_rows, metric, chunk):
+        if cfg.rerank:
+            everyone = np.concatenate([probe_rows, gallery_rows])
+            between = _distances(features, everyone, everyone, metric, chunk)
+            pieces = [(probe_rows, rerank(between, len(probe_rows)))]
+        else:
+            pieces = _in_pieces(features, probe_rows, gallery_rows, metric, chunk)
+        for rows, between in pieces:
             subjects = nearest_subjects(between, gallery, len(cfg.columns) - 1)
             probe = table.iloc[rows]
             videos = probe["view"].where(probe["view"] != ONE_VIEW, probe["type"])

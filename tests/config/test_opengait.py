@@ -226,8 +226,8 @@ def test_what_follows_from_another_key_may_say_the_same(tmp_path, caplog):
         ),
         ({"evaluator_cfg.protocol": "casiab"}, "unknown protocol 'casiab'; did you mean 'casia-b'"),
         (
-            {"evaluator_cfg.eval_func": "HID_submission", "evaluator_cfg.rerank": True},
-            "each probe is ranked once; write false",
+            {"evaluator_cfg.protocol": "casia-b", "evaluator_cfg.rerank": True},
+            "rerank: true with the protocol casia-b: only the gallery of a submission is re-ranked",
         ),
         ({"data_cfg.data_in_use": [False, False]}, "[false, false]: silhouettes are the only"),
         ({"data_cfg.data_in_use": [True, True]}, "write one true, as [true, false]"),
@@ -243,6 +243,12 @@ def test_what_would_change_the_result_is_refused_with_the_reason(overrides, word
     with pytest.raises(ConfigError) as error:
         _load(GAITBASE, tmp_path, overrides)
     assert words in str(error.value)
+
+
+def test_a_submission_of_hid_is_reranked_unless_its_file_says_not(tmp_path):
+    for given, expected in ((None, True), (True, True), (False, False)):
+        keys = {"evaluator_cfg.eval_func": "HID_submission", "evaluator_cfg.rerank": given}
+        assert _load(GAITBASE, tmp_path, keys).protocol.submission.rerank is expected
 
 
 @pytest.mark.parametrize(
