@@ -43,7 +43,7 @@ class Gallery:
             embeddings: of the gallery's network.
 
         Raises:
-            ValueError: another network made them, or a name cannot be one.
+            ValueError: another network made them, a name cannot be one, or one walk would have two.
         """
         self.check_network(embeddings)
         if wrong := [name for name in names if name != name.strip() or name in ("", UNKNOWN)]:
@@ -51,12 +51,10 @@ class Gallery:
                 f"{wrong[0]!r} cannot be a person's name: it is empty, {UNKNOWN!r}, or has a space "
                 "at its beginning or end; give another one"
             )
-        features = torch.cat([self.features, embeddings.features]) if self.names else None
-        return Gallery(
-            (*self.names, *names),
-            embeddings.features if features is None else features,
-            self.network,
-        )
+        given = [self.features, embeddings.features] if self.names else [embeddings.features]
+        everybody, features = (*self.names, *names), torch.cat(given)
+        _refuse_two_names(everybody, features)
+        return Gallery(everybody, features, self.network)
 
     def forget(self, name: str) -> "Gallery":
         """Return the gallery without a person's walks; the threshold stays.
@@ -158,6 +156,18 @@ class Gallery:
         rows = [{"name": name} for name in self.names]
         told = {"threshold": self.threshold, "false_accepts": self.false_accepts}
         return write_private(path, GALLERY, self.features, self.network, rows, **told)
+
+
+def _refuse_two_names(names: Sequence[str], features: Tensor) -> None:
+    """Raise ``ValueError`` if the same walk has two names: equal walks have equal embeddings."""
+    _, walks = features.flatten(1).unique(dim=0, return_inverse=True)
+    known: dict[int, str] = {}
+    for walk, name in zip(walks.tolist(), names, strict=True):
+        if (other := known.setdefault(walk, name)) != name:
+            raise ValueError(
+                f"the same walk would be enrolled as {other!r} and as {name!r}: leave it out under "
+                "the wrong name"
+            )
 
 
 def new_gallery(network: str) -> Gallery:

@@ -76,6 +76,8 @@ def test_embeddings_are_kept_named_and_forgotten(home, gallery, tmp_path):
     table = tmp_path / "walks.safetensors"
     assert "001/nm-01/090 (6 frames): 001" in run("identify", gallery, table).stdout
     done = run("enroll", gallery, table, "--name", "twin")
+    assert done.exit_code == 2 and "enrolled as '001' and as 'twin'" in done.stderr
+    done = run("enroll", gallery, home / "others", *network, "--name", "twin")
     assert done.exit_code == 0 and "no threshold" in done.stdout
     assert "every walk gets a name" in run("identify", gallery, table).stdout
     assert run("forget", gallery, "twin").exit_code == 0

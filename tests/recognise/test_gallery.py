@@ -64,6 +64,13 @@ def test_enrolled_walks_set_no_threshold_and_a_threshold_is_a_distance(gallery):
             gallery.enroll([name], at(50))
 
 
+def test_one_walk_has_one_name(gallery):
+    assert gallery.enroll(["ann"], at(10)).names == ("ann", "ann", "bob", "ann")
+    for names, places in ((["cat"], [10]), (["cat", "dan"], [50, 50])):
+        with pytest.raises(ValueError, match=f"same walk .* as '{names[-1]}': leave it out"):
+            gallery.enroll(names, at(*places))
+
+
 def test_who_is_forgotten_leaves_no_number_behind(gallery, tmp_path):
     path = gallery.write(tmp_path / "people.gallery")
     before = path.read_bytes()
