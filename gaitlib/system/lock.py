@@ -51,13 +51,15 @@ def locked(path: Path, what: str) -> Iterator[Lock]:
     """Hold a lock in the block; a block inside of it may ask for the same one again.
 
     Args:
-        path: of the lock file; its folder is made if needed, and removed if nothing else is in it.
+        path: of the lock file; its folder is made if needed, and goes if nothing else is in it, as do
+            the ones above that were made for it.
         what: it locks, for messages.
 
     Raises:
         LockedError: if another process holds it. If that is on another machine, this takes some
             seconds, to see whether it still lives.
     """
+    made = [folder for folder in path.parent.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     lease = SoftFileLease(
         path,
@@ -78,8 +80,9 @@ def locked(path: Path, what: str) -> Iterator[Lock]:
     finally:
         lease.release()
         if not lease.is_locked:
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
+            with contextlib.suppress(OSError):  # not empty
+                for folder in (path.parent, *made):
+                    folder.rmdir()
 
 
 def _acquire(lease: SoftFileLease, what: str) -> None:

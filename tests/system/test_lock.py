@@ -47,6 +47,15 @@ def test_a_second_process_is_refused_by_name_until_the_first_has_ended(other):
     assert not path.exists()
 
 
+def test_folders_that_the_lock_made_go_with_it_unless_something_is_in_them(tmp_path):
+    with locked(tmp_path / "a/b/lock", "it"):
+        (tmp_path / "a/kept").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "kept"]
+    with locked(tmp_path / "c/d/lock", "it"):
+        pass
+    assert not (tmp_path / "c").exists()
+
+
 def test_what_a_killed_process_left_is_taken_over(other):
     child, path = other
     child.kill()
