@@ -51,8 +51,8 @@ def locked(path: Path, what: str) -> Iterator[Lock]:
     """Hold a lock in the block; a block inside of it may ask for the same one again.
 
     Args:
-        path: of the lock file; its folder is made if needed, and goes if nothing else is in it, as do
-            the ones above that were made for it.
+        path: of the lock file. Its folder is made if needed, and removed if nothing else is in it;
+            so are the folders above that were made for it.
         what: it locks, for messages.
 
     Raises:
