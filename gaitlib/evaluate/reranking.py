@@ -29,10 +29,10 @@ def rerank(between: Tensor, probes: int) -> Tensor:
         between: distances of all n items ``(n, n)``, symmetric, the probes first.
         probes: their number.
     """
-    distances = between.double().cpu().numpy()
-    distances = distances / np.maximum(distances.max(1, keepdims=True), np.finfo(float).tiny)
+    distances = between.cpu().numpy()
+    largest = np.maximum(distances.max(1), np.finfo(np.float32).tiny).astype(np.float64)
     nearest = np.stack([row.argsort(kind="stable")[: K1 + 1] for row in distances])
-    encodings = [_encode(item, nearest, distances[item]) for item in range(len(nearest))]
+    encodings = [_encode(item, nearest, row / largest[item]) for item, row in enumerate(distances)]
     encodings = [_mean([encodings[other] for other in row[:K2]]) for row in nearest]
     columns = _columns(encodings)
     found = np.empty((probes, len(nearest) - probes))
@@ -43,7 +43,7 @@ def rerank(between: Tensor, probes: int) -> Tensor:
             common[rows] += np.minimum(weight, theirs)
         jaccard = 1 - common / (2 - common)  # each encoding sums to 1 (equation 10)
         found[probe] = (1 - DISTANCE_WEIGHT) * jaccard[probes:]
-        found[probe] += DISTANCE_WEIGHT * distances[probe, probes:]
+        found[probe] += DISTANCE_WEIGHT * distances[probe, probes:] / largest[probe]
     return torch.from_numpy(found)
 
 
