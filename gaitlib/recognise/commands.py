@@ -41,28 +41,40 @@ def _embeddings(
     """Embed or read some sources; return them as one, and how much was left out.
 
     Raises:
-        ValueError: a source is no file of embeddings, and no network was given; or two files are of
-            different networks.
+        OSError, ValueError: none of the sources can be used; one is no file of embeddings, and no
+            network was given; or two files are of different networks.
     """
     recogniser = None if network is None else Recogniser(network)
     found, left_out = [], []
     for source in sources:
-        if is_embeddings(source):
-            found.append(read_embeddings(source))
-            continue
-        if recogniser is None:
+        stored = is_embeddings(source)
+        if recogniser is None and not stored:
             raise ValueError(f"{source} has to be embedded first: add --network FILE")
-        walks, bad = find_walks(source, recogniser.stored_size, layout, invert, mask_threshold)
-        embeddings, refused = embed_walks(recogniser, walks)
+        try:
+            if stored:
+                found.append(read_embeddings(source))
+                continue
+            walks, bad = find_walks(source, recogniser.stored_size, layout, invert, mask_threshold)
+            embeddings, refused = embed_walks(recogniser, walks)
+        except (OSError, ValueError) as error:
+            if source == sources[-1] and not found:
+                _list_left_out(left_out)
+                raise
+            left_out.append((source, str(error)))
+            continue
         found.append(embeddings)
         left_out += [*bad, *refused]
     networks = {embeddings.network for embeddings in found}
     if len(networks) > 1:
         raise ValueError(f"the embeddings are of {len(networks)} networks: embed all with one file")
-    for path, reason in left_out:
-        typer.echo(f"left out: {path}: {reason}", err=True)
+    _list_left_out(left_out)
     table = pd.concat([e.table for e in found], ignore_index=True)
     return Embeddings(table, torch.cat([e.features for e in found]), networks.pop()), len(left_out)
+
+
+def _list_left_out(left_out: Sequence[tuple[Path | str, str]]) -> None:
+    for path, reason in left_out:
+        typer.echo(f"left out: {path}: {reason}", err=True)
 
 
 def embed_command(

@@ -84,6 +84,17 @@ def test_embeddings_are_kept_named_and_forgotten(home, gallery, tmp_path):
     assert sorted(set(read_gallery(gallery).names)) == ["001", "002", "003"]
 
 
+def test_a_source_that_cannot_be_used_does_not_stop_the_others(home, gallery, tmp_path):
+    network = ("--network", home / "net.safetensors")
+    (tmp_path / "torn.avi").write_bytes(b"RIFF")
+    bad = (tmp_path / "none", tmp_path / "torn.avi")
+    done = run("identify", gallery, *bad, home / "known", *network)
+    assert done.exit_code == 1 and done.stdout.count("(6 frames)") == 3
+    assert [f"left out: {path}: " in done.stderr for path in bad] == [True, True]
+    done = run("identify", gallery, *bad, *network)
+    assert done.exit_code == 2 and all(str(path) in done.stderr for path in bad)
+
+
 def test_what_cannot_be_used_is_listed_or_refused(home, gallery, tmp_path):
     network = ("--network", home / "net.safetensors")
     tree = tmp_path / "tree"
