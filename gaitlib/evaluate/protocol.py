@@ -324,6 +324,7 @@ def _submission(
         answers[list(cfg.columns[1:])] = answers[list(cfg.columns[1:])].astype(int)
     unknown = dict.fromkeys(protocol.conditions, np.nan)
     problem = f"{protocol.name}: the server knows the probes' subjects, so no accuracy is measured"
+    problem += "; the gallery is re-ranked" if cfg.rerank else ""
     logger.info("%s", problem)
     empty = pd.DataFrame(columns=["condition", "subject", "type", "view", "rank1"])
     return Evaluation(

@@ -229,6 +229,7 @@ def test_a_submission_lists_the_nearest_subjects_as_the_server_takes_them(name):
         subjects = [table["subject"][j] for j in order]
         assert row[1:] == ([int(s) for s in subjects] if name == "grew" else subjects)
     assert protocol.submission.rerank == (name == "hid")  # as in OpenGait
+    assert ("re-ranked" in found.problems[0]) == (name == "hid")
     header = {"grew": ["videoId", "rank1", "rank2"], "hid": ["videoID", "label"]}[name]
     assert list(found.submission)[: len(header)] == header
     assert to_results(found)["rank1"] == {"all": None}
