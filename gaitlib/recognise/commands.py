@@ -46,18 +46,20 @@ def _embeddings(
     """
     recogniser = None if network is None else Recogniser(network)
     found, left_out = [], []
-    for source in sources:
+    for number, source in enumerate(sources, 1):
         stored = is_embeddings(source)
-        if recogniser is None and not stored:
+        if recogniser is None and source.exists() and not stored:
             raise ValueError(f"{source} has to be embedded first: add --network FILE")
         try:
             if stored:
                 found.append(read_embeddings(source))
                 continue
+            if not source.exists():
+                raise FileNotFoundError(f"nothing is at {source}: give {SOURCES}")
             walks, bad = find_walks(source, recogniser.stored_size, layout, invert, mask_threshold)
             embeddings, refused = embed_walks(recogniser, walks)
         except (OSError, ValueError) as error:
-            if source == sources[-1] and not found:
+            if number == len(sources) and not found:
                 _list_left_out(left_out)
                 raise
             left_out.append((source, str(error)))

@@ -88,11 +88,15 @@ def test_a_source_that_cannot_be_used_does_not_stop_the_others(home, gallery, tm
     network = ("--network", home / "net.safetensors")
     (tmp_path / "torn.avi").write_bytes(b"RIFF")
     bad = (tmp_path / "none", tmp_path / "torn.avi")
-    done = run("identify", gallery, *bad, home / "known", *network)
-    assert done.exit_code == 1 and done.stdout.count("(6 frames)") == 3
+    for sources in ((*bad, home / "known"), (*bad, home / "known", *bad)):
+        done = run("identify", gallery, *sources, *network)
+        assert done.exit_code == 1 and done.stdout.count("(6 frames)") == 3
     assert [f"left out: {path}: " in done.stderr for path in bad] == [True, True]
     done = run("identify", gallery, *bad, *network)
     assert done.exit_code == 2 and all(str(path) in done.stderr for path in bad)
+    run("embed", home / "known", tmp_path / "walks", *network)
+    done = run("identify", gallery, tmp_path / "walks.safetensors", tmp_path / "none")
+    assert done.exit_code == 1 and "none: nothing is at" in done.stderr
 
 
 def test_what_cannot_be_used_is_listed_or_refused(home, gallery, tmp_path):
@@ -106,7 +110,7 @@ def test_what_cannot_be_used_is_listed_or_refused(home, gallery, tmp_path):
     assert done.exit_code == 1 and "a/nm-01/090" in done.stdout and "0/1 masks" in done.stderr
     for arguments, words in {
         ("identify", gallery, home / "known"): "add --network FILE",
-        ("identify", gallery, tmp_path / "none", *network): "no walk at",
+        ("identify", gallery, tmp_path / "none", *network): "nothing is at",
         ("identify", tmp_path / "none", home / "known", *network): "no gallery file at",
         ("enroll", tmp_path / "new"): "nothing to do",
         ("enroll", gallery, home / "masks", *network, "--name", ""): "'' cannot be a person's name",
