@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 
 from benchmarks.timing import Row, Setting, Work
-from gaitlib.data.pretreat import pretreat_tree
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.system.processes import cores
 from walkers import TYPES, VIEWS, make_walkers
+from workbook.pretreat.pretreat import pretreat_tree
 
 
 def raw(setting: Setting, subjects: int) -> tuple[Path, int]:

@@ -7,9 +7,9 @@ from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import inference_batches
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
 from gaitlib.evaluate import embed
-from gaitlib.steps.dataset import transform_of
 from gaitlib.system.device import keep_freed_memory
 from walkers import make_walkers
+from workbook.steps.dataset import transform_of
 
 
 def _test_set(setting: Setting, frames: tuple[int, int]) -> SilhouetteDataset:
@@ -24,7 +24,7 @@ def _test_set(setting: Setting, frames: tuple[int, int]) -> SilhouetteDataset:
 
 
 def ours(setting: Setting, size: str, frames: tuple[int, int]) -> Work:
-    """Embed as `gaitlib.steps.evaluate_network` does."""
+    """Embed as `workbook.steps.evaluate_network` does."""
     keep_freed_memory(setting.device)
     experiment, model, data = (
         experiment_of(size),

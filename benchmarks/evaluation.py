@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Row, Setting, Work
-from gaitlib.config.protocol_cfg import built_in_protocols
 from gaitlib.data.casia_b import TYPES, VIEWS
 from gaitlib.evaluate import evaluate_features
+from gaitlib.evaluate.protocols import PROTOCOLS
 from gaitlib.system.device import keep_freed_memory
 
-PROTOCOLS = built_in_protocols()
 INDOOR, CROSS_VIEW = PROTOCOLS["casia-b"], PROTOCOLS["casia-b-cross-view"]
 CHANNELS, PARTS = 256, 16
 OU_SUBJECTS, OU_VIEWS = 10_307, tuple(f"{angle:03d}" for angle in range(0, 196, 15))
@@ -32,7 +31,7 @@ def test_set(setting: Setting) -> tuple[Tensor, pd.DataFrame]:
 
 
 def ours(setting: Setting, cross_view: bool) -> Work:
-    """Rank as `gaitlib.steps.evaluate_network` does."""
+    """Rank as `workbook.steps.evaluate_network` does."""
     keep_freed_memory(setting.device)
     features, table = test_set(setting)
     protocol = CROSS_VIEW if cross_view else INDOOR

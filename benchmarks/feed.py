@@ -10,8 +10,8 @@ from benchmarks.networks import experiment_of, sequences
 from benchmarks.per_clip import loader
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import training_batches
-from gaitlib.steps.dataset import transform_of
 from gaitlib.system.device import keep_freed_memory
+from workbook.steps.dataset import transform_of
 
 P, K, FRAMES = 8, 16, 30
 BATCHES = 4  # per run

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import ROOT, Setting
-from gaitlib.config import Experiment, HessoCfg, load_experiment
 from gaitlib.data.batches import training_batches
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
 from gaitlib.model import GaitBase, build_losses, build_model
@@ -14,9 +13,10 @@ from gaitlib.prune import oto
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.prune.importance import choose
-from gaitlib.steps.dataset import transform_of
 from gaitlib.train.loop import fit
 from walkers import make_walkers
+from workbook.config import Experiment, HessoCfg, load_experiment
+from workbook.steps.dataset import transform_of
 
 EXPERIMENTS = {
     "full": ROOT / "params/casia_b/gaitbase_resnet_geta.yaml",  # GaitBase, 7.3 M parameters

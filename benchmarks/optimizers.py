@@ -5,11 +5,11 @@ from torch import nn
 
 from benchmarks.networks import graph_of, network_of
 from benchmarks.timing import Row, Setting, Work
-from gaitlib.config import GetaCfg, HessoCfg
 from gaitlib.prune import hesso, oto
 from gaitlib.quantize import geta
 from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
 from gaitlib.system.device import keep_freed_memory
+from workbook.config import GetaCfg, HessoCfg
 
 STEPS = 20  # per run
 SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}

@@ -7,13 +7,13 @@ import torch
 from benchmarks.networks import experiment_of, graph_of, network_of, sequences
 from benchmarks.step import BATCH, ON_CUDA
 from benchmarks.timing import Row, Setting, Work
-from gaitlib.config import HessoCfg
 from gaitlib.data.batches import training_batches
 from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
-from gaitlib.steps.dataset import transform_of
 from gaitlib.system.device import keep_freed_memory
 from gaitlib.train.loop import fit
+from workbook.config import HessoCfg
+from workbook.steps.dataset import transform_of
 
 STEPS = 40
 #: Channels leave from a tenth to a half of the steps, until a quarter of the MACs is left.

@@ -11,9 +11,9 @@ from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import training_batches
 from gaitlib.model import GaitBase, build_losses
 from gaitlib.quantize.quantization import calibrate, quantize_network
-from gaitlib.steps.dataset import transform_of
 from gaitlib.system.device import choose_precision, keep_freed_memory
 from gaitlib.train.loop import fit
+from workbook.steps.dataset import transform_of
 
 BATCH = {"full": (4, 2, 4), "slim": (8, 8, 3)}  # P, K, T on a CPU
 ON_CUDA = (8, 16, 30)
@@ -25,7 +25,7 @@ def _batch(size: str, setting: Setting) -> tuple[int, int, int]:
 
 
 def ours(setting: Setting, size: str, amp: bool = False) -> Work:
-    """Train as `gaitlib.steps.train_stage` does."""
+    """Train as `workbook.steps.train_stage` does."""
     device = torch.device(setting.device)
     keep_freed_memory(device)
     experiment, model = experiment_of(size), network_of(size, setting)

@@ -14,13 +14,13 @@ from typing import Any, get_args
 
 from pydantic_core import PydanticUndefined
 
-from gaitlib.config import Experiment
-from gaitlib.config.compression_cfg import WITH_BUDGET
-from gaitlib.config.geta_cfg import FLOAT_FIRST, QUANTIZATION, GetaCfg
-from gaitlib.config.section import Section
-from gaitlib.config.training_cfg import TransformCfg
 from gaitlib.data.transforms import STEPS
-from gaitlib.study import StudyPlan
+from workbook.config import Experiment
+from workbook.config.compression_cfg import WITH_BUDGET
+from workbook.config.geta_cfg import FLOAT_FIRST, QUANTIZATION, GetaCfg
+from workbook.config.section import Section
+from workbook.config.training_cfg import TransformCfg
+from workbook.study import StudyPlan
 
 PAGE = Path(__file__).with_name("configuration.md")
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaitlib.config import GetaCfg, HessoCfg
 from gaitlib.model import GaitBase, build_model
 from gaitlib.prune import oto
 from gaitlib.prune.graph import Graph
+from workbook.config import GetaCfg, HessoCfg
 
 Arguments = dict[str, Any]
 

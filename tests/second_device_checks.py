@@ -15,11 +15,11 @@ from nets import geta_cfg, hesso_cfg, traced
 from second_device import SECOND, second_device
 from torch.utils._pytree import tree_map_only
 
-from gaitlib.config.protocol_cfg import built_in_protocols
 from gaitlib.data.batches import Batch
 from gaitlib.data.transforms import build_transform
 from gaitlib.deploy.network_file import load_network, write_network
 from gaitlib.evaluate import evaluate_features
+from gaitlib.evaluate.protocols import PROTOCOLS
 from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.quantize.geta import build_geta
@@ -160,7 +160,7 @@ def test_every_step_from_the_state_before_is_that_of_the_cpu(name):
 @pytest.mark.parametrize("name", ["casia-b", "casia-b-cross-view"])
 def test_ranks_are_those_of_the_cpu(name):
     """The features are on the device, and the tables on the CPU."""
-    protocol = built_in_protocols()[name]
+    protocol = PROTOCOLS[name]
     types = [
         f"{kind}-0{n}"
         for kind, most in (("nm", 6), ("bg", 2), ("cl", 2))

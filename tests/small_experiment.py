@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from gaitlib.config import Experiment, load_experiment
+from workbook.config import Experiment, load_experiment
 
 SMALL = {
     "data_cfg.walker": {"subjects": 4, "train": 3, "frames": [4, 5]},

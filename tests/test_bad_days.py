@@ -17,12 +17,12 @@ import yaml
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from typer.testing import CliRunner
 
-from gaitlib import runs
-from gaitlib.cli import app
 from gaitlib.data.casia_b import SilhouetteDataset
-from gaitlib.steps import dataset as stages_data
-from gaitlib.system.lock import LEASE
 from walkers import make_walkers
+from workbook import runs
+from workbook.cli import app
+from workbook.steps import dataset as stages_data
+from workbook.system.lock import LEASE
 
 SECTIONS = {
     "model_cfg": {

@@ -16,10 +16,10 @@ import nbformat
 import papermill
 import pytest
 
-from gaitlib import steps
-from gaitlib.config import load_experiment, read_yaml
-from gaitlib.runs import Run
-from gaitlib.system.files import ROOT
+from workbook import steps
+from workbook.config import load_experiment, read_yaml
+from workbook.runs import Run
+from workbook.system.folders import ROOT
 
 pytestmark = pytest.mark.browser
 

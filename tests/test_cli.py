@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gaitlib.cli import app
 from gaitlib.data.casia_b import read_sequence
-from gaitlib.system.files import PARAMS
+from workbook.cli import app
+from workbook.system.folders import PARAMS
 
 QUICKSTART = str(PARAMS / "quickstart.yaml")
 

@@ -18,8 +18,8 @@ from papermill.cli import papermill as papermill_cli
 from torch.distributed.run import get_args_parser
 
 from benchmarks.__main__ import _parser as benchmarks_parser
-from gaitlib import cli
-from gaitlib.system.files import ROOT
+from workbook import cli
+from workbook.system.folders import ROOT
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),

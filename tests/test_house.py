@@ -11,15 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = (ROOT / "CONTRIBUTING.md").read_text()
-ROOMS = re.search(r"^    (system < .*)$", RULES, re.M)[1].split(" < ")
+ROOMS = {
+    package: floors.split(" < ")
+    for package, floors in re.findall(r"^    (gaitlib|workbook): (.*)$", RULES, re.M)
+}
 DOORS = {
     package: door
     for packages, door in re.findall(
-        r"^\| ([\w., ]+) \| ((?:gaitlib|walkers)/\S+\.py) \|$", RULES, re.M
+        r"^\| ([\w., ]+) \| ((?:gaitlib|workbook|walkers)/\S+\.py) \|$", RULES, re.M
     )
     for package in packages.split(", ")
 }
-FILES = sorted([*(ROOT / "gaitlib").rglob("*.py"), *(ROOT / "walkers").rglob("*.py")])
+PACKAGES = ("gaitlib", "workbook", "walkers")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 def module_of(path):
@@ -57,42 +61,54 @@ def imports(path):
 @pytest.mark.parametrize(
     "source",
     [
-        "from importlib import import_module\nimport_module('gaitlib.cli')",
-        "import importlib\nimportlib.import_module(name='gaitlib.cli')",
-        "__import__('gaitlib.cli')",
-        "import gaitlib.cli as other",
-        "def f():\n    from gaitlib import cli",
+        "from importlib import import_module\nimport_module('workbook.cli')",
+        "import importlib\nimportlib.import_module(name='workbook.cli')",
+        "__import__('workbook.cli')",
+        "import workbook.cli as other",
+        "def f():\n    from workbook import cli",
     ],
 )
 def test_no_spelling_hides_an_import(source, tmp_path):
     path = tmp_path / "module.py"
     path.write_text(source)
-    assert "gaitlib.cli" in imports(path)
+    assert "workbook.cli" in imports(path)
     path.write_text("import torch\ntorch.distributed.barrier()")
     assert "torch.distributed" in imports(path)
     path.write_text("from torch import distributed")
     assert "torch.distributed" in imports(path)
 
 
-def room_of(module):
-    return module.removeprefix("gaitlib.").partition(".")[0]
+def place(module):
+    """Return the package and the room of a module."""
+    package, _, rest = module.partition(".")
+    return package, rest.partition(".")[0]
 
 
-def test_the_rooms_are_those_of_the_rules():
-    folders = {path.parent.name for path in (ROOT / "gaitlib").glob("*/__init__.py")}
-    loose = {path.stem for path in (ROOT / "gaitlib").glob("*.py")} - {"__init__", "__main__"}
-    assert folders | loose | {"walkers"} == set(ROOMS)
-    assert loose == {"runs", "cli"}
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_rooms_are_those_of_the_rules(package):
+    folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    loose = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
+    assert folders | loose == set(ROOMS[package])
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_no_import_goes_to_the_right(path):
-    here = room_of(module_of(path))
-    if here in ("gaitlib", "__main__"):
-        return
-    ours = [m for m in imports(path) if m.partition(".")[0] in ("gaitlib", "walkers")]
-    wrong = [m for m in ours if ROOMS.index(room_of(m)) > ROOMS.index(here)]
-    assert not wrong, f"{here} may import {ROOMS[: ROOMS.index(here)]}, not {wrong}"
+    package, room = place(module_of(path))
+    ours = [place(m) for m in imports(path) if m.partition(".")[0] in PACKAGES]
+    if package in ROOMS and room in ROOMS[package]:
+        floors = ROOMS[package]
+        wrong = [r for p, r in ours if p == package and floors.index(r) > floors.index(room)]
+        assert not wrong, f"{room} may import {floors[: floors.index(room)]}, not {wrong}"
+    if package != "workbook":
+        assert "workbook" not in {p for p, _ in ours}, "the science does not know the desk"
+    if package == "gaitlib":
+        assert "walkers" not in {p for p, _ in ours}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if place(module_of(p))[0] == "gaitlib"])
+def test_the_science_needs_no_tool_of_the_desk(path):
+    desk = {"pydantic", "matplotlib", "seaborn", "papermill", "yaml", "typer", "tensorboard"}
+    assert not desk & {module.partition(".")[0] for module in imports(path)}
 
 
 def test_no_two_modules_import_each_other():

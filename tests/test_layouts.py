@@ -14,13 +14,14 @@ from small_experiment import write_experiment
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from gaitlib import evaluate, plots, runs, steps
-from gaitlib.cli import app
-from gaitlib.config import load_experiment
+from gaitlib import evaluate
 from gaitlib.model import network_cost
-from gaitlib.report import run_tables
-from gaitlib.system.files import PARAMS
 from walkers import make_walkers
+from workbook import plots, runs, steps
+from workbook.cli import app
+from workbook.config import load_experiment
+from workbook.report import run_tables
+from workbook.system.folders import PARAMS
 
 #: layout -> views to draw, conditions, the network's rows and columns, measures in results.json
 EXPECTED = {

@@ -10,8 +10,8 @@ import nbformat
 import papermill
 import pytest
 
-from gaitlib.config import SECTIONS, read_yaml
-from gaitlib.system.files import ROOT
+from workbook.config import SECTIONS, read_yaml
+from workbook.system.folders import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-57]*.ipynb"))
 OF_A_STUDY = ROOT / "notebooks/06_study.ipynb"

@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 
-from gaitlib import runs
-from gaitlib.config import ConfigError, load_experiment
-from gaitlib.steps import choose_stage
 from gaitlib.train.resume import set_aside
+from workbook import runs
+from workbook.config import ConfigError, load_experiment
+from workbook.steps import choose_stage
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gaitlib.system.files import ROOT
+from workbook.system.folders import ROOT
 
 
 @pytest.mark.slow

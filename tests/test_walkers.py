@@ -15,7 +15,6 @@ import pytest
 from typer.testing import CliRunner
 
 import walkers
-from gaitlib import cli
 from gaitlib.data import casia_b
 from gaitlib.data.alignment import align_frame
 from gaitlib.system.processes import WorkerError
@@ -25,6 +24,7 @@ from walkers.command import walkers_command
 from walkers.motion import JOINTS, pose_at, walk_cycle
 from walkers.norms import measures
 from walkers.scene import draw_person, draw_walk, noisy_view, render
+from workbook import cli
 
 TINY = {"subjects": 2, "train": 1, "types": ("nm-01", "cl-01"), "views": ("000", "090")}
 SUBJECTS = range(1, 9)
@@ -294,7 +294,7 @@ def test_gaitlib_imports_walkers_in_one_file_and_walkers_only_two_rooms_of_gaitl
         for path in (home.parent / "gaitlib").rglob("*.py")
         if "walkers" in imported.findall(path.read_text())
     ]
-    assert users == ["gaitlib/steps/dataset.py"]
+    assert users == ["workbook/steps/dataset.py"]
     for path in home.glob("*.py"):
         names = set(imported.findall(path.read_text())) - {"walkers"}
         assert all(n.startswith(("gaitlib.system.", "gaitlib.data.")) for n in names), path

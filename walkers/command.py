@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gaitlib.system.errors import UserError
 from walkers.layouts import DEFAULT, LAYOUTS
 from walkers.manifest import MANIFEST
 from walkers.scene import VIEWS
@@ -56,5 +57,5 @@ def walker_video_command(
 ) -> None:
     """Film one walker with a static camera: a noisy scene, first empty, then with the walk."""
     if view not in VIEWS:
-        raise ValueError(f"no camera at view {view!r}; choose from {', '.join(VIEWS)}")
+        raise UserError(f"no camera at view {view!r}; choose from {', '.join(VIEWS)}")
     typer.echo(write_video(out, subject, type, view, seed, frames=frames, empty=empty))

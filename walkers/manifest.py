@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing
 from walkers.layouts import DEFAULT, LAYOUTS, Place, layout_of
 from walkers.scene import check_frames
@@ -30,32 +31,32 @@ def data_spec(
     """Check the arguments and return everything that decides the data's bytes, in JSON types.
 
     Raises:
-        ValueError: an argument is wrong; the message says which values are right.
+        UserError: an argument is wrong; the message says which values are right.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}: choose from {', '.join(LAYOUTS)}")
+        raise UserError(f"layout is {layout!r}: choose from {', '.join(LAYOUTS)}")
     chosen = LAYOUTS[layout]
     subjects = chosen.subjects if subjects is None else subjects
     train = min(chosen.train, subjects) if train is None else train
     for name, value in (("subjects", subjects), ("train", train), ("seed", seed)):
         if not isinstance(value, Integral):
-            raise ValueError(f"{name} is {value!r}: give a whole number")
+            raise UserError(f"{name} is {value!r}: give a whole number")
     if not 1 <= subjects <= 999:
-        raise ValueError(f"subjects is {subjects}: ids have three digits, so give 1 to 999")
+        raise UserError(f"subjects is {subjects}: ids have three digits, so give 1 to 999")
     if not 0 <= train <= subjects:
-        raise ValueError(f"train is {train}: give 0 to {subjects}, the number of subjects")
+        raise UserError(f"train is {train}: give 0 to {subjects}, the number of subjects")
     if seed < 0:
-        raise ValueError(f"seed is {seed}: give a number that is not negative")
+        raise UserError(f"seed is {seed}: give a number that is not negative")
     if not noise >= 0:
-        raise ValueError(f"noise is {noise}: give 0 (clean) or more")
+        raise UserError(f"noise is {noise}: give 0 (clean) or more")
     if raw and layout != DEFAULT:
-        raise ValueError(f"raw frames in the layout {layout}: only {DEFAULT} has them")
+        raise UserError(f"raw frames in the layout {layout}: only {DEFAULT} has them")
     selected = {}
     for name, given, known in (("types", types, chosen.types), ("views", views, chosen.views)):
         given = list(known) if given is None else given
         if isinstance(given, str) or any(g not in known for g in given) or (known and not given):
             names = ", ".join(known) or f"nothing: {layout}'s depend on the person"
-            raise ValueError(f"{name} is {given!r}: give a selection of {names}")
+            raise UserError(f"{name} is {given!r}: give a selection of {names}")
         selected[name] = [entry for entry in known if entry in set(given)]
     check_frames(frames)
     return {
@@ -103,14 +104,14 @@ def prepare_folder(root: Path, spec: dict) -> None:
         spec: from ``data_spec``.
 
     Raises:
-        ValueError: ``root`` holds other walkers, or files that are not walkers.
+        UserError: ``root`` holds other walkers, or files that are not walkers.
     """
     manifest = root / MANIFEST
     if manifest.exists():
         try:
             found = json.loads(manifest.read_text())
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{manifest} is no JSON ({error}): delete {root} to draw it again"
             ) from error
         differ = [
@@ -119,12 +120,12 @@ def prepare_folder(root: Path, spec: dict) -> None:
             if found.get(k) != spec.get(k)
         ]
         if differ:
-            raise ValueError(
+            raise UserError(
                 f"{root} holds other walkers: {'; '.join(differ)}. "
                 "Choose another folder, ask for the same arguments, or delete this one."
             )
     elif root.exists() and any(root.iterdir()):
-        raise ValueError(f"{root} is not empty and holds no {MANIFEST}: choose another folder")
+        raise UserError(f"{root} is not empty and holds no {MANIFEST}: choose another folder")
     root.mkdir(parents=True, exist_ok=True)
     texts = {
         MANIFEST: json.dumps(spec, indent=1) + "\n",  # first: it says whose folder this is

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from gaitlib.system.errors import UserError
 from walkers.body import Body, draw_body
 from walkers.camera_noise import add_camera_noise
 from walkers.dressed_body import DressedBody
@@ -126,10 +127,10 @@ def sequence_frames(
         noise: strength of the camera noise; 0 gives clean silhouettes.
 
     Raises:
-        ValueError: the type or the view is unknown, or ``frames`` is impossible.
+        UserError: the type or the view is unknown, or ``frames`` is impossible.
     """
     if view not in VIEWS:
-        raise ValueError(f"no camera at view {view!r}; choose from {', '.join(VIEWS)}")
+        raise UserError(f"no camera at view {view!r}; choose from {', '.join(VIEWS)}")
     walk = draw_walk(subject, type, seed, frames)
     return noisy_view(walk, subject, type, view, seed, noise)
 
@@ -148,7 +149,7 @@ def check_frames(frames: tuple[int, int]) -> None:
     """Raise ValueError unless ``frames`` is (least, greatest), both 1 to ``MAX_FRAMES``."""
     low, high = frames
     if not 1 <= low <= high <= MAX_FRAMES:
-        raise ValueError(
+        raise UserError(
             f"frames is {tuple(frames)}: give (least, greatest), "
             f"1 <= least <= greatest <= {MAX_FRAMES}"
         )
@@ -157,7 +158,7 @@ def check_frames(frames: tuple[int, int]) -> None:
 def _parse_type(type: str) -> tuple[str, int]:
     kind, _, number = type.partition("-")
     if kind not in KINDS or not number.isdigit():
-        raise ValueError(f"unknown type {type!r}; types look like {', '.join(TYPES)}")
+        raise UserError(f"unknown type {type!r}; types look like {', '.join(TYPES)}")
     return kind, int(number)
 
 

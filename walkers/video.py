@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing
 from walkers.scene import FPS, SIZE, draw_walk, render
 
@@ -38,12 +39,12 @@ def write_video(
         empty: frames of the empty scene before it.
 
     Raises:
-        ValueError: the ending is another, the type or the view is unknown, or ``frames`` is
+        UserError: the ending is another, the type or the view is unknown, or ``frames`` is
             impossible.
         OSError: the file cannot be written.
     """
     if path.suffix != ".avi":
-        raise ValueError(f"{path}: end its name with .avi")
+        raise UserError(f"{path}: end its name with .avi")
     masks = render(draw_walk(subject, type, seed, frames), view)
     rng = np.random.default_rng([seed, subject, int(view), len(masks)])
     scene, clothes = _scene(rng), rng.uniform(20, 235, (2, 3))  # colours of body and legs

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gaitlib.system.errors import UserError
 from gaitlib.system.processes import cores
 from walkers.child_processes import draw_in_processes
 from walkers.layouts import DEFAULT, Place
@@ -66,13 +67,13 @@ def make_walkers(
         ``dst`` as an absolute path.
 
     Raises:
-        ValueError: the arguments make no data set, or ``dst`` holds something else.
+        UserError: the arguments make no data set, or ``dst`` holds something else.
         WorkerError: a process failed or was killed; a second call completes the data set.
     """
     root = Path(dst).resolve()
     spec = data_spec(layout, subjects, train, types, views, frames, seed, noise, raw)
     if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers}: give at least 1, or None for all cores")
+        raise UserError(f"workers is {workers}: give at least 1, or None for all cores")
     prepare_folder(root, spec)
     walks = _missing_walks(root, spec)
     if walks:

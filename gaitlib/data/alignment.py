@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from gaitlib.system.errors import UserError
+
 NO_DATA_SUM = 10_000  # OpenGait: a frame whose pixels sum to no more than this holds no person
 SIZE = 64  # rows and columns of a frame
 
@@ -23,10 +25,10 @@ def align_frame(frame: np.ndarray, height: int = SIZE) -> np.ndarray | None:
         ``(height, height)`` uint8, or None if the frame holds no person (pixel sum up to 10000).
 
     Raises:
-        ValueError: the frame is not two-dimensional uint8.
+        UserError: the frame is not two-dimensional uint8.
     """
     if frame.ndim != 2 or frame.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"a frame is (h, w) uint8, got {frame.shape} {frame.dtype}; read it as a grey image"
         )
     if not frame.size or cv2.sumElems(frame)[0] <= NO_DATA_SUM:

@@ -19,6 +19,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
+from gaitlib.system.errors import UserError
+
 #: Where RandomRotate and RandomAffine take the middle and the corners of an image to be.
 CENTRED, OPENGAIT = "centred", "opengait"
 Shape = tuple[int, int, int, int]  # of clips: N, T, H, W
@@ -52,7 +54,7 @@ def draw_and_overwrite(
         world_size: the number of processes.
 
     Raises:
-        ValueError: no generator, or frames too small for ``step``.
+        UserError: no generator, or frames too small for ``step``.
     """
     n, t, h, w = clips.shape
     draws = step.draw((n * world_size, t, h, w), generator)
@@ -94,7 +96,7 @@ class RandomRotate:
         check_prob(self)
         _check_geometry(self)
         if self.degree < 0:
-            raise ValueError(f"degree is {self.degree}: give the largest angle, 0 or more")
+            raise UserError(f"degree is {self.degree}: give the largest angle, 0 or more")
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 2, 3)``."""
@@ -149,7 +151,7 @@ class RandomPerspective:
         """Draw four points (x, y) per clip; return them and their targets, ``(N, 4, 2)`` each."""
         most = w // 44 * 10
         if not most:
-            raise ValueError(f"RandomPerspective needs 44 columns or more, the clips have {w}")
+            raise UserError(f"RandomPerspective needs 44 columns or more, the clips have {w}")
         left = torch.randint(0, most, (2, n), generator=generator).float()  # above, below
         right = w - 1 - torch.randint(0, most, (2, n), generator=generator).float()
         top, bottom = torch.zeros(n), torch.full((n,), float(h))
@@ -234,7 +236,7 @@ class RandomAffine:
         """Draw three points (x, y) per clip; return them and their targets, ``(N, 3, 2)`` each."""
         most = h // 64 * 10
         if not most:
-            raise ValueError(f"RandomAffine needs 64 rows or more, the clips have {h}")
+            raise UserError(f"RandomAffine needs 64 rows or more, the clips have {h}")
         inward = torch.randint(0, most, (2, n, 3, 2), generator=generator).float()
         right, bottom = (h, w) if swapped else (w, h)
         corners = torch.tensor([[0, 0], [right, 0], [0, bottom]]).float()
@@ -264,7 +266,7 @@ class RandomErasing:
     def __post_init__(self) -> None:
         check_prob(self)
         if not (0 < self.sl <= self.sh < 1 and 0 < self.r1 <= 1):
-            raise ValueError(f"{self}: needs 0 < sl <= sh < 1 and 0 < r1 <= 1")
+            raise UserError(f"{self}: needs 0 < sl <= sh < 1 and 0 < r1 <= 1")
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Draw which clips are changed, ``(N, 1)`` bool, and their boxes, ``(N, 1, 4)``.
@@ -306,19 +308,19 @@ class RandomErasing:
 
 def _check_geometry(step: object) -> None:
     if step.geometry not in (CENTRED, OPENGAIT):
-        raise ValueError(f"geometry is {step.geometry!r}: choose from {CENTRED}, {OPENGAIT}")
+        raise UserError(f"geometry is {step.geometry!r}: choose from {CENTRED}, {OPENGAIT}")
 
 
 def check_prob(step: object) -> None:
     """Raise ValueError unless a step's ``prob`` is a probability."""
     if not 0 <= step.prob <= 1:
-        raise ValueError(f"{step}: prob is a probability, from 0 to 1")
+        raise UserError(f"{step}: prob is a probability, from 0 to 1")
 
 
 def draw_which(step: object, n: int, generator: Generator | None) -> Tensor:
     """Draw which of n clips are changed, ``(n,)`` bool on the CPU."""
     if generator is None:
-        raise ValueError(f"{step} is random: pass a torch.Generator with the clips")
+        raise UserError(f"{step} is random: pass a torch.Generator with the clips")
     return torch.rand(n, generator=generator) < step.prob
 
 

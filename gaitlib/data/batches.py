@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from gaitlib.data.frames import choose_frames
 from gaitlib.data.samplers import ClipSeed, InferenceSampler, TripletSampler
 from gaitlib.data.sequence_file import SequenceError
+from gaitlib.system.errors import UserError
 from gaitlib.system.processes import LoaderError, describe_exit
 
 __all__ = [
@@ -112,7 +113,7 @@ def training_batches(
         world_size: the number of processes.
 
     Raises:
-        ValueError: the settings do not fit each other or the data, see :class:`TripletSampler`.
+        UserError: the settings do not fit each other or the data, see :class:`TripletSampler`.
         SequenceError: while iterating, a sequence can no longer be read.
         LoaderError: while iterating, a loading process died.
     """
@@ -166,12 +167,12 @@ def inference_batches(
         world_size: the number of processes.
 
     Raises:
-        ValueError: the settings do not fit each other.
+        UserError: the settings do not fit each other.
         SequenceError: while iterating, a sequence can no longer be read.
         LoaderError: while iterating, a loading process died.
     """
     if sample_type.startswith("unfixed"):
-        raise ValueError(f"sample_type {sample_type!r} is for training; test with all_* or fixed_*")
+        raise UserError(f"sample_type {sample_type!r} is for training; test with all_* or fixed_*")
     sampler = InferenceSampler(len(dataset), batch_size, seed, rank, world_size)
     clips = _Clips(
         dataset,
@@ -209,7 +210,7 @@ class _Clips(Dataset[Batch]):
     ) -> None:
         self.sequences, self.labels = sequences, torch.as_tensor(np.asarray(labels, np.int64))
         if len(self.labels) != len(sequences):
-            raise ValueError(f"{len(self.labels)} labels for {len(sequences)} sequences")
+            raise UserError(f"{len(self.labels)} labels for {len(sequences)} sequences")
         self.choose = partial(choose_frames, sample_type=sample_type, **settings)
         self.choose(1, np.random.default_rng(0))  # refuse wrong settings now, not in a worker
         self.concatenated = not sample_type.startswith("fixed")

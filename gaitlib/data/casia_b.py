@@ -18,6 +18,7 @@ import pandas as pd
 from gaitlib.data.mapped_file import map_sequences
 from gaitlib.data.partition import SPLITS, read_partition
 from gaitlib.data.sequence_file import SequenceError, read_sequence, try_to_read, write_sequence
+from gaitlib.system.errors import UserError
 
 __all__ = [
     "TYPES",
@@ -189,7 +190,7 @@ class SilhouetteDataset:
         frame_size: rows and columns of every frame.
 
     Raises:
-        ValueError: no sequence is usable, or ``cache`` is text.
+        UserError: no sequence is usable, or ``cache`` is text.
         OSError: a mapped file cannot be written.
     """
 
@@ -202,7 +203,7 @@ class SilhouetteDataset:
         workers: int = 2,
     ) -> None:
         if isinstance(cache, str):
-            raise ValueError(f"cache is {cache!r}: give True, False, or a Path to a folder")
+            raise UserError(f"cache is {cache!r}: give True, False, or a Path to a folder")
         count, unclear = len(table), table.iloc[:0].reindex(columns=PROBLEM_COLUMNS)
         if "problem" in table:
             unclear = table.loc[table["problem"] != "", PROBLEM_COLUMNS]
@@ -231,7 +232,7 @@ class SilhouetteDataset:
             for row in self.problems.itertuples()
         ]
         if not good:
-            raise ValueError(
+            raise UserError(
                 f"none of {count} sequences can be used: if their files are damaged, make them "
                 "again (`gaitlib pretreat`, or `gaitlib walkers` for walkers); if they are no "
                 "silhouettes, choose others with data_cfg.data_in_use"
@@ -333,11 +334,11 @@ def load_split(
 
     Raises:
         FileNotFoundError: ``root`` is absent, or holds no sequence of the split.
-        ValueError: the split is unknown, the partition is invalid or names no subject for it, or no
+        UserError: the split is unknown, the partition is invalid or names no subject for it, or no
             sequence is usable.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose from {list(SPLITS)}")
+        raise UserError(f"unknown split {split!r}; choose from {list(SPLITS)}")
     on_disk = _subjects_on_disk(Path(root))
     source = "the partition"
     if not isinstance(partition, Mapping):
@@ -345,7 +346,7 @@ def load_split(
         partition = read_partition(partition)
     wanted = partition[split]
     if not wanted:
-        raise ValueError(f"{split} of {source} lists no subject: name at least one")
+        raise UserError(f"{split} of {source} lists no subject: name at least one")
     table = index_tree(root, wanted, file_in_use)
     dataset = SilhouetteDataset(table, cache=cache, min_frames=min_frames, workers=workers)
     listed = {subject for side in SPLITS for subject in partition[side]}

@@ -5,6 +5,8 @@ The names and the rules are OpenGait's (``data/collate_fn.py``).
 
 import numpy as np
 
+from gaitlib.system.errors import UserError
+
 SAMPLE_TYPES = (
     "all_ordered",
     "all_unordered",
@@ -54,16 +56,16 @@ def choose_frames(
         Indices into the sequence, int64.
 
     Raises:
-        ValueError: the type is unknown, or a number is out of range.
+        UserError: the type is unknown, or a number is out of range.
     """
     if sample_type not in SAMPLE_TYPES:
-        raise ValueError(f"unknown sample_type {sample_type!r}; choose from {list(SAMPLE_TYPES)}")
+        raise UserError(f"unknown sample_type {sample_type!r}; choose from {list(SAMPLE_TYPES)}")
     if num_frames < 1:
-        raise ValueError(f"a sequence of {num_frames} frames gives no clip")
+        raise UserError(f"a sequence of {num_frames} frames gives no clip")
     how_many, order = sample_type.split("_")
     if how_many == "all":
         if frames_all_limit < 1 and frames_all_limit != -1:
-            raise ValueError(
+            raise UserError(
                 f"frames_all_limit is {frames_all_limit}: give 1 or more, or -1 for all"
             )
         return np.arange(num_frames)[: None if frames_all_limit == -1 else frames_all_limit]
@@ -71,13 +73,13 @@ def choose_frames(
     if how_many == "unfixed":
         if not 1 <= frames_num_min <= frames_num_max:
             lengths = f"{frames_num_min} to {frames_num_max}"
-            raise ValueError(
+            raise UserError(
                 f"frames_num_min to frames_num_max is {lengths}: write two lengths of 1 or more, "
                 "the smaller first"
             )
         count = int(rng.integers(frames_num_min, frames_num_max + 1))
     if count < 1 or frames_skip_num < 0:
-        raise ValueError(f"a clip of {count} frames with {frames_skip_num} skipped cannot be drawn")
+        raise UserError(f"a clip of {count} frames with {frames_skip_num} skipped cannot be drawn")
     if order != "ordered":
         drawn = rng.choice(num_frames, count, replace=num_frames < count)
         return np.sort(drawn) if order == "allordered" else drawn

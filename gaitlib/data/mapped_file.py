@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gaitlib.data.sequence_file import try_to_read
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import read_json, replacing
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class MappedSequences:
         faults: why a sequence cannot be read; "" if it can.
 
     Raises:
-        ValueError: if the size of the file does not match the shapes.
+        UserError: if the size of the file does not match the shapes.
     """
 
     def __init__(self, path: Path, shapes: list[tuple[int, ...]], faults: list[str]) -> None:
@@ -45,7 +46,7 @@ class MappedSequences:
         self._ends = np.cumsum([math.prod(shape) if shape else 0 for shape in shapes]).tolist()
         size = path.stat().st_size
         if size != (self._ends[-1] if shapes else 0):
-            raise ValueError(f"{path} has {size} bytes, not those of its sequences")
+            raise UserError(f"{path} has {size} bytes, not those of its sequences")
         self._content = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
 
     def __getitem__(self, position: int) -> np.ndarray:

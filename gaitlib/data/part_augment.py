@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import conv2d, pad
 
 from gaitlib.data.augment import Shape, check_prob, draw_which
+from gaitlib.system.errors import UserError
 
 #: The brushes of RandomPartDilate: OpenCV's shape, and its width and height in pixels.
 BRUSHES = (
@@ -117,10 +118,10 @@ def blur(images: Tensor) -> Tensor:
 def _check_rows(step: RandomPartDilate | RandomPartBlur) -> None:
     ranges = [tuple(step.top_range), tuple(step.bot_range)]
     if any(len(r) != 2 or not all(type(n) is int for n in r) for r in ranges):
-        raise ValueError(f"{step}: top_range and bot_range are [first, last], whole numbers")
+        raise UserError(f"{step}: top_range and bot_range are [first, last], whole numbers")
     (first, last), (low, high) = ranges
     if not 0 <= first <= last < low <= high:
-        raise ValueError(f"{step}: needs 0 <= top_range[0] <= top_range[1] < bot_range[0] <= ...")
+        raise UserError(f"{step}: needs 0 <= top_range[0] <= top_range[1] < bot_range[0] <= ...")
 
 
 def _draw_rows(step: RandomPartDilate | RandomPartBlur, n: int, generator: Generator) -> Tensor:

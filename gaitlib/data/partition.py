@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from gaitlib.system.errors import UserError
+
 SPLITS = ("TRAIN_SET", "TEST_SET")
 
 
@@ -19,7 +21,7 @@ def read_partition(path: str | Path) -> dict[str, list[str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, lacks a set, or lists a subject twice; the message names it.
+        UserError: it is not JSON, lacks a set, or lists a subject twice; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -29,23 +31,23 @@ def read_partition(path: str | Path) -> dict[str, list[str]]:
     try:
         partition = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
-        raise ValueError(f"the partition {path} is not JSON: {error}") from error
+        raise UserError(f"the partition {path} is not JSON: {error}") from error
     if not isinstance(partition, dict):
-        raise ValueError(
+        raise UserError(
             f"the partition {path} is a {type(partition).__name__}, not an object with {SPLITS}"
         )
     for split in SPLITS:
         subjects = partition.get(split)
         if subjects is None:
-            raise ValueError(f"the partition {path} has no {split}; it has {sorted(partition)}")
+            raise UserError(f"the partition {path} has no {split}; it has {sorted(partition)}")
         if not isinstance(subjects, list) or not all(isinstance(s, str) for s in subjects):
-            raise ValueError(f'{split} in {path} must list subjects as text, like ["001", "002"]')
+            raise UserError(f'{split} in {path} must list subjects as text, like ["001", "002"]')
         repeated = sorted(s for s, times in Counter(subjects).items() if times > 1)
         if repeated:
-            raise ValueError(f"{split} in {path} lists {repeated} more than once")
+            raise UserError(f"{split} in {path} lists {repeated} more than once")
     both = sorted(set(partition["TRAIN_SET"]) & set(partition["TEST_SET"]))
     if both:
-        raise ValueError(f"subjects {both} are in both sets of {path}: a test subject must be new")
+        raise UserError(f"subjects {both} are in both sets of {path}: a test subject must be new")
     others = {
         name: values
         for name, values in partition.items()

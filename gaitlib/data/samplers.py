@@ -10,6 +10,8 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from gaitlib.system.errors import UserError
+
 ClipSeed = tuple[int, int, int]  # seed, iteration, position in the batch
 
 
@@ -36,7 +38,7 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
         The batch of one iteration: pairs (sequence index, clip seed).
 
     Raises:
-        ValueError: no sequences, fewer than P subjects, or a batch that ``world_size`` does not
+        UserError: no sequences, fewer than P subjects, or a batch that ``world_size`` does not
             divide.
     """
 
@@ -54,14 +56,14 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
         self.num_subjects, self.num_clips = batch_size
         subjects, subject_of = np.unique(np.asarray(labels), return_inverse=True)
         if min(batch_size) < 1:
-            raise ValueError(
+            raise UserError(
                 f"trainer_cfg.sampler.batch_size is {list(batch_size)}: a batch needs 1 subject "
                 "and 1 clip or more"
             )
         if not len(subjects):
-            raise ValueError("the training set holds no sequence: there is nothing to draw from")
+            raise UserError("the training set holds no sequence: there is nothing to draw from")
         if len(subjects) < self.num_subjects:
-            raise ValueError(
+            raise UserError(
                 f"trainer_cfg.sampler.batch_size {list(batch_size)} asks for {self.num_subjects} "
                 f"subjects per batch, and the training set has {len(subjects)}: write "
                 f"[{len(subjects)}, {self.num_clips}], or add subjects"
@@ -70,14 +72,14 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
         clips = self.num_subjects * self.num_clips
         if clips % world_size:
             divisors = [str(n) for n in range(1, clips + 1) if clips % n == 0]
-            raise ValueError(
+            raise UserError(
                 f"trainer_cfg.sampler.batch_size {list(batch_size)} makes {clips} clips, which do "
                 f"not split evenly over {world_size} processes: start one of "
                 f"{', '.join(divisors)} processes, or choose a batch_size [P, K] whose P x K is a "
                 f"multiple of {world_size}"
             )
         if seed < 0 or not 0 <= start <= stop:
-            raise ValueError(f"seed {seed} and iterations {start} to {stop} must not be negative")
+            raise UserError(f"seed {seed} and iterations {start} to {stop} must not be negative")
         self.by_subject = [np.flatnonzero(subject_of == s) for s in range(len(subjects))]
         self.seed, self.start, self.stop = seed, start, stop
         self.batch_shuffle, self.rank, self.world_size = batch_shuffle, rank, world_size
@@ -130,7 +132,7 @@ class InferenceSampler(Sampler[list[tuple[int, ClipSeed]]]):
         world_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: a batch needs 1 sequence or more")
+            raise UserError(f"batch_size is {batch_size}: a batch needs 1 sequence or more")
         _check_rank(rank, world_size)
         self.num_sequences, self.batch_size, self.seed = num_sequences, batch_size, seed
         self.firsts = range(rank * batch_size, num_sequences, world_size * batch_size)
@@ -146,4 +148,4 @@ class InferenceSampler(Sampler[list[tuple[int, ClipSeed]]]):
 
 def _check_rank(rank: int, world_size: int) -> None:
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is none of the {world_size} processes: they count from 0")
+        raise UserError(f"rank {rank} is none of the {world_size} processes: they count from 0")

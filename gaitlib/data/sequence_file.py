@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from gaitlib.data.masks import mask_fault
 from gaitlib.data.pickle_scan import scan_pickle
+from gaitlib.data.silhouettes import mask_fault
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing
 
 MAX_BYTES = 1 << 30  # of a file; 4 kB are a frame
 
 
-class SequenceError(ValueError):
+class SequenceError(UserError):
     """A sequence file cannot be used; the message names the file and the reason."""
 
 
@@ -139,7 +140,7 @@ def _read_regular(path: Path) -> bytes:
 def try_to_read(path: str | Path) -> tuple[np.ndarray | None, str]:
     """Return a sequence and "", or None and the reason why it cannot be used.
 
-    Frames that are no silhouettes of 0 to 255 are a reason too (`gaitlib.data.masks.mask_fault`).
+    Frames that are no silhouettes are a reason too: `gaitlib.data.silhouettes.mask_fault`.
     """
     try:
         frames = read_sequence(path)

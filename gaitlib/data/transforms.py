@@ -22,6 +22,7 @@ from gaitlib.data.augment import (
     draw_and_overwrite,
 )
 from gaitlib.data.part_augment import RandomPartBlur, RandomPartDilate
+from gaitlib.system.errors import UserError
 
 Spec = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -61,7 +62,7 @@ class BaseSilCuttingTransform:
         width = clips.shape[-1]
         cutting = self.columns_of(width)
         if not 0 <= 2 * cutting < width:
-            raise ValueError(f"cutting {cutting} columns off both sides of {width} keeps no column")
+            raise UserError(f"cutting {cutting} columns off both sides of {width} keeps no column")
         return _divide(clips[..., cutting : width - cutting], self.divsor)
 
     def columns_of(self, width: int) -> int:
@@ -111,7 +112,7 @@ class Transform:
         returns: ``(N, T, H, W')`` float32, on the same device
 
     Raises:
-        ValueError: the clips are something else, a random step has no generator, or ``rank`` is
+        UserError: the clips are something else, a random step has no generator, or ``rank`` is
             not below ``world_size``.
     """
 
@@ -127,11 +128,9 @@ class Transform:
     ) -> Tensor:
         """Apply the steps in order."""
         if clips.ndim != 4 or clips.dtype != torch.uint8:
-            raise ValueError(
-                f"clips are (N, T, H, W) uint8, got {tuple(clips.shape)} {clips.dtype}"
-            )
+            raise UserError(f"clips are (N, T, H, W) uint8, got {tuple(clips.shape)} {clips.dtype}")
         if not 0 <= rank < world_size:
-            raise ValueError(
+            raise UserError(
                 f"rank {rank} of world_size {world_size}: ranks are 0 to world_size - 1"
             )
         if _is_random(self.steps[0]):
@@ -182,12 +181,12 @@ def build_transform(spec: Spec) -> Transform:
             are the step's arguments.
 
     Raises:
-        ValueError: an unknown type or argument, a value out of range, or not exactly one
+        UserError: an unknown type or argument, a value out of range, or not exactly one
             ``BaseSil*`` transform, which scales the values to 0-1; or RandomPartBlur before it.
     """
     if not isinstance(spec, Mapping):
         if len(spec) != 1:
-            raise ValueError(
+            raise UserError(
                 f"transform lists {len(spec)} entries, one per input, but there is one input; "
                 "for several steps write {type: Compose, trf_cfg: [...]}"
             )
@@ -195,34 +194,34 @@ def build_transform(spec: Spec) -> Transform:
     steps = tuple(_steps(spec))
     bases = [i for i, step in enumerate(steps) if isinstance(step, tuple(BASES.values()))]
     if len(bases) != 1:
-        raise ValueError(
+        raise UserError(
             f"transform has {len(bases)} of {sorted(BASES)}, it needs exactly one: {spec}"
         )
     if any(isinstance(step, RandomPartBlur) for step in steps[: bases[0]]):
         base = type(steps[bases[0]]).__name__
-        raise ValueError(f"RandomPartBlur compares values of 0 to 1: put it after {base}")
+        raise UserError(f"RandomPartBlur compares values of 0 to 1: put it after {base}")
     return Transform(steps)
 
 
 def _steps(spec: Mapping[str, Any]) -> list[Step]:
     if not isinstance(spec, Mapping) or "type" not in spec:
-        raise ValueError(f"a transform is {{type: ..., arguments}}, got {spec!r}")
+        raise UserError(f"a transform is {{type: ..., arguments}}, got {spec!r}")
     arguments = {key: value for key, value in spec.items() if key != "type"}
     if spec["type"] == "Compose":
         if set(arguments) != {"trf_cfg"} or isinstance(arguments["trf_cfg"], Mapping | str):
-            raise ValueError(f"Compose takes trf_cfg, a list of transforms, got {arguments}")
+            raise UserError(f"Compose takes trf_cfg, a list of transforms, got {arguments}")
         return [step for entry in arguments["trf_cfg"] for step in _steps(entry)]
     if spec["type"] not in STEPS:
         choices = sorted([*STEPS, "Compose"])
-        raise ValueError(f"unknown transform {spec['type']!r}; choose from {choices}")
+        raise UserError(f"unknown transform {spec['type']!r}; choose from {choices}")
     step = STEPS[spec["type"]]
     known = [field.name for field in dataclasses.fields(step)]
     unknown = sorted(set(arguments) - set(known))
     if unknown:
-        raise ValueError(f"{spec['type']} has no argument {unknown}; it has {known}")
+        raise UserError(f"{spec['type']} has no argument {unknown}; it has {known}")
     for name, value in arguments.items():
         if isinstance(value, str | bool) and not isinstance(value, WORDS.get(name, ())):
-            raise ValueError(f"{spec['type']}: {name} is {value!r}, not a number")
+            raise UserError(f"{spec['type']}: {name} is {value!r}, not a number")
     return [step(**arguments)]
 
 
@@ -239,4 +238,4 @@ def _divide(clips: Tensor, divsor: float) -> Tensor:
 
 def _check_divsor(step: BaseSilTransform | BaseSilCuttingTransform) -> None:
     if not step.divsor > 0:
-        raise ValueError(f"{step}: divsor must be above 0")
+        raise UserError(f"{step}: divsor must be above 0")

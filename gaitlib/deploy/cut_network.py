@@ -25,13 +25,14 @@ from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.widths import Widths, layer_widths
 from gaitlib.prune.graph import Graph
 from gaitlib.quantize.quantization import quantization_of
+from gaitlib.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
 CLIPS = (4, 6)  # N, T of the clips that full and compressed are compared on
 
 
-class CompressionError(RuntimeError):
+class CompressionError(UserError):
     """The compressed network is not the sparse one."""
 
 
@@ -107,7 +108,7 @@ def construct_compressed_model(
 
     Raises:
         CompressionError: if the outputs differ by more; what was written stays for inspection.
-        ValueError: if ``architecture`` is missing, or does not make this model.
+        UserError: if ``architecture`` is missing, or does not make this model.
     """
     trained = graph.model if model is None else model
     small = settled_copy(graph.slice(trained)).eval()
@@ -117,12 +118,12 @@ def construct_compressed_model(
     candidate = copy.deepcopy(small).cpu().float()
     if out_dir is not None:
         if architecture is None:
-            raise ValueError(
+            raise UserError(
                 f"to write into {out_dir}, pass architecture, the arguments of build_model: "
                 "a network on disk is rebuilt from them"
             )
         if layer_widths(dense_outline(architecture)) != layer_widths(full):
-            raise ValueError(f"architecture {dict(architecture)} builds another network than this")
+            raise UserError(f"architecture {dict(architecture)} builds another network than this")
         path = network_path(out_dir, stage, timestamp)
         full_path = path.with_name(path.name.replace("compressed", "full", 1)).with_suffix(".pt")
         export_state_dict(full, full_path)
@@ -167,11 +168,11 @@ def export_embedding(path: Path | str, out_dir: Path | str, *, state_dict: bool 
         loads it.
 
     Raises:
-        ValueError: if ``out_dir`` is the folder of ``path``, whose newest network is the run's.
+        UserError: if ``out_dir`` is the folder of ``path``, whose newest network is the run's.
     """
     path, out_dir = Path(path), Path(out_dir)
     if path.parent.resolve() == out_dir.resolve():
-        raise ValueError(f"{out_dir} holds the network itself; export into another folder")
+        raise UserError(f"{out_dir} holds the network itself; export into another folder")
     model = drop_bnnecks(load_network(path))
     architecture = describe_network(path).architecture | {"SeparateBNNecks": None}
     file = write_network(model, architecture, out_dir / f"{path.stem}_embedding{SUFFIX}")

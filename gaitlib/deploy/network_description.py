@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaitlib.config.section import MAX_CLASSES, MAX_WIDTH
 from gaitlib.model import GaitBase, build_model
-from gaitlib.model.widths import Widths, resize_layers
+from gaitlib.model.widths import MAX_CLASSES, MAX_WIDTH, Widths, resize_layers
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.quantization import attach_grids
+from gaitlib.system.errors import UserError
 
 #: The most residual blocks.
 MAX_BLOCKS = 400
@@ -39,7 +39,7 @@ class NetworkDescription:
         """Return the float network as shapes alone, on the meta device.
 
         Raises:
-            ValueError: if the widths are not those of a narrower network of this architecture.
+            UserError: if the widths are not those of a narrower network of this architecture.
         """
         model = dense_outline(self.architecture)
         resize_layers(model, self.widths)
@@ -55,7 +55,7 @@ class NetworkDescription:
             state: the float network's ``state_dict``; the network takes over its tensors.
 
         Raises:
-            ValueError: as `outline`, or for grids of what the network does not have.
+            UserError: as `outline`, or for grids of what the network does not have.
             RuntimeError: if names or shapes differ.
         """
         model = self.outline()
@@ -69,7 +69,7 @@ def dense_outline(architecture: Mapping[str, Any]) -> GaitBase:
     """Build the dense network as shapes alone: allocates nothing, draws no random number.
 
     Raises:
-        ValueError: if the architecture is none, or larger than an experiment may ask for.
+        UserError: if the architecture is none, or larger than an experiment may ask for.
     """
     _check_sizes(architecture)
     with torch.device("meta"):
@@ -86,7 +86,7 @@ def _check_sizes(architecture: Mapping[str, Any]) -> None:
         or int(classifier.get("class_num", 1)) > MAX_CLASSES
         or len(text) > 10_000
     ):
-        raise ValueError(f"its architecture is too large: {text:.100}")
+        raise UserError(f"its architecture is too large: {text:.100}")
     blocks = architecture["backbone_cfg"].get("layers", [])
     if isinstance(blocks, list | tuple) and sum(blocks) > MAX_BLOCKS:
-        raise ValueError(f"layers {list(blocks)} are {sum(blocks)} blocks, more than {MAX_BLOCKS}")
+        raise UserError(f"layers {list(blocks)} are {sum(blocks)} blocks, more than {MAX_BLOCKS}")

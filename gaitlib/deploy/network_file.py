@@ -57,6 +57,7 @@ from gaitlib.model.widths import layer_widths, resize_layers
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.packing import pack, stored_tensors, unpack
 from gaitlib.quantize.quantization import quantization_of
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing
 
 SUFFIX = ".safetensors"
@@ -70,7 +71,7 @@ _DAMAGE = (
 )  # what reading any bytes, and build_model with any JSON, may raise
 
 
-class NetworkFileError(ValueError):
+class NetworkFileError(UserError):
     """A network on disk is not one that this version can load."""
 
 
@@ -102,7 +103,7 @@ def write_network(model: GaitBase, architecture: Mapping[str, Any], path: Path |
         The path.
 
     Raises:
-        ValueError: if ``architecture`` builds another network; if a quantizer is not of the weight
+        UserError: if ``architecture`` builds another network; if a quantizer is not of the weight
             or the input of a convolution or head; if a weight's grid has no sign, or an input's
             more than 24 bits; if a quantized weight is not finite.
     """
@@ -110,7 +111,7 @@ def write_network(model: GaitBase, architecture: Mapping[str, Any], path: Path |
     outline = dense_outline(architecture)
     resize_layers(outline, widths)
     if _shapes(outline) != _shapes(model):
-        raise ValueError(f"architecture {dict(architecture)} builds another network than this")
+        raise UserError(f"architecture {dict(architecture)} builds another network than this")
     quantization = quantization_of(model)
     weight_grids, input_grids = ({}, {}) if quantization is None else quantization.grids()
     names = weight_names(model)
@@ -118,12 +119,12 @@ def write_network(model: GaitBase, architecture: Mapping[str, Any], path: Path |
     _check_known(input_grids, names, "layer")
     _check_inputs(input_grids)
     if unsigned := [name for name, grid in weight_grids.items() if not grid.signed]:
-        raise ValueError(f"the grids of {unsigned} have no sign, weights have one")
+        raise UserError(f"the grids of {unsigned} have no sign, weights have one")
     integers, floats = [], []
     for name, tensor in stored_tensors(model).items():
         grid = weight_grids.get(name)
         if grid is not None and not tensor.isfinite().all():
-            raise ValueError(f"{name} holds numbers that are not finite; no grid has them")
+            raise UserError(f"{name} holds numbers that are not finite; no grid has them")
         if grid is not None and stored_bits(grid.bits) != FLOAT_BITS:
             integers.append(pack(grid.quantize(tensor), grid.bits))
         else:
@@ -264,7 +265,7 @@ def _read(path: Path) -> tuple[NetworkDescription, dict[str, Tensor]]:
         text = (file.metadata() or {}).get(_METADATA)
         found = {name: file.get_slice(name).get_dtype() for name in file.keys()}
         if text is None or found != _DTYPES:
-            raise ValueError(
+            raise UserError(
                 f"it needs the metadata {_METADATA!r} and the tensors {_DTYPES}, and has "
                 f"{sorted(file.metadata() or {})} and {found}"
             )
@@ -272,7 +273,7 @@ def _read(path: Path) -> tuple[NetworkDescription, dict[str, Tensor]]:
     header = json.loads(text)
     version = header.get("format") if isinstance(header, dict) else None
     if version != FORMAT:
-        raise ValueError(f"it has format {version!r}, this version reads {FORMAT}")
+        raise UserError(f"it has format {version!r}, this version reads {FORMAT}")
     return _description(header, tensors["grids"]), tensors
 
 
@@ -283,7 +284,7 @@ def _description(header: Mapping[str, Any], grids: Tensor) -> NetworkDescription
     widths = {}
     for layer, sizes in zip(own, _listed(header, "widths", len(own), list), strict=True):
         if len(sizes) != len(own[layer]):
-            raise ValueError(f"{layer} needs the widths {list(own[layer])}, not {sizes!r:.80}")
+            raise UserError(f"{layer} needs the widths {list(own[layer])}, not {sizes!r:.80}")
         widths[layer] = dict(zip(own[layer], sizes, strict=True))
     names = weight_names(dense)
     weight_bits, input_bits, input_signed = (
@@ -292,7 +293,7 @@ def _description(header: Mapping[str, Any], grids: Tensor) -> NetworkDescription
     )
     stored = sum(bits != FLOAT_BITS for bits in (*weight_bits, *input_bits))
     if grids.shape != (stored, 3):
-        raise ValueError(
+        raise UserError(
             f"grids has the shape {tuple(grids.shape)}, the bits call for ({stored}, 3)"
         )
     row = iter(grids.tolist())
@@ -323,7 +324,7 @@ def _state(description: NetworkDescription, tensors: Mapping[str, Tensor]) -> di
     floats = [shape.numel() for name, shape in shapes.items() if name not in weight_grids]
     for kind, sizes in (("integers", packed), ("floats", floats)):
         if tensors[kind].shape != (sum(sizes),):
-            raise ValueError(
+            raise UserError(
                 f"{kind} has the shape {tuple(tensors[kind].shape)}, the network needs "
                 f"({sum(sizes)},)"
             )
@@ -352,18 +353,18 @@ def _listed(header: Mapping[str, Any], key: str, length: int, kind: type) -> lis
         or len(values) != length
         or any(type(v) is not kind for v in values)
     ):
-        raise ValueError(f"{key} has to be a list of {length} {kind.__name__}, not {values!r:.80}")
+        raise UserError(f"{key} has to be a list of {length} {kind.__name__}, not {values!r:.80}")
     return values
 
 
 def _check_known(grids: Mapping[str, Grid], known: Iterable[str], kind: str) -> None:
     if strangers := sorted(grids.keys() - set(known)):
-        raise ValueError(f"no {kind} is called {strangers}; quantized are {list(known)} at most")
+        raise UserError(f"no {kind} is called {strangers}; quantized are {list(known)} at most")
 
 
 def _check_inputs(grids: Mapping[str, Grid]) -> None:
     if wide := {layer: grid.bits for layer, grid in grids.items() if grid.bits > INPUT_BITS}:
-        raise ValueError(
+        raise UserError(
             f"the inputs of {wide} have more bits than float32 counts in, {INPUT_BITS}; leave "
             "them float"
         )

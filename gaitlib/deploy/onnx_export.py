@@ -35,6 +35,7 @@ from gaitlib.model import GaitBase, GaitOutput
 from gaitlib.model.backbones import BasicBlock, BasicConv2d, Bottleneck, FocalConv2d, Plain, ResNet9
 from gaitlib.model.heads import SeparateFCs
 from gaitlib.quantize.grid import Grid
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing
 
 try:
@@ -85,7 +86,7 @@ def export_onnx(
 
     Raises:
         TypeError: for a module that has no ONNX form here.
-        ValueError: if a grid is of nothing in the model, or a weight's has no sign.
+        UserError: if a grid is of nothing in the model, or a weight's has no sign.
     """
     path = Path(path)
     grids = weight_grids or {}, activation_grids or {}
@@ -110,7 +111,7 @@ class OnnxNetwork(nn.Module):
         returns: `GaitOutput` with embeddings ``(N, C, P)`` on the CPU and without logits
 
     Raises:
-        ValueError: the file is damaged, or another kind of network.
+        UserError: the file is damaged, or another kind of network.
     """
 
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
@@ -118,14 +119,14 @@ class OnnxNetwork(nn.Module):
         try:
             self.session = _session(str(path), threads)
         except Exception as error:  # ONNX Runtime has a class for each fault, and none for all
-            raise ValueError(
+            raise UserError(
                 f"{path} is no network that ONNX Runtime loads: {error}; `gaitlib export` it again"
             ) from error
         shapes = {one.name: one.shape for one in self.session.get_inputs()}
         self.frame_size = tuple(shapes.get(INPUT, ())[2:])
         outputs = [one.name for one in self.session.get_outputs()]
         if len(self.frame_size) != 2 or list(shapes) != [INPUT] or OUTPUT not in outputs:
-            raise ValueError(
+            raise UserError(
                 f"{path} has the inputs {shapes} and the outputs {outputs}, where `gaitlib export` "
                 f"writes {INPUT} (N, T, H, W) and {OUTPUT}: give a file of it"
             )
@@ -222,9 +223,9 @@ class _Graph:
         self.layers = {module: name for name, module in model.named_modules()}
         known = {*self.layers.values(), *(name for name, _ in model.named_parameters())}
         if strangers := sorted({*weight_grids, *activation_grids} - known):
-            raise ValueError(f"{strangers} have grids, but nothing in the model is called so")
+            raise UserError(f"{strangers} have grids, but nothing in the model is called so")
         if unsigned := [name for name, grid in weight_grids.items() if not grid.signed]:
-            raise ValueError(f"the grids of {unsigned} have no sign, weights have one")
+            raise UserError(f"the grids of {unsigned} have no sign, weights have one")
         self.weight_grids, self.activation_grids = weight_grids, activation_grids
         self.ranges = ranges
         self.nodes: list[onnx.NodeProto] = []

@@ -21,6 +21,7 @@ from gaitlib.deploy.network_description import NetworkDescription
 from gaitlib.model.float_state import float_state
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.quantization import quantization_of
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing, tensor_bytes
 
 ARCHITECTURE = "architecture.json"
@@ -57,11 +58,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a ``state_dict`` without running anything in it; floats are float32, on the CPU.
 
     Raises:
-        ValueError: if the file holds something else; torch raises other errors for damaged files.
+        UserError: if the file holds something else; torch raises other errors for damaged files.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path.name} holds no state_dict, which is tensors by name")
+        raise UserError(f"{path.name} holds no state_dict, which is tensors by name")
     return {n: t.to(torch.float32) if t.is_floating_point() else t for n, t in state.items()}
 
 
@@ -72,19 +73,19 @@ def read_architecture_json(path: Path) -> tuple[NetworkDescription, str]:
         The description, and the name of the file of weights that it was written for.
 
     Raises:
-        ValueError: if the format is unknown; or LookupError, TypeError or AttributeError if the
+        UserError: if the format is unknown; or LookupError, TypeError or AttributeError if the
             content is not what the format says.
     """
     entries = json.loads(path.read_text(encoding="utf-8"))
     version = entries["format"]
     if version not in (FORMAT, QUANTIZED_FORMAT):
-        raise ValueError(
+        raise UserError(
             f"it has format {version!r}, this version reads {FORMAT} and {QUANTIZED_FORMAT}"
         )
     architecture, widths, weights = (entries[k] for k in ("build_model", "widths", "weights"))
     tables = [architecture, widths, *(widths.values() if isinstance(widths, dict) else ())]
     if not all(isinstance(table, dict) for table in tables) or not isinstance(weights, str):
-        raise ValueError("build_model and widths have to be objects, weights a file name")
+        raise UserError("build_model and widths have to be objects, weights a file name")
     quantization: dict[str, Any] = {"weights": {}, "activations": {}}
     if version == QUANTIZED_FORMAT:
         quantization = entries["quantization"]

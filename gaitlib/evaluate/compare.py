@@ -7,10 +7,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.config.protocol_cfg import ProtocolCfg, built_in_protocols
 from gaitlib.evaluate.evaluation import PROBE_KEYS, Averaging
 from gaitlib.evaluate.features import distance
+from gaitlib.evaluate.protocols import PROTOCOLS, Protocol
 from gaitlib.evaluate.roles import Lists, assign_roles, view_names
+from gaitlib.system.errors import UserError
 
 
 def bootstrap_drop(
@@ -45,7 +46,7 @@ def bootstrap_drop(
         high are NaN. Without probes (of known subjects) there is no row.
 
     Raises:
-        ValueError: the two tables hold different probes or columns.
+        UserError: the two tables hold different probes or columns.
     """
     conditions = list(hits_a["condition"].unique())  # in the protocol's order
     hits_a, hits_b = _in_same_order(hits_a, hits_b)
@@ -74,11 +75,11 @@ def _in_same_order(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
     """Sort both tables in the same order; raise ValueError if they hold different probes."""
     keys = list(PROBE_KEYS)
     if set(a.columns) != set(b.columns):
-        raise ValueError(f"columns differ: {sorted(set(a.columns) ^ set(b.columns))}")
+        raise UserError(f"columns differ: {sorted(set(a.columns) ^ set(b.columns))}")
     a, b = (t.sort_values(keys).reset_index(drop=True) for t in (a, b[list(a.columns)]))
     if not a[keys].equals(b[keys]):
         both = a[keys].merge(b[keys], how="outer", indicator=True)
-        raise ValueError(
+        raise UserError(
             f"{(both['_merge'] != 'both').sum()} of {len(both)} probes are in one table only: "
             "compare two evaluations of the same test set"
         )
@@ -149,7 +150,7 @@ def worst_pairs(
         with. Without a pair of different views there is no row.
 
     Raises:
-        ValueError: the two tables hold different probes or columns.
+        UserError: the two tables hold different probes or columns.
     """
     columns = ["condition", "probe", "gallery", "difference", "probes", "low", "high"]
     order = list(hits_a["condition"].unique())
@@ -185,7 +186,7 @@ def nearest(
     table: pd.DataFrame,
     condition: str,
     metric: str = "euc",
-    protocol: ProtocolCfg | None = None,
+    protocol: Protocol | None = None,
     lists: Lists | None = None,
 ) -> pd.DataFrame:
     """Find each probe's nearest gallery sequence; at other views, if identical ones do not count.
@@ -203,16 +204,16 @@ def nearest(
         gallery_subject, probe_view, gallery_view, distance, hit (bool).
 
     Raises:
-        ValueError: the condition is unknown, or the table holds no gallery.
+        UserError: the condition is unknown, or the table holds no gallery.
     """
-    protocol = protocol or built_in_protocols()["casia-b"]
+    protocol = protocol or PROTOCOLS["casia-b"]
     if condition not in protocol.conditions:
-        raise ValueError(f"unknown condition {condition!r}; choose from {protocol.conditions}")
+        raise UserError(f"unknown condition {condition!r}; choose from {protocol.conditions}")
     table = table.reset_index(drop=True)
     probe, gallery = assign_roles(table, protocol, lists or {})[condition]
     if not len(gallery):
         of = protocol.gallery_of(condition)
-        raise ValueError(f"no gallery: none of the {len(table)} sequences is {of}")
+        raise UserError(f"no gallery: none of the {len(table)} sequences is {of}")
     table = table.assign(view=view_names(table, protocol))
     subject, view = table["subject"].to_numpy(), table["view"].to_numpy()
     at = {"device": features.device}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from gaitlib.config.protocol_cfg import CROSS_VIEW, ONE_CONDITION
 from gaitlib.evaluate.evaluation import PROBE_KEYS, Evaluation, conditions_of
+from gaitlib.evaluate.protocols import ONE_CONDITION
 from gaitlib.system.files import write_atomically
 
 
@@ -29,7 +29,7 @@ def to_results(evaluation: Evaluation) -> dict[str, Any]:
         "rank1": _rounded(evaluation.rank1),
         "views": list(evaluation.views),
         "metric": evaluation.metric,
-        "cross_view_gallery": evaluation.protocol in CROSS_VIEW.values(),
+        "cross_view_gallery": evaluation.protocol.endswith("-cross-view"),
         "averaging": dataclasses.asdict(evaluation.averaging),
         **{name: _rounded(values) for name, values in evaluation.scores.items()},
     }

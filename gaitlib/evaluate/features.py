@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gaitlib.model.eval_mode import in_eval_mode
+from gaitlib.system.errors import UserError
 
 if TYPE_CHECKING:
     from gaitlib.data.batches import Batch
@@ -45,7 +46,7 @@ def embed_batches(
         order of the batches and on the CPU; without batches ``(0,)`` and ``(0, 0, 0)``.
 
     Raises:
-        ValueError: the number of embeddings of a batch is not its number of sequences.
+        UserError: the number of embeddings of a batch is not its number of sequences.
     """
     found = [torch.empty(0, dtype=torch.int64)]
     pieces = []
@@ -55,7 +56,7 @@ def embed_batches(
             sils = transform(batch.clips.to(device, non_blocking=True))
             embeddings = model(sils, seq_l).embeddings  # (N, C, P)
             if len(embeddings) != len(batch.indices):
-                raise ValueError(
+                raise UserError(
                     f"{len(embeddings)} embeddings for {len(batch.indices)} sequences: "
                     "concatenated clips need their lengths in seqL"
                 )
@@ -75,13 +76,13 @@ def collect(indices: Tensor, features: Tensor) -> Tensor:
         ``(n, C, P)``; row i is the sequence with index i.
 
     Raises:
-        ValueError: there are none, or an index is missing or repeated.
+        UserError: there are none, or an index is missing or repeated.
     """
     n = len(indices)
     if not n:
-        raise ValueError("no batches to embed: the data set holds no sequence")
+        raise UserError("no batches to embed: the data set holds no sequence")
     if len(features) != n or not torch.equal(indices.sort().values, torch.arange(n)):
-        raise ValueError(
+        raise UserError(
             f"{len(features)} features came with {n} indices {indices.min()}..{indices.max()}, "
             f"{len(indices.unique())} of them different: each of 0..{n - 1} is needed once"
         )
@@ -108,7 +109,7 @@ def embed(
         float32 ``(n, C, P)`` on the CPU; row i is the sequence with index i.
 
     Raises:
-        ValueError: there are no batches, or an index is missing or repeated.
+        UserError: there are no batches, or an index is missing or repeated.
     """
     return collect(*embed_batches(model, batches, transform, device))
 
@@ -133,12 +134,12 @@ def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 2
         float32 ``(n, m)``, smaller is closer.
 
     Raises:
-        ValueError: the metric is unknown, or the features differ in C or P.
+        UserError: the metric is unknown, or the features differ in C or P.
     """
     if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; choose from {METRICS}")
+        raise UserError(f"unknown metric {metric!r}; choose from {METRICS}")
     if probe.ndim != 3 or probe.shape[1:] != gallery.shape[1:]:
-        raise ValueError(
+        raise UserError(
             f"probe {tuple(probe.shape)} and gallery {tuple(gallery.shape)} are not (n, C, P) "
             "and (m, C, P) with the same C and P"
         )

@@ -1,6 +1,5 @@
 """Measure accuracy by a protocol: choose gallery and probes, rank, average, and report problems.
 
-The built-in protocols (gaitlib/config/protocols.yaml) are those of OpenGait's evaluation functions.
 The cross-view gallery is from Hou et al., "A Comprehensive Experiment on the Evaluation of
 Silhouette-based Gait Recognition" (2022).
 """
@@ -15,10 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.config.protocol_cfg import ProtocolCfg, built_in_protocols
 from gaitlib.data.casia_b import join_some
 from gaitlib.evaluate.evaluation import Averaging, Evaluation, mean_rank1, rank1_by_view
 from gaitlib.evaluate.features import distance
+from gaitlib.evaluate.protocols import PROTOCOLS, Protocol
 from gaitlib.evaluate.ranking import hits_per_view, nearest_subjects, rank_in_whole_gallery
 from gaitlib.evaluate.reranking import rerank
 from gaitlib.evaluate.roles import (
@@ -30,6 +29,7 @@ from gaitlib.evaluate.roles import (
     view_names,
     views_of,
 )
+from gaitlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ ONE_VIEW = "default"  # HID's name of the only view: the type is the video
 def evaluate_features(
     features: Tensor,
     table: pd.DataFrame,
-    protocol: ProtocolCfg | None = None,
+    protocol: Protocol | None = None,
     metric: str = "euc",
     *,
     lists: Lists | None = None,
@@ -71,10 +71,10 @@ def evaluate_features(
         chunk: probes at a time. Except for ``hits``, memory does not grow with their number.
 
     Raises:
-        ValueError: features and table differ in length, a feature is not finite, or the table
+        UserError: features and table differ in length, a feature is not finite, or the table
             cannot be measured at all, see :func:`check_test_set`.
     """
-    protocol = protocol or built_in_protocols()["casia-b"]
+    protocol = protocol or PROTOCOLS["casia-b"]
     check_test_set(table, protocol, lists)
     views = views_of(table, protocol)
     roles = assign_roles(table.reset_index(drop=True), protocol, lists or {})
@@ -111,7 +111,7 @@ def _rank(
     between: Tensor,
     gallery: pd.DataFrame,
     probe: pd.DataFrame,
-    protocol: ProtocolCfg,
+    protocol: Protocol,
     views: Sequence[str],
     remove_no_gallery: bool,
 ) -> dict[str, pd.DataFrame]:
@@ -157,7 +157,7 @@ def _distances(
 
 
 def check_test_set(
-    table: pd.DataFrame, protocol: ProtocolCfg | None = None, lists: Lists | None = None
+    table: pd.DataFrame, protocol: Protocol | None = None, lists: Lists | None = None
 ) -> None:
     """Refuse a test set that cannot be measured. Call it before training.
 
@@ -167,16 +167,16 @@ def check_test_set(
         lists: the partition's lists of sequences.
 
     Raises:
-        ValueError: the table holds a view that the protocol does not have, no gallery at all, or no
+        UserError: the table holds a view that the protocol does not have, no gallery at all, or no
             probes at all; the partition lacks a list; a submission cannot be written; or a probe
             would find itself in its gallery.
     """
-    protocol = protocol or built_in_protocols()["casia-b"]
+    protocol = protocol or PROTOCOLS["casia-b"]
     if protocol.views is not None:
         known = {*protocol.views, *protocol.without_views}
         unknown = sorted(set(view_names(table, protocol)) - known)
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"the test set has views {unknown}, which are not among {list(protocol.views)}: "
                 "rename the folders, leave them out, or choose another evaluator_cfg.protocol than "
                 f"{protocol.name}"
@@ -184,18 +184,18 @@ def check_test_set(
     roles = assign_roles(table.reset_index(drop=True), protocol, lists or {})
     conditions = protocol.conditions
     galleries = [protocol.gallery_of(condition) for condition in conditions]
-    sides = {"probe": list(protocol.probes.values()), "gallery": galleries}
+    sides = {"probe": [protocol.probes_of(c) for c in protocol.conditions], "gallery": galleries}
     for i, name in ((1, "gallery"), (0, "probe")):
         if not any(len(rows[i]) for rows in roles.values()):
             found = ", ".join(sorted(table["type"].unique()))
             wanted = ", ".join(dict.fromkeys(p for side in sides[name] for p in side))
-            raise ValueError(
+            raise UserError(
                 f"no {name}: none of the {len(table)} test sequences is of the types {wanted}; "
                 f"they are of {found}. Protocol {protocol.name}; evaluator_cfg.protocol chooses "
                 "another"
             )
     if not any(len(probe) and len(gallery) for probe, gallery in roles.values()):
-        raise ValueError(
+        raise UserError(
             f"none of the conditions {', '.join(conditions)} has both probes and a gallery in the "
             f"test set (protocol {protocol.name})"
         )
@@ -204,7 +204,7 @@ def check_test_set(
 
 
 def _check_submission(
-    table: pd.DataFrame, protocol: ProtocolCfg, roles: dict[str, tuple[np.ndarray, np.ndarray]]
+    table: pd.DataFrame, protocol: Protocol, roles: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Refuse a gallery that the lines of a submission cannot be made of."""
     cfg = protocol.submission
@@ -213,7 +213,7 @@ def _check_submission(
     listed = len(cfg.columns) - 1
     for _, rows in roles.values():
         if len(rows) < listed:
-            raise ValueError(
+            raise UserError(
                 f"the gallery holds {len(rows)} sequences, and the submission of protocol "
                 f"{protocol.name} lists the nearest {listed}: test more subjects, or declare an "
                 "evaluator_cfg.protocol with fewer submission.columns"
@@ -221,7 +221,7 @@ def _check_submission(
         subjects = table["subject"].iloc[rows]
         texts = sorted(set(subjects[~subjects.str.fullmatch("[0-9]+")]))
         if cfg.numbers and texts:
-            raise ValueError(
+            raise UserError(
                 f"the submission of protocol {protocol.name} writes subjects as numbers, and the "
                 f"gallery has {join_some(texts)}: rename the folders, or declare an "
                 "evaluator_cfg.protocol with submission.numbers: false"
@@ -229,7 +229,7 @@ def _check_submission(
 
 
 def _check_not_itself(
-    table: pd.DataFrame, protocol: ProtocolCfg, roles: dict[str, tuple[np.ndarray, np.ndarray]]
+    table: pd.DataFrame, protocol: Protocol, roles: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Refuse a sequence that is probe and gallery at once where it would count as its own match."""
     pairs = protocol.ranking == "view_pairs" and len(views_of(table, protocol)) > 1
@@ -238,7 +238,7 @@ def _check_not_itself(
         return
     for condition, (probe, gallery) in roles.items():
         if both := len(np.intersect1d(probe, gallery)):
-            raise ValueError(
+            raise UserError(
                 f"{both} test sequences are both probes and gallery of condition {condition} "
                 f"(protocol {protocol.name}), so each would find itself: let gallery and probes "
                 "select different ones"
@@ -247,7 +247,7 @@ def _check_not_itself(
 
 def _evaluation(
     ranked: dict[str, pd.DataFrame],
-    protocol: ProtocolCfg,
+    protocol: Protocol,
     metric: str,
     views: tuple[str, ...],
     problems: tuple[str, ...],
@@ -280,7 +280,7 @@ def _evaluation(
     )  # fmt: skip
 
 
-def _whole_gallery_scores(hits: pd.DataFrame, protocol: ProtocolCfg) -> dict[str, dict[str, float]]:
+def _whole_gallery_scores(hits: pd.DataFrame, protocol: Protocol) -> dict[str, dict[str, float]]:
     """Return each reported measure of the whole gallery by condition, in %."""
     columns = [AVERAGES.get(name, name) for name in protocol.report]
     if protocol.mean_over == "views":
@@ -297,7 +297,7 @@ def _whole_gallery_scores(hits: pd.DataFrame, protocol: ProtocolCfg) -> dict[str
 def _submission(
     features: Tensor,
     table: pd.DataFrame,
-    protocol: ProtocolCfg,
+    protocol: Protocol,
     roles: dict[str, tuple[np.ndarray, np.ndarray]],
     metric: str,
     views: tuple[str, ...],
@@ -337,21 +337,21 @@ def _submission(
 def _check_features(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
     """Refuse features that give wrong results; return the table's three columns, index 0..n-1."""
     if len(features) != len(table):
-        raise ValueError(f"{len(features)} features for a table of {len(table)} sequences")
+        raise UserError(f"{len(features)} features for a table of {len(table)} sequences")
     finite = [piece.isfinite().flatten(1).all(1) for piece in features.split(FEATURES_PER_PIECE)]
     bad = int((~torch.cat(finite)).sum())
     if bad:
-        raise ValueError(f"{bad} of {len(features)} features are not finite: training diverged?")
+        raise UserError(f"{bad} of {len(features)} features are not finite: training diverged?")
     return table[["subject", "type", "view"]].reset_index(drop=True)
 
 
-def _list_absent(table: pd.DataFrame, protocol: ProtocolCfg, lists: Lists) -> list[str]:
+def _list_absent(table: pd.DataFrame, protocol: Protocol, lists: Lists) -> list[str]:
     """List what the protocol names and the test set lacks: listed sequences, and types.
 
     A built-in protocol has types that a data set may do without; an own one may have misspelt them.
     """
     ids, problems = set(sequence_ids(table)), []
-    if protocol.name not in built_in_protocols() and (idle := idle_patterns(table, protocol)):
+    if protocol.name not in PROTOCOLS and (idle := idle_patterns(table, protocol)):
         types = join_some(sorted(set(table["type"])))
         problems.append(f"no sequence matches {', '.join(map(repr, idle))}; the types are {types}")
     for name in set(patterns_of(protocol)) & lists.keys():
@@ -366,7 +366,7 @@ def _list_absent(table: pd.DataFrame, protocol: ProtocolCfg, lists: Lists) -> li
 def _list_problems(
     table: pd.DataFrame,
     roles: dict[str, tuple[np.ndarray, np.ndarray]],
-    protocol: ProtocolCfg,
+    protocol: Protocol,
     views: Sequence[str],
     remove_no_gallery: bool,
 ) -> list[str]:
@@ -419,7 +419,7 @@ def _at_views(problem: str, views: Sequence[str]) -> list[str]:
 
 
 def _list_missing_gallery(
-    gallery: pd.DataFrame, probe: pd.DataFrame, protocol: ProtocolCfg, remove_no_gallery: bool
+    gallery: pd.DataFrame, probe: pd.DataFrame, protocol: Protocol, remove_no_gallery: bool
 ) -> list[str]:
     """List the subjects without a gallery sequence, and how their probes are counted."""
     at = {subject: set(rows) for subject, rows in gallery.groupby("subject")["view"]}

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 import pandas as pd
 
-from gaitlib.config.protocol_cfg import ProtocolCfg
+from gaitlib.evaluate.protocols import Protocol
+from gaitlib.system.errors import UserError
 
 Lists = Mapping[str, Sequence[str]]
 
@@ -16,14 +17,14 @@ REST = "rest"
 COLUMNS = ("subject", "type", "view")
 
 
-def views_of(table: pd.DataFrame, protocol: ProtocolCfg) -> tuple[str, ...]:
+def views_of(table: pd.DataFrame, protocol: Protocol) -> tuple[str, ...]:
     """Return the views of a protocol's tables: its own, or those of the test set, sorted."""
     found = sorted(set(view_names(table, protocol)))
     views = found if protocol.views is None else protocol.views
     return tuple(view for view in views if view not in protocol.without_views)
 
 
-def view_names(table: pd.DataFrame, protocol: ProtocolCfg) -> pd.Series:
+def view_names(table: pd.DataFrame, protocol: Protocol) -> pd.Series:
     """Return each sequence's view, the part of its folder's name before ``view_ends_at``."""
     if not protocol.view_ends_at:
         return table["view"]
@@ -31,7 +32,7 @@ def view_names(table: pd.DataFrame, protocol: ProtocolCfg) -> pd.Series:
 
 
 def assign_roles(
-    table: pd.DataFrame, protocol: ProtocolCfg, lists: Lists
+    table: pd.DataFrame, protocol: Protocol, lists: Lists
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the rows of each condition's probes and of its gallery.
 
@@ -45,15 +46,15 @@ def assign_roles(
         condition -> row positions of its probes and of its gallery, int64, in the table's order.
 
     Raises:
-        ValueError: a pattern names a list that the partition lacks, or both sides are ``rest``.
+        UserError: a pattern names a list that the partition lacks, or both sides are ``rest``.
     """
     kept = ~view_names(table, protocol).isin(protocol.without_views).to_numpy()
     roles = {}
-    for condition, patterns in protocol.probes.items():
-        others = protocol.gallery_of(condition)
+    for condition in protocol.conditions:
+        patterns, others = protocol.probes_of(condition), protocol.gallery_of(condition)
         probe, gallery = (_select(table, side, lists) for side in (patterns, others))
         if REST in patterns and REST in others:
-            raise ValueError(f"protocol {protocol.name}: gallery and probes are both {REST!r}")
+            raise UserError(f"protocol {protocol.name}: gallery and probes are both {REST!r}")
         if REST in patterns:
             probe = ~gallery
         if REST in others:
@@ -82,7 +83,7 @@ def _names_a_list(pattern: str) -> bool:
 def _matching(table: pd.DataFrame, pattern: str) -> np.ndarray:
     parts = pattern.split("/") if "/" in pattern else ("*", pattern, "*")
     if len(parts) != len(COLUMNS):
-        raise ValueError(f"protocol: {pattern!r} is neither a type nor <subject>/<type>/<view>")
+        raise UserError(f"protocol: {pattern!r} is neither a type nor <subject>/<type>/<view>")
     match = np.ones(len(table), dtype=bool)
     for column, part in zip(COLUMNS, parts, strict=True):
         if part != "*":
@@ -91,13 +92,17 @@ def _matching(table: pd.DataFrame, pattern: str) -> np.ndarray:
     return match
 
 
-def patterns_of(protocol: ProtocolCfg) -> list[str]:
+def patterns_of(protocol: Protocol) -> list[str]:
     """Return the patterns of both sides, each once."""
-    sides = [*protocol.probes.values(), *map(protocol.gallery_of, protocol.conditions)]
+    sides = [
+        side
+        for condition in protocol.conditions
+        for side in (protocol.probes_of(condition), protocol.gallery_of(condition))
+    ]
     return list(dict.fromkeys(pattern for side in sides for pattern in side))
 
 
-def idle_patterns(table: pd.DataFrame, protocol: ProtocolCfg) -> list[str]:
+def idle_patterns(table: pd.DataFrame, protocol: Protocol) -> list[str]:
     """Return the patterns that match no sequence; lists of the partition are none."""
     return [
         pattern
@@ -108,7 +113,7 @@ def idle_patterns(table: pd.DataFrame, protocol: ProtocolCfg) -> list[str]:
 
 def _listed(table: pd.DataFrame, name: str, lists: Lists) -> np.ndarray:
     if name not in lists:
-        raise ValueError(
+        raise UserError(
             f"the protocol needs {name}, a list of <subject>-<type>-<view>, and the partition has "
             f"{', '.join(lists) or 'no such list'}: add it to data_cfg.dataset_partition, or "
             "choose another evaluator_cfg.protocol"

@@ -7,6 +7,7 @@ from gaitlib.model import heads
 from gaitlib.model.backbones import BACKBONES
 from gaitlib.model.gaitbase import FRAME, GaitBase, GaitOutput, frame_size_of
 from gaitlib.model.losses import CrossEntropyLoss, GaitLoss, TripletLoss, build_losses
+from gaitlib.system.errors import UserError
 
 __all__ = [
     "FRAME",
@@ -39,17 +40,17 @@ def build_model(
         frame_size: rows and columns of its frames, see `GaitBase`.
 
     Raises:
-        ValueError: for an unknown backbone, or entries that do not fit each other.
+        UserError: for an unknown backbone, or entries that do not fit each other.
         TypeError: for an argument the named class does not take.
     """
     arguments = dict(backbone_cfg)
     kind = arguments.pop("type", None)
     if kind not in BACKBONES:
-        raise ValueError(f"unknown backbone_cfg.type {kind!r}; choose from {sorted(BACKBONES)}")
+        raise UserError(f"unknown backbone_cfg.type {kind!r}; choose from {sorted(BACKBONES)}")
     backbone = BACKBONES[kind](**arguments)
     fcs = heads.SeparateFCs(**SeparateFCs)
     if backbone.out_channels != fcs.fc_bin.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"the backbone gives {backbone.out_channels} channels, "
             f"SeparateFCs.in_channels is {fcs.fc_bin.shape[1]}"
         )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gaitlib.system.errors import UserError
+
 
 class BasicConv2d(nn.Module):
     """A convolution without bias, named ``conv`` because that is its checkpoint key.
@@ -48,10 +50,10 @@ class FocalConv2d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve strip by strip; raise ``ValueError`` if the height does not split evenly."""
+        """Convolve strip by strip; raise ``UserError`` if the height does not split evenly."""
         height = x.size(2)
         if height % self.strips:
-            raise ValueError(
+            raise UserError(
                 f"a focal convolution cannot split height {int(height)} into {self.strips} strips;"
                 " lower the last number of its FC-<channels>-<halvings>"
             )
@@ -149,7 +151,7 @@ class ResNet9(nn.Module):
         returns: ``(N, out_channels, H', W')``; strides 1, 2, 2, 1 take 64 x 44 to 16 x 11
 
     Raises:
-        ValueError: for an unknown block, or lists of different lengths.
+        UserError: for an unknown block, or lists of different lengths.
     """
 
     def __init__(
@@ -163,9 +165,9 @@ class ResNet9(nn.Module):
     ) -> None:
         super().__init__()
         if block not in BLOCKS:
-            raise ValueError(f"unknown block {block!r}; choose from {sorted(BLOCKS)}")
+            raise UserError(f"unknown block {block!r}; choose from {sorted(BLOCKS)}")
         if not len(channels) == len(layers) == len(strides) or not channels:
-            raise ValueError(
+            raise UserError(
                 "channels, layers and strides need one entry per block, not "
                 f"{list(channels)}, {list(layers)} and {list(strides)}"
             )
@@ -207,13 +209,13 @@ class Plain(nn.Module):
         returns: ``(N, out_channels, H', W')``; each M halves H and W (rounded down)
 
     Raises:
-        ValueError: for any other word, or a chain that does not start with a convolution.
+        UserError: for any other word, or a chain that does not start with a convolution.
     """
 
     def __init__(self, layers_cfg: Sequence[str], in_channels: int = 1) -> None:
         super().__init__()
         if not layers_cfg or layers_cfg[0] == "M":
-            raise ValueError(f"layers_cfg has to start with a convolution, not {layers_cfg!r}")
+            raise UserError(f"layers_cfg has to start with a convolution, not {layers_cfg!r}")
         self.feature = nn.Sequential()  # its indices count every layer and are checkpoint keys
         width = in_channels
         for i, word in enumerate(layers_cfg):
@@ -227,7 +229,7 @@ class Plain(nn.Module):
                 case ["FC", c, halving] if c.isdecimal() and halving.isdecimal():
                     conv = FocalConv2d(width, int(c), kernel_size, int(halving))
                 case _:
-                    raise ValueError(
+                    raise UserError(
                         f"layers_cfg[{i}] is {word!r}; use BC-<channels>, FC-<channels>-<halvings>"
                         " or M"
                     )

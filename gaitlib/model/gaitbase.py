@@ -17,6 +17,7 @@ from gaitlib.model.heads import (
     SetBlockWrapper,
     TemporalPooling,
 )
+from gaitlib.system.errors import UserError
 
 FRAME = (64, 44)  # rows and columns of a pretreated silhouette after the 10-column cut
 
@@ -49,7 +50,7 @@ class GaitBase(nn.Module):
     convolutions, batch-norm weights from N(1, 0.02) and biases 0.
 
     Raises:
-        ValueError: if the numbers of parts or channels of heads and bins do not fit.
+        UserError: if the numbers of parts or channels of heads and bins do not fit.
     """
 
     def __init__(
@@ -64,11 +65,11 @@ class GaitBase(nn.Module):
         self.frame_size = tuple(frame_size)
         parts, _, width = fcs.fc_bin.shape
         if parts != sum(bins):
-            raise ValueError(
+            raise UserError(
                 f"bin_num {list(bins)} makes {sum(bins)} parts, SeparateFCs has parts_num {parts}"
             )
         if bnnecks is not None and bnnecks.fc_bin.shape[:2] != (parts, width):
-            raise ValueError(
+            raise UserError(
                 f"SeparateFCs gives {parts} parts of {width} channels, SeparateBNNecks takes "
                 f"{bnnecks.fc_bin.shape[0]} of {bnnecks.fc_bin.shape[1]}; "
                 "their parts_num and channels have to agree"
@@ -94,7 +95,7 @@ class GaitBase(nn.Module):
             seqL: number of frames of each joined clip; the output then has one row per clip.
 
         Raises:
-            ValueError: for other shapes, or a height that does not split into the bins.
+            UserError: for other shapes, or a height that does not split into the bins.
         """
         embeddings = self.embed(sils, seqL)
         logits = None if self.BNNecks is None else self.BNNecks(embeddings)[1]
@@ -114,7 +115,7 @@ def _channel_first(sils: Tensor) -> Tensor:
         return sils
     if sils.dim() == 5 and sils.size(2) == 1:
         return sils.transpose(1, 2)
-    raise ValueError(
+    raise UserError(
         "silhouettes have to be (N, T, H, W), (N, 1, T, H, W) or (N, T, 1, H, W), not "
         f"{tuple(sils.shape)}"
     )

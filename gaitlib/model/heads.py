@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gaitlib.system.errors import UserError
+
 
 class SetBlockWrapper(nn.Module):
     """Run an image network on every frame of every clip.
@@ -45,7 +47,7 @@ class TemporalPooling(nn.Module):
         returns: ``(N, C, H, W)``
 
     Raises:
-        ValueError: if ``seqL`` does not describe the frames given.
+        UserError: if ``seqL`` does not describe the frames given.
     """
 
     def forward(self, x: Tensor, seqL: Tensor | Sequence[int] | None = None) -> Tensor:  # noqa: N803
@@ -54,7 +56,7 @@ class TemporalPooling(nn.Module):
             return x.max(2).values  # one frame gets the gradient; amax would share it, and slower
         lengths = torch.as_tensor(seqL).tolist()
         if len(x) != 1 or sum(lengths) != x.size(2) or min(lengths, default=0) < 1:
-            raise ValueError(
+            raise UserError(
                 f"seqL {lengths} needs one row of {sum(lengths)} frames, each clip 1 or more;"
                 f" the clips given are {len(x)} of {x.size(2)} frames"
             )
@@ -72,7 +74,7 @@ class HorizontalPoolingPyramid(nn.Module):
         returns: ``(N, C, P)``, with P = ``sum(bins)``
 
     Raises:
-        ValueError: if H does not split into equal strips; pooling would mix rows silently.
+        UserError: if H does not split into equal strips; pooling would mix rows silently.
     """
 
     def __init__(self, bins: Sequence[int] = (16, 8, 4, 2, 1)) -> None:
@@ -83,7 +85,7 @@ class HorizontalPoolingPyramid(nn.Module):
         """Pool every strip of every level."""
         n, c, h, _ = x.shape
         if any(h % b for b in self.bins):
-            raise ValueError(
+            raise UserError(
                 f"a feature map of height {int(h)} does not split into {self.bins} strips;"
                 " choose numbers in bin_num that divide it, or change the backbone's strides"
             )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gaitlib.model.gaitbase import GaitOutput
+from gaitlib.system.errors import UserError
 
 
 def pairwise_distances(x: Tensor) -> Tensor:
@@ -159,21 +160,21 @@ class GaitLoss(nn.Module):
     def __init__(self, terms: Mapping[str, tuple[float, TripletLoss | CrossEntropyLoss]]) -> None:
         super().__init__()
         if not terms:
-            raise ValueError("loss_cfg is empty; give at least one loss")
+            raise UserError("loss_cfg is empty; give at least one loss")
         self.terms = dict(terms)  # no ModuleDict: losses hold no tensors; names may contain a dot
 
     def forward(self, output: GaitOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total, and each term's detached, unweighted scalars as ``<name>/<scalar>``.
 
         Raises:
-            ValueError: if a loss needs logits and the network has no BNNecks.
+            UserError: if a loss needs logits and the network has no BNNecks.
         """
         total: Tensor | float = 0.0
         logged = {}
         for name, (weight, loss) in self.terms.items():
             value = output.embeddings if isinstance(loss, TripletLoss) else output.logits
             if value is None:
-                raise ValueError(f"the loss {name!r} needs logits, and the network has no BNNecks")
+                raise UserError(f"the loss {name!r} needs logits, and the network has no BNNecks")
             term, scalars = loss(value, labels)
             total = total + weight * term
             logged |= {f"{name}/{key}": scalar for key, scalar in scalars.items()}
@@ -194,7 +195,7 @@ def build_losses(loss_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> G
             and the arguments of the class named by ``type``.
 
     Raises:
-        ValueError: for an unknown type, or two losses with one ``log_prefix``.
+        UserError: for an unknown type, or two losses with one ``log_prefix``.
         TypeError: for an argument the named class does not take.
     """
     terms = {}
@@ -202,11 +203,11 @@ def build_losses(loss_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> G
         arguments = dict(entry)
         kind = arguments.pop("type", None)
         if kind not in LOSSES:
-            raise ValueError(f"unknown loss_cfg type {kind!r}; choose from {sorted(LOSSES)}")
+            raise UserError(f"unknown loss_cfg type {kind!r}; choose from {sorted(LOSSES)}")
         loss, default_name = LOSSES[kind]
         name = arguments.pop("log_prefix", default_name)
         weight = arguments.pop("loss_term_weight", 1.0)
         if name in terms:
-            raise ValueError(f"two losses have the log_prefix {name!r}; give each its own")
+            raise UserError(f"two losses have the log_prefix {name!r}; give each its own")
         terms[name] = (weight, loss(**arguments))
     return GaitLoss(terms)

@@ -23,6 +23,7 @@ from gaitlib.model import GaitBase, frame_size_of
 from gaitlib.model.eval_mode import in_eval_mode
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
+from gaitlib.system.errors import UserError
 
 #: Bits of a float number, of packed integers, and of integers stored as int16.
 FLOAT_BITS, PACKED_BITS, INT16_BITS = 32, range(2, 9), range(9, 17)
@@ -140,7 +141,7 @@ def measure_latency(
     is another one, a copy is moved there and timed.
     """
     if min(batch, frames, repeats) < 1:
-        raise ValueError(
+        raise UserError(
             f"batch {batch}, frames {frames}, repeats {repeats}: each has to be 1 or more"
         )
     home = next(model.parameters(), torch.empty(0))  # a network in ONNX Runtime has none
@@ -240,7 +241,7 @@ def _count_macs(model: GaitBase, frame: tuple[int, int] | None = None) -> dict[s
             handle.remove()
     missed = counter.get_total_flops() // 2 - sum(row["macs"] for row in rows.values())
     if missed:
-        raise ValueError(f"{missed} MACs ran outside the convolutions and heads counted here")
+        raise UserError(f"{missed} MACs ran outside the convolutions and heads counted here")
     return rows
 
 

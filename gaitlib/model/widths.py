@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
+from gaitlib.system.errors import UserError
 
 Widths = dict[str, dict[str, int]]
+
+#: The most channels or parts of a layer, and the most classes, that a network may have.
+MAX_WIDTH, MAX_CLASSES = 16_384, 10**6
 
 _BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 _MAPS = SeparateFCs | SeparateBNNecks  # fc_bin is (P, in, out)
@@ -43,18 +47,18 @@ def resize_layers(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> 
     """Give every layer of ``model`` these widths, in place; all resized tensors become zeros.
 
     Raises:
-        ValueError: if the names are not the model's, or a width is not in 1..the present width.
+        UserError: if the names are not the model's, or a width is not in 1..the present width.
     """
     present = layer_widths(model)
     if present.keys() != widths.keys():
         differing = sorted(present.keys() ^ widths.keys())
-        raise ValueError(f"these layers are in one of model and widths only: {differing}")
+        raise UserError(f"these layers are in one of model and widths only: {differing}")
     for name, width in widths.items():
         if width.keys() != present[name].keys():
-            raise ValueError(f"{name} needs the widths {sorted(present[name])}, not {dict(width)}")
+            raise UserError(f"{name} needs the widths {sorted(present[name])}, not {dict(width)}")
         for side, size in width.items():
             if type(size) is not int or not 1 <= size <= present[name][side]:
-                raise ValueError(
+                raise UserError(
                     f"{name} has {side!r} {size!r}; it has to be an integer in "
                     f"1..{present[name][side]}"
                 )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaitlib.config.compression_cfg import HessoCfg
+from workbook.config.compression_cfg import HessoCfg
 
 ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 

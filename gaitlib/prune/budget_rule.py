@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from gaitlib.config.schedules import PruningSchedule
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.channel_rules import Moves
 from gaitlib.prune.importance import PROXIES, five_scores
+from gaitlib.prune.schedules import PruningSchedule
 from gaitlib.prune.taylor import TaylorSums
+from gaitlib.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class BudgetRule:
         criteria: weights of the five scores; unused with ``taylor``.
 
     Raises:
-        ValueError: if the limits keep the network above the budget; the message has the least that
+        UserError: if the limits keep the network above the budget; the message has the least that
             can be reached.
     """
 
@@ -167,7 +168,7 @@ class BudgetRule:
         """Add the step's gradients to the importance.
 
         Raises:
-            ValueError: at the first step of a run whose budget is out of reach of a measured cost.
+            UserError: at the first step of a run whose budget is out of reach of a measured cost.
         """
         if not self._is_checked:
             self._check_budget()
@@ -253,7 +254,7 @@ class BudgetRule:
             asked += " (a number below 1 is a share)"
         if reached > self.budget:
             layer, most = self.cost.most_expensive(self._least_widths())
-            raise ValueError(
+            raise UserError(
                 f"{asked}, but with group_divisible {self.limits.divisible} and min_channels_share "
                 f"{self.limits.least_share} the network needs at least {_figure(reached)} of "
                 f"{_figure(whole)}, a share of {math.ceil(1000 * reached / whole) / 1000:g}; "

@@ -6,8 +6,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gaitlib.config.schedules import PruningSchedule
 from gaitlib.prune.importance import PROXIES, choose, five_scores, removable
+from gaitlib.prune.schedules import PruningSchedule
+from gaitlib.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class SparsityRule:
         divisible: each group keeps a multiple of this number of channels.
 
     Raises:
-        ValueError: if the target cannot be reached; the message has the numbers.
+        UserError: if the target cannot be reached; the message has the numbers.
     """
 
     names = PROXIES
@@ -129,5 +130,5 @@ class SparsityRule:
             "leave"
         )
         if self.divisible == 1:
-            raise ValueError(message)
+            raise UserError(message)
         log.warning(message)

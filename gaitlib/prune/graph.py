@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gaitlib.model.widths import replace_tensor, sync_widths
 from gaitlib.prune.channel_groups import Group, zero_channels
+from gaitlib.system.errors import UserError
 
 FROZEN = "holds the frozen parameter {}"
 
@@ -98,10 +99,10 @@ class Graph:
         optimizer's ``state_dict`` loads with ``weights_only=True``.
 
         Raises:
-            ValueError: if channels have left the model since it was traced.
+            UserError: if channels have left the model since it was traced.
         """
         if self.is_narrow():
-            raise ValueError("channels have left this model since it was traced: trace it again")
+            raise UserError("channels have left this model since it was traced: trace it again")
         result = []
         for group in self.groups:
             tensors = [self.model.get_parameter(name) for name in group.names]
@@ -188,12 +189,12 @@ class Graph:
             channels: group id -> channel numbers.
 
         Raises:
-            ValueError: for an id that is not a prunable group's, or a channel that has left.
+            UserError: for an id that is not a prunable group's, or a channel that has left.
         """
         named = {group.id: group for group in self.prunable()}
         for id_, chosen in channels.items():
             if id_ not in named:
-                raise ValueError(f"no prunable group {id_!r}; choose from {sorted(named)}")
+                raise UserError(f"no prunable group {id_!r}; choose from {sorted(named)}")
             places = [self.left[id_].index(channel) for channel in chosen]
             for name, dim in zip(named[id_].names, named[id_].dims, strict=True):
                 tensor = self.model.get_parameter(name).detach()
@@ -228,18 +229,18 @@ class Graph:
             The places that stay in each group that lost channels, and what was replaced.
 
         Raises:
-            ValueError: if a channel should stay that the model no longer has.
+            UserError: if a channel should stay that the model no longer has.
         """
         kept = {}
         for id_, channels in left.items():
             place = {channel: i for i, channel in enumerate(self.left[id_])}
             if missing := [channel for channel in channels if channel not in place]:
-                raise ValueError(
+                raise UserError(
                     f"{id_} should keep channel {missing[0]}, which has left this model: build it "
                     "anew"
                 )
             if not channels or sorted(set(channels)) != list(channels):
-                raise ValueError(f"{id_} should keep {channels}: give one or more, in order")
+                raise UserError(f"{id_} should keep {channels}: give one or more, in order")
             if len(channels) < len(place):
                 kept[id_] = torch.tensor([place[channel] for channel in channels])
         replaced = []

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.config.compression_cfg import BUDGETS, HessoCfg
 from gaitlib.prune.base_optimizer import build_base, next_move
 from gaitlib.prune.budget_rule import BudgetRule, Limits
 from gaitlib.prune.channel_cost import ChannelCost, macs_cost, params_cost
@@ -26,6 +25,8 @@ from gaitlib.prune.graph import Graph
 from gaitlib.prune.pruner import Pruner
 from gaitlib.prune.removal import Removal, removal_of
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
+from gaitlib.system.errors import UserError
+from workbook.config.compression_cfg import BUDGETS, HessoCfg
 
 #: The cost that each budget limits, by its key; a latency is measured, so it has to be given.
 COSTS = {"target_macs": macs_cost, "target_params": params_cost}
@@ -73,7 +74,7 @@ class HESSO(torch.optim.Optimizer):
             the weights that read them alone, as only_train_once does.
 
     Raises:
-        ValueError: if the groups have too few channels for the target, or a budget is out of reach;
+        UserError: if the groups have too few channels for the target, or a budget is out of reach;
             the message has the numbers.
     """
 
@@ -91,7 +92,7 @@ class HESSO(torch.optim.Optimizer):
         prunable = [group for group in self.param_groups if group["is_prunable"]]
         key, value = cfg.target
         if value and not prunable:
-            raise ValueError(f"{key} is {value}, but no group is prunable: Graph.table() shows why")
+            raise UserError(f"{key} is {value}, but no group is prunable: Graph.table() shows why")
         self.num_channels = sum(group["num_groups"] for group in prunable)
         self.pruner = Pruner(prunable, cfg.schedule, _build_rule(prunable, cfg, budget))
         self.removal, self._num_removed = removal, 0
@@ -194,22 +195,20 @@ class HESSO(torch.optim.Optimizer):
         """Continue from ``state_dict``; channels that are out of its network leave this one.
 
         Raises:
-            ValueError: if it comes from another optimizer, network or schedule, or this network has
+            UserError: if it comes from another optimizer, network or schedule, or this network has
                 lost channels that its has.
         """
         if "hesso" not in state_dict:
-            raise ValueError(
-                "this optimizer state has no entry 'hesso': it is not from a HESSO run"
-            )
+            raise UserError("this optimizer state has no entry 'hesso': it is not from a HESSO run")
         for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
             if ours["p_names"] != theirs.get("p_names"):
-                raise ValueError(
+                raise UserError(
                     f"the state is of another network: group {ours['id']} holds "
                     f"{ours['p_names']} here, {theirs.get('p_names')} in the state"
                 )
         saved = state_dict["hesso"]
         if saved["variant"] != self.variant:
-            raise ValueError(f"the state is of variant {saved['variant']!r}, not {self.variant!r}")
+            raise UserError(f"the state is of variant {saved['variant']!r}, not {self.variant!r}")
         self.pruner.check_state(saved)
         self.narrow_as(state_dict)
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
@@ -223,7 +222,7 @@ class HESSO(torch.optim.Optimizer):
         `load_state_dict` does so too; the weights of the network load after it.
 
         Raises:
-            ValueError: if this network has lost channels that the state's has, or keeps zeros.
+            UserError: if this network has lost channels that the state's has, or keeps zeros.
         """
         left = self.pruner.left_in(state_dict.get("hesso", {}))
         if left.keys() == self.pruner.left.keys():  # else the state is of another network
@@ -249,7 +248,7 @@ class HESSO(torch.optim.Optimizer):
         if left == self.pruner.left:
             return
         if self.removal is None or not self.removal.narrows:
-            raise ValueError(
+            raise UserError(
                 "channels have left the network of this state, and here they stay as zeros: write "
                 "shrink: true"
             )
@@ -302,14 +301,14 @@ def network_budget(
         latency: from `LatencyTable.cost`, for ``target_latency_ms``.
 
     Raises:
-        ValueError: if ``cfg`` limits the latency, and it is not given.
+        UserError: if ``cfg`` limits the latency, and it is not given.
     """
     key, _ = cfg.target
     if key not in BUDGETS:
         return None
     cost = COSTS[key](graph) if key in COSTS else latency
     if cost is None:
-        raise ValueError(
+        raise UserError(
             f"{key} needs layers that were measured: pass network_budget the cost of a LatencyTable"
         )
     return NetworkBudget(cost, scored_tensors(graph))
@@ -325,7 +324,7 @@ def _build_rule(
         target = int(channels * min(value, _MAX_SPARSITY))
         return SparsityRule(groups, cfg.schedule, target, criteria, cfg.group_divisible)
     if budget is None:
-        raise ValueError(f"{key} needs the cost of the network: pass network_budget(graph, cfg)")
+        raise UserError(f"{key} needs the cost of the network: pass network_budget(graph, cfg)")
     return BudgetRule(
         groups,
         cfg.schedule,

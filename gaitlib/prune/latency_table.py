@@ -32,6 +32,7 @@ from gaitlib.model.eval_mode import in_eval_mode
 from gaitlib.model.widths import layer_widths
 from gaitlib.prune.channel_cost import ChannelCost, Term, widths_of
 from gaitlib.prune.graph import Graph
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if [len(row) for row in self.ms] != [len(self.outs)] * len(self.ins):
-            raise ValueError(f"ms needs {len(self.ins)} rows of {len(self.outs)} values")
+            raise UserError(f"ms needs {len(self.ins)} rows of {len(self.outs)} values")
 
     def monotone(self) -> "Grid":
         """Return the grid in which no value falls along either axis."""
@@ -159,13 +160,13 @@ class LatencyTable:
         """Read what `text` wrote.
 
         Raises:
-            ValueError: if it is not such a text, or a number in it is not positive and finite.
+            UserError: if it is not such a text, or a number in it is not positive and finite.
         """
         return TypeAdapter(cls).validate_json(text)
 
     def __post_init__(self) -> None:
         if not self.layers or not self.layers.keys() == self.dense.keys() == self.narrow.keys():
-            raise ValueError("layers, dense and narrow have to hold the same layers")
+            raise UserError("layers, dense and narrow have to hold the same layers")
 
     def cost(self, graph: Graph) -> ChannelCost:
         """Return the latency as a function of the widths of a graph's groups, in ms."""
@@ -283,7 +284,7 @@ def read_or_measure(
         prepare_network: returns what measures a network end to end.
 
     Raises:
-        ValueError: if the file is damaged.
+        UserError: if the file is damaged.
     """
     shapes = conv_shapes(graph, measured["batch"], measured["frames"])
     axes = _axes(graph, shapes, divisible)
@@ -303,7 +304,7 @@ def read_or_measure(
         return LatencyTable.from_text(path.read_text())
     except ValueError as error:
         first = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"{path} is not a table of latencies ({first}): delete it, and it is measured anew"
         ) from error
 

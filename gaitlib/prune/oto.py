@@ -16,12 +16,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.model import frame_size_of
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.oto_compat import UnsupportedTorchError, bare_imports, compat, quiet
 from gaitlib.prune.oto_graph import read_graph
+from gaitlib.system.errors import UserError
+from workbook.config.compression_cfg import HessoCfg
 
 __all__ = ["UnsupportedTorchError", "dummy_batch", "package_hesso", "trace"]
 
@@ -54,12 +55,12 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
 
     Raises:
         UnsupportedTorchError: if only_train_once does not work with this torch.
-        ValueError: for a model with SyncBatchNorm, which the package cannot read. Convert batch
+        UserError: for a model with SyncBatchNorm, which the package cannot read. Convert batch
             norms after tracing; the graph finds its tensors by name.
     """
     synchronised = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     if synchronised:
-        raise ValueError(
+        raise UserError(
             f"{synchronised[0]} is a SyncBatchNorm; trace the model first, then convert it"
         )
     device = next(model.parameters()).device

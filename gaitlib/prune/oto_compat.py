@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from gaitlib.system.errors import UserError
+
 log = logging.getLogger(__name__)
 
 _ONNX_OPSET = 16  # only_train_once sets this at import, and its node names depend on it
@@ -32,7 +34,7 @@ _OPTIMIZE_MODULES = (
 )
 
 
-class UnsupportedTorchError(ImportError):
+class UnsupportedTorchError(UserError):
     """This torch lacks a private name that only_train_once needs."""
 
 

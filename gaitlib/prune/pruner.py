@@ -16,10 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.config.schedules import PruningSchedule
 from gaitlib.prune.channel_rules import ChannelRule, Moves
 from gaitlib.prune.choices import Choice, importance_table
+from gaitlib.prune.schedules import PruningSchedule
 from gaitlib.system.distributed import from_rank_0
+from gaitlib.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -143,14 +144,14 @@ class Pruner:
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ``ValueError``, with the differences, if ``state`` is of another schedule."""
+        """Raise ``UserError``, with the differences, if ``state`` is of another schedule."""
         differing = {
             name: (state["settings"].get(name), value)
             for name, value in self._settings().items()
             if state["settings"].get(name) != value
         }
         if differing:
-            raise ValueError(f"the state is of another schedule, (saved, here): {differing}")
+            raise UserError(f"the state is of another schedule, (saved, here): {differing}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``; see `check_state`. The groups are as wide as its are."""
@@ -184,7 +185,7 @@ class Pruner:
             return
         found = from_rank_0(self.rule.score(self.groups, moves)).cpu()
         if not found.isfinite().all():
-            raise FloatingPointError(f"importance scores at step {self.steps} are not finite")
+            raise UserError(f"importance scores at step {self.steps} are not finite")
         scores = self._of_all_channels(found)  # (rows, N)
         totals = scores.sum(dim=0).split(list(self.channels.values()))
         chosen = self.rule.choose([t.tolist() for t in totals], removed, period)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaitlib.config.compression_cfg import HessoCfg
 from gaitlib.prune.graph import Graph
+from workbook.config.compression_cfg import HessoCfg
 
 State = MutableMapping[Tensor, dict[str, Any]]
 

@@ -25,6 +25,7 @@ from gaitlib.model.float_state import quantization_of
 from gaitlib.model.heads import SeparateFCs
 from gaitlib.model.network_cost import backbone_macs, macs_per_frame
 from gaitlib.prune.channel_cost import ChannelCost, product_cost
+from gaitlib.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +101,14 @@ def prune_to_macs(
 
     Raises:
         ModuleNotFoundError: if torch-pruning is not installed.
-        ValueError: for another importance, a quantized network, or fewer MACs than the network has
+        UserError: for another importance, a quantized network, or fewer MACs than the network has
             with the fewest channels allowed per group.
-        FloatingPointError: if a weight is not finite.
+        UserError: if a weight is not finite.
     """
     if importance not in IMPORTANCE:
-        raise ValueError(f"unknown importance {importance!r}; choose from {sorted(IMPORTANCE)}")
+        raise UserError(f"unknown importance {importance!r}; choose from {sorted(IMPORTANCE)}")
     if quantization_of(model) is not None:
-        raise ValueError(
+        raise UserError(
             "the network is quantized, and torch-pruning cannot cut quantizers: prune it first, "
             "then quantize the result"
         )
@@ -141,7 +142,7 @@ def _nearest(dense: GaitBase, macs: int, way: _Way) -> tuple[GaitBase, int]:
     below = without(high)
     if below[1] > macs:
         fewest = "one channel" if max(least) == 1 else f"{min(least)} to {max(least)} channels"
-        raise ValueError(
+        raise UserError(
             f"macs {macs} cannot be reached: with {fewest} in each of {len(sizes)} groups, "
             f"it needs {below[1]} of {above[1]}"
         )
@@ -297,9 +298,7 @@ def _extensions() -> tuple[type, type]:
                     rows = item.dep.layer.fc_bin[:, item.idxs]  # (P, G, C)
                     scores[item.root_idxs] += rows.abs().pow(self.p).sum((0, 2))
             if not scores.isfinite().all():
-                raise FloatingPointError(
-                    f"not all weights of {group[0].dep.target.name} are finite"
-                )
+                raise UserError(f"not all weights of {group[0].dep.target.name} are finite")
             scores = scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
             # the package prunes no channel of a group that would lose all
             scores[scores.topk(self.way.kept(len(scores))).indices] = torch.inf

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gaitlib.system.errors import UserError
 
-class BitBudgetError(ValueError):
+
+class BitBudgetError(UserError):
     """A budget is below the cost of the fewest bits.
 
     Attributes:

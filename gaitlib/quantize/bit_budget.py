@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.model.network_cost import (
     FLOAT_BITS,
     backbone_macs,
@@ -30,6 +29,8 @@ from gaitlib.quantize.bit_allocation import BitBudgetError, allocate_bits
 from gaitlib.quantize.bit_control import normal_clipping
 from gaitlib.quantize.grid import Grid, step_size
 from gaitlib.quantize.packing import stored_tensors
+from gaitlib.system.errors import UserError
+from workbook.config.geta_cfg import GetaCfg
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class BitBudget:
         cfg: gives the budget, the bits to choose from and the bits of inputs.
 
     Raises:
-        ValueError: if no network that ``cfg`` asks for can be within the budget.
+        UserError: if no network that ``cfg`` asks for can be within the budget.
     """
 
     def __init__(self, graph: Graph, cfg: GetaCfg) -> None:
@@ -89,7 +90,7 @@ class BitBudget:
         each = self.options[0] * (self.input_bits if self.key == "target_bops" else 1 / 8)
         least = int(0.99 * left * each)  # pruning ends at most 1 % below its target
         if least > self.limit:
-            raise ValueError(
+            raise UserError(
                 f"{self.key} {self.asked:g} means {self.limit:,} {UNITS[self.key]}, but a network "
                 f"of {key} {value:g} needs at least {least:,} with min_bit_wt {self.options[0]} "
                 f"(a share of {least / self.dense:.2g}): raise {self.key}, or lower {key} or "

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaitlib.config.schedules import MAX_BITS, BitPlan
+from gaitlib.quantize.bit_plan import MAX_BITS, BitPlan
 from gaitlib.quantize.grid import bit_width, step_size
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
+from gaitlib.system.errors import UserError
 
 TOLERANCE = 1e-3  # bits; rounding error of float32
 SMALLEST_Q_M = 1e-6
@@ -183,11 +184,11 @@ class BitControl:
         return {"plan": asdict(self.plan), "whole": self.whole, "outside": self.outside.clone()}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ``ValueError``, with the differences, if ``state`` is of another plan."""
+        """Raise ``UserError``, with the differences, if ``state`` is of another plan."""
         ours, theirs = asdict(self.plan), state["plan"]
         differing = {k: (theirs.get(k), v) for k, v in ours.items() if theirs.get(k) != v}
         if differing:
-            raise ValueError(f"the state is of another bit plan, (saved, here): {differing}")
+            raise UserError(f"the state is of another bit plan, (saved, here): {differing}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``; see `check_state`."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bytes
 from gaitlib.quantize.packing import stored_tensors
+from gaitlib.system.errors import UserError
 
 _BACKBONE = "Backbone."
 
@@ -38,14 +39,12 @@ def bops_table(
         bops: per frame or per clip.
 
     Raises:
-        ValueError: if bits are given for a layer that is not in the table.
+        UserError: if bits are given for a layer that is not in the table.
     """
     by_layer = {name.rpartition(".")[0]: bits for name, bits in weight_bits.items()}
     for given in (by_layer, activation_bits):
         if strangers := sorted(given.keys() - set(layers["layer"])):
-            raise ValueError(
-                f"no layers are called {strangers}; the table has {list(layers.layer)}"
-            )
+            raise UserError(f"no layers are called {strangers}; the table has {list(layers.layer)}")
     table = layers[["layer", "macs"]].copy()
     table.insert(1, "per", _per(layers))
     # each weight multiplies once per position of the output map
@@ -65,12 +64,12 @@ def relative_bops(table: pd.DataFrame, dense: pd.DataFrame, per: str = "frame") 
         per: ``frame`` compares the backbones, ``clip`` the heads.
 
     Raises:
-        ValueError: if the dense table has no MACs of that kind.
+        UserError: if the dense table has no MACs of that kind.
     """
     bops = table.loc[table["per"] == per, "bops"].sum()
     macs = dense.loc[_per(dense) == per, "macs"].sum()
     if not macs:
-        raise ValueError(f"the dense table has no MACs per {per!r}; choose frame or clip")
+        raise UserError(f"the dense table has no MACs per {per!r}; choose frame or clip")
     return float(100 * bops / (macs * FLOAT_BITS**2))
 
 
@@ -102,11 +101,11 @@ def disk_bits(model: nn.Module, weight_bits: Mapping[str, float]) -> int:
         weight_bits: bits of each quantized weight, by parameter name.
 
     Raises:
-        ValueError: if bits are given for a parameter that the model does not have.
+        UserError: if bits are given for a parameter that the model does not have.
     """
     numbers = {name: tensor.numel() for name, tensor in stored_tensors(model).items()}
     if strangers := sorted(weight_bits.keys() - numbers.keys()):
-        raise ValueError(f"no parameters are called {strangers}; the model has {list(numbers)}")
+        raise UserError(f"no parameters are called {strangers}; the model has {list(numbers)}")
     return sum(
         8 * stored_bytes(numel, round(weight_bits.get(name, FLOAT_BITS)))
         for name, numel in numbers.items()

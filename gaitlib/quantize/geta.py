@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaitlib.config.geta_cfg import GetaCfg
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph
@@ -23,6 +22,8 @@ from gaitlib.quantize.late_bits import LateBits
 from gaitlib.quantize.qasso import choose_rate_and_steps
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
+from gaitlib.system.errors import UserError
+from workbook.config.geta_cfg import GetaCfg
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class GETA(HESSO):
         model: the network; needed with ``clipping: channel``.
 
     Raises:
-        ValueError: as `HESSO` does; also if there is a plan without quantizers, or the reverse.
+        UserError: as `HESSO` does; also if there is a plan without quantizers, or the reverse.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class GETA(HESSO):
     ) -> None:
         plan = cfg.bit_plan
         if plan is not None and quantization is None:
-            raise ValueError(
+            raise UserError(
                 "keys such as min_bit_wt switch quantization on: pass the result of "
                 "quantize_network(model)"
             )
         if plan is None and quantization is not None:
-            raise ValueError(
+            raise UserError(
                 "the network has quantizers, but no key switches quantization on: give target_bits"
             )
         self.control = None
@@ -114,12 +115,12 @@ class GETA(HESSO):
         """Continue from ``state_dict``.
 
         Raises:
-            ValueError: as `HESSO.load_state_dict` does; also if only one of the two runs quantizes,
+            UserError: as `HESSO.load_state_dict` does; also if only one of the two runs quantizes,
                 or their bit plans differ.
         """
         if ("geta" in state_dict) != (self.control is not None):
             there, here = ("with", "without") if self.control is None else ("without", "with")
-            raise ValueError(f"the state is of a run {there} quantizers, this one is {here}")
+            raise UserError(f"the state is of a run {there} quantizers, this one is {here}")
         if self.control is not None:
             self.control.check_state(state_dict["geta"])
         super().load_state_dict(state_dict)
@@ -274,14 +275,14 @@ def build_geta(
         latency: needed for ``target_latency_ms``; see `gaitlib.prune.hesso.network_budget`.
 
     Raises:
-        ValueError: if section, quantizers and model do not belong together, or the target cannot be
+        UserError: if section, quantizers and model do not belong together, or the target cannot be
             reached.
     """
     if quantization is not None:
         if quantization_of(graph.model) is not quantization:
-            raise ValueError("the quantization is not the one attached to the model of the graph")
+            raise UserError("the quantization is not the one attached to the model of the graph")
         if cfg.quantize == "weights" and len(quantization.activations):
-            raise ValueError(
+            raise UserError(
                 "quantize is 'weights', but the network has quantizers of activations: call "
                 "quantize_network(model, 'weights')"
             )

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gaitlib.system.errors import UserError
+
 Number = float | Tensor
 
 TINY = 1e-36  # replaces smaller magnitudes, whose logarithm is slow or infinite
@@ -40,11 +42,11 @@ def step_size(bits: Number, q_m: Number, t: Number, signed: bool | Tensor = True
     The inverse of `bit_width`.
 
     Raises:
-        ValueError: for a number of bits that gives no level except zero. Tensors are not checked.
+        UserError: for a number of bits that gives no level except zero. Tensors are not checked.
     """
     magnitude = bits - (+signed)
     if not isinstance(magnitude, Tensor) and magnitude <= 0:
-        raise ValueError(
+        raise UserError(
             f"{bits} bits give no level except zero: a {'signed' if signed else 'unsigned'} grid "
             f"needs more than {+signed}"
         )
@@ -98,13 +100,13 @@ class Grid:
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not 1 + self.signed <= self.bits <= 32:
-            raise ValueError(
+            raise UserError(
                 f"bits is {self.bits!r}; it must be a whole number, {1 + self.signed} to 32"
             )
         for name in ("d", "q_m", "t"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; it must be a positive number")
+                raise UserError(f"{name} is {value}; it must be a positive number")
 
     @property
     def levels(self) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaitlib.config.schedules import BitPlan
 from gaitlib.quantize.bit_budget import BitBudget
 from gaitlib.quantize.bit_control import FOLLOW_RATE, BitControl, normal_clipping
+from gaitlib.quantize.bit_plan import BitPlan
 from gaitlib.quantize.grid import step_size
 from gaitlib.quantize.ptq import clip_channels
 from gaitlib.quantize.quantization import Quantization

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gaitlib.model.float_state import float_state
 from gaitlib.model.network_cost import FLOAT_BITS, INT16_BITS, stored_bits, stored_bytes
+from gaitlib.system.errors import UserError
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -37,7 +38,7 @@ def pack(k: Tensor, bits: int) -> Tensor:
         uint8, ``(stored_bytes(k.numel(), bits),)``, on the CPU.
 
     Raises:
-        ValueError: if ``bits`` or an entry of ``k`` is outside its range.
+        UserError: if ``bits`` or an entry of ``k`` is outside its range.
     """
     _check_packable(bits)
     values = k.detach().cpu().numpy().ravel().astype(np.int64)
@@ -61,13 +62,13 @@ def unpack(data: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
         int32 of this shape, on the CPU.
 
     Raises:
-        ValueError: if ``bits`` is outside its range, ``data`` has another type or size, or holds
+        UserError: if ``bits`` is outside its range, ``data`` has another type or size, or holds
             the one code that is no level, ``-2^(bits-1)``.
     """
     _check_packable(bits)
     numel = math.prod(shape)
     if data.dtype != torch.uint8 or data.numel() != stored_bytes(numel, bits):
-        raise ValueError(
+        raise UserError(
             f"{tuple(shape)} at {bits} bits takes {stored_bytes(numel, bits)} bytes as uint8, not "
             f"{data.numel()} as {data.dtype}"
         )
@@ -84,10 +85,10 @@ def unpack(data: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
 
 def _check_packable(bits: int) -> None:
     if stored_bits(bits) == FLOAT_BITS:
-        raise ValueError(f"bits is {bits}; integers of 2 to 16 bits are packed")
+        raise UserError(f"bits is {bits}; integers of 2 to 16 bits are packed")
 
 
 def _check_levels(values: np.ndarray, bits: int) -> None:
     largest = np.abs(values.astype(np.int64)).max(initial=0)
     if largest >= 2 ** (bits - 1):
-        raise ValueError(f"an integer is as large as {largest}; {bits} bits go to 2^{bits - 1} - 1")
+        raise UserError(f"an integer is as large as {largest}; {bits} bits go to 2^{bits - 1} - 1")

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gaitlib.config.geta_cfg import RoundingCfg
 from gaitlib.model import GaitBase
 from gaitlib.model.batch_norm import normalised_convolutions, reestimate_batch_norms
 from gaitlib.quantize.grid import step_size
 from gaitlib.quantize.quantization import calibrate, quantize_network
+from gaitlib.system.errors import UserError
+from workbook.config.geta_cfg import RoundingCfg
 
 _SHARES = torch.linspace(0.3, 1.0, 71)  # clipping magnitudes to try, as shares of max |w|
 
@@ -40,7 +41,7 @@ def round_after_training(
             rounded; none keeps those of training.
 
     Raises:
-        ValueError: if the names differ from those of the network's weights and inputs.
+        UserError: if the names differ from those of the network's weights and inputs.
     """
     twin = copy.deepcopy(model).eval()
     if cfg.clipping == "channel":
@@ -50,7 +51,7 @@ def round_after_training(
     given = (weight_bits, activation_bits)
     for table, bits in zip((quantization.weights, quantization.activations), given, strict=True):
         if set(table.keys()) != set(bits):
-            raise ValueError(f"bits are given for {sorted(bits)}, not for {sorted(table.keys())}")
+            raise UserError(f"bits are given for {sorted(bits)}, not for {sorted(table.keys())}")
     calibrate(twin, quantization, clips, training=False)
     for name, quantizer in quantization.weights.items():
         weight = twin.get_parameter(name).detach()

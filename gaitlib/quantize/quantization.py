@@ -19,6 +19,7 @@ from gaitlib.model.float_state import QUANTIZATION, quantization_of
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.quantize.grid import Grid, bit_width
 from gaitlib.quantize.quantizer import ActivationQuantizer, Quantizer, WeightQuantizer
+from gaitlib.system.errors import UserError
 
 QUANTIZE = ("weights", "weights_and_activations")
 
@@ -188,12 +189,12 @@ def quantize_network(
         uniform: keep every exponent t at 1.
 
     Raises:
-        ValueError: for another ``quantize``, or a network that already has quantizers.
+        UserError: for another ``quantize``, or a network that already has quantizers.
     """
     if quantize not in QUANTIZE:
-        raise ValueError(f"quantize is {quantize!r}; choose from {list(QUANTIZE)}")
+        raise UserError(f"quantize is {quantize!r}; choose from {list(QUANTIZE)}")
     if quantization_of(model) is not None:
-        raise ValueError("the network is quantized already; detach its quantization first")
+        raise UserError("the network is quantized already; detach its quantization first")
     quantization = Quantization()
     seen_convolution = False
     for name, layer in list(model.named_modules()):
@@ -221,16 +222,16 @@ def attach_grids(
         activations: layer name -> grid of the layer's input.
 
     Raises:
-        ValueError: for a name that the network lacks, or a network that is already quantized.
+        UserError: for a name that the network lacks, or a network that is already quantized.
     """
     if quantization_of(model) is not None:
-        raise ValueError("the network is quantized already; detach its quantization first")
+        raise UserError("the network is quantized already; detach its quantization first")
     layers, parameters = dict(model.named_modules()), dict(model.named_parameters())
     unknown = [n for n in weights if n not in parameters] + [
         n for n in activations if n not in layers
     ]
     if unknown:
-        raise ValueError(f"the network has no {unknown[0]!r} to quantize")
+        raise UserError(f"the network has no {unknown[0]!r} to quantize")
     quantization = Quantization()
     for name, grid in weights.items():
         quantizer = WeightQuantizer(name.rpartition(".")[2], parameters[name], grid.bits)
@@ -267,7 +268,7 @@ def calibrate(
             of an untrained network are meaningless); if False, their running ones.
 
     Raises:
-        ValueError: for fewer batches, or a layer that did not run.
+        UserError: for fewer batches, or a layer that did not run.
     """
     if not len(quantization.activations):
         return
@@ -280,8 +281,8 @@ def calibrate(
     for count, clips in enumerate(batches, start=1):  # noqa: B007 (used below)
         twin(clips.to(device))
     if count < max(least, 1):
-        raise ValueError(f"calibration needs {max(least, 1)} batches of clips or more, not {count}")
+        raise UserError(f"calibration needs {max(least, 1)} batches of clips or more, not {count}")
     for name, observer in observers.items():
         if not observer.observed:
-            raise ValueError(f"{name} did not run on the calibration clips, so it has no range")
+            raise UserError(f"{name} did not run on the calibration clips, so it has no range")
         quantization.activations[name].set_range(observer.observed)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from gaitlib.system.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -29,7 +31,7 @@ def choose_device(
             and a way to test a job of several processes where there is one GPU.
 
     Raises:
-        ValueError: for another device, if CUDA is requested and absent, or if processes would have
+        UserError: for another device, if CUDA is requested and absent, or if processes would have
             to share a GPU.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -38,23 +40,21 @@ def choose_device(
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
+        raise UserError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
     if chosen.type not in ("cpu", "cuda") or chosen.type == "cpu" and chosen.index:
-        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
+        raise UserError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
     if chosen.type == "cpu":
         return chosen
     if (chosen.index or 0) >= count:
-        raise ValueError(
-            f"device {device!r} is not available ({count} GPUs): write 'auto' or 'cpu'"
-        )
+        raise UserError(f"device {device!r} is not available ({count} GPUs): write 'auto' or 'cpu'")
     if share_gpu and chosen.index is not None:
         return chosen
     if local_processes > 1 and chosen.index is not None:
-        raise ValueError(
+        raise UserError(
             f"device {device!r} names one GPU for {local_processes} processes: write 'cuda'"
         )
     if local_processes > count:
-        raise ValueError(
+        raise UserError(
             f"{local_processes} processes need a GPU each, and there are {count}: "
             f"write --nproc_per_node={count}, or --device cpu"
         )
@@ -100,7 +100,7 @@ def choose_precision(
     float16 needs a GPU: on a CPU the network runs in float32, and a warning reports it.
 
     Raises:
-        ValueError: if a GPU is too old for bfloat16.
+        UserError: if a GPU is too old for bfloat16.
     """
     device = torch.device(device)
     if not enable_float16:
@@ -114,7 +114,7 @@ def choose_precision(
         return Precision(device)
     if device.type == "cuda" and dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported():
         name = torch.cuda.get_device_name(device)
-        raise ValueError(f"{name} has no bfloat16: write amp_dtype: float16")
+        raise UserError(f"{name} has no bfloat16: write amp_dtype: float16")
     return Precision(device, dtype)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gaitlib.system.device import choose_device
+from gaitlib.system.errors import UserError
 from gaitlib.system.heartbeats import Heartbeats
 
 T = TypeVar("T")
@@ -34,11 +35,11 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)
 
 
-class RendezvousError(OSError):
+class RendezvousError(UserError):
     """The processes could not connect; the message gives the address and the fix."""
 
 
-class LostProcessError(RuntimeError):
+class LostProcessError(UserError):
     """Another process of the job ended, and this one could not continue."""
 
 
@@ -58,7 +59,7 @@ def process_group(
             needs a GPU for each.
 
     Raises:
-        ValueError: as `choose_device`.
+        UserError: as `choose_device`.
         RendezvousError: if the port is in use, or the others cannot be reached.
         LostProcessError: if a collective in the block finds that another process has ended.
     """
@@ -109,7 +110,7 @@ def _open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
 
     torch's own server listens on all interfaces. If MASTER_ADDR is a loopback address, the one made
     here listens only there, and so do gloo's connections. torchrun has made a store of its own
-    before, unless it is told not to (see `gaitlib.steps.launch`). A machine's name may stand for a
+    before, unless it is told not to (see `workbook.steps.launch`). A machine's name may stand for a
     loopback address on that machine alone, so a name other than localhost does not count.
     """
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
@@ -283,14 +284,14 @@ def data_parallel(
         find_unused_parameters: DistributedDataParallel's.
 
     Raises:
-        ValueError: for ``sync_bn`` with several processes on CPUs.
+        UserError: for ``sync_bn`` with several processes on CPUs.
     """
     if world_size() == 1:  # batch statistics are over the whole batch already
         yield model
         return
     device = next(model.parameters()).device
     if sync_bn and device.type != "cuda":
-        raise ValueError(
+        raise UserError(
             f"trainer_cfg.sync_BN with {world_size()} processes on {device}: torch has "
             "SyncBatchNorm on GPUs only. Write sync_BN: false, or train in one process"
         )

@@ -1,40 +1,20 @@
-"""The project's folder, and functions that write a file as a whole or not at all."""
+"""Write a file as a whole or not at all, and read it back."""
 
 import contextlib
 import io
 import json
 import os
-import unicodedata
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-#: The project's folder, and the folder of its experiments.
-ROOT = Path(__file__).resolve().parents[2]
-PARAMS = ROOT / "params"
+from gaitlib.system.errors import UserError
+
 #: The end of the name of a file that is being written; it begins with a dot.
 PART = ".part"
-
-
-def name_fault(name: str, longest: int = 255) -> str:
-    """Return why a text cannot be the name of a file or folder, as "it ..."; "" if it can.
-
-    Args:
-        name: the text.
-        longest: the most bytes that it may have in UTF-8.
-    """
-    if not name or name != name.strip():
-        return "it is empty, or begins or ends with a space"
-    if set("/\\") & set(name):
-        return "it has a / or \\, which separate folders"
-    if name.startswith("."):
-        return "it begins with a ."
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        return "it has a control character"
-    return f"it is longer than {longest} bytes" if len(name.encode()) > longest else ""
 
 
 @contextlib.contextmanager
@@ -67,34 +47,17 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
-def files_in_use(folders: Iterable[Path]) -> set[Path]:
-    """Return the files below some folders that a process of this machine has open or mapped.
-
-    Only Linux tells, and only of this user's processes.
-    """
-    roots = [str(folder.resolve()) + os.sep for folder in folders]
-    names = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # another user's, or it has ended
-            lines = (process / "maps").read_text(errors="replace").splitlines()
-            names |= {line.partition("/")[2] for line in lines if "/" in line}
-            for file in list((process / "fd").iterdir()):
-                with contextlib.suppress(OSError):  # closed meanwhile
-                    names.add(os.readlink(file)[1:])
-    return {Path(f"/{name}") for name in names if any(f"/{name}".startswith(r) for r in roots)}
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: if it is not JSON, or nested too deeply; the message has the file.
+        UserError: if it is not JSON, or nested too deeply; the message has the file.
         OSError: if it cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
-        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+        raise UserError(f"{path} is damaged: it is not JSON ({error})") from error
 
 
 def tensor_bytes(value: Any) -> bytes:

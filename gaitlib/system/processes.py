@@ -3,13 +3,15 @@
 import os
 import signal
 
+from gaitlib.system.errors import UserError
+
 HINTS = {
     "SIGKILL": "by SIGKILL, most often because memory ran out",
     "SIGBUS": "by SIGBUS, most often because shared memory (/dev/shm) is full",
 }
 
 
-class WorkerError(RuntimeError):
+class WorkerError(UserError):
     """A process that loads or makes data died; the message says how it died and what to do."""
 
 

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing, tensor_bytes
 from gaitlib.train.saved_state import entries_fault, weight_fault
 
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be found, read or fitted to the network."""
 
 
@@ -193,10 +194,10 @@ def prune_checkpoints(folder: Path, save_name: str, keep: int | None) -> list[Pa
         The deleted files.
 
     Raises:
-        ValueError: if ``keep`` is less than 1.
+        UserError: if ``keep`` is less than 1.
     """
     if keep is not None and keep < 1:
-        raise ValueError(f"keep is {keep}: keep at least 1 checkpoint, or None for all")
+        raise UserError(f"keep is {keep}: keep at least 1 checkpoint, or None for all")
     part = re.compile(r"\." + re.escape(save_name) + r"-\d+\.pt\..+\.part")
     deleted = [path for path in folder.glob(".*.part") if part.fullmatch(path.name)]
     if keep is not None:

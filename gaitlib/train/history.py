@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gaitlib.system.errors import UserError
 from gaitlib.system.files import write_atomically
 from gaitlib.train.checkpoint import CheckpointError
 
@@ -102,7 +103,7 @@ def read_rows(path: Path, last: int | None = None) -> Rows:
         rows = pd.read_csv(io.BytesIO(whole))
         iterations = pd.to_numeric(rows["iteration"])
         if not iterations.is_monotonic_increasing:
-            raise ValueError("iterations do not ascend")
+            raise UserError("iterations do not ascend")
     except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
         log.warning("%s is damaged, and its rows are left out: %s", path, error)
         return []

@@ -14,12 +14,13 @@ from tqdm.auto import tqdm
 
 from gaitlib.data.batches import Batch
 from gaitlib.system.device import Precision
+from gaitlib.system.errors import UserError
 from gaitlib.system.signals import TrainingStopped
 from gaitlib.train.teacher import Teacher
 from gaitlib.train.training_cost import TrainingCost
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(UserError):
     """The loss became NaN or infinite; the message gives the iteration and every term."""
 
 

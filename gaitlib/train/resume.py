@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from gaitlib.config import Experiment
-from gaitlib.config.run_changes import compare_records, digest
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.model.float_state import QUANTIZATION
 from gaitlib.prune import hesso
-from gaitlib.runs import Run, locate, make_stage_dir
 from gaitlib.system import distributed
+from gaitlib.system.errors import UserError
 from gaitlib.system.random_streams import random_state, restore_random_state
 from gaitlib.train.checkpoint import (
     CheckpointError,
@@ -35,6 +33,9 @@ from gaitlib.train.loop import LogWindow
 from gaitlib.train.saved_state import kind_fault, optimizer_fault
 from gaitlib.train.teacher import Teacher
 from gaitlib.train.training_cost import TrainingCost
+from workbook.config import Experiment
+from workbook.config.run_changes import compare_records, digest
+from workbook.runs import Run, locate, make_stage_dir
 
 log = logging.getLogger(__name__)
 
@@ -215,25 +216,25 @@ def _load(target: Any, saved: Mapping[str, Any]) -> None:
     """Load a saved state into an optimizer, a scheduler or the like.
 
     Raises:
-        ValueError: if a part is of another kind than in the target's own state, or, as others of
+        UserError: if a part is of another kind than in the target's own state, or, as others of
             UNREADABLE, from the target.
     """
     ours = target.state_dict()
     if isinstance(target, torch.optim.Optimizer):
         ours = {"param_groups": ours["param_groups"]}
     if fault := kind_fault(ours, saved):
-        raise ValueError(fault)
+        raise UserError(fault)
     if isinstance(target, torch.optim.lr_scheduler.LRScheduler):  # it sets all as attributes
         saved = {name: value for name, value in saved.items() if name in ours}
     target.load_state_dict(saved)
     if isinstance(target, torch.optim.Optimizer) and (fault := optimizer_fault(target)):
-        raise ValueError(fault)
+        raise UserError(fault)
 
 
 def _restore_streams(saved: Mapping[str, Any]) -> None:
     """Restore the random streams; raises as `_load`."""
     if fault := kind_fault(random_state(), saved):
-        raise ValueError(fault)
+        raise UserError(fault)
     restore_random_state(saved)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gaitlib.model import GaitBase, GaitOutput
 from gaitlib.model.losses import divergence
 from gaitlib.system.distributed import gather_rows
+from gaitlib.system.errors import UserError
 
 #: The name of the loss in the history.
 TERM = "teacher/loss"
@@ -89,7 +90,7 @@ class Teacher:
         """Continue with this teacher.
 
         Raises:
-            ValueError: if the state is another teacher's.
+            UserError: if the state is another teacher's.
         """
         if (before := state["digest"]) != self.digest:
-            raise ValueError(f"its teacher was another network ({before}, now {self.digest})")
+            raise UserError(f"its teacher was another network ({before}, now {self.digest})")

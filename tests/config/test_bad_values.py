@@ -6,11 +6,11 @@ import math
 import pytest
 import yaml
 
-from gaitlib.config import ConfigError, load_experiment, read_yaml
-from gaitlib.config.compression_cfg import BUDGETS
-from gaitlib.config.geta_cfg import BIT_BUDGETS
-from gaitlib.config.load import QUICKSTART
-from gaitlib.steps.dataset import CHECKS
+from workbook.config import ConfigError, load_experiment, read_yaml
+from workbook.config.compression_cfg import BUDGETS
+from workbook.config.geta_cfg import BIT_BUDGETS
+from workbook.config.load import QUICKSTART
+from workbook.steps.dataset import CHECKS
 
 BAD = ["", "x", "\x07", "../x", -1, 0, -0.5, 1e99, 10**18, math.nan, math.inf, [], [math.nan]]
 BAD += [{"a": 1}]

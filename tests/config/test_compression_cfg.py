@@ -3,14 +3,14 @@ import torch
 from pydantic import ValidationError
 from small_experiment import LATE_BITS, SMALL
 
-from gaitlib import runs
-from gaitlib.config import ConfigError, at_equal_compute, load_experiment, stretch
-from gaitlib.config.compression_cfg import HessoCfg, ImportanceScores
-from gaitlib.config.geta_cfg import FLOAT_FIRST, QUANTIZATION, GetaCfg
-from gaitlib.config.schedules import BitInterval
 from gaitlib.prune import oto
 from gaitlib.prune.importance import PROXIES
-from gaitlib.steps import build_network, build_optimizer
+from gaitlib.quantize.bit_plan import BitInterval
+from workbook import runs
+from workbook.config import ConfigError, at_equal_compute, load_experiment, stretch
+from workbook.config.compression_cfg import HessoCfg, ImportanceScores
+from workbook.config.geta_cfg import FLOAT_FIRST, QUANTIZATION, GetaCfg
+from workbook.steps import build_network, build_optimizer
 
 PRUNING = {"start_pruning_step": 10, "pruning_steps": 8, "pruning_periods": 2}
 DATA = {"dataset_root": "a", "dataset_partition": "b"}

@@ -2,10 +2,10 @@
 
 import pytest
 
-from gaitlib import runs
-from gaitlib.config import ConfigError, load_experiment, notebook_experiment
 from gaitlib.model import build_model
-from gaitlib.system.files import PARAMS
+from workbook import runs
+from workbook.config import ConfigError, load_experiment, notebook_experiment
+from workbook.system.folders import PARAMS
 
 FILES = sorted({*PARAMS.rglob("*.yaml")} - {*PARAMS.glob("studies/*.yaml")})  # those are grids
 

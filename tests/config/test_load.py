@@ -2,7 +2,7 @@
 
 import pytest
 
-from gaitlib.config import ConfigError, load_experiment, notebook_experiment
+from workbook.config import ConfigError, load_experiment, notebook_experiment
 
 DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
 

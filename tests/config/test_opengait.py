@@ -6,12 +6,12 @@ import pytest
 import torch
 from nets import plain, resnet
 
-from gaitlib.config import ConfigError, load_experiment
 from gaitlib.data.transforms import build_transform
 from gaitlib.model import build_model
 from gaitlib.prune.oto import trace
-from gaitlib.system.files import PARAMS
 from gaitlib.train.checkpoint import CheckpointError, load_checkpoint, restore_model
+from workbook.config import ConfigError, load_experiment
+from workbook.system.folders import PARAMS
 
 COMMON = """
 data_cfg:

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from gaitlib.config import load_experiment
-from gaitlib.config.run_changes import compare_records, digest
+from workbook.config import load_experiment
+from workbook.config.run_changes import compare_records, digest
 
 RECORD = {**load_experiment(None).sections(), "seed": 1, "device": "cpu", "processes": 1}
 RECORD["data"] = {"train_digest": "ab", "train_subjects": 24}

@@ -3,9 +3,9 @@
 import pytest
 from papermill.iorw import read_yaml_file
 
-from gaitlib.config import ConfigError, read_value, read_yaml
-from gaitlib.config.yaml_reader import read_with_lines
-from gaitlib.system.files import PARAMS, ROOT
+from workbook.config import ConfigError, read_value, read_yaml
+from workbook.config.yaml_reader import read_with_lines
+from workbook.system.folders import PARAMS, ROOT
 
 DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
 #: Each line doubles the line before.

@@ -8,7 +8,6 @@ from nets import resnet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gaitlib.config import load_experiment, read_yaml
 from gaitlib.deploy.cut_network import drop_bnnecks
 from gaitlib.deploy.network_description import dense_outline
 from gaitlib.deploy.network_file import (
@@ -26,6 +25,7 @@ from gaitlib.quantize.bit_operations import disk_bits
 from gaitlib.quantize.grid import Grid, step_size
 from gaitlib.quantize.packing import pack, unpack
 from gaitlib.quantize.quantization import attach_grids, calibrate, quantize_network
+from workbook.config import load_experiment, read_yaml
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 HEADS = ("FCs", "BNNecks")

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from gaitlib.config.protocol_cfg import ProtocolCfg, built_in_protocols, protocol_of
 from gaitlib.evaluate import (
     Averaging,
     bootstrap_drop,
@@ -17,7 +16,9 @@ from gaitlib.evaluate import (
     from_results,
     to_results,
 )
+from gaitlib.evaluate.protocols import PROTOCOLS, Protocol
 from gaitlib.evaluate.reranking import rerank
+from workbook.config.protocol_cfg import ProtocolCfg, protocol_of
 
 SUBJECTS = ("001", "002", "003")
 SUSTECH_TYPES = ("00-nm", "01-nm", "01-bg", "02-cl", "02-cr", "03-ub", "03-uf", "04-oc", "04-nt")
@@ -112,7 +113,7 @@ def ranking(between, table, i, gallery):
 def test_view_pairs_agree_with_a_double_loop(name):
     types, views, conditions = VIEW_PAIRS[name]
     table, features = made_up(types, views)
-    found = evaluate_features(features, table, built_in_protocols()[name])
+    found = evaluate_features(features, table, PROTOCOLS[name])
     between, rows = distance(features, features), list(table.itertuples())
     places = [row.view.split("_")[0] if name == "ccpg" else row.view for row in rows]
     names = sorted(set(places) - ({"270"} if name == "casia-e" else set()))
@@ -173,7 +174,7 @@ def test_one_gallery_of_all_views_agrees_with_a_loop_over_probes(name):
     if name == "gallery_probe":
         ids = [f"{row.subject}-{row.type}-{row.view}" for row in rows]
         lists["GALLERY_SET"] = [ids[i] for i in gallery]
-    found = evaluate_features(features, table, built_in_protocols()[name], lists=lists)
+    found = evaluate_features(features, table, PROTOCOLS[name], lists=lists)
     expected = loop_over_probes(
         table, distance(features, features), probes, gallery, miss, own_view=True
     )
@@ -186,7 +187,7 @@ def test_one_gallery_of_all_views_agrees_with_a_loop_over_probes(name):
     problem = "they are left out, as" if not miss else "each counts as a miss"
     assert any(f"of 003 have no gallery sequence: {problem}" in line for line in found.problems)
     with pytest.raises(ValueError, match="of the types|needs (PROBE|GALLERY)_SET"):
-        evaluate_features(features, table.assign(type="99"), built_in_protocols()[name])
+        evaluate_features(features, table.assign(type="99"), PROTOCOLS[name])
 
 
 def test_ccpgs_second_rule_excludes_the_probes_own_camera_and_leaves_the_unmatched_out():
@@ -194,7 +195,7 @@ def test_ccpgs_second_rule_excludes_the_probes_own_camera_and_leaves_the_unmatch
     table, features = made_up(types, views)
     gone = (table["subject"] == "002") & table["type"].eq("U0_D3")
     table, features = table[~gone].reset_index(drop=True), features[torch.tensor(~gone.to_numpy())]
-    found = evaluate_features(features, table, built_in_protocols()["ccpg"])
+    found = evaluate_features(features, table, PROTOCOLS["ccpg"])
     cameras = table.assign(view=table["view"].str[:2])
     rows, between = list(table.itertuples()), distance(features, features)
     for condition, (is_probe, is_gallery) in conditions.items():
@@ -216,7 +217,7 @@ def test_a_submission_lists_the_nearest_subjects_as_the_server_takes_them(name):
         probe = probe.assign(type=probe["view"], view="default")
     table = pd.concat([gallery, probe], ignore_index=True)
     features = torch.cat([gallery_features, probe_features])
-    protocol = built_in_protocols()[name]
+    protocol = PROTOCOLS[name]
     found = evaluate_features(features, table, protocol)
     assert found.submission.iloc[:, 0].tolist() == ["vB", "vA"]
     between = distance(features, features)
@@ -234,20 +235,20 @@ def test_a_submission_lists_the_nearest_subjects_as_the_server_takes_them(name):
     assert list(found.submission)[: len(header)] == header
     assert to_results(found)["rank1"] == {"all": None}
     with pytest.raises(ValueError, match="no probe"):
-        evaluate_features(gallery_features, gallery, built_in_protocols()[name])
+        evaluate_features(gallery_features, gallery, PROTOCOLS[name])
 
 
 def test_listed_sequences_that_are_not_there_are_named():
     table, features = made_up(CAMERAS, ("seq0",))
     lists = {"PROBE_SET": [*LISTED, "001-camid9_videoid1-seq0"]}
-    found = evaluate_features(features, table, built_in_protocols()["gait3d"], lists=lists)
+    found = evaluate_features(features, table, PROTOCOLS["gait3d"], lists=lists)
     assert "1 of 7 sequences of PROBE_SET are not in the test set: 001-camid9_videoid1-seq0" in (
         found.problems
     )
 
 
 def test_a_submission_that_cannot_be_written_is_refused_before_training():
-    people, grew = [f"{n:05d}" for n in range(1, 13)], built_in_protocols()["grew"]
+    people, grew = [f"{n:05d}" for n in range(1, 13)], PROTOCOLS["grew"]
     gallery, _ = made_up(("01", "02"), ("default",), people)
     probe, _ = made_up(("03",), ("v",), ("probe",))
     table = pd.concat([gallery, probe], ignore_index=True)
@@ -272,7 +273,7 @@ def test_a_submission_that_cannot_be_written_is_refused_before_training():
 def test_a_probe_is_not_its_own_gallery(views, changed, both):
     """Without the pairs of equal views, one list may serve as probes and gallery."""
     table, _ = made_up(("00", "01"), views)
-    protocol = ProtocolCfg.model_validate({"gallery": ["0?"], "probes": ["01"], **changed})
+    protocol = Protocol(("0?",), ("01",), **changed)
     if not both:
         return check_test_set(table, protocol)
     with pytest.raises(ValueError, match=f"{both} test sequences are both probes and gallery"):
@@ -281,7 +282,7 @@ def test_a_probe_is_not_its_own_gallery(views, changed, both):
 
 def test_a_data_set_of_one_view_shows_its_identical_view_and_says_so():
     table, features = made_up(("00", "01"), ("090",))
-    found = evaluate_features(features, table, built_in_protocols()["oumvlp"])
+    found = evaluate_features(features, table, PROTOCOLS["oumvlp"])
     assert found.rank1["NM"] == found.rank1_by_view["NM"].loc["090", "090"] > 0
     assert found.problems == ("one view, 090: its accuracy is of identical views",)
     row = bootstrap_drop(found.hits, found.hits, 5).iloc[0]
@@ -292,14 +293,14 @@ def test_a_declared_protocol_averages_over_probes_and_may_count_the_identical_vi
     own = {"gallery": ["01"], "probes": {"A": ["00"], "B": ["00/02*"]}, "ranking": "whole_gallery"}
     own["probes"]["B"] = ["*/00/09?"]
     table, features = made_up(("00", "01"), ("000", "090"))
-    found = evaluate_features(features, table, ProtocolCfg(**own))
+    found = evaluate_features(features, table, ProtocolCfg(**own).build())
     assert found.conditions == ("A", "B") and len(found.hits) == 9
     for condition in found.conditions:
         hits = found.hits.query("condition == @condition")["rank1"]
         assert found.rank1[condition] == pytest.approx(100 * hits.mean())
     rows = bootstrap_drop(found.hits, found.hits, 5, averaging=Averaging("probes"))
     assert rows["rank1_a"].tolist() == pytest.approx(list(found.rank1.values()))
-    pairs = ProtocolCfg(gallery=["01"], probes=["00"], identical_views="included")
+    pairs = Protocol(("01",), ("00",), identical_views="included")
     found = evaluate_features(features, table, pairs)
     assert found.rank1["all"] == pytest.approx(found.rank1_by_view["all"].to_numpy().mean())
     assert from_results(to_results(found))["all"].shape == (2, 2)
@@ -307,7 +308,7 @@ def test_a_declared_protocol_averages_over_probes_and_may_count_the_identical_vi
 
 def test_a_misspelt_type_of_an_own_protocol_is_named():
     table, features = made_up(("00", "01"), ("000", "090"))
-    found = evaluate_features(features, table, ProtocolCfg(gallery=["01"], probes=["00", "O0"]))
+    found = evaluate_features(features, table, Protocol(("01",), ("00", "O0")))
     assert "no sequence matches 'O0'; the types are 00, 01" in found.problems
 
 

@@ -5,7 +5,7 @@ import time
 import pandas as pd
 import pytest
 
-from gaitlib.plots import LiveFigure
+from workbook.plots import LiveFigure
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from gaitlib import plots  # noqa: E402
-from gaitlib.plots.style import mosaic, with_prefix  # noqa: E402
-from gaitlib.report.frontier import cuts, paired_differences, summarise  # noqa: E402
+from workbook.plots.style import mosaic, with_prefix  # noqa: E402
+from workbook.report.frontier import cuts, paired_differences, summarise  # noqa: E402
 
 VIEWS = ["000", "018", "036"]
 TYPES = ["nm-01", "bg-01", "cl-01"]

@@ -15,17 +15,17 @@ from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from seaborn.utils import relative_luminance  # noqa: E402
 
-from gaitlib.plots import (  # noqa: E402
+from workbook.plots import (  # noqa: E402
     cuts_by_method,
     frontier_by_condition,
     frontiers,
     paired_differences,
 )
-from gaitlib.plots.study_figures import METHOD_STYLES  # noqa: E402
-from gaitlib.report import frontier  # noqa: E402
-from gaitlib.report.frontier import COSTS, cuts, summarise  # noqa: E402
-from gaitlib.report.recommendation import recommend  # noqa: E402
-from gaitlib.study import METHODS  # noqa: E402
+from workbook.plots.study_figures import METHOD_STYLES  # noqa: E402
+from workbook.report import frontier  # noqa: E402
+from workbook.report.frontier import COSTS, cuts, summarise  # noqa: E402
+from workbook.report.recommendation import recommend  # noqa: E402
+from workbook.study import METHODS  # noqa: E402
 
 KEY = "geta_optimizer_cfg.target_group_sparsity"
 # method, sparsity, mean rank-1, MMAC

@@ -5,12 +5,12 @@ import pytest
 import torch
 from nets import EXAMPLE, build, fill_gradients, hesso_cfg, plain, resnet, traced
 
-from gaitlib.config.schedules import PruningSchedule
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.prune import oto
 from gaitlib.prune.base_optimizer import next_move
 from gaitlib.prune.hesso import HESSO, build_hesso
 from gaitlib.prune.importance import choose, proxies, weigh
+from gaitlib.prune.schedules import PruningSchedule
 
 
 def network(*layers, seed=0):

@@ -19,7 +19,7 @@ from gaitlib.prune.latency_table import (
     grid_widths,
     read_or_measure,
 )
-from gaitlib.steps import budgets
+from workbook.steps import budgets
 
 HERE = {"processor": "abacus", "runtime": "beads 1", "threads": 1, "batch": 2, "frames": 3}
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from nets import geta_cfg
 
-from gaitlib.config import load_experiment
 from gaitlib.deploy.cut_network import drop_bnnecks
 from gaitlib.model import build_model
 from gaitlib.model.network_cost import count_parameters, macs_per_frame
 from gaitlib.quantize.bit_budget import BitBudget
 from gaitlib.quantize.bit_operations import disk_bits
-from gaitlib.study.methods import narrowed
-from gaitlib.system.files import ROOT
+from workbook.config import load_experiment
+from workbook.study.methods import narrowed
+from workbook.system.folders import ROOT
 
 
 @pytest.fixture(scope="module")

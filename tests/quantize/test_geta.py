@@ -9,13 +9,13 @@ import torch
 from nets import fill_gradients, geta_cfg, hesso_cfg, traced
 from torch import nn
 
-from gaitlib.config.schedules import BitInterval, ProjectionSchedule
 from gaitlib.deploy.cut_network import construct_compressed_model, export_embedding
 from gaitlib.deploy.network_file import load_network
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.base_optimizer import next_move
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.quantize.bit_control import FOLLOW_RATE, normal_clipping
+from gaitlib.quantize.bit_plan import BitInterval, ProjectionSchedule
 from gaitlib.quantize.geta import build_geta
 from gaitlib.quantize.grid import Grid, bit_width, step_size
 from gaitlib.quantize.quantization import calibrate, quantize_network

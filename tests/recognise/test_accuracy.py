@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_gallery import at
 
-from gaitlib.recognise import open_set_curve, principal_components, rank_curve, rates, trials
-from gaitlib.recognise.gallery import new_gallery
+from workbook.recognise import open_set_curve, principal_components, rank_curve, rates, trials
+from workbook.recognise.gallery import new_gallery
 
 
 @pytest.fixture

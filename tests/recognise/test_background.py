@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from gaitlib.data.alignment import align_frame
-from gaitlib.recognise.background import silhouettes_of_video
 from walkers.scene import draw_walk, render
 from walkers.video import write_video
+from workbook.recognise.background import silhouettes_of_video
 
 
 @pytest.mark.parametrize(("view", "type"), [("090", "nm-01"), ("000", "cl-01")])
@@ -60,6 +60,6 @@ def test_no_video_and_a_long_one_are_refused(tmp_path, monkeypatch):
     (tmp_path / "v.avi").write_bytes(b"no video")
     with pytest.raises(ValueError, match="no video that OpenCV reads"):
         silhouettes_of_video(tmp_path / "v.avi", 64)
-    monkeypatch.setattr("gaitlib.recognise.background.MAX_FRAMES", 9)
+    monkeypatch.setattr("workbook.recognise.background.MAX_FRAMES", 9)
     with pytest.raises(ValueError, match="more than 9 frames: cut out one walk"):
         silhouettes_of_video(_video(tmp_path / "w.avi", EMPTY), 64)

@@ -8,12 +8,12 @@ import pytest
 from nets import build, resnet, with_statistics
 from typer.testing import CliRunner
 
-from gaitlib.cli import app
 from gaitlib.data.alignment import align_frame
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.deploy.network_file import write_network
-from gaitlib.recognise import read_gallery
 from walkers import sequence_frames
+from workbook.cli import app
+from workbook.recognise import read_gallery
 
 ARGUMENTS = resnet(4, 8, embedding=16, bins=(16,), classes=None)
 

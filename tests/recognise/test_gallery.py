@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from gaitlib.recognise import Embeddings, read_embeddings, read_gallery, threshold_for
-from gaitlib.recognise.gallery import UNKNOWN, new_gallery
+from workbook.recognise import Embeddings, read_embeddings, read_gallery, threshold_for
+from workbook.recognise.gallery import UNKNOWN, new_gallery
 
 
 def at(*places, subjects="", network="n"):

@@ -6,7 +6,7 @@ import torch
 from nets import build, resnet, with_statistics
 
 from gaitlib.deploy.network_file import write_network
-from gaitlib.recognise import Recogniser
+from workbook.recognise import Recogniser
 
 ARGUMENTS = resnet(2, 4, classes=None)
 

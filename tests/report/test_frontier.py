@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gaitlib.report.frontier import (
+from workbook.report.frontier import (
     cuts,
     default_reference,
     gaps,
@@ -17,7 +17,7 @@ from gaitlib.report.frontier import (
     pareto,
     summarise,
 )
-from gaitlib.report.recommendation import recommend
+from workbook.report.recommendation import recommend
 
 KEY = "geta_optimizer_cfg.target_group_sparsity"
 # method, sparsity, seed, rank-1 in NM, BG and CL, MMAC, kB, relative BOPs

@@ -5,10 +5,10 @@ import pytest
 import torch
 from small_experiment import SMALL
 
-from gaitlib import runs
-from gaitlib.config import load_experiment
-from gaitlib.report import run_tables
-from gaitlib.steps import build_network
+from workbook import runs
+from workbook.config import load_experiment
+from workbook.report import run_tables
+from workbook.steps import build_network
 
 
 @pytest.fixture(autouse=True)

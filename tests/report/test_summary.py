@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from gaitlib import runs
-from gaitlib.report import summary
-from gaitlib.report.summary import compare, summary_table
+from workbook import runs
+from workbook.report import summary
+from workbook.report.summary import compare, summary_table
 
 COLUMNS = ("NM", "BG", "CL", *summary.COLUMNS)
 

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from gaitlib import runs
-from gaitlib.config import load_experiment
-from gaitlib.steps.check_resume import KILLED, WHOLE, compare_runs
-from gaitlib.system.files import PARAMS
 from gaitlib.train.checkpoint import load_checkpoint
+from workbook import runs
+from workbook.config import load_experiment
+from workbook.steps.check_resume import KILLED, WHOLE, compare_runs
+from workbook.system.folders import PARAMS
 
 pytestmark = pytest.mark.slow
 

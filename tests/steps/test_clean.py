@@ -6,7 +6,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from gaitlib.cli import app
+from workbook.cli import app
 
 OLD = time.time() - 7200
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from small_experiment import LATE_BITS, SMALL
 
-from gaitlib import runs, steps
-from gaitlib.config import load_experiment
 from gaitlib.model.float_state import quantization_of
 from gaitlib.train.checkpoint import load_checkpoint
+from workbook import runs, steps
+from workbook.config import load_experiment
 
-MODULE = "gaitlib.steps.finish_bits"
+MODULE = "workbook.steps.finish_bits"
 
 
 @pytest.fixture(scope="module")

@@ -15,19 +15,19 @@ import torch
 from former_network import write_former_network
 from small_experiment import SMALL, small_experiment
 
-from gaitlib import runs, steps
-from gaitlib.config import ConfigError, load_experiment
 from gaitlib.data.batches import training_batches
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.deploy.network_file import load_network
 from gaitlib.model.network_cost import layer_table
 from gaitlib.prune import oto
-from gaitlib.steps import budgets, networks
 from gaitlib.system.random_streams import random_state, restore_random_state, seed_streams
 from gaitlib.system.signals import TrainingStopped
 from gaitlib.train.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from gaitlib.train.history import read_rows
 from gaitlib.train.training_cost import read_training_cost
+from workbook import runs, steps
+from workbook.config import ConfigError, load_experiment
+from workbook.steps import budgets, networks
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_frames_of_other_sizes_to_train_on_and_to_test_are_refused(data, tmp_pat
 
 
 def test_a_stage_stopped_before_its_first_row_of_history_resumes(train, monkeypatch):
-    module = sys.modules["gaitlib.steps.train_stage"]
+    module = sys.modules["workbook.steps.train_stage"]
     draw = module.transform_of
 
     def stop_once(section):

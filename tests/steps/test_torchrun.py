@@ -12,8 +12,8 @@ import psutil
 import pytest
 from small_experiment import small_experiment, write_experiment
 
-from gaitlib.steps.launch import ON_THIS_MACHINE, WITHOUT_ITS_STORE
 from gaitlib.train.checkpoint import checkpoints, load_checkpoint
+from workbook.steps.launch import ON_THIS_MACHINE, WITHOUT_ITS_STORE
 
 pytestmark = pytest.mark.slow
 

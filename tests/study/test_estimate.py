@@ -8,12 +8,12 @@ import yaml
 from small_experiment import small_experiment, write_experiment
 from typer.testing import CliRunner
 
-from gaitlib import runs
-from gaitlib.cli import app
-from gaitlib.study import expand, read_plan
 from gaitlib.system.processes import cores
+from workbook import runs
+from workbook.cli import app
+from workbook.study import expand, read_plan
 
-cost = pytest.importorskip("gaitlib.study.estimate")
+cost = pytest.importorskip("workbook.study.estimate")
 
 SPARSITY = "hesso_optimizer_cfg.target_group_sparsity"
 GB = 1_000_000_000

@@ -5,15 +5,15 @@ import torch
 import yaml
 from small_experiment import SMALL
 
-from gaitlib import runs
-from gaitlib.config import ConfigError, load_experiment
-from gaitlib.config.run_changes import digest
 from gaitlib.model import network_cost
-from gaitlib.steps import build_network
-from gaitlib.study import METHODS, expand, read_plan
-from gaitlib.study.methods import absolute_macs, narrowed
-from gaitlib.study.plan import WITHOUT_EFFECT
-from gaitlib.system.files import PARAMS
+from workbook import runs
+from workbook.config import ConfigError, load_experiment
+from workbook.config.run_changes import digest
+from workbook.steps import build_network
+from workbook.study import METHODS, expand, read_plan
+from workbook.study.methods import absolute_macs, narrowed
+from workbook.study.plan import WITHOUT_EFFECT
+from workbook.system.folders import PARAMS
 
 SPARSITY = "geta_optimizer_cfg.target_group_sparsity"
 MACS = "geta_optimizer_cfg.target_macs"

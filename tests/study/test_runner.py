@@ -15,10 +15,10 @@ import pytest
 import yaml
 from small_experiment import small_experiment, write_experiment
 
-from gaitlib import runs, steps
-from gaitlib.config import ConfigError
-from gaitlib.report.summary import summary_table
-from gaitlib.study import (
+from workbook import runs, steps
+from workbook.config import ConfigError
+from workbook.report.summary import summary_table
+from workbook.study import (
     TIMINGS,
     expand,
     layer_table,
@@ -34,8 +34,8 @@ psutil = pytest.importorskip("psutil")
 
 from distributed import Client, LocalCluster  # noqa: E402
 
-from gaitlib.study import runner  # noqa: E402
-from gaitlib.study.runner import run_study  # noqa: E402
+from workbook.study import runner  # noqa: E402
+from workbook.study.runner import run_study  # noqa: E402
 
 QUANTIZED = {
     "compression_optimizer": "geta",

@@ -7,11 +7,11 @@ import torch
 import yaml
 from small_experiment import SMALL, small_experiment, write_experiment
 
-from gaitlib import runs
-from gaitlib.config import ConfigError, read_yaml
 from gaitlib.model import network_cost
-from gaitlib.study import expand, point_table, read_plan, read_point, run_point
-from gaitlib.study.points import load_point, prepare, state_of
+from workbook import runs
+from workbook.config import ConfigError, read_yaml
+from workbook.study import expand, point_table, read_plan, read_point, run_point
+from workbook.study.points import load_point, prepare, state_of
 
 CPU = torch.device("cpu")
 

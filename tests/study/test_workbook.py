@@ -7,13 +7,13 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from gaitlib.config import ConfigError
-from gaitlib.study import workbook
-from gaitlib.study.point_notebooks import PointError
-from gaitlib.study.progress import training_words
-from gaitlib.study.workbook import NotebookFailedError, Story, execute_in_order
-from gaitlib.system.files import ROOT
-from gaitlib.system.live_line import LiveLine
+from workbook.config import ConfigError
+from workbook.study import workbook
+from workbook.study.point_notebooks import PointError
+from workbook.study.progress import training_words
+from workbook.study.workbook import NotebookFailedError, Story, execute_in_order
+from workbook.system.folders import ROOT
+from workbook.system.live_line import LiveLine
 
 
 @pytest.fixture

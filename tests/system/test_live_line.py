@@ -3,7 +3,7 @@
 import io
 import time
 
-from gaitlib.system.live_line import LiveLine
+from workbook.system.live_line import LiveLine
 
 
 class Terminal(io.StringIO):

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from gaitlib.system import lock
-from gaitlib.system.lock import LockedError, locked
+from workbook.system import lock
+from workbook.system.lock import LockedError, locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from gaitlib.system.lock import locked
+from workbook.system.lock import locked
 with locked(Path(sys.argv[1]), "runs/r/geta"):
     print("held", flush=True)
     sys.stdin.read()

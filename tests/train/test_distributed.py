@@ -11,17 +11,17 @@ import torch
 import torch.multiprocessing as mp
 from small_experiment import LATE_BITS, small_experiment
 
-from gaitlib import steps
-from gaitlib.config import load_experiment
 from gaitlib.data.batches import training_batches
 from gaitlib.evaluate import to_results
 from gaitlib.model import build_losses
 from gaitlib.prune import oto
-from gaitlib.runs import Run
-from gaitlib.steps.dataset import transform_of
 from gaitlib.system import distributed
 from gaitlib.train.checkpoint import load_checkpoint, restore_model
 from gaitlib.train.gathered_loss import GatheredLoss
+from workbook import steps
+from workbook.config import load_experiment
+from workbook.runs import Run
+from workbook.steps.dataset import transform_of
 
 AUGMENTED = {
     "fix_BN": True,

@@ -1,0 +1,5 @@
+"""``python -m gaitlib``: the same program as ``gaitlib``."""
+
+from workbook.cli import app
+
+app()

@@ -1,0 +1,205 @@
+"""A whole experiment: its sections, and the checks that need more than one of them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gaitlib.evaluate.protocols import Protocol
+from gaitlib.system.errors import UserError
+from workbook.config.compression_cfg import HessoCfg
+from workbook.config.data_cfg import DataCfg
+from workbook.config.geta_cfg import GetaCfg
+from workbook.config.model_cfg import ModelCfg
+from workbook.config.protocol_cfg import choose_protocol
+from workbook.config.section import Section
+from workbook.config.training_cfg import (
+    CrossEntropyLossCfg,
+    EvaluatorCfg,
+    LossCfg,
+    OptimizerCfg,
+    SchedulerCfg,
+    TrainerCfg,
+    TripletLossCfg,
+)
+
+
+class Experiment(Section):
+    """A whole experiment: one section per part of the job.
+
+    - ``data_cfg``: which silhouettes are used.
+    - ``model_cfg``: the network.
+    - ``loss_cfg``: the losses, a list.
+    - ``optimizer_cfg``: the optimizer of dense training.
+    - ``scheduler_cfg``: the learning rate over the iterations, of dense and compressing training.
+    - ``trainer_cfg``: the training.
+    - ``evaluator_cfg``: the test.
+    - ``compression_optimizer``: which of the next two sections compresses; left out, training is
+      dense alone.
+    - ``hesso_optimizer_cfg``: pruning.
+    - ``geta_optimizer_cfg``: pruning and quantization.
+    """
+
+    data_cfg: DataCfg
+    model_cfg: ModelCfg = ModelCfg()
+    loss_cfg: Annotated[tuple[LossCfg, ...], Field(strict=False, min_length=1)] = (
+        TripletLossCfg(),
+    )
+    optimizer_cfg: OptimizerCfg = OptimizerCfg()
+    scheduler_cfg: SchedulerCfg = SchedulerCfg()
+    trainer_cfg: TrainerCfg = TrainerCfg()
+    evaluator_cfg: EvaluatorCfg = EvaluatorCfg()
+    compression_optimizer: Literal["hesso", "geta"] | None = None
+    hesso_optimizer_cfg: HessoCfg | None = None
+    geta_optimizer_cfg: GetaCfg | None = None
+
+    @field_validator("loss_cfg", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        """Accept one loss; without a type it changes OpenGait's default, the triplet."""
+        return ({"type": "TripletLoss", **value},) if isinstance(value, Mapping) else value
+
+    @field_validator("loss_cfg")
+    @classmethod
+    def _some_loss_counts(cls, value: tuple[LossCfg, ...]) -> tuple[LossCfg, ...]:
+        if not any(loss.loss_term_weight for loss in value):
+            raise UserError("every loss_term_weight is 0, so nothing is learned: raise one")
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Experiment":
+        try:
+            self.scheduler_cfg.check_fits(self.trainer_cfg.total_iter)
+        except ValueError as error:
+            raise UserError(f"scheduler_cfg: {error}") from None
+        self._check_compression()
+        choose_protocol(self.evaluator_cfg, self._tested_name)
+        walker = self.data_cfg.walker
+        if walker is not None:
+            self.check_subjects(walker.train)
+        return self
+
+    def _check_compression(self) -> None:
+        chosen = self.compression_optimizer
+        sections = {"hesso": self.hesso_optimizer_cfg, "geta": self.geta_optimizer_cfg}
+        given = [name for name, section in sections.items() if section is not None]
+        if chosen is None and given:
+            raise UserError(
+                f"{given[0]}_optimizer_cfg is given without compression_optimizer: "
+                f"add `compression_optimizer: {given[0]}`"
+            )
+        if chosen is not None and sections[chosen] is None:
+            other = f"; it does not read {given[0]}_optimizer_cfg, which is given" if given else ""
+            raise UserError(
+                f"compression_optimizer is {chosen!r} but {chosen}_optimizer_cfg is missing{other}"
+            )
+        if len(given) == 2:
+            other = next(name for name in given if name != chosen)
+            raise UserError(
+                f"compression_optimizer is {chosen!r}, which does not read {other}_optimizer_cfg: "
+                f"move its keys to {chosen}_optimizer_cfg and remove {other}_optimizer_cfg"
+            )
+        self._check_teacher()
+        if self.compression is not None:
+            cycles_momentum = self.scheduler_cfg.scheduler == "OneCycleLR" and (
+                self.scheduler_cfg.cycle_momentum is not False
+            )
+            if cycles_momentum and self.compression.implementation == "only_train_once":
+                raise UserError(
+                    "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
+                    "HESSO: write cycle_momentum: false"
+                )
+            if self.quantizes and self.compression.distils:
+                weight = self.compression.distillation
+                self._check_logits(f"{chosen}_optimizer_cfg.distillation", f"{weight:g}")
+            try:
+                self.compression.check_fits(self.trainer_cfg.total_iter)
+            except ValueError as error:
+                raise UserError(f"{chosen}_optimizer_cfg: {error}") from None
+
+    def _check_teacher(self) -> None:
+        teacher = self.trainer_cfg.teacher
+        if teacher is None:
+            return
+        self._check_logits("trainer_cfg.teacher", teacher)
+        if self.compression is not None and self.compression.steps is not None:
+            raise UserError(
+                f"trainer_cfg.teacher {teacher}: steps {self.compression.steps} does not count "
+                "what a teacher costs: leave one of them out"
+            )
+
+    def _check_logits(self, key: str, value: str) -> None:
+        """Refuse a key that compares logits if no loss trains them."""
+        if self.logit_scale is None:
+            raise UserError(
+                f"{key} {value} compares logits, which only a CrossEntropyLoss trains: add one to "
+                f"loss_cfg, or leave {key.rpartition('.')[2]} out"
+            )
+
+    def check_subjects(self, num_train: int) -> None:
+        """Compare the network's classes and the sampler with the number of training subjects.
+
+        Raises:
+            UserError: if classes and subjects differ in number, or P exceeds the subjects.
+        """
+        classes = self.model_cfg.SeparateBNNecks.class_num
+        if classes != num_train:
+            raise UserError(
+                f"model_cfg.SeparateBNNecks.class_num is {classes}, but the training set has "
+                f"{num_train} subjects: write {num_train}. If you expect more, see whether files "
+                "of some are absent or damaged"
+            )
+        subjects_per_batch = self.trainer_cfg.sampler.batch_size[0]
+        if subjects_per_batch > num_train:
+            raise UserError(
+                f"trainer_cfg.sampler.batch_size[0] is {subjects_per_batch}, but the training set "
+                f"has {num_train} subjects: write at most {num_train}"
+            )
+
+    @property
+    def _tested_name(self) -> str:
+        return self.data_cfg.test_dataset_name or self.data_cfg.dataset_name
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol of the test."""
+        return choose_protocol(self.evaluator_cfg, self._tested_name)
+
+    @property
+    def compression(self) -> HessoCfg | None:
+        """The section that ``compression_optimizer`` chooses; None for dense training."""
+        if self.compression_optimizer is None:
+            return None
+        return getattr(self, f"{self.compression_optimizer}_optimizer_cfg")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the compression also quantizes."""
+        return isinstance(self.compression, GetaCfg) and self.compression.quantizes
+
+    @property
+    def logit_scale(self) -> float | None:
+        """The factor on the logits of the first cross-entropy; None without one."""
+        terms = (term for term in self.loss_cfg if isinstance(term, CrossEntropyLossCfg))
+        return next((term.scale for term in terms), None)
+
+    def without_bits(self) -> "Experiment":
+        """Return the experiment that prunes as this one does and quantizes nothing.
+
+        If this one resumes from a checkpoint, the returned one resumes from its own latest.
+        """
+        if not self.quantizes:
+            return self
+        kept = self.geta_optimizer_cfg.model_dump(include=set(HessoCfg.model_fields))
+        changed: dict[str, Any] = {"geta_optimizer_cfg": GetaCfg(**kept)}
+        if self.trainer_cfg.restore_hint:
+            changed["trainer_cfg"] = self.trainer_cfg.model_copy(update={"restore_hint": "latest"})
+        return self.model_copy(update=changed)
+
+    def sections(self) -> dict[str, Any]:
+        """Return every section with its defaults filled in, as plain values for YAML."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+#: The names of the sections, in order. Every notebook's parameters cell has a dictionary of each.
+SECTIONS = tuple(Experiment.model_fields)

@@ -1,0 +1,1 @@
+"""Masks as people have them, read and aligned to the silhouettes that `gaitlib.data` reads."""

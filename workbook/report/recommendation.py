@@ -1,0 +1,170 @@
+"""Recommend which network of a finished study to deploy, under limits, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from gaitlib.system.errors import UserError
+from workbook.report.frontier import BASELINE, COSTS, number
+
+#: What `recommend` can limit, and the column of a summary that it reads.
+LIMITS = {
+    "max_macs": "macs_per_frame",
+    "max_bytes": "file_bytes",
+    "max_latency_ms": "ms_1_clip",
+    "max_drop": "drop",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendation:
+    """Which network to deploy.
+
+    Attributes:
+        row: the recommended row of the summary; None if no setting meets the limits.
+        limits: the limits that were set, by `recommend`'s argument names.
+        sentence: names the setting, its costs, and the next best method.
+    """
+
+    row: pd.Series | None
+    limits: Mapping[str, float]
+    sentence: str
+
+
+def recommend(
+    summary: pd.DataFrame,
+    *,
+    max_macs: float | None = None,
+    max_bytes: float | None = None,
+    max_latency_ms: float | None = None,
+    max_drop: float | None = None,
+) -> Recommendation:
+    """Choose one of a study's settings by its means over seeds.
+
+    It chooses the most accurate setting that meets every limit (of equals, the one with fewer BOPs,
+    then fewer bytes). If ``max_drop`` is the only limit, it chooses the setting with the fewest
+    BOPs (then fewer bytes, then more accurate). Dense networks are candidates too. A cost that was
+    not measured meets no limit. None or 0 means no limit.
+
+    Args:
+        summary: from `workbook.report.frontier.summarise`.
+        max_macs: multiply-adds of the backbone per frame.
+        max_bytes: size of the file.
+        max_latency_ms: time to embed one clip, as the study measured it.
+        max_drop: percentage points of rank1 below the baseline of the same seed.
+
+    Raises:
+        UserError: a limit is negative or NaN, or no network has an accuracy.
+    """
+    given = dict(zip(LIMITS, (max_macs, max_bytes, max_latency_ms, max_drop), strict=True))
+    for name, value in given.items():
+        if value is not None and not value >= 0:
+            raise UserError(f"{name} is {value}: write a positive limit, or 0 for no limit")
+    limits = {name: float(value) for name, value in given.items() if value}
+    known = summary.dropna(subset=["rank1"])
+    if known.empty:
+        raise UserError("no network of the study has a mean rank-1: nothing to choose from")
+    within = {name: known[LIMITS[name]] <= limit for name, limit in limits.items()}
+    fitting = known[pd.DataFrame(within, known.index).all(axis=1)]
+    if fitting.empty:
+        return Recommendation(None, limits, _none_fits(known, limits))
+    by_bops = set(limits) == {"max_drop"}
+    order, ascending = ["relative_bops", "file_bytes", "rank1"], [True, True, False]
+    if not by_bops:
+        order, ascending = [order[2], *order[:2]], [False, True, True]
+    ordered = fitting.sort_values(order, ascending=ascending, kind="stable")
+    best = ordered.iloc[0]
+    others = ordered[ordered["method"] != best["method"]]
+    sentence = (
+        f"{_chosen(best, len(fitting), len(known), limits, by_bops)}: {_accuracy(best)}, with "
+        f"{_costs(best, limits)}; {_runner_up(best, others, by_bops)}."
+    )
+    return Recommendation(best, limits, sentence)
+
+
+def _label(row: pd.Series) -> str:
+    return f"{row['name']} ({row['setting']})" if row["setting"] else row["name"]
+
+
+def _chosen(
+    row: pd.Series, fitting: int, total: int, limits: Mapping[str, float], by_bops: bool
+) -> str:
+    if fitting == 1:
+        return f"{_label(row)} is the only one of {total} settings{_within(limits)}"
+    best = "has the fewest BOPs" if by_bops else "is the most accurate"
+    among = f"all {total} settings" if not limits else f"the {fitting} settings (of {total})"
+    return f"{_label(row)} {best} of {among}{_within(limits)}"
+
+
+def _within(limits: Mapping[str, float]) -> str:
+    texts = [_write(name, value) for name, value in limits.items()]
+    return f" within {_joined(texts)}" if texts else ""
+
+
+def _write(limit: str, value: float) -> str:
+    """Write a limit, or a value that it limits, with its unit."""
+    column = LIMITS[limit]
+    if column in COSTS:
+        return COSTS[column].write(value)
+    return f"a drop of {number(value)} {'point' if value == 1 else 'points'}"
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return " and ".join([*filter(None, [", ".join(texts[:-1])]), *texts[-1:]])
+
+
+def _accuracy(row: pd.Series) -> str:
+    seeds = "one seed"
+    if row["seeds"] > 1:
+        seeds = f"{row['rank1_min']:.1f} to {row['rank1_max']:.1f} over {row['seeds']} seeds"
+    text = f"rank-1 {row['rank1']:.1f} % ({seeds})"
+    if row["method"] == BASELINE or np.isnan(row["drop"]):
+        return text
+    gain, low, high = (_signed(-row[column]) for column in ("drop", "drop_max", "drop_min"))
+    spread = f" ({low} to {high})" if row["seeds"] > 1 else ""
+    return f"{text}, {gain} points{spread} against the dense network"
+
+
+def _signed(points: float) -> str:
+    return f"{round(points, 1) + 0.0:+.1f}"  # no -0.0
+
+
+def _costs(row: pd.Series, limits: Mapping[str, float]) -> str:
+    shown = [c for c in COSTS if c != "ms_1_clip" or "max_latency_ms" in limits]
+    return _joined([COSTS[column].write(row[column]) for column in shown])
+
+
+def _runner_up(best: pd.Series, others: pd.DataFrame, by_bops: bool) -> str:
+    if others.empty:
+        return "no other method has a setting to compare with it"
+    second = others.iloc[0]
+    text = f"next comes {_label(second)} with "
+    if by_bops:
+        bops = COSTS["relative_bops"].write(second["relative_bops"])
+        return f"{text}{bops} and rank-1 {second['rank1']:.1f} %"
+    text += f"{second['rank1']:.1f} %"
+    spread = max(row["rank1_max"] - row["rank1_min"] for row in (best, second))
+    if best["rank1"] - second["rank1"] < spread:
+        text += ", closer than the seeds are to each other"
+    return text
+
+
+def _none_fits(known: pd.DataFrame, limits: Mapping[str, float]) -> str:
+    """Name the setting that exceeds its worst limit by the smallest share, and what it exceeds."""
+    over = pd.DataFrame({name: known[LIMITS[name]] / limit - 1 for name, limit in limits.items()})
+    text = f"None of {len(known)} settings is{_within(limits)}"
+    worst = over.max(axis=1, skipna=False)
+    if worst.isna().all():
+        missing = [LIMITS[name] for name in limits if over[name].isna().all()]
+        return f"{text}: {_joined(missing or list(limits))} was not measured."
+    nearest, shares = known.loc[worst.idxmin()], over.loc[worst.idxmin()]
+    parts = [
+        f"{_write(name, nearest[LIMITS[name]])}, {number(100 * shares[name])} % over {name}"
+        for name, limit in limits.items()
+        if nearest[LIMITS[name]] > limit
+    ]
+    return f"{text}: {_label(nearest)} comes nearest, with {_joined(parts)}."

@@ -1,0 +1,27 @@
+"""Many runs from one file: a grid of points. Each point is trained once, here or on a cluster.
+
+`workbook.study.runner` needs the extras ``study`` (Dask distributed) and ``notebooks`` (papermill);
+the other modules do not.
+"""
+
+from workbook.study.methods import METHODS
+from workbook.study.plan import StudyPlan, expand, read_plan
+from workbook.study.points import Point, read_point, state_of
+from workbook.study.tables import TIMINGS, layer_table, point_table, read_tables, write_tables
+from workbook.study.train_point import run_point
+
+__all__ = [
+    "METHODS",
+    "TIMINGS",
+    "Point",
+    "StudyPlan",
+    "expand",
+    "layer_table",
+    "point_table",
+    "read_plan",
+    "read_point",
+    "read_tables",
+    "run_point",
+    "state_of",
+    "write_tables",
+]

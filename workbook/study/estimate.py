@@ -1,0 +1,189 @@
+"""Estimate the time and memory of a study with a smoke run of each kind of point.
+
+A smoke run trains for a few of the point's steps and embeds a few batches of its test set, with one
+thread. All smoke runs share one child process, which reports its peak memory.
+"""
+
+import itertools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from gaitlib.data.batches import inference_batches, training_batches
+from gaitlib.evaluate import embed_batches
+from gaitlib.model import build_losses
+from gaitlib.system.device import choose_device
+from gaitlib.system.processes import cores
+from gaitlib.train.loop import fit
+from workbook import steps
+from workbook.config import Experiment
+from workbook.config.run_changes import digest
+from workbook.study.methods import METHODS, absolute_macs, narrowed
+from workbook.study.points import Point, load_point, state_of
+
+#: Training steps of a smoke run: those that warm up, and those that are timed after them.
+WARM_UP_STEPS, TIMED_STEPS = 2, 3
+#: Test batches that a smoke run embeds.
+TESTED_BATCHES = 3
+#: Seconds that a point takes besides training and testing: kernel start, figures and files.
+OVERHEAD_SECONDS = 25
+#: Share of the free memory that all workers together may use.
+MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class SmokeRun:
+    """What a smoke run measured.
+
+    Attributes:
+        step_seconds: seconds per training step.
+        test_seconds: seconds to embed the whole test set.
+        peak_bytes: the process's peak memory so far.
+    """
+
+    step_seconds: float
+    test_seconds: float
+    peak_bytes: int
+
+
+def estimate(run: str, points: Sequence[Point], device: str = "auto") -> pd.DataFrame:
+    """Return one row per point: point, state, seconds, memory (bytes), source.
+
+    A point that is done has its own measured seconds (source ``measured``). Any other has the mean
+    of finished points that cost the same (``measured for its method``), or else a smoke run's
+    estimate (``smoke run``). A network that a budget cuts before it trains is measured as a
+    uniformly slim one; if another point decides its width, at full width, an upper bound.
+
+    Args:
+        run: the study's folder below runs/.
+        points: from `workbook.study.plan.expand`.
+        device: as in `gaitlib.system.device.choose_device`.
+    """
+    states = {point.name: state_of(run, point) for point in points}
+    measured: dict[tuple[str, str, int], list[float]] = {}
+    for point in points:
+        if states[point.name] == "done":
+            measured.setdefault(_duration_key(point), []).append(load_point(run, point)["seconds"])
+    trained = {point.name: _as_trained(point) for point in points}
+    todo = [experiment for name, experiment in trained.items() if states[name] != "done"]
+    smokes = smoke_runs({_cost_key(experiment): experiment for experiment in todo}, device)
+    rows = []
+    for point in points:
+        state, smoke = states[point.name], smokes.get(_cost_key(trained[point.name]))
+        if state == "done":
+            seconds, source = load_point(run, point)["seconds"], "measured"
+        elif _duration_key(point) in measured:
+            seconds, source = np.mean(measured[_duration_key(point)]), "measured for its method"
+        else:
+            steps_trained = 0 if point.stage == "ptq" else point.experiment.trainer_cfg.total_iter
+            seconds = OVERHEAD_SECONDS + steps_trained * smoke.step_seconds + smoke.test_seconds
+            source = "smoke run"
+        memory = np.nan if smoke is None else smoke.peak_bytes
+        rows.append((point.name, state, seconds, memory, source))
+    return pd.DataFrame(rows, columns=["point", "state", "seconds", "memory", "source"])
+
+
+def _duration_key(point: Point) -> tuple[str, str, int]:
+    """Return a key that is equal for points that take equally long."""
+    experiment = _as_trained(point)
+    return point.method, _cost_key(experiment), experiment.trainer_cfg.total_iter
+
+
+def _as_trained(point: Point) -> Experiment:
+    """Return a point's experiment; if its budget gives the MACs of a slim network, with that."""
+    if not METHODS[point.method].is_cut_to_macs or point.budget is None or "hesso" in point.needs:
+        return point.experiment
+    return narrowed(point.experiment, absolute_macs(point.experiment, point.budget))
+
+
+def _cost_key(experiment: Experiment) -> str:
+    """Return a key that is equal for experiments whose steps and tests cost the same."""
+    compression = experiment.compression
+    return digest(
+        {
+            "network": experiment.model_cfg.model_dump(mode="json"),
+            "training": experiment.trainer_cfg.model_dump(mode="json", exclude={"total_iter"}),
+            "test": experiment.evaluator_cfg.model_dump(mode="json"),
+            "data": experiment.data_cfg.model_dump(mode="json"),
+            "optimizer": None if compression is None else compression.implementation,
+            "quantizes": experiment.quantizes,
+        }
+    )
+
+
+def workers_for(memory: float, device: str = "auto") -> int:
+    """Return how many points this machine can run at once.
+
+    On a CPU: one per core, as far as the memory allows. On a GPU: one.
+
+    Args:
+        memory: bytes of the largest point; NaN or 0 if unknown.
+        device: as in `gaitlib.system.device.choose_device`.
+    """
+    if choose_device(device).type != "cpu":
+        return 1
+    available = MEMORY_SHARE * psutil.virtual_memory().available
+    fitting = int(available // memory) if memory > 0 else cores()
+    return max(1, min(cores(), fitting))
+
+
+def smoke_runs(experiments: dict[str, Experiment], device: str = "auto") -> dict[str, SmokeRun]:
+    """Make a smoke run of each experiment, one after another in one child process."""
+    if not experiments:
+        return {}
+    context = multiprocessing.get_context("spawn")
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # a new process reads it before it loads torch
+    try:
+        with ProcessPoolExecutor(1, context) as pool:
+            found = pool.map(_smoke_run, experiments.values(), [device] * len(experiments))
+            return dict(zip(experiments, found, strict=True))
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _smoke_run(experiment: Experiment, device: str) -> SmokeRun:
+    """Train a few steps, embed a few batches, and measure both in this process."""
+    where, data = choose_device(device), steps.open_data(experiment)
+    cfg, test = experiment.trainer_cfg, experiment.evaluator_cfg
+    model = steps.build_network(experiment, where)
+    graph = quantization = None
+    if experiment.compression is not None:
+        graph = steps.trace(experiment, model)
+        quantization = steps.attach_quantizers(experiment, model, data, seed=0)
+    optimizer = steps.build_optimizer(experiment, model, graph, quantization)
+    settings = cfg.sampler.model_dump(exclude={"type"})
+    last = WARM_UP_STEPS + TIMED_STEPS
+    batches = training_batches(data.train, **settings, seed=0, start=0, stop=last)
+    losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
+    history = fit(model, batches, steps.transform_of(cfg), losses, optimizer, log_iter=1)
+    sizes = {"batch_size": test.sampler.batch_size}
+    sizes |= {"frames_all_limit": test.sampler.frames_all_limit}
+    loader = inference_batches(data.test, **sizes)
+    began = time.monotonic()
+    first_batches = itertools.islice(loader, TESTED_BATCHES)
+    embedded, _ = embed_batches(model, first_batches, steps.transform_of(test), where)
+    test_seconds = (time.monotonic() - began) * len(data.test) / len(embedded)
+    step_seconds = history["step_ms"].iloc[WARM_UP_STEPS:].median() / 1e3
+    return SmokeRun(step_seconds, test_seconds, peak_memory())
+
+
+def peak_memory() -> int:
+    """Return this process's peak memory in bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux reports KiB

@@ -1,0 +1,109 @@
+"""Execute notebooks: the only door to papermill (https://papermill.readthedocs.io)."""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import papermill
+from nbclient.exceptions import DeadKernelError
+
+from workbook.config import ConfigError
+from workbook.runs import locate
+from workbook.study.points import Point, has_results, notebook_of, prepare, run_of
+
+#: Dask sets this variable of its workers to 64 KiB. glibc then returns torch's memory to the system
+#: in every step and asks for it again, which took half of the training time.
+TRIM_VARIABLE = "MALLOC_TRIM_THRESHOLD_"
+_COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class PointError(RuntimeError):
+    """A notebook failed; the message is its traceback."""
+
+
+class PointKilledError(RuntimeError):
+    """The process that ran a notebook was killed."""
+
+
+def execute_point(run: str, point: Point, device: str) -> None:
+    """Execute a point's remaining notebooks into ``runs/<study>/<point>/notebooks``.
+
+    A notebook gets ``run``, ``seed``, ``device`` and the experiment's sections, as far as its
+    parameters cell names them. While it runs, and if it fails, its name begins with
+    ``unfinished-``.
+
+    Args:
+        run: the study's folder below runs/.
+        point: the points that it needs are done.
+        device: as in `gaitlib.system.device.choose_device`.
+
+    Raises:
+        ConfigError: if a notebook is missing, or none has written the point's results.
+        PointError: if a cell raised.
+        PointKilledError: if the kernel was killed.
+    """
+    prepare(run, point)
+    os.environ.pop(TRIM_VARIABLE, None)  # a kernel inherits the environment
+    values = point.experiment.sections()
+    values |= {"run": run_of(run, point.name), "seed": point.seed, "device": device}
+    trained = has_results(run, point)
+    for notebook in point.notebooks:
+        output = notebook_of(run, point, notebook)
+        if not (trained and output.exists()):
+            source = _existing(locate(notebook))
+            known = papermill.inspect_notebook(str(source)).keys()
+            own = {name: value for name, value in values.items() if name in known}
+            execute(source, output, own)
+    if not has_results(run, point):
+        raise ConfigError(
+            f"none of the notebooks {list(point.notebooks)} has written results.json: the first "
+            "must be notebooks/point.ipynb, or another that calls workbook.study.run_point"
+        )
+
+
+def _existing(source: Path) -> Path:
+    if not source.exists():
+        raise ConfigError(f"{source} is not there: see `notebooks` in the study's file")
+    return source
+
+
+def execute(
+    source: Path,
+    output: Path,
+    values: Mapping[str, object],
+    on_cell: Callable[..., None] | None = None,
+) -> None:
+    """Execute one notebook; it gets ``output``'s name once all its cells have run.
+
+    Args:
+        source: the notebook.
+        output: the executed copy. Until it is complete, its name begins with ``unfinished-``.
+        values: of its parameters.
+        on_cell: called with ``cell`` and ``cell_index`` when a cell starts.
+
+    Raises:
+        PointError: if a cell raised.
+        PointKilledError: if the kernel was killed.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f"unfinished-{output.name}")
+    logging.getLogger("papermill").setLevel(logging.WARNING)  # it logs its arguments
+    hooks = {} if on_cell is None else {"on_cell_start": on_cell}
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(unfinished),
+            parameters=dict(values),
+            kernel_name="python3",
+            cwd=str(source.parent),
+            progress_bar=False,
+            extra_arguments=["--log-level=CRITICAL"],  # else the kernel logs its sockets
+            **hooks,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise PointError(_COLOUR_CODES.sub("", str(error)).strip()) from None
+    except DeadKernelError as error:
+        raise PointKilledError(f"{source.name}: {error}") from None
+    unfinished.rename(output)

@@ -1,0 +1,335 @@
+"""Run a study's points on Dask workers: the only door to Dask (https://distributed.dask.org).
+
+Dask distributes the points, watches the workers and restarts those that die; a worker executes a
+point's notebooks. Results and progress are read from the point's folder, so workers on other
+machines must see the same ``runs/``.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import dask
+from distributed import CancelledError, Client, Future, KilledWorker, LocalCluster, get_worker, wait
+from distributed.utils import get_mp_context
+
+from gaitlib.system.files import write_atomically
+from workbook import runs, steps
+from workbook.config import ConfigError
+from workbook.study.estimate import estimate, workers_for
+from workbook.study.point_notebooks import PointError, PointKilledError, execute_point
+from workbook.study.points import FAILED, Point, point_dir, state_of
+from workbook.study.progress import last_row
+
+log = logging.getLogger(__name__)
+
+LOOK = 1  # seconds between two checks of the workers
+#: Seconds without any worker on this machine until new ones start, and for a cluster to close.
+LOST, CLOSE = 120, 60
+
+OnLine = Callable[[str], None]
+
+
+@dataclass
+class Outcome:
+    """What one call of `run_study` did, as names of points.
+
+    Attributes:
+        kept: had their results before the call.
+        done: got their results in this call.
+        failed: failed, or need a point that failed; each has a failed.txt.
+    """
+
+    kept: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def run_study(
+    run: str,
+    points: Sequence[Point],
+    *,
+    scheduler: str | None = None,
+    scheduler_file: str | Path | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    on_line: OnLine = log.info,
+    on_progress: OnLine = lambda text: None,
+) -> Outcome:
+    """Run the points that have no results yet, or results of other settings.
+
+    A failed point writes its traceback to ``runs/<study>/<point>/failed.txt``; the points that do
+    not need it still run. A point whose process is killed gets a second try, which continues from
+    its checkpoint. On this machine each point computes with one thread.
+
+    Args:
+        run: of the study, below runs/.
+        points: from `workbook.study.plan.expand`.
+        scheduler: address of a Dask scheduler, ``tcp://host:port``; its workers have one thread
+            each and see this ``runs/``. When a worker dies, the scheduler first retries its task
+            as often as its own ``distributed.scheduler.allowed-failures`` says.
+        scheduler_file: file that holds the scheduler's address.
+        workers: number of points at once without a scheduler. Default: one per core, as far as
+            the memory that a smoke run measures allows; one on a GPU.
+        device: as `gaitlib.system.device.choose_device`, for each worker.
+        on_line: called with a line when a point starts, ends or fails.
+        on_progress: called each second with a line on how far the running points are, and on the
+            minutes left (by the estimate of the smoke run that chooses ``workers``).
+
+    Raises:
+        ConfigError: if the requests contradict each other, or a data set does not fit its study.
+        OSError: if there is no scheduler at the address.
+    """
+    if scheduler and scheduler_file:
+        raise ConfigError("--scheduler and --scheduler-file name a cluster each: give one of them")
+    if workers is not None and (scheduler or scheduler_file):
+        raise ConfigError("--workers is for this machine: a scheduler brings its own workers")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers {workers}: give at least 1, or leave it out")
+    outcome, todo = Outcome(), []
+    for point in points:
+        kept = state_of(run, point) == "done"
+        outcome.kept.append(point.name) if kept else todo.append(point)
+    on_line(f"{run}: {len(points)} points, {len(outcome.kept)} done, {len(todo)} to run")
+    if not todo:
+        return outcome
+    _check_data(todo)
+    seconds: dict[str, float] = {}
+    if workers is None and not (scheduler or scheduler_file):
+        cost = estimate(run, points, device)
+        seconds = dict(zip(cost["point"], cost["seconds"], strict=True))
+        workers = workers_for(cost["memory"].max(), device)
+        left = cost.loc[cost["state"] != "done", "seconds"].sum() / workers
+        on_line(
+            f"about {left / 60:.0f} min, {workers} at once; the largest takes "
+            f"{cost['memory'].max() / 1e9:.1f} GB (smoke run)"
+        )
+    with _errors_only(), _connect(scheduler, scheduler_file, workers) as client:
+        on_line(f"dashboard: {client.dashboard_link}")
+        batch = _Batch(run, todo, outcome, client, workers, device, on_line)
+        batch.run(lambda: on_progress(batch.progress(seconds)))
+    return outcome
+
+
+def _check_data(points: Sequence[Point]) -> None:
+    """Open each data set once, so that walkers are made here and not by several workers."""
+    seen = set()
+    for point in points:
+        parts = (point.experiment.data_cfg, point.experiment.protocol)
+        if (key := repr(parts)) not in seen:
+            seen.add(key)
+            steps.check_test_set(point.experiment, steps.open_data(point.experiment))
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Hide Dask's messages on every process and socket in this process, except errors."""
+    dask_log = logging.getLogger("distributed")
+    level = dask_log.level
+    dask_log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        dask_log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _connect(
+    scheduler: str | None, scheduler_file: str | Path | None, workers: int | None
+) -> Iterator[Client]:
+    """Yield a client of the given cluster, or of a local one that is closed afterwards."""
+    if scheduler or scheduler_file:
+        where = (
+            {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": scheduler}
+        )
+        with Client(**where) as client:
+            yield client
+        return
+    settings = {
+        "distributed.worker.daemon": False,  # a point starts processes
+        "distributed.scheduler.allowed-failures": 0,  # `_Batch` says why
+    }
+    environment = {"GAITLIB_WORKSPACE": str(runs.workspace()), "OMP_NUM_THREADS": "1"}
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    if forks:
+        settings["distributed.worker.multiprocessing-method"] = "forkserver"
+    with dask.config.set(settings):
+        if forks:  # a worker then starts without importing anything
+            get_mp_context().set_forkserver_preload([__name__])
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=0,  # Dask's default pauses a worker that uses more than its share
+            silence_logs=logging.ERROR,  # in the worker processes
+            dashboard_address="127.0.0.1:0",
+            env=environment,
+        )
+        try:
+            with Client(cluster) as client:
+                yield client
+        finally:
+            with contextlib.suppress(TimeoutError):  # its processes end with this one
+                cluster.close(timeout=CLOSE)
+
+
+class _Batch:
+    """The points of one call: submits each, retries killed ones and collects the outcome.
+
+    Ordering and the second try are ours, with at most one point per worker, because Dask (2026.8)
+    queues only large groups of root tasks at its scheduler: it sends any other task to a worker
+    once its dependencies are done, and if that worker dies, ``allowed-failures`` counts against the
+    tasks that waited there too, so that points would fail without having run.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        todo: Sequence[Point],
+        outcome: Outcome,
+        client: Client,
+        workers: int | None,
+        device: str,
+        on_line: OnLine,
+    ) -> None:
+        self.name, self.outcome, self.client, self.on_line = run, outcome, client, on_line
+        self.workers = workers  # on this machine; None where a scheduler brings its own
+        self.arguments = {"device": device, "folder": str(runs.runs_folder())}
+        self.points = {point.name: point for point in todo}
+        needs = {point.name: self.points.keys() & point.needs.values() for point in todo}
+        self.graph = TopologicalSorter(needs)
+        self.ready: deque[Point] = deque()
+        self.running: dict[Future, Point] = {}
+        self.killed: set[str] = set()  # names of points that are on their second try
+        self.seen = time.monotonic()  # when there was a worker last
+
+    def run(self, on_look: Callable[[], None]) -> None:
+        """Return when every point is done or has failed; call ``on_look`` each second."""
+        self.graph.prepare()
+        while self.graph.is_active():
+            self._replace_lost_workers()
+            self._submit()
+            if self.running:
+                with contextlib.suppress(TimeoutError, CancelledError):
+                    wait(list(self.running), timeout=LOOK, return_when="FIRST_COMPLETED")
+            for future in [future for future in self.running if future.done()]:
+                self._end(self.running.pop(future), future)
+            on_look()
+
+    def _replace_lost_workers(self) -> None:
+        """Start new workers on this machine when Dask has not restarted a single one.
+
+        A nanny that fails to restart its worker leaves for good, and a cluster of a fixed size
+        then waits for ever (https://github.com/dask/distributed/issues/8537).
+        """
+        if self.workers is None or self.client.nthreads():
+            self.seen = time.monotonic()
+        elif time.monotonic() - self.seen > LOST:
+            if self.client.cluster.workers:  # what is left of the old ones has to close first
+                self.client.cluster.scale(0)
+            else:
+                self._say("no worker is left, new ones start")
+                self.client.cluster.scale(self.workers)
+                self.seen = time.monotonic()
+
+    def _submit(self) -> None:
+        """Submit one ready point per free worker; fail points that need a failed one."""
+        for point in map(self.points.get, self.graph.get_ready()):
+            if lost := [name for name in point.needs.values() if name in self.outcome.failed]:
+                self._fail(point, f"needs {lost[0]}, which failed\n")
+            else:
+                self.ready.append(point)
+        free = max(len(self.client.nthreads()), 1) - len(self.running)
+        for _ in range(min(free, len(self.ready))):
+            point = self.ready.popleft()
+            future = self.client.submit(
+                _run_on_worker, self.name, point, **self.arguments, pure=False
+            )
+            self.running[future] = point
+            self._say(f"{point.name} starts")
+
+    def _end(self, point: Point, future: Future) -> None:
+        killed, error = False, "cancelled by the scheduler\n"
+        if not future.cancelled():
+            problem = future.exception()
+            killed = isinstance(problem, KilledWorker | PointKilledError)
+            error = future.result() if problem is None else f"{problem}\n"
+        if killed and point.name not in self.killed:
+            self.killed.add(point.name)
+            self.ready.appendleft(point)
+            self._say(f"{point.name}: its process was killed, once more")
+        elif error:
+            self._fail(point, error)
+        else:
+            self.outcome.done.append(point.name)
+            self.graph.done(point.name)
+            self._say(f"{point.name} done")
+
+    def _fail(self, point: Point, text: str) -> None:
+        path = write_atomically(point_dir(self.name, point) / FAILED, text)
+        self.outcome.failed.append(point.name)
+        self.graph.done(point.name)
+        self._say(f"{point.name} failed, {text.strip().splitlines()[-1]} ({path})")
+
+    def _say(self, what: str) -> None:
+        self.on_line(f"{self._count()}; {what}")
+
+    def _count(self) -> str:
+        done, failed = len(self.outcome.done), len(self.outcome.failed)
+        return f"{done} of {len(self.points)} done" + (f", {failed} failed" if failed else "")
+
+    def progress(self, seconds: Mapping[str, float]) -> str:
+        """Return how many points are done, how far the running ones are, and the minutes left.
+
+        Args:
+            seconds: that each point takes in all; without an entry no minutes are given.
+        """
+        running = list(self.running.values())
+        logs = [last_row(point_dir(self.name, point) / point.stage) for point in running]
+        words, share = [], {}
+        for point, row in zip(running, logs, strict=True):
+            total = point.experiment.trainer_cfg.total_iter
+            share[point.name] = min(1.0, row["iteration"] / total) if row else 0.0
+            told = f" {row['iteration']:.0f}/{total} loss {row['total']:.2f}" if row else ""
+            words.append(point.name + told)
+        ended = {*self.outcome.done, *self.outcome.failed}
+        todo = [name for name in self.points if name not in ended]
+        parts = [self._count()]
+        if todo and all(name in seconds for name in todo):
+            left = sum(seconds[name] * (1 - share.get(name, 0.0)) for name in todo)
+            parts.append(f"about {left / self.workers / 60:.0f} min left")
+        parts.append(f"running: {', '.join(words)}" if words else "")
+        return "; ".join(filter(None, parts))
+
+
+def _run_on_worker(run: str, point: Point, *, device: str, folder: str) -> str:
+    """Run a point in a worker; return its traceback if it fails, else an empty string."""
+    try:
+        _check_worker(folder)
+        execute_point(run, point, device)
+    except PointKilledError:
+        raise
+    except PointError as error:
+        return f"{error}\n"
+    except Exception:
+        return traceback.format_exc()
+    return ""
+
+
+def _check_worker(folder: str) -> None:
+    if str(runs.runs_folder()) != folder:
+        raise ConfigError(
+            f"this worker's runs are in {runs.runs_folder()}, the study's in {folder}: start "
+            f"workers with GAITLIB_WORKSPACE={Path(folder).parent}"
+        )
+    if (threads := get_worker().state.nthreads) != 1:
+        raise ConfigError(
+            f"this worker runs {threads} points at once, which would share a working folder: "
+            "start workers with --nthreads 1"
+        )

@@ -1,0 +1,1 @@
+"""What the workbook needs of the machine: folders, locks and lines that live."""
