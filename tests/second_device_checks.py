@@ -11,7 +11,7 @@ import nets
 import pandas as pd
 import pytest
 import torch
-from nets import geta_cfg, hesso_cfg, traced
+from nets import geta_settings, hesso_settings, traced
 from second_device import SECOND, second_device
 from torch.utils._pytree import tree_map_only
 
@@ -67,13 +67,13 @@ LATE = {
 #: The section of each, and its steps.
 METHODS = {
     "sgd": (None, 3),
-    "hesso sgd": (hesso_cfg(**PRUNING, variant="sgd", target_group_sparsity=0.5), 6),
-    "hesso adam": (hesso_cfg(**PRUNING, variant="adam", target_group_sparsity=0.5), 6),
-    "budget sgd": (hesso_cfg(**PRUNING, first_momentum=0.9, target_macs=0.6, shrink=False), 6),
-    "budget adamw": (hesso_cfg(**PRUNING, variant="adamw", target_macs=0.6), 6),
-    "qasso sgd": (geta_cfg(**QASSO, variant="sgd"), 8),
-    "qasso adam": (geta_cfg(**QASSO, variant="adam"), 8),
-    "float first": (geta_cfg(**PRUNING, **LATE, variant="adamw"), 8),
+    "hesso sgd": (hesso_settings(**PRUNING, variant="sgd", target_group_sparsity=0.5), 6),
+    "hesso adam": (hesso_settings(**PRUNING, variant="adam", target_group_sparsity=0.5), 6),
+    "budget sgd": (hesso_settings(**PRUNING, first_momentum=0.9, target_macs=0.6, shrink=False), 6),
+    "budget adamw": (hesso_settings(**PRUNING, variant="adamw", target_macs=0.6), 6),
+    "qasso sgd": (geta_settings(**QASSO, variant="sgd"), 8),
+    "qasso adam": (geta_settings(**QASSO, variant="adam"), 8),
+    "float first": (geta_settings(**PRUNING, **LATE, variant="adamw"), 8),
 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from nets import build, hesso_cfg, resnet, traced
+from nets import build, hesso_settings, resnet, traced
 
 from gaitlib.data.batches import training_batches
 from gaitlib.data.transforms import build_transform
@@ -52,7 +52,7 @@ def _build():
 def _build_pruning(**keys):
     """The same network under HESSO: channels are chosen at steps 3 and 7, and gone by step 9."""
     model, *_ = _build()
-    cfg = hesso_cfg(
+    cfg = hesso_settings(
         lr=0.05,
         first_momentum=0.9,
         target_group_sparsity=0.5,

@@ -135,11 +135,11 @@ def build_optimizer(
         return getattr(torch.optim, cfg.solver)(model.parameters(), **cfg.arguments())
     cfg = experiment.compression
     if cfg.implementation == "only_train_once":
-        return oto.package_hesso(graph, cfg)
+        return oto.package_hesso(graph, cfg.settings)
     latency = latency_cost(cfg, graph)
     if isinstance(cfg, GetaCfg):
-        return geta.build_geta(graph, cfg, quantization, latency)
-    return hesso.build_hesso(graph, cfg, latency)
+        return geta.build_geta(graph, cfg.settings, quantization, latency)
+    return hesso.build_hesso(graph, cfg.settings, latency)
 
 
 def start_weights(run: Run, model: nn.Module, stage: str | None = None) -> str:

@@ -249,12 +249,12 @@ def _float_twin(
     run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, data: DataSplit
 ) -> FloatTwin | None:
     """Return what keeps the float network of a run's switch to bits; None if nothing reads it."""
-    cfg = run.experiment.compression
-    if not (_rounds(optimizer) and cfg.late and (cfg.distils or cfg.keep_better)):
+    bits = run.experiment.float_first
+    if bits is None or not (_rounds(optimizer) and (bits.distillation or bits.keep_better)):
         return None
-    if cfg.keep_better:
+    if bits.keep_better:
         check_judged(run, data)
-    return FloatTwin(model, cfg.distillation, run.experiment.logit_scale)
+    return FloatTwin(model, bits.distillation, run.experiment.logit_scale)
 
 
 class _StageLog:
