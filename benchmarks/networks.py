@@ -14,7 +14,7 @@ from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.prune.hesso_settings import HessoSettings
 from gaitlib.prune.importance import choose
-from gaitlib.train.loop import fit
+from gaitlib.train.loop import Report, fit
 from walkers import make_walkers
 from workbook.config import Experiment, load_experiment
 from workbook.steps.dataset import transform_of
@@ -76,7 +76,7 @@ def within_budget(model: GaitBase, setting: Setting, share: float, divisible: in
         frames_num_fixed=4,
     )
     optimizer = build_hesso(graph_of(model), cfg)
-    fit(model, batches, transform_of(experiment.trainer_cfg), losses, optimizer, log_iter=6)
+    fit(model, batches, transform_of(experiment.trainer_cfg), losses, optimizer, report=Report(6))
     return model
 
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 
-from gaitlib.train.resume import set_aside
 from workbook import runs
 from workbook.config import ConfigError, load_experiment
 from workbook.steps import choose_stage
+from workbook.steps.start_of_stage import set_aside
 
 
 @pytest.fixture(autouse=True)
