@@ -243,7 +243,7 @@ def _half_precision_trains(device, dtype):
 
     half, full = choose_precision(True, dtype, device), choose_precision(False, device=device)
     _, history = learn(20, half)
-    assert history["total"].iloc[-1] < 0.8 * history["total"].iloc[0]
+    assert history["total"].iloc[-5:].mean() < 0.8 * history["total"].iloc[0]
     (found, row), (wanted, expected) = learn(2, half), learn(2, full)
     assert row["total"].item() == pytest.approx(expected["total"].item(), rel=0.05)
     assert {value.dtype for value in found.state_dict().values()} <= {torch.float32, torch.int64}

@@ -21,7 +21,7 @@ from gaitlib.train.checkpoint import (
     refuse_narrow,
 )
 from workbook.config.run_changes import compare_records
-from workbook.runs import Run, locate, make_stage_dir
+from workbook.runs import Run, locate
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def set_aside(run: Run, stage: str) -> None:
         target = _previous(folder, stage)
         folder.rename(target)
         log.info("%s starts from the beginning; the earlier one is now %s", stage, target)
-    make_stage_dir(run.name, stage)
+    folder.mkdir(parents=True)
 
 
 def set_later_aside(run: Run, stage: str, iteration: int) -> None:
