@@ -165,10 +165,9 @@ def _train(
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     batches = training_batches(
         data.train,
-        **cfg.sampler.model_dump(exclude={"type"}),
-        seed=run.seed,
-        start=start.iteration,
-        stop=cfg.total_iter,
+        cfg.sampler.build(),
+        run.seed,
+        range(start.iteration, cfg.total_iter),
         num_workers=experiment.data_cfg.num_workers,
         pin_memory=device.type == "cuda",
         **share,
