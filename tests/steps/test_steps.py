@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from former_network import write_former_network
 from small_experiment import SMALL, small_experiment
 
 from gaitlib.data.batches import training_batches
@@ -546,35 +545,6 @@ def test_a_stages_folder_holds_the_network_once_and_exports_for_other_programs(g
         runs.load_results("r", "ptq")["file_bytes"]
         == (runs.load_results("r", "hesso")["file_bytes"])
     )
-
-
-def test_a_run_that_an_earlier_version_wrote_is_read(geta, data):
-    architecture = geta.experiment.model_cfg.build_arguments()
-    former = runs.Run("former", geta.experiment)
-    clips = torch.rand(2, 3, 64, 44)
-    networks = {}
-    for stage in ("hesso", "geta"):
-        networks[stage] = load_network(geta.network_file(stage))
-        path = former.folder(stage) / "compressed" / "compressed_gaitbase_geta_2026-01-01.pt"
-        write_former_network(networks[stage], architecture, path)
-        results = runs.load_results("r", stage)
-        runs.save_results("former", stage, {k: v for k, v in results.items() if k != "schema"})
-    for stage, network in networks.items():
-        assert former.network_file(stage).suffix == ".pt"
-        dense, small = steps.load_networks(former, stage)
-        assert torch.equal(small.embed(clips), network.embed(clips))
-        assert sum(p.numel() for p in dense.parameters()) == 596
-        tested = steps.load_network(former, former.network_file(stage))
-        assert torch.equal(tested.embed(clips), network.embed(clips))
-    path = steps.export_network(former, "safetensors", former.folder("geta") / "embedding")
-    assert torch.equal(load_network(path).embed(clips), networks["geta"].embed(clips))
-    rounded = steps.round_hesso(former, data[1])
-    expected = runs.load_results("r", "ptq")
-    for results in (rounded, expected):
-        results.pop("latency_ms")
-        results.pop("training_seconds", None)
-    file_bytes = former.network_file("hesso").stat().st_size
-    assert rounded == expected | {"file_bytes": file_bytes}  # this helper's own torch.save
 
 
 def _again(geta, run, **trainer_cfg):
