@@ -1,7 +1,7 @@
 """Write configuration.md, the page of all keys: ``make docs``.
 
 Types, ranges and defaults are those of the sections (pydantic models); the words are those of their
-docstrings, where a key's entry is a line ``- ``key``: words``.
+docstrings, where a key's entry is a line ``- ``key``: words``, or ``key: words`` below Args.
 """
 
 import inspect
@@ -85,8 +85,9 @@ def words_of_keys(section: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for model in reversed(section.__mro__):
         document = inspect.getdoc(model) if "__doc__" in vars(model) else None
-        for entry in re.split(r"\n(?=\s*- )", document or ""):
-            item = re.match(r"\s*- ((?:``\w+``,?\s*)+):(.*)", entry, re.DOTALL)
+        for entry in re.split(r"\n(?=\s*- |    \w)", document or ""):
+            listed, of_args = r"\s*- (?:``\w+``,?\s*)+", r"    \w+(?:, \w+)*"
+            item = re.match(rf"({listed}|{of_args}):(.*)", entry, re.DOTALL)
             if item is not None:
                 text = re.split(r"\n\n|\n(?=\S)", item[2])[0]
                 found |= dict.fromkeys(re.findall(r"\w+", item[1]), " ".join(text.split()))
