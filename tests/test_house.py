@@ -52,9 +52,9 @@ def imports(path):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if name in ("import_module", "__import__"):
                 (argument,) = (*node.args, *(keyword.value for keyword in node.keywords))
-                known = isinstance(argument, ast.Constant) or path.name == "oto_compat.py"
+                known = isinstance(argument, ast.Constant) or path.name in ("oto_compat.py", "__init__.py")
                 assert known, f"{path}: import a module by its literal name"
-                found.add(getattr(argument, "value", ""))
+                found.add(argument.value if isinstance(argument, ast.Constant) else "")
     return found
 
 

@@ -276,7 +276,7 @@ def test_equal_compute_adds_steps_after_the_cuts_and_stretches_the_learning_rate
     assert total == pytest.approx(150 + (250 - until_150) / 0.25) == 670
     assert cfg.settings.schedule == asked.compression.settings.schedule
     assert cfg.start_bits_step == 190 * total // 250  # with the learning rate
-    milestones = [steps * total // 250 for steps in (100, 200)]
+    milestones = tuple(steps * total // 250 for steps in (100, 200))
     assert found.scheduler_cfg.arguments()["milestones"] == milestones
     assert found.evaluator_cfg.restore_hint == total
     assert at_equal_compute(found) == found  # so a stage's config.yaml repeats it

@@ -30,7 +30,7 @@ def test_a_section_left_out_means_what_opengait_documents():
     assert experiment.trainer_cfg.sampler.batch_size == (8, 16)
     assert experiment.scheduler_cfg.arguments() == {
         "gamma": 0.1,
-        "milestones": [20000, 40000, 60000],
+        "milestones": (20000, 40000, 60000),
     }
     assert [term.type for term in experiment.loss_cfg] == ["TripletLoss"]
 

@@ -23,7 +23,7 @@ DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
         ),
         (
             "loss_cfg:\n- type: TripletLoss\n  margin: wide\n",
-            "loss_cfg.0.TripletLoss.margin (line 4): ",
+            "loss_cfg.0.margin (line 4): ",
         ),
         ("trainer_cfg:\n  save_iter: 3\n  log_itr: 3\n", "(line 4): unknown key 'log_itr'; did"),
     ],

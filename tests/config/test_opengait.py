@@ -171,13 +171,14 @@ def test_a_yaml_loads_as_it_is_and_builds_its_network(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
-        ("GaitBase", {"evaluator_cfg.sampler.batch_shuffle"}),
+        ("GaitBase", {"evaluator_cfg.sampler.batch_shuffle", "evaluator_cfg.save_name"}),
         (
             "Baseline",
             {
                 "evaluator_cfg.rerank",
                 "evaluator_cfg.sampler.batch_shuffle",
                 "evaluator_cfg.sampler.frames_num_fixed",
+                "evaluator_cfg.save_name",
                 "evaluator_cfg.transform.img_w",
                 "trainer_cfg.fix_layers",
                 "trainer_cfg.transform.img_w",

@@ -192,7 +192,7 @@ def test_the_uniform_network_trains_as_long_as_the_pruned_one_with_its_baseline(
     values = SMALL | {"scheduler_cfg": schedule, "hesso_optimizer_cfg.start_from": "baseline"}
     long = METHODS["uniform"].experiment(load_experiment(None, values))
     assert long.trainer_cfg.total_iter == 20 and long.compression is None
-    assert long.scheduler_cfg.arguments()["milestones"] == [8, 16]
+    assert long.scheduler_cfg.arguments()["milestones"] == (8, 16)
     values |= {"hesso_optimizer_cfg.start_from": "scratch"}
     plain = METHODS["uniform"].experiment(load_experiment(None, values))
     assert plain.trainer_cfg.total_iter == 10
@@ -271,7 +271,7 @@ def test_a_baseline_may_have_steps_of_its_own_and_all_rivals_count_them(plan):
     assert found["torch_pruning-total_iter=200-seed0"].needs == {"baseline": "baseline-seed0"}
     keys["overrides"] |= {"scheduler_cfg": {"scheduler": "MultiStepLR", "milestones": [50, 100]}}
     stretched = _points(plan(**keys))["baseline-seed0"].experiment
-    assert stretched.scheduler_cfg.arguments()["milestones"] == [80, 160]  # 400 of 250
+    assert stretched.scheduler_cfg.arguments()["milestones"] == (80, 160)  # 400 of 250
     with pytest.raises(ConfigError, match="baseline_steps is 400, but no method starts from"):
         plan_ = keys | {"overrides": QUARTER_OF_MACS | {START: "scratch"}}
         expand(plan(**plan_))

@@ -33,6 +33,7 @@ from workbook.config.section import (
     Clips,
     Dampening,
     Frames,
+    Harmless,
     LearningRate,
     Momentum,
     Section,
@@ -147,7 +148,7 @@ class HessoCfg(Section):
     """
 
     implementation: Literal["gaitlib", "only_train_once"] = "gaitlib"
-    start_from: Literal["scratch", "baseline"] = "scratch"
+    start_from: Annotated[Literal["scratch", "baseline"], Harmless("weights")] = "scratch"
     variant: Literal["sgd", "adam", "adamw"] = default_of(HessoSettings, "variant")
     lr: LearningRate = default_of(HessoSettings, "lr")
     weight_decay: WeightDecay = default_of(HessoSettings, "weight_decay")
@@ -309,7 +310,7 @@ class GetaCfg(HessoCfg):
     - ``ptq``: how that result is rounded.
     """
 
-    yardstick: bool = True
+    yardstick: Annotated[bool, Harmless("weights")] = True
     ptq: RoundingCfg = RoundingCfg()
     order: Literal["qasso", "float_first"] | None = None
     lr_quant: LearningRate | None = None

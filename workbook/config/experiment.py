@@ -6,19 +6,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gaitlib.evaluate.protocols import Protocol
+from gaitlib.model import build_losses
 from gaitlib.quantize.bit_settings import FloatFirst
 from gaitlib.system.errors import UserError
 from workbook.config.compression_cfg import GetaCfg, HessoCfg
 from workbook.config.data_cfg import DataCfg
 from workbook.config.model_cfg import ModelCfg
 from workbook.config.protocol_cfg import choose_protocol
-from workbook.config.section import Section
+from workbook.config.section import Harmless, Section
+from workbook.config.torch_cfg import OPTIMIZERS, SCHEDULERS, OptimizerCfg, SchedulerCfg
 from workbook.config.training_cfg import (
     CrossEntropyLossCfg,
     EvaluatorCfg,
     LossCfg,
-    OptimizerCfg,
-    SchedulerCfg,
     TrainerCfg,
     TripletLossCfg,
 )
@@ -45,10 +45,10 @@ class Experiment(Section):
     loss_cfg: Annotated[tuple[LossCfg, ...], Field(strict=False, min_length=1)] = (
         TripletLossCfg(),
     )
-    optimizer_cfg: OptimizerCfg = OptimizerCfg()
-    scheduler_cfg: SchedulerCfg = SchedulerCfg()
+    optimizer_cfg: OptimizerCfg = OPTIMIZERS["SGD"]()
+    scheduler_cfg: SchedulerCfg = SCHEDULERS["MultiStepLR"]()
     trainer_cfg: TrainerCfg = TrainerCfg()
-    evaluator_cfg: EvaluatorCfg = EvaluatorCfg()
+    evaluator_cfg: Annotated[EvaluatorCfg, Harmless("weights")] = EvaluatorCfg()
     compression_optimizer: Literal["hesso", "geta"] | None = None
     hesso_optimizer_cfg: HessoCfg | None = None
     geta_optimizer_cfg: GetaCfg | None = None
@@ -64,6 +64,7 @@ class Experiment(Section):
     def _some_loss_counts(cls, value: tuple[LossCfg, ...]) -> tuple[LossCfg, ...]:
         if not any(loss.loss_term_weight for loss in value):
             raise UserError("every loss_term_weight is 0, so nothing is learned: raise one")
+        build_losses([loss.model_dump() for loss in value])  # raises for two of one log_prefix
         return value
 
     @model_validator(mode="after")

@@ -5,7 +5,8 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -26,6 +27,17 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid: {', '.join(valid)}"
+
+
+@dataclass(frozen=True)
+class Harmless:
+    """Marks a key that does not change what a run computes, as ``Annotated[int, Harmless()]``.
+
+    Attributes:
+        to: what it does not change: trained weights only, or results as well.
+    """
+
+    to: Literal["weights", "results"] = "results"
 
 
 class Section(BaseModel):
@@ -53,6 +65,7 @@ class Built(Section):
     """
 
     _constructor: ClassVar[Callable[..., Any]]
+    _arguments: ClassVar[tuple[str, ...]]
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
@@ -62,12 +75,10 @@ class Built(Section):
 
     def build(self) -> Any:
         """Call the constructor with this section's values."""
-        keys = type(self).model_fields.keys() - {"type"}
-        return self._constructor(**{key: _built(getattr(self, key)) for key in keys})
-
-
-def _built(value: Any) -> Any:
-    return value.build() if isinstance(value, Built) else value
+        values = {key: getattr(self, key) for key in self._arguments}
+        return self._constructor(
+            **{k: v.build() if isinstance(v, Built) else v for k, v in values.items()}
+        )
 
 
 def section_of(
@@ -95,7 +106,18 @@ def section_of(
     }
     made = create_model(name, __base__=Built, __doc__=inspect.getdoc(constructor), **fields)
     made._constructor = staticmethod(constructor)
+    made._arguments = tuple(fields.keys() - {"type"})
     return made
+
+
+def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections that a value of this type can be or hold."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+    else:
+        for part in typing.get_args(annotation):
+            yield from sections_in(part)
 
 
 def default_of(settings: type, name: str) -> Any:

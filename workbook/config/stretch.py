@@ -30,7 +30,7 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
         return experiment
 
     def scaled(steps: Any) -> Any:
-        return [scaled(s) for s in steps] if isinstance(steps, list) else steps * total // before
+        return [scaled(s) for s in steps] if isinstance(steps, tuple) else steps * total // before
 
     changed: dict[str, Any] = {"trainer_cfg.total_iter": total}
     extra = experiment.scheduler_cfg.arguments()

@@ -68,7 +68,7 @@ def evaluate_network(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    with choose_precision(cfg.enable_float16, cfg.amp_dtype, device).autocast():
+    with choose_precision(cfg.enable_float16, experiment.trainer_cfg.amp_dtype, device).autocast():
         mine = evaluate.embed_batches(model, batches, transform_of(cfg), device)
     indices, shares = zip(*distributed.gather(mine), strict=True)
     features = evaluate.collect(
