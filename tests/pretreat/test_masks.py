@@ -217,15 +217,12 @@ def test_what_cannot_be_told_or_read_is_refused(tmp_path):
 
 
 def test_the_report_is_written_when_nothing_could_be_used(tmp_path):
-    write(tmp_path / "raw", {"001/nm-01/090/01.png": b"no image", "001/x.txt": b""})
+    write(tmp_path / "raw", {"001/nm-01/090/01.png": b"no image"})
     done = pretreat(tmp_path)
     assert done.exit_code == 2 and "error: " in done.stderr
     assert "pretreat_skipped.csv, the first is: not an image" in done.stderr
     table = pd.read_csv(tmp_path / "pkl/pretreat_skipped.csv")
-    assert sorted(table["reason"]) == [
-        "no mask: .png, .jpg, .jpeg, .bmp, .tif, .tiff, .pkl are read",
-        "not an image",
-    ]
+    assert table["reason"].tolist() == ["not an image"]
 
 
 def test_a_preview_shows_what_was_understood_and_converts_nothing(tmp_path):
@@ -273,7 +270,7 @@ def test_drawn_and_real_shares_of_silhouettes_are_no_fault():
     assert mask_fault(EXPECTED) == ""
     wide = np.zeros((1, 64, 44), np.uint8)
     wide[:, :, 4:40] = 255  # four fifths of a cut frame, wider than any coat
-    assert mask_fault(wide[:, :, :]) != "" and mask_fault(wide // 2 * 2) != ""
+    assert mask_fault(wide) != "" and mask_fault(wide // 2 * 2) != ""
     coat = np.zeros((1, 64, 64), np.uint8)
     coat[:, 8:, 12:52] = 220
     assert mask_fault(coat) == ""
