@@ -97,9 +97,7 @@ def test_a_damaged_onnx_file_and_one_of_another_network_are_refused(recogniser, 
     model = onnx.load(path)
     model.graph.output[0].name = model.graph.node[-1].output[0] = "logits"
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(
-        ValueError, match=r"the outputs \['logits'\], where `gaitlib export` writes"
-    ):
+    with pytest.raises(ValueError, match=r"'logits': .*, where `gaitlib export` writes"):
         Recogniser(tmp_path / "other.onnx")
 
 
