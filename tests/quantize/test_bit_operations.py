@@ -9,8 +9,8 @@ from gaitlib.prune.oto import trace
 from gaitlib.quantize.bit_operations import average_bits, bops_table, disk_bits, relative_bops
 
 CONV = "Backbone.forward_block.conv1.conv"
-ARGUMENTS = resnet(4, 6, embedding=5, classes=7, bins=(4,))
 FRAME = (16, 12)
+ARGUMENTS = resnet(4, 6, embedding=5, classes=7, bins=(4,)) | {"frame_size": FRAME}
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def model():
 
 @pytest.fixture
 def layers(model):
-    return layer_table(model, FRAME)
+    return layer_table(model)
 
 
 def all_weights(model, bits):
@@ -64,7 +64,7 @@ def test_four_bits_on_float_inputs_are_an_eighth(per, model, layers):
 def test_pruning_and_quantization_multiply(model, layers):
     graph = trace(model, torch.rand(1, 1, 1, *FRAME))
     graph.zero({group.id: range(group.channels // 2) for group in graph.prunable()})
-    small = layer_table(graph.slice(model), FRAME)
+    small = layer_table(graph.slice(model))
     table = bops_table(small, all_weights(model, 8), dict.fromkeys(small["layer"], 8))
     backbone = [df[df["layer"].str.startswith("Backbone")]["macs"].sum() for df in (small, layers)]
     assert backbone[0] < 0.5 * backbone[1]

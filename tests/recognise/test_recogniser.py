@@ -86,7 +86,7 @@ def test_a_file_of_onnx_runtime_embeds_the_same_and_a_wrong_one_is_refused(recog
     model = onnx.load(path)
     model.graph.output[0].name = model.graph.node[-1].output[0] = "logits"
     onnx.save(model, path)
-    with pytest.raises(ValueError, match=r"the outputs \['logits'\], where `gaitlib export`"):
+    with pytest.raises(ValueError, match="'logits'.*, where `gaitlib export`"):
         Recogniser(path)
 
 
