@@ -215,7 +215,7 @@ def test_what_follows_from_another_key_may_say_the_same(tmp_path, caplog):
         ),
         (
             {"evaluator_cfg.eval_func": "evaluate_gait3d"},
-            "'evaluate_gait3d'; did you mean 'evaluate_Gait3D'?",
+            "evaluator_cfg.eval_func: Input should be 'evaluate_indoor_dataset', ",
         ),
         ({"evaluator_cfg.eval_func": "evaluate_real_scene"}, "only GREW's is built in"),
         (
