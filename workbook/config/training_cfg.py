@@ -82,7 +82,6 @@ Hint = StepsFrom0 | PathText
 class TripletSampling(Section):
     """How a training batch is drawn: P subjects, K clips each.
 
-    - ``type``: the only one.
     - ``batch_size``: P and K.
     - ``batch_shuffle``: mix the clips of a batch.
     - ``sample_type``: ``fixed_*`` takes ``frames_num_fixed`` frames of each sequence, ``unfixed_*``
@@ -96,7 +95,6 @@ class TripletSampling(Section):
     - ``frames_all_limit``: the most frames of an ``all_*`` clip; -1: no limit.
     """
 
-    type: Literal["TripletSampler"] = "TripletSampler"
     batch_size: Annotated[tuple[Clips, Clips], Field(strict=False)] = (8, 16)
     batch_shuffle: bool = False
     sample_type: SampleType = "fixed_unordered"
@@ -123,23 +121,12 @@ class TripletSampling(Section):
 class InferenceSampling(Section):
     """How test sequences are read: all of each, or its first ``frames_all_limit`` frames.
 
-    - ``type``: the only one.
     - ``batch_size``: sequences at a time.
-    - ``sample_type``: the only one.
     - ``frames_all_limit``: the most frames of a sequence; -1: no limit.
     """
 
-    type: Literal["InferenceSampler"] = "InferenceSampler"
     batch_size: Clips = 4
-    sample_type: SampleType = "all_ordered"
     frames_all_limit: FramesLimit = 720
-
-    @field_validator("sample_type")
-    @classmethod
-    def _all_frames(cls, value: str) -> str:
-        if value != "all_ordered":
-            raise UserError(f"sample_type is {value!r}: testing reads 'all_ordered' sequences")
-        return value
 
 
 class TransformCfg(BaseModel):
