@@ -1,5 +1,7 @@
 """The experiment is checked before anything runs, and each message says what would be right."""
 
+import pickle
+
 import pytest
 
 from gaitlib.model import build_model
@@ -113,6 +115,7 @@ def test_a_runs_config_yaml_is_an_experiment_that_repeats_it(tmp_path, monkeypat
     experiment = load_experiment(None, {"trainer_cfg.log_iter": 7})
     record = {**experiment.sections(), "seed": 3, "device": "cpu", "processes": 1, "data": {"n": 2}}
     assert load_experiment(runs.save_config("r", "geta", record)) == experiment
+    assert pickle.loads(pickle.dumps(experiment)) == experiment  # for a study's workers
     assert not caplog.records
 
 

@@ -84,7 +84,7 @@ def section_of(constructor: Callable[..., Any], name: str, **narrower: Any) -> t
     Args:
         constructor: a class or function whose arguments have types and, but for required ones,
             defaults. Its docstring describes the keys.
-        name: of the section's class.
+        name: of the section's class, and of the caller's variable, so that it can be pickled.
         narrower: types of arguments whose own says less than a file may hold, such as a range.
     """
     arguments_of = constructor.__init__ if isinstance(constructor, type) else constructor
@@ -97,6 +97,7 @@ def section_of(constructor: Callable[..., Any], name: str, **narrower: Any) -> t
         for key, argument in inspect.signature(constructor).parameters.items()
     }
     made = create_model(name, __base__=Built, __doc__=inspect.getdoc(constructor), **fields)
+    made.__module__ = inspect.currentframe().f_back.f_globals["__name__"]
     made._constructor, made._arguments = staticmethod(constructor), tuple(fields)
     return made
 

@@ -151,3 +151,5 @@ def _one_of(sections: Mapping[str, type[TorchCfg]], key: str) -> Any:
 
 OptimizerCfg = _one_of(OPTIMIZERS, "solver")
 SchedulerCfg = _one_of(SCHEDULERS, "scheduler")
+# Pickle looks classes up by name.
+globals().update({cfg.__name__: cfg for cfg in (*OPTIMIZERS.values(), *SCHEDULERS.values())})
