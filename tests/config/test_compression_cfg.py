@@ -2,14 +2,13 @@ from dataclasses import asdict, fields
 
 import pytest
 import torch
-from pydantic import ValidationError
 from small_experiment import LATE_BITS, SMALL
 
 from gaitlib.prune import oto
 from gaitlib.prune.hesso_settings import HessoSettings, Scores
 from gaitlib.prune.importance import PROXIES
 from gaitlib.quantize.bit_plan import BitInterval
-from gaitlib.quantize.bit_settings import FloatFirst, GetaSettings, Qasso
+from gaitlib.quantize.bit_settings import FloatFirst, Qasso
 from workbook import runs
 from workbook.config import ConfigError, at_equal_compute, load_experiment, stretch
 from workbook.config.compression_cfg import HessoCfg
@@ -82,7 +81,6 @@ def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
     [
         ({"target_bops": 0.01}, ["target_bops 0.01 is kept only with order: float_first"]),
         (LATE | {"start_bits_step": 17}, ["start_bits_step 17", "at step 18: write 18 or more"]),
-        (LATE | {"start_bits_step": 20}, ["start_bits_step 20 is not before", "total_iter 20"]),
         (LATE | {"learn_ranges_step": 20}, ["learn_ranges_step 20 is not before", "total_iter 20"]),
         (LATE | {"learn_ranges_step": 17}, ["learn_ranges_step 17", "write 18 or more"]),
         (LATE | {"learn_ranges_step": 19, "ranges": "learned"}, ["19 is read only with ranges: f"]),
@@ -92,7 +90,6 @@ def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
             ["target_bops 0.1, target_bits 4"],
         ),
         (LATE | {"target_bytes": "10%"}, ["a share is written as a number: 0.1"]),
-        (LATE | {"keep_better": 1}, ["keep_better"]),
     ],
 )
 def test_keys_of_float_first_that_do_not_fit_are_refused(cfg, words):
@@ -134,7 +131,6 @@ def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
     "cfg, words",
     [
         ({"min_bit_wt": 8, "max_bit_wt": 4}, ["min_bit_wt 8 exceeds max_bit_wt 4"]),
-        ({"min_bit_act": 20}, ["min_bit_act 20 exceeds max_bit_act 16"]),
         ({"target_bits": 17}, ["target_bits 17 exceeds max_bit_wt 16"]),
         ({"target_bits": 4, "bit_reduction": 2}, ["leave out bit_reduction 2"]),
         (
@@ -149,8 +145,6 @@ def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
         ({"pruning_steps": 10, "lr_quant": 1e-3}, ["10 + pruning_steps 10 = 20", "whole bits"]),
         ({"implementation": "only_train_once", "lr_quant": 1e-3}, ["does not quantize"]),
         ({"min_bit_wt": 1}, ["min_bit_wt", "greater than or equal to 2"]),
-        ({"lr_quant": 0.0}, ["lr_quant", "greater than 0"]),
-        ({"quantize": "activations"}, ["quantize", "'weights'"]),
         ({"bit_reductoin": 2}, ["'bit_reductoin'; did you mean 'bit_reduction'"]),
     ],
 )
@@ -159,16 +153,6 @@ def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(cfg, words):
         experiment(**cfg)
     for word in words:
         assert word in str(caught.value)
-
-
-def test_fixed_bits_need_no_schedule():
-    bits = {"min_bit_wt": 8, "max_bit_wt": 8, "min_bit_act": 8, "max_bit_act": 8}
-    assert GetaSettings.of(**PRUNING, **bits).bit_plan.weights.after(1) == 8
-
-
-def test_hesso_has_none_of_these_keys():
-    with pytest.raises(ValidationError, match="unknown key 'lr_quant'"):
-        HessoCfg(**PRUNING, lr_quant=1e-3)
 
 
 def test_keys_that_are_not_read_are_listed(caplog):
@@ -190,8 +174,6 @@ def test_keys_that_are_not_read_are_listed(caplog):
     [
         ({"magnitud": 1.0}, ["unknown key 'magnitud'; did you mean 'magnitude'"]),
         ({"magnitude": -1.0}, ["magnitude: ", "greater than or equal to 0 (here -1.0)"]),
-        ({"magnitude": float("inf")}, ["finite number"]),
-        ({"magnitude": "1e-1"}, ["valid number (here '1e-1')", "write 0.1"]),
         ({"magnitude": 0.0}, ["no score has a weight", "{magnitude: 1.0}"]),
         ({}, ["no score has a weight"]),
         ("magnitude", ["'magnitude' is neither default", "{magnitude: 1.0}", "taylor_first_order"]),

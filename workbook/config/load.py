@@ -15,8 +15,8 @@ from gaitlib.quantize.bit_settings import BIT_TARGETS
 from workbook.config.experiment import SECTIONS, Experiment
 from workbook.config.opengait_keys import split_off_unused
 from workbook.config.run_changes import RECORD_KEYS
-from workbook.config.section import ConfigError, is_number, nearest, number_as_yaml
-from workbook.config.yaml_reader import Place, read_with_lines, read_yaml
+from workbook.config.section import ConfigError, nearest
+from workbook.config.yaml_reader import Place, is_number, number_as_yaml, read_with_lines, read_yaml
 from workbook.system.folders import PARAMS
 
 log = logging.getLogger(__name__)

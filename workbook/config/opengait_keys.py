@@ -44,6 +44,13 @@ UNSUPPORTED = {
     "evaluator_cfg.sampler.points_in_use": _SILHOUETTES,
 }
 
+#: Keys that have one value here. Files may say it.
+ONE_VALUE = {
+    "trainer_cfg.sampler.type": "TripletSampler",
+    "evaluator_cfg.sampler.type": "InferenceSampler",
+    "evaluator_cfg.sampler.sample_type": "all_ordered",
+}
+
 #: A key of the evaluator that only this evaluation function reads.
 RERANK, RERANKS = "evaluator_cfg.rerank", "HID_submission"
 
@@ -91,6 +98,9 @@ def split_off_unused(
             dotted = f"{place}.{key}" if place else str(key)
             if reason := _why_without_effect(dotted, item, values):
                 listed[f"{dotted}: {reason}"] = None
+            elif only := ONE_VALUE.get(dotted):
+                if item != only:
+                    refused.append(f"{dotted} is {item!r}: it is always {only} here")
             elif reason := UNSUPPORTED.get(dotted):
                 refused.append(f"{dotted} is {item!r}: {reason}")
             elif source := COPIED_FROM.get(dotted):

@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -89,7 +88,7 @@ def section_of(
     Args:
         constructor: a class or function whose arguments have types and, but for required ones,
             defaults. Its docstring describes the keys.
-        name: of the section's class.
+        name: of the section's class, and of the caller's variable, so that it can be pickled.
         type_: the value of the section's first key ``type``, which chooses the constructor; without
             it there is no such key.
         narrower: types of arguments whose own says less than a file may hold, such as a range.
@@ -105,6 +104,7 @@ def section_of(
         for key, argument in inspect.signature(constructor).parameters.items()
     }
     made = create_model(name, __base__=Built, __doc__=inspect.getdoc(constructor), **fields)
+    made.__module__ = inspect.currentframe().f_back.f_globals["__name__"]
     made._constructor = staticmethod(constructor)
     made._arguments = tuple(fields.keys() - {"type"})
     return made
@@ -162,20 +162,3 @@ WeightDecay = Annotated[float, Field(ge=0, le=10)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]  # and Adam's betas
 Dampening = Annotated[float, Field(ge=0, le=1)]
 Widths = Annotated[tuple[Width, ...], Field(strict=False, max_length=100)]
-
-
-def is_number(text: Any) -> bool:
-    """Return whether a value is a number or the text of one, such as ``1e-3``."""
-    try:
-        return math.isfinite(float(text))
-    except (TypeError, ValueError):
-        return False
-
-
-def number_as_yaml(text: str) -> str:
-    """Write a number so that YAML 1.1 reads it as one: ``1e-10`` becomes ``1.0e-10``."""
-    number = float(text)
-    if number.is_integer() and abs(number) < 1e15:
-        return str(int(number))
-    mantissa, e, exponent = repr(number).partition("e")
-    return mantissa + ("" if "." in mantissa or not e else ".0") + e + exponent

@@ -59,14 +59,10 @@ def at_equal_compute(experiment: Experiment) -> Experiment:
     cfg = experiment.compression
     if cfg is None or cfg.steps is None:
         return experiment
-    total, target, schedule = (
-        experiment.trainer_cfg.total_iter,
-        cfg.target_macs,
-        cfg.settings.schedule,
-    )
+    total, target = experiment.trainer_cfg.total_iter, cfg.target_macs
 
     def cost(steps: int) -> float:
-        return steps * schedule.compute_share(steps, target)
+        return steps * cfg.settings.schedule.compute_share(steps, target)
 
     most = int(total / target) + 1
     longer = total + bisect.bisect_right(range(total, most), total + 1e-6, key=cost) - 1

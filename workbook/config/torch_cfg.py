@@ -82,8 +82,8 @@ class Scheduler(TorchCfg):
         """Refuse what torch divides by zero with: a rise of OneCycleLR that is one step long."""
         if self.scheduler == "OneCycleLR" and (share := self.pct_start or 0.3) * total == 1:
             raise UserError(
-                f"pct_start {share:g} of trainer_cfg.total_iter {total} is one step, which "
-                "torch's OneCycleLR cannot take: raise one of them a little"
+                f"scheduler_cfg: pct_start {share:g} of trainer_cfg.total_iter {total} is one "
+                "step, which torch's OneCycleLR cannot take: raise one of them a little"
             )
 
     def build(self, optimizer: torch.optim.Optimizer, total_iter: int) -> lr_scheduler.LRScheduler:
@@ -151,3 +151,5 @@ def _one_of(sections: Mapping[str, type[TorchCfg]], key: str) -> Any:
 
 OptimizerCfg = _one_of(OPTIMIZERS, "solver")
 SchedulerCfg = _one_of(SCHEDULERS, "scheduler")
+# Pickle looks classes up by name.
+globals().update({cfg.__name__: cfg for cfg in (*OPTIMIZERS.values(), *SCHEDULERS.values())})

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from gaitlib.data.samplers import InferenceSampling, TripletSampling
 from gaitlib.model.losses import LOSSES, CrossEntropyLoss, TripletLoss
@@ -20,7 +20,6 @@ from workbook.config.section import (
     Steps,
     StepsFrom0,
     Words,
-    nearest,
     section_of,
 )
 
@@ -99,7 +98,11 @@ class TransformCfg(BaseModel):
     type: str = "BaseSilCuttingTransform"
 
 
-Transforms = Annotated[tuple[TransformCfg, ...], Field(strict=False)]
+Transforms = Annotated[
+    tuple[TransformCfg, ...],
+    Field(strict=False),
+    BeforeValidator(lambda value: (value,) if isinstance(value, Mapping) else value),
+]
 
 
 class TrainerCfg(Section):
@@ -154,10 +157,6 @@ class TrainerCfg(Section):
     sampler: TripletSamplerCfg = TripletSamplerCfg()
     transform: Transforms = (TransformCfg(),)
 
-    _one_transform = field_validator("transform", mode="before")(
-        lambda value: (value,) if isinstance(value, Mapping) else value
-    )
-
     @field_validator("teacher", mode="before")
     @classmethod
     def _a_teacher_is_the_baseline_or_a_file(cls, value: Any) -> Any:
@@ -192,27 +191,15 @@ class EvaluatorCfg(Section):
     restore_hint: Annotated[Hint, Harmless()] = 80000
     restore_ckpt_strict: bool = True
     protocol: ProtocolCfg | None = None
-    eval_func: str = "evaluate_indoor_dataset"
+    eval_func: Literal[EVAL_FUNCS] = "evaluate_indoor_dataset"
     sampler: InferenceSamplerCfg = InferenceSamplerCfg()
     metric: Literal["euc", "cos"] = "euc"
     transform: Transforms = (TransformCfg(),)
     cross_view_gallery: bool = False
     rerank: bool | None = None
 
-    _one_transform = field_validator("transform", mode="before")(
-        lambda value: (value,) if isinstance(value, Mapping) else value
-    )
-
     _by_name = field_validator("protocol", mode="before")(protocol_of)
-
-    @field_validator("eval_func")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        older = {"identification": "evaluate_indoor_dataset"}  # its name in OpenGait's older files
-        value = older.get(value, value)
-        if value not in EVAL_FUNCS:
-            raise UserError(
-                f"eval_func is {value!r}; {nearest(value, EVAL_FUNCS)}. Or leave it out and "
-                "declare a protocol"
-            )
-        return value
+    _renamed = field_validator("eval_func", mode="before")(
+        # the name in OpenGait's older files
+        lambda value: "evaluate_indoor_dataset" if value == "identification" else value
+    )
