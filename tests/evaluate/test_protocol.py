@@ -6,7 +6,7 @@ import pytest
 import torch
 from protocols import CROSS_VIEW, INDOOR, evaluate_indoor
 
-from gaitlib.evaluate import distance, probe_view_means, to_results
+from gaitlib.evaluate import distance, probe_view_means, protocol, to_results
 
 GALLERY, PROBES = INDOOR.gallery, INDOOR.probes
 CROSS_VIEW_GALLERY, CROSS_VIEW_PROBES = CROSS_VIEW.gallery, CROSS_VIEW.probes
@@ -55,7 +55,7 @@ def test_four_clips_by_hand():
 def test_the_protocol_agrees_with_a_loop_over_probes_and_views(metric):
     table = tree()
     features = random_features(table)
-    evaluation = evaluate_indoor(features, table, metric, views=VIEWS, chunk=5)
+    evaluation = evaluate_indoor(features, table, metric, views=VIEWS)
     between = distance(features, features, metric)
     for condition, types in PROBES.items():
         means = []
@@ -235,3 +235,14 @@ def test_wrong_input_is_refused():
         evaluate_indoor(features, table.assign(type="nm-05"))
     with pytest.raises(ValueError, match="no probe: .* they are of nm-01"):
         evaluate_indoor(features, table.assign(type="nm-01"))
+
+
+@pytest.mark.parametrize("cross_view_gallery", [False, True])
+def test_ranking_few_distances_at_a_time_changes_nothing(monkeypatch, cross_view_gallery):
+    table = tree(views=("000", "018"))
+    features = random_features(table)
+    whole = evaluate_indoor(features, table, cross_view_gallery=cross_view_gallery)
+    monkeypatch.setattr(protocol, "MAX_DISTANCES", 30)
+    monkeypatch.setattr(protocol, "FEATURES_PER_PIECE", 5)
+    parts = evaluate_indoor(features, table, cross_view_gallery=cross_view_gallery)
+    assert parts.hits.equals(whole.hits) and parts.rank1 == whole.rank1
