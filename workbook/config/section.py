@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -85,7 +86,13 @@ def section_of(constructor: Callable[..., Any], name: str, **narrower: Any) -> t
         )
         for key, argument in inspect.signature(constructor).parameters.items()
     }
-    made = create_model(name, __base__=Built, __doc__=inspect.getdoc(constructor), **fields)
+    made = create_model(
+        name,
+        __base__=Built,
+        __doc__=inspect.getdoc(constructor),
+        __module__=sys._getframe(1).f_globals["__name__"],  # where pickle finds it
+        **fields,
+    )
     made._constructor = staticmethod(constructor)
     return made
 
