@@ -111,21 +111,6 @@ def test_the_cross_view_gallery_agrees_with_a_loop_over_probes(metric):
     assert evaluation.rank1_by_view == {}
 
 
-def test_the_same_view_does_not_touch_the_mean():
-    table = tree(views=("000", "018"))
-    code = table["subject"].astype(int).to_numpy()
-    is_probe = ~table["type"].isin(GALLERY).to_numpy()
-    # A probe lies at its subject's code in its own view, at another subject's in the other one.
-    wrong = np.where(is_probe & (table["view"] == "018"), 1, 0)
-    position = np.where(table["view"] == "000", 0, 1000)
-    features = torch.tensor(position + 10.0 * (code + wrong))[:, None, None]
-    evaluation = evaluate_indoor(features, table, views=("000", "018"))
-    matrix = evaluation.rank1_by_view["NM"]
-    off_diagonal = (matrix.loc["000", "018"] + matrix.loc["018", "000"]) / 2
-    assert evaluation.rank1["NM"] == pytest.approx(off_diagonal)
-    assert matrix.to_numpy().mean() != pytest.approx(off_diagonal)
-
-
 def test_a_missing_view_is_nan_reported_and_left_out_of_the_mean(caplog):
     table = tree()
     gone = ((table["view"] == "018") & table["type"].isin(GALLERY)) | (
