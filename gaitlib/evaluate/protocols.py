@@ -43,7 +43,7 @@ class Protocol:
     - ``gallery``: patterns; or one list of patterns per condition.
     - ``probes``: patterns per condition, or one list.
     - ``name``: in results.json.
-    - ``views``: the views, in order; None takes those of the test set.
+    - ``views``: the views, in order; left out, those of the test set.
     - ``without_views``: views that are left out.
     - ``view_ends_at``: text at which a folder's name stops being its view: with ``_``, ``01_2`` is
       view 01.
@@ -52,7 +52,7 @@ class Protocol:
     - ``identical_views``: whether the probe's own view counts. ``excluded``: view pairs leave it
       out of the means, and the whole gallery loses the probe's subject at its view.
     - ``unmatched``: whether a probe whose subject is not in the whole gallery is a ``miss`` or is
-      ``left_out``. (For view pairs ``remove_no_gallery`` of `evaluate_features` says it.)
+      ``left_out``. (For view pairs that is ``data_cfg.remove_no_gallery``.)
     - ``mean_over``: of the whole gallery: ``probes``, or the ``views`` of probes.
     - ``report``: measures; view pairs have ranks only.
     - ``submission``: write this file instead.
