@@ -292,7 +292,7 @@ def _show_evaluation(evaluation: Evaluation, path: Path, run: str, stage: str) -
     """Print the accuracies of a test and save a figure of them view by view."""
     results = to_results(evaluation)
     for metric in ("rank1", *evaluation.scores):
-        for condition in evaluation.conditions:
+        for condition in evaluation.rank1:
             value = results[metric][condition]
             typer.echo(f"{metric} {condition} {'-' if value is None else f'{value} %'}")
     typer.echo(f"written: {path}")

@@ -9,7 +9,7 @@ import torch
 from nets import plain, resnet
 from torch import nn
 
-from gaitlib.evaluate import embed
+from gaitlib.evaluate import collect, embed_batches
 from gaitlib.model import build_model
 from gaitlib.model.heads import SeparateFCs
 from gaitlib.prune import oto
@@ -231,7 +231,9 @@ def test_network_in_onnx_runtime_is_evaluated_like_one_in_torch(tmp_path):
         SimpleNamespace(clips=together, seqL=None, indices=torch.tensor([2, 0])),
         SimpleNamespace(clips=joined, seqL=torch.tensor([1, 4]), indices=torch.tensor([3, 1])),
     ]
-    expected, found = (embed(m, batches, lambda sils: sils) for m in (model, onnx_network))
+    expected, found = (
+        collect(*embed_batches(m, batches, lambda sils: sils)) for m in (model, onnx_network)
+    )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -16,6 +16,7 @@ def _workspace(tmp_path, monkeypatch):
 
 def results(nm, milliseconds=2.0, **others):
     return {
+        "conditions": ["NM", "BG", "CL"],
         "rank1": {"NM": nm, "BG": 80.25, "CL": None},
         "params": 123_288,
         "macs_per_frame": 18_590_000,

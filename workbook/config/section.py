@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -103,8 +104,13 @@ def section_of(
         )
         for key, argument in inspect.signature(constructor).parameters.items()
     }
-    made = create_model(name, __base__=Built, __doc__=inspect.getdoc(constructor), **fields)
-    made.__module__ = inspect.currentframe().f_back.f_globals["__name__"]
+    made = create_model(
+        name,
+        __base__=Built,
+        __doc__=inspect.getdoc(constructor),
+        __module__=sys._getframe(1).f_globals["__name__"],  # where pickle finds it
+        **fields,
+    )
     made._constructor = staticmethod(constructor)
     made._arguments = tuple(fields.keys() - {"type"})
     return made
