@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from gaitlib.model import build_losses
 from gaitlib.model.network_cost import count_parameters, macs_per_frame
-from gaitlib.prune.budget_rule import TOLERANCE, Limits, choose_within
 from gaitlib.prune.channel_cost import ChannelCost, Product, Term, macs_cost, params_cost
+from gaitlib.prune.channel_rules import TOLERANCE, BudgetRule
 from gaitlib.prune.hesso import HESSO, build_hesso
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
 from gaitlib.quantize.geta import build_geta
@@ -115,7 +115,7 @@ def test_the_importance_is_that_of_unscaled_gradients():
             fill_gradients(model, step, scale=0.1 * scale)
             scaler.step(optimizer)
             scaler.update()
-        sums.append(optimizer.pruner.rule.taylor.means(optimizer.pruner.groups))
+        sums.append(optimizer.pruner.taylor.means(optimizer.pruner.groups))
     assert sums[0].any()
     torch.testing.assert_close(*sums)
 
@@ -133,51 +133,66 @@ CHAIN = ChannelCost(
     ],
     fixed=7.0,
 )
-NOTHING = {"a": [], "b": []}
 
 
-def test_bundles_leave_in_the_order_of_importance_per_saving():
+def chosen_within(budget, scores, cost=CHAIN, removed=None, **keys):
+    rule = BudgetRule(hesso_settings(target_macs=budget, **keys), cost)
+    return rule.choose(scores, removed or {id_: [] for id_ in scores}, period=0)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "hesso"])
+def test_bundles_leave_in_the_order_of_importance_per_saving(importance):
     # all cost 125; a channel of a saves 10 + 2 b = 22, one of b saves 5 + 2 a = 13
     scores = {"a": [8.0, 3.0, 9.0, 9.5], "b": [2.0, 1.0, 7.0, 8.0, 9.0, 6.0]}
     # b1 (1/13 = .077) leaves first: 112. Then a1 is at 3/20 = .15 and b0 at 2/13 = .154, so a1
     # leaves: 92. Now b saves 5 + 2 * 3 = 11: b0 (.18) leaves before b5 (.55) and a0 (.4): 81.
-    chosen = choose_within(scores, NOTHING, CHAIN, 81.0, Limits(), per_cost=True)
-    assert chosen == {"a": [1], "b": [1, 0]}
-    by_score = choose_within(scores, NOTHING, CHAIN, 81.0, Limits(), per_cost=False)
-    assert by_score == {"a": [1], "b": [1, 0]} and CHAIN.total({"a": 3, "b": 4}) == 81
+    chosen = chosen_within(81.0, scores, importance=importance)
+    assert chosen == {"a": [1], "b": [1, 0]} and CHAIN.total({"a": 3, "b": 4}) == 81
 
 
 def test_a_bundle_too_coarse_for_the_budget_waits_for_finer_ones():
     scores = {"a": [1.0, 9.0, 9.0, 9.0], "b": [8.0] * 6}
     # a0 is the cheapest loss, but would end at 103 of 112; a channel of b ends at 112
-    assert choose_within(scores, NOTHING, CHAIN, 112.0, Limits(), per_cost=True) == {
-        "a": [],
-        "b": [0],
-    }
-    # no bundle ends within 1 % of 110: the one that ends nearest below leaves, and it is said
-    assert choose_within(scores, NOTHING, CHAIN, 124.0, Limits(), per_cost=True)["b"] == [0]
+    assert chosen_within(112.0, scores) == {"a": [], "b": [0]}
+    # no bundle ends within 1 % of 124: the one that ends nearest below leaves
+    assert chosen_within(124.0, scores)["b"] == [0]
 
 
-@pytest.mark.parametrize("per_cost", [True, False])
-def test_a_bundle_that_saves_nothing_leaves_only_when_it_is_the_last_resort(per_cost):
+@pytest.mark.parametrize("importance", ["taylor", "hesso"])
+@pytest.mark.parametrize(
+    "budget, gone",
+    [
+        (40.0, {"a": [0], "b": []}),
+        (35.0, {"a": [0], "b": [0]}),
+        (1.0, {"a": [0, 1, 2], "b": [0]}),  # out of reach: it ends at the floors
+    ],
+)
+def test_a_bundle_that_saves_nothing_leaves_only_when_it_is_the_last_resort(
+    importance, budget, gone
+):
     flat = Term("first", ("a",), lambda a: 10.0 * max(a, 3))  # as a measured layer may be
     cost = ChannelCost("ms", {"a": 4, "b": 2}, [flat, Term("second", ("b",), Product(5.0))])
     scores = {"a": [0.0, 1.0, 2.0, 3.0], "b": [8.0, 9.0]}
     # all cost 50; a0 saves 10, and after it a saves nothing more: b has to leave, down to its floor
-    for budget, gone in ((40.0, {"a": [0], "b": []}), (35.0, {"a": [0], "b": [0]})):
-        chosen = choose_within(scores, NOTHING, cost, budget, Limits(), per_cost=per_cost)
-        assert chosen == gone
-    chosen = choose_within(scores, NOTHING, cost, 1.0, Limits(), per_cost=per_cost)
-    assert chosen == {"a": [0, 1, 2], "b": [0]}  # out of reach: it ends at the floors
+    found = chosen_within(budget, scores, cost, importance=importance, min_channels_share=0.0)
+    assert found == gone
 
 
-def test_groups_keep_their_floor_and_a_multiple_of_the_divisor():
-    assert [Limits(1, 0.25).least(n) for n in (1, 4, 6, 64)] == [1, 1, 2, 16]
-    assert [Limits(4, 0.3).least(n) for n in (3, 4, 6, 30, 32)] == [3, 4, 4, 12, 12]
+@pytest.mark.parametrize(
+    "divisible, share, widths, least",
+    [(1, 0.25, (1, 4, 6, 64), [1, 1, 2, 16]), (4, 0.3, (3, 4, 6, 30, 32), [3, 4, 4, 12, 12])],
+)
+def test_groups_keep_their_floor_and_a_multiple_of_the_divisor(divisible, share, widths, least):
+    settings = hesso_settings(target_macs=1.0, group_divisible=divisible, min_channels_share=share)
+    cost = ChannelCost("units", dict(enumerate(widths)), [])
+    assert list(BudgetRule(settings, cost).least_widths().values()) == least
+
+
+def test_a_choice_ends_at_the_floors_of_its_groups():
     scores = {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
     removed = {"a": [], "b": [5]}
-    limits = Limits(2, 0.5)
-    chosen = choose_within(scores, removed, CHAIN, 0.0, limits, per_cost=True)
+    keys = {"group_divisible": 2, "min_channels_share": 0.5}
+    chosen = chosen_within(1.0, scores, removed=removed, **keys)
     assert chosen == {"a": [0, 1], "b": [0]}  # b: 5 to 4 channels, and 2 are below its floor of 3
 
 

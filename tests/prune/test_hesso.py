@@ -17,8 +17,9 @@ from nets import (
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.prune import oto
 from gaitlib.prune.base_optimizer import next_move
+from gaitlib.prune.channel_rules import SparsityRule
 from gaitlib.prune.hesso import HESSO, build_hesso
-from gaitlib.prune.importance import choose, proxies, weigh
+from gaitlib.prune.importance import PROXIES, proxies, weigh
 from gaitlib.prune.schedules import PruningSchedule
 
 
@@ -213,7 +214,7 @@ def test_group_divisible_leaves_multiples_and_almost_all_of_the_quota(divisible,
         n = group["num_groups"]
         pruned = len(optimizer.pruner.pruned[group["id"]])
         assert pruned == 0 or (n - pruned) % divisible == 0 and n - pruned >= divisible
-    target = optimizer.pruner.rule.target
+    target = optimizer.pruner.rule.count
     assert target - divisible < optimizer.pruner.num_pruned <= target
 
 
@@ -350,20 +351,31 @@ def test_proxies_agree_with_a_loop_over_channels():
 
 def test_weighing_gives_each_proxy_its_share():
     raw = torch.rand(5, 7)
-    weighed = weigh(raw, {"magnitude": 0.2, "taylor_first_order": 0.5})
+    criteria = dict.fromkeys(PROXIES, 0.0) | {"magnitude": 0.2, "taylor_first_order": 0.5}
+    weighed = weigh(raw, criteria)
     assert weighed.norm(dim=1).tolist() == pytest.approx([0.2, 0, 0, 0.5, 0], abs=1e-6)
 
 
-def test_choosing_by_hand():
-    scores = [[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]]
-    assert choose(scores, [[], []], 3) == [[1], [0, 1]]
-    assert choose(scores, [[1], [0]], 2) == [[2], [1]]
-    assert choose([[0.1, 0.2], [5.0, 6.0]], [[], []], 2) == [[0], [0]]  # one channel stays
-    assert choose([[0.1, 0.2], [5.0, 6.0]], [[], []], 9) == [[0], [0]]
-    # bundles that leave multiples of 2: {1} leaves 2 of 3, {0, 1} leaves 2 of 4
-    assert choose(scores, [[], []], 3, divisible=2) == [[1], [0, 1]]
-    assert choose(scores, [[], []], 1, divisible=2) == [[1], []]
-    assert choose(scores, [[], []], 5, divisible=4) == [[], []]
+@pytest.mark.parametrize(
+    "scores, count, divisible, removed, chosen",
+    [
+        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 3, 1, [[], []], [[1], [0, 1]]),
+        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 4, 1, [[1], [0]], [[2], [1]]),
+        ([[0.1, 0.2], [5.0, 6.0]], 2, 1, [[], []], [[0], [0]]),  # one channel stays
+        ([[0.1, 0.2], [5.0, 6.0]], 3, 1, [[], []], [[0], [0]]),
+        # bundles that leave multiples of 2: {1} leaves 2 of 3, {0, 1} leaves 2 of 4
+        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 3, 2, [[], []], [[1], [0, 1]]),
+        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 1, 2, [[], []], [[1], []]),
+        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 5, 4, [[], []], [[], []]),
+    ],
+)
+def test_choosing_by_hand(scores, count, divisible, removed, chosen):
+    groups = [{"id": i, "num_groups": len(values)} for i, values in enumerate(scores)]
+    share = (count + 0.5) / sum(map(len, scores))
+    settings = hesso_settings(target_group_sparsity=share, group_divisible=divisible)
+    rule = SparsityRule(groups, settings)
+    found = rule.choose(dict(enumerate(scores)), dict(enumerate(removed)), period=0)
+    assert rule.count == count and list(found.values()) == chosen
 
 
 def test_schedule_by_hand():

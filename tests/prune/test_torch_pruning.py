@@ -47,11 +47,11 @@ def ranking(model, graph, degree=2):
     """Rank the channels that may go, loop by loop: (group, channel), the least important first."""
     ranked = []
     for group in graph.prunable():
-        owned = [cut for cut in graph.cuts if cut.group == group.id]
         weights = [
-            (model.get_parameter(cut.name), cut.dim)
-            for cut in owned
-            if cut.name.endswith(("weight", "fc_bin"))
+            (model.get_parameter(name), dim)
+            for name, dims in graph.cuts.items()
+            for dim, id_ in dims.items()
+            if id_ == group.id and name.endswith(("weight", "fc_bin"))
         ]
         scores = [
             sum(w.detach().select(dim, c).abs().pow(degree).sum().item() for w, dim in weights)
@@ -70,9 +70,10 @@ def outputs(model):
 def without(model, graph, gone):
     """Return two copies: with the channels zeroed in all that owns or reads them, and cut out."""
     zeroed, cut_out = copy.deepcopy(model), copy.deepcopy(model)
-    for cut in graph.cuts:
-        channels = torch.tensor([c for id_, c in gone if id_ == cut.group], dtype=torch.long)
-        zeroed.state_dict()[cut.name].index_fill_(cut.dim, channels, 0)
+    for name, dims in graph.cuts.items():
+        for dim, group in dims.items():
+            channels = torch.tensor([c for id_, c in gone if id_ == group], dtype=torch.long)
+            zeroed.state_dict()[name].index_fill_(dim, channels, 0)
         owner, _, name = cut.name.rpartition(".")
         layer = cut_out.get_submodule(owner)
         old = getattr(layer, name).detach()
