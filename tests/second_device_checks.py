@@ -24,8 +24,9 @@ from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.quantize.geta import build_geta
 from gaitlib.quantize.quantization import calibrate, quantize_network
-from gaitlib.train.loop import fit
+from gaitlib.train.loop import Report, fit
 from gaitlib.train.training_cost import TrainingCost
+from gaitlib.train.training_state import TrainingState
 
 ARCHITECTURE = nets.resnet(4, 8, embedding=6, classes=2)
 LOSSES = [{"type": "TripletLoss", "margin": 0.2}, {"type": "CrossEntropyLoss"}]
@@ -100,9 +101,11 @@ class Training:
             self.optimizer = build_geta(traced(self.model), cfg, quantization)
 
     def fit(self, start, stop):
+        state = TrainingState(cost=TrainingCost(self.model))
+        losses = build_losses(LOSSES)
         return fit(
-            self.model, batches(start, stop), TRANSFORM, build_losses(LOSSES), self.optimizer,
-            cost=TrainingCost(self.model), log_iter=1,
+            self.model, batches(start, stop), TRANSFORM, losses, self.optimizer, None, state,
+            Report(log_iter=1),
         )  # fmt: skip
 
     def state(self):

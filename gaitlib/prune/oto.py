@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gaitlib.model import frame_size_of
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso_settings import HessoSettings, Sparsity
@@ -61,7 +60,7 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
             f"{synchronised[0]} is a SyncBatchNorm; trace the model first, then convert it"
         )
     if example is None:
-        example = dummy_batch((*EXAMPLE_SHAPE[:3], *frame_size_of(model)))
+        example = dummy_batch((*EXAMPLE_SHAPE[:3], *model.frame_size))
     twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
     twin.zero_grad(set_to_none=True)
     if (quantization := quantization_of(twin)) is not None:
