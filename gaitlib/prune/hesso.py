@@ -193,9 +193,7 @@ class HESSO(torch.optim.Optimizer):
 
         It holds only tensors and plain values, so that it loads with ``weights_only=True``.
         """
-        state = super().state_dict()
-        state["hesso"] = {"variant": self.variant} | self.pruner.state_dict()
-        return state
+        return super().state_dict() | {"hesso": self.pruner.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``; channels that are out of its network leave this one.
@@ -209,17 +207,14 @@ class HESSO(torch.optim.Optimizer):
         for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
             if ours["p_names"] != theirs.get("p_names"):
                 raise UserError(
-                    f"the state is of another network: group {ours['id']} holds "
-                    f"{ours['p_names']} here, {theirs.get('p_names')} in the state"
+                    f"the state is of another network: instead of {ours['p_names']} it has "
+                    f"{theirs.get('p_names')}"
                 )
-        saved = state_dict["hesso"]
-        if saved["variant"] != self.variant:
-            raise UserError(f"the state is of variant {saved['variant']!r}, not {self.variant!r}")
-        self.pruner.check_state(saved)
+        self.pruner.check_state(state_dict["hesso"])
         self.narrow_as(state_dict)
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         self._share_groups()
-        self.pruner.load_state_dict(saved)
+        self.pruner.load_state_dict(state_dict["hesso"])
 
     def narrow_as(self, state_dict: Mapping[str, Any]) -> None:
         """Let the channels leave that are out of a state's network, so that its weights fit.

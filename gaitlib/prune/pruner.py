@@ -81,7 +81,7 @@ class Pruner:
         taylor: TaylorSums | None,
     ) -> None:
         self.groups, self.schedule, self.rule = list(groups), settings.schedule, rule
-        self.criteria, self.taylor = asdict(settings.scores), taylor
+        self.variant, self.criteria, self.taylor = settings.variant, asdict(settings.scores), taylor
         self.steps = self.period = 0
         self.channels: dict[str, int] = {g["id"]: g["num_groups"] for g in self.groups}
         # these three are replaced as a whole, never changed: records and states share them
@@ -209,11 +209,11 @@ class Pruner:
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ``UserError``, with the differences, if ``state`` is of another schedule."""
+        """Raise ``UserError``, with the differences, if ``state`` is of other settings."""
         saved = state["settings"]
         here = self._settings()
         if differing := {k: (saved.get(k), v) for k, v in here.items() if saved.get(k) != v}:
-            raise UserError(f"the state is of another schedule, (saved, here): {differing}")
+            raise UserError(f"the state is of other settings, (saved, here): {differing}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``; see `check_state`. The groups are as wide as its are."""
@@ -232,6 +232,7 @@ class Pruner:
         """Return what a resumed run must share; of a measured cost the budget as asked."""
         rule = self.rule
         return {
+            "variant": self.variant,
             "importance": "taylor" if self.taylor else self.criteria,
             "group_divisible": rule.divisible,
             "min_channels_share": rule.least_share,

@@ -1,14 +1,11 @@
 """A budget: the cost at given widths, the importance that ranks channels, and which ones leave."""
 
-import copy
-
 import pytest
 import torch
 from nets import (
     build,
     clips,
     fill_gradients,
-    geta_settings,
     hesso_section,
     hesso_settings,
     plain,
@@ -23,8 +20,6 @@ from gaitlib.prune.channel_cost import ChannelCost, Product, Term, macs_cost, pa
 from gaitlib.prune.channel_rules import TOLERANCE, BudgetRule
 from gaitlib.prune.hesso import HESSO, build_hesso
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
-from gaitlib.quantize.geta import build_geta
-from gaitlib.quantize.quantization import quantize_network
 
 #: Three periods of four steps, after two steps of training.
 BUDGET = {"start_pruning_step": 2, "pruning_steps": 12, "pruning_periods": 3}
@@ -232,43 +227,6 @@ def test_an_absolute_budget_is_the_share_it_is():
     absolute = hesso_settings(**BUDGET, target_macs=0.5 * macs_per_frame(graph.model))
     budgets = [build_hesso(graph, cfg).pruner.rule.budget for cfg in (shares, absolute)]
     assert budgets[0] == pytest.approx(budgets[1])
-
-
-@pytest.mark.parametrize("step", [1, 4, 9, 13])
-def test_a_resumed_run_continues_bit_for_bit(step, tmp_path):
-    cfg = hesso_settings(**BUDGET, target_macs=0.3, variant="adamw", lr=0.01)
-    model = residual()
-    optimizer = build_hesso(traced(model), cfg)
-    run(optimizer, model, 0, step)
-    torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
-    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
-    second = residual(seed=1)
-    resumed = build_hesso(traced(second), cfg)
-    resumed.load_state_dict(state)
-    second.load_state_dict(weights)
-    run(optimizer, model, step, 16)
-    run(resumed, second, step, 16)
-    assert resumed.pruner.pruned == optimizer.pruner.pruned
-    pairs = zip(model.state_dict().values(), second.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    other = build_hesso(
-        traced(residual()), hesso_settings(**BUDGET, target_macs=0.4, variant="adamw")
-    )
-    with pytest.raises(ValueError, match="another schedule.*budget"):
-        other.load_state_dict(state)
-
-
-def test_geta_prunes_to_the_budget_and_quantizes():
-    model = residual()
-    graph = traced(model)
-    bits = {"target_bits": 8, "projection_steps": 2}
-    quantization = quantize_network(model, "weights")
-    cfg = geta_settings(**BUDGET, **bits, quantize="weights", target_macs=0.4, lr=0.01)
-    optimizer = build_geta(graph, cfg, quantization)
-    run(optimizer, model, 0, 15)
-    cut = graph.slice(copy.deepcopy(model))
-    assert macs_per_frame(cut) / macs_per_frame(residual()) <= 0.4
-    assert optimizer.phase == "cool-down"
 
 
 def test_a_budget_out_of_reach_is_refused_before_training(caplog):

@@ -14,7 +14,6 @@ from nets import (
     traced,
 )
 
-from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.prune import oto
 from gaitlib.prune.base_optimizer import next_move
 from gaitlib.prune.channel_rules import SparsityRule
@@ -153,34 +152,6 @@ def test_a_closure_runs_with_gradients_and_its_loss_comes_back():
     assert second < first
 
 
-def test_grad_scaler_steps_it_and_skips_it():
-    model = network()
-    optimizer = build_hesso(traced(model), hesso_settings(lr=0.1, target_group_sparsity=0.0))
-    twin = copy.deepcopy(model)
-    plain = torch.optim.SGD(twin.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    for step, spoil in enumerate((False, True, False)):
-        for opt, m in ((optimizer, model), (plain, twin)):
-            fill_gradients(m, step)
-            if opt is plain:
-                if not spoil:
-                    plain.step()
-                continue
-            scale = scaler.scale(torch.ones(()))
-            for p in m.parameters():
-                p.grad.mul_(scale)
-            if spoil:
-                p.grad.view(-1)[0] = torch.inf
-            counted = opt.num_steps
-            scaler.step(opt)
-            if opt.num_steps == counted:
-                opt.skip_step()
-            scaler.update()
-    assert optimizer.num_steps == 3
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
-
-
 # --- what is pruned --------------------------------------------------------------------------
 
 
@@ -305,32 +276,22 @@ def test_the_lowest_scores_are_chosen():
     )
 
 
-def test_a_state_of_another_network_or_schedule_is_refused():
-    graph = traced(network())
-    four, five = hesso_settings(pruning_steps=4), hesso_settings(pruning_steps=5)
-    optimizer = build_hesso(graph, four)
+@pytest.mark.parametrize(
+    "make, keys, message",
+    [
+        (network, {"pruning_steps": 5}, r"'pruning_steps': \(4, 5\)"),
+        (network, {"variant": "adam"}, r"'variant': \('sgd', 'adam'\)"),
+        (network, {"target_macs": 0.5}, r"other settings.*'budget'"),
+        (residual, {}, "another network"),
+    ],
+)
+def test_a_state_of_another_network_or_of_other_settings_is_refused(make, keys, message):
+    optimizer = build_hesso(traced(network()), hesso_settings(pruning_steps=4))
+    other = build_hesso(traced(make()), hesso_settings(**{"pruning_steps": 4} | keys))
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(optimizer.state_dict())
     with pytest.raises(ValueError, match="no entry 'hesso'"):
-        optimizer.load_state_dict(torch.optim.SGD(graph.param_groups(), lr=0.1).state_dict())
-    with pytest.raises(ValueError, match=r"'pruning_steps': \(4, 5\)"):
-        build_hesso(graph, five).load_state_dict(optimizer.state_dict())
-    other = traced(residual())
-    with pytest.raises(ValueError, match="another network"):
-        build_hesso(other, four).load_state_dict(optimizer.state_dict())
-
-
-def test_training_then_cutting_changes_nothing():
-    model = residual()
-    graph = traced(model)
-    cfg = hesso_settings(variant="adam", lr=0.01, pruning_steps=6, pruning_periods=2)
-    optimizer = build_hesso(graph, cfg)
-    clips, labels = torch.rand(4, 2, 32, 22), torch.tensor([0, 0, 1, 1])
-    for _ in range(7):
-        optimizer.zero_grad()
-        logits = model.train()(clips).logits  # (N, K, P)
-        torch.nn.functional.cross_entropy(logits, labels[:, None].expand(-1, 3)).backward()
-        optimizer.step()
-    result = construct_compressed_model(graph, model)
-    assert result.group_sparsity == 0.5 and result.max_error < 1e-5
+        other.load_state_dict(torch.optim.SGD(make().parameters()).state_dict())
 
 
 # --- the arithmetic --------------------------------------------------------------------------
@@ -356,26 +317,24 @@ def test_weighing_gives_each_proxy_its_share():
     assert weighed.norm(dim=1).tolist() == pytest.approx([0.2, 0, 0, 0.5, 0], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "scores, count, divisible, removed, chosen",
-    [
-        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 3, 1, [[], []], [[1], [0, 1]]),
-        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 4, 1, [[1], [0]], [[2], [1]]),
-        ([[0.1, 0.2], [5.0, 6.0]], 2, 1, [[], []], [[0], [0]]),  # one channel stays
-        ([[0.1, 0.2], [5.0, 6.0]], 3, 1, [[], []], [[0], [0]]),
-        # bundles that leave multiples of 2: {1} leaves 2 of 3, {0, 1} leaves 2 of 4
-        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 3, 2, [[], []], [[1], [0, 1]]),
-        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 1, 2, [[], []], [[1], []]),
-        ([[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], 5, 4, [[], []], [[], []]),
-    ],
-)
-def test_choosing_by_hand(scores, count, divisible, removed, chosen):
+def chosen(scores, count, divisible=1, removed=((), ())):
+    """Return the channels of two groups that `SparsityRule` chooses to remove ``count`` in all."""
     groups = [{"id": i, "num_groups": len(values)} for i, values in enumerate(scores)]
     share = (count + 0.5) / sum(map(len, scores))
     settings = hesso_settings(target_group_sparsity=share, group_divisible=divisible)
-    rule = SparsityRule(groups, settings)
-    found = rule.choose(dict(enumerate(scores)), dict(enumerate(removed)), period=0)
-    assert rule.count == count and list(found.values()) == chosen
+    found = SparsityRule(groups, settings).choose(dict(enumerate(scores)), removed, period=0)
+    return list(found.values())
+
+
+def test_choosing_by_hand():
+    scores, pairs = [[3.0, 1.0, 2.0], [0.5, 0.5, 9.0, 9.0]], [[0.1, 0.2], [5.0, 6.0]]
+    assert chosen(scores, 3) == [[1], [0, 1]]
+    assert chosen(scores, 4, removed=([1], [0])) == [[2], [1]]
+    assert chosen(pairs, 2) == chosen(pairs, 3) == [[0], [0]]  # one channel stays
+    # bundles that leave multiples of 2: {1} leaves 2 of 3, {0, 1} leaves 2 of 4
+    assert chosen(scores, 3, divisible=2) == [[1], [0, 1]]
+    assert chosen(scores, 1, divisible=2) == [[1], []]
+    assert chosen(scores, 5, divisible=4) == [[], []]
 
 
 def test_schedule_by_hand():
