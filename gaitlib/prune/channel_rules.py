@@ -39,8 +39,7 @@ class ChannelRule:
 
     def __init__(self, settings: HessoSettings, cost: ChannelCost) -> None:
         self.settings, self.target, self.cost = settings, settings.target, cost
-        self.divisible, self.schedule = settings.group_divisible, settings.schedule
-        limited = isinstance(self.target, Budget)
+        self.divisible, limited = settings.group_divisible, isinstance(self.target, Budget)
         self.least_share = self.target.min_channels_share if limited else 0.0
 
     def budget_of(self, period: int) -> float:
@@ -153,7 +152,7 @@ class SparsityRule(ChannelRule):
 
     def budget_of(self, period: int) -> float:
         """Return how many channels stay after ``period``."""
-        return self.channels - self.schedule.removed_by(period, self.count)
+        return self.channels - self.settings.schedule.removed_by(period, self.count)
 
     def check(self) -> None:
         """Refuse a target that keeps no channel of a group, or warn if that is by the divisor."""
@@ -184,7 +183,7 @@ class BudgetRule(ChannelRule):
     def budget_of(self, period: int) -> float:
         """Return the cost to end ``period`` at: the cost falls by the same amount in each."""
         whole = self.cost.total(self.cost.full)
-        return whole + (period + 1) / self.schedule.periods * (self.budget - whole)
+        return whole + (period + 1) / self.settings.schedule.periods * (self.budget - whole)
 
     def check(self) -> None:
         """Refuse a budget below the least cost, and warn of one that removes nothing."""

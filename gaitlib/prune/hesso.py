@@ -98,7 +98,7 @@ class HESSO(torch.optim.Optimizer):
         else:
             raise UserError(f"{settings.target.key} needs the cost of the network: network_budget")
         taylor = TaylorSums(budget.scored) if settings.by_taylor else None
-        self.pruner, self.removal = Pruner(prunable, settings, rule, taylor), removal
+        self.pruner, self.removal = Pruner(prunable, rule, taylor), removal
         self.num_channels = sum(self.pruner.channels.values())
         self._share_groups()
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gaitlib.prune.channel_rules import ChannelRule
-from gaitlib.prune.hesso_settings import HessoSettings
 from gaitlib.prune.importance import PROXIES, Moves, five_scores
 from gaitlib.prune.taylor import TaylorSums
 from gaitlib.system.distributed import from_rank_0
@@ -39,7 +38,6 @@ class Choice:
         scores: of all channels, float32 on the CPU, ``(rows, N)``; their sum ranks the channels.
         pruned: channels removed before, by group id.
         chosen: channels chosen now, by group id.
-        names: names of the rows of ``scores``.
     """
 
     step: int
@@ -47,7 +45,6 @@ class Choice:
     scores: Tensor
     pruned: dict[str, list[int]]
     chosen: dict[str, list[int]]
-    names: tuple[str, ...]
 
 
 class Pruner:
@@ -55,8 +52,7 @@ class Pruner:
 
     Args:
         groups: the prunable parameter groups, from `Graph.param_groups`.
-        settings: the schedule and the weights of the five scores.
-        rule: which channels leave.
+        rule: which channels leave; its settings have the schedule and the weights of the scores.
         taylor: gathers the importance, which ranks the channels; None ranks them by the five
             scores.
 
@@ -66,6 +62,7 @@ class Pruner:
     Attributes:
         steps: optimizer steps so far.
         period: number of pruning periods that have begun.
+        names: names of the rows of scores, whose sum ranks the channels.
         channels: the number of channels of each group at the start, by group id.
         redundant: channels that are shrinking, by group id.
         pruned: channels that are removed, by group id.
@@ -74,14 +71,11 @@ class Pruner:
     """
 
     def __init__(
-        self,
-        groups: Sequence[dict[str, Any]],
-        settings: HessoSettings,
-        rule: ChannelRule,
-        taylor: TaylorSums | None,
+        self, groups: Sequence[dict[str, Any]], rule: ChannelRule, taylor: TaylorSums | None
     ) -> None:
-        self.groups, self.schedule, self.rule = list(groups), settings.schedule, rule
-        self.variant, self.criteria, self.taylor = settings.variant, asdict(settings.scores), taylor
+        self.groups, self.rule, self.schedule = list(groups), rule, rule.settings.schedule
+        self.taylor, self.criteria = taylor, asdict(rule.settings.scores)
+        self.names = ("taylor",) if taylor else PROXIES
         self.steps = self.period = 0
         self.channels: dict[str, int] = {g["id"]: g["num_groups"] for g in self.groups}
         # these three are replaced as a whole, never changed: records and states share them
@@ -173,8 +167,7 @@ class Pruner:
         """
         import pandas as pd  # takes long to import, and only this table needs it
 
-        names = self.choices[0].names if self.choices else PROXIES
-        columns = ["step", "period", "group", "channel", "score", *names, "state"]
+        columns = ["step", "period", "group", "channel", "score", *self.names, "state"]
         places = [(id_, c) for id_, count in self.channels.items() for c in range(count)]
         tables = [pd.DataFrame(columns=columns)]
         for choice in self.choices:
@@ -182,7 +175,7 @@ class Pruner:
             table["step"], table["period"] = choice.step, choice.period
             parts = choice.scores.split(list(self.channels.values()), dim=1)
             table["score"] = torch.cat([part.sum(dim=0) for part in parts]).numpy()
-            table[list(names)] = choice.scores.T.numpy()
+            table[list(self.names)] = choice.scores.T.numpy()
             state = dict.fromkeys(places, "kept")
             for name, lists in (("pruned", choice.pruned), ("chosen", choice.chosen)):
                 state |= {(id_, c): name for id_, gone in lists.items() for c in gone}
@@ -232,11 +225,11 @@ class Pruner:
         """Return what a resumed run must share; of a measured cost the budget as asked."""
         rule = self.rule
         return {
-            "variant": self.variant,
+            "variant": rule.settings.variant,
             "importance": "taylor" if self.taylor else self.criteria,
             "group_divisible": rule.divisible,
             "min_channels_share": rule.least_share,
-            "budget": rule.target.asked if rule.cost.table else rule.budget,
+            "budget": rule.settings.target.asked if rule.cost.table else rule.budget,
             "unit": rule.cost.unit,
             "start_pruning_step": self.schedule.start,
             "pruning_steps": self.schedule.steps,
@@ -249,9 +242,9 @@ class Pruner:
         if self.rule.cost_without(self.pruned) <= self.rule.budget_of(period):
             return
         if self.taylor is None:
-            found, names = five_scores(self.groups, moves, self.criteria), PROXIES
+            found = five_scores(self.groups, moves, self.criteria)
         else:
-            found, names = self.taylor.means(self.groups).unsqueeze(0), ("taylor",)
+            found = self.taylor.means(self.groups).unsqueeze(0)
             self.taylor.restart()
         found = from_rank_0(found).cpu()
         if not found.isfinite().all():
@@ -268,7 +261,7 @@ class Pruner:
         self._indices.clear()
         count = sum(map(len, chosen.values()))
         log.info("step %d: %d channels become redundant", self.steps, count)
-        self.choices.append(Choice(self.steps, period, scores, self.pruned, self.redundant, names))
+        self.choices.append(Choice(self.steps, period, scores, self.pruned, self.redundant))
 
     def _remove(self) -> None:
         """Count redundant channels, if there are any, as pruned."""

@@ -12,6 +12,7 @@ from nets import EXAMPLE, fill_gradients, hesso_settings, with_statistics
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.model import build_model
 from gaitlib.prune import oto, oto_compat
+from gaitlib.prune.channel_groups import channel_rows
 from gaitlib.prune.hesso import HESSO
 from gaitlib.prune.hesso_settings import Scores
 from gaitlib.system.errors import UserError
@@ -124,7 +125,7 @@ def test_both_hessos_rank_by_magnitude_alone_if_asked(as_shipped):
     for group in graphs[0].prunable():
         tensors = [model.get_parameter(name).detach() for name in group.names]
         rows = zip(tensors, group.dims, strict=True)
-        squares = sum(t.movedim(d, 0).flatten(1).square().sum(1) for t, d in rows)
+        squares = sum(channel_rows(t, d).square().sum(dim=1) for t, d in rows)
         magnitudes += [(square, group.id, c) for c, square in enumerate(squares.tolist())]
     lowest = {(id_, c) for _, id_, c in sorted(magnitudes)[: len(magnitudes) // 4]}
     optimizers = HESSO(graphs[0].param_groups(), cfg), oto.package_hesso(graphs[1], cfg)
