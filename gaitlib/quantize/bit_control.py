@@ -75,11 +75,9 @@ class BitControl:
             "id": "quantization",
             "params": [scalar for _, scalar in self.learned],
             "p_names": [name for name, _ in self.learned],
-            "p_transform": ["no_prune"] * len(self.learned),
             "p_dims": [0] * len(self.learned),
             "num_groups": 1,
             "is_prunable": False,
-            "is_auxiliary": False,
             "weight_decay": 0.0,
         }
 

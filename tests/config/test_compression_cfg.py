@@ -205,7 +205,7 @@ def test_weights_of_scores_reach_the_optimizer(section, implementation):
     model = build_network(one, torch.device("cpu"))
     optimizer = build_optimizer(one, model, oto.trace(model, torch.zeros(1, 2, 1, 64, 44)))
     if implementation == "gaitlib":
-        criteria = optimizer.pruner.rule.criteria
+        criteria = optimizer.pruner.criteria
     else:
         criteria = optimizer.importance_score_criteria
     assert criteria == dict.fromkeys(PROXIES, 0.0) | {"magnitude": 1.0}

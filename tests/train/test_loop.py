@@ -218,7 +218,7 @@ def test_skipped_steps_keep_the_schedules_of_pruning_and_learning_rate_together(
     history = pd.concat(rows).set_index("iteration")
     assert optimizer.num_steps == scheduler.last_epoch == 12
     assert history["lr"].loc[[8, 10]].tolist() == pytest.approx([0.05, 0.005])
-    assert optimizer.pruner.num_pruned == optimizer.pruner.rule.target
+    assert optimizer.pruner.num_pruned == optimizer.pruner.rule.count
     assert optimizer.group_sparsity() == 0.5
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from gaitlib.model import GaitBase
 from gaitlib.model.float_state import quantization_of
 from gaitlib.model.network_cost import measure_latency, median_ms
-from gaitlib.prune.budget_rule import TOLERANCE
 from gaitlib.prune.channel_cost import ChannelCost
+from gaitlib.prune.channel_rules import TOLERANCE
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import COSTS, HESSO, build_hesso
 from gaitlib.prune.latency_table import ROUNDS, ConvShape, LatencyTable, read_or_measure
@@ -53,7 +53,8 @@ def describe_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
     if cfg.target[0] not in COSTS:
         return None
     optimizer = build_hesso(graph, cfg.settings)
-    found = optimizer.budget() | {"least": math.ceil(optimizer.pruner.rule.least)}
+    rule = optimizer.pruner.rule
+    found = optimizer.budget() | {"least": math.ceil(rule.cost.total(rule.least_widths()))}
     del found["reached"]  # nothing is removed yet
     return found
 
