@@ -16,10 +16,10 @@ from pydantic_core import PydanticUndefined
 
 from gaitlib.data.transforms import STEPS
 from gaitlib.prune.hesso_settings import WITH_BUDGET
-from gaitlib.quantize.bit_settings import FloatFirst, Qasso
+from gaitlib.quantize.bit_settings import ORDERS, bit_keys
 from workbook.config import Experiment
 from workbook.config.compression_cfg import GetaCfg
-from workbook.config.section import Section
+from workbook.config.section import Section, default_of
 from workbook.config.training_cfg import TransformCfg
 from workbook.study import StudyPlan
 
@@ -132,7 +132,8 @@ def default_words(section: type, key: str) -> str:
     field = section.model_fields[key]
     if field.default is PydanticUndefined:
         return "required"
-    early, late = {"order": "qasso"} | vars(Qasso()), vars(FloatFirst())
+    early, late = ({k: default_of(ORDERS[o], k) for k in bit_keys(o)} for o in ORDERS)
+    early["order"] = "qasso"
     if section is GetaCfg and key in early:
         differs = key in late and late[key] != early[key]
         also = f"; with `order: float_first` {_value(late[key])}" if differs else ""

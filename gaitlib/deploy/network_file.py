@@ -51,12 +51,11 @@ from gaitlib.deploy.state_dict_export import (
     read_state_dict,
 )
 from gaitlib.model import GaitBase, build_model
-from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bits, stored_bytes
 from gaitlib.model.widths import layer_widths, resize_layers
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.packing import pack, stored_tensors, unpack
-from gaitlib.quantize.quantization import quantization_of
+from gaitlib.quantize.quantization import quantization_of, weight_names
 from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing
 
@@ -230,17 +229,6 @@ def is_network_file(path: Path | str) -> bool:
         return False
     with _refusing(f"{source} does not describe a network"):
         return read_architecture_json(source)[1] == path.name
-
-
-def weight_names(model: nn.Module) -> dict[str, str]:
-    """Return the parameter that multiplies the input, by layer: of convolutions and heads."""
-    names = {}
-    for layer, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            names[layer] = f"{layer}.weight"
-        elif isinstance(module, SeparateFCs | SeparateBNNecks):
-            names[layer] = f"{layer}.fc_bin"
-    return names
 
 
 def _describing(path: Path) -> Path:

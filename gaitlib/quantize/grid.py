@@ -46,10 +46,7 @@ def step_size(bits: Number, q_m: Number, t: Number, signed: bool | Tensor = True
     """
     magnitude = bits - (+signed)
     if not isinstance(magnitude, Tensor) and magnitude <= 0:
-        raise UserError(
-            f"{bits} bits give no level except zero: a {'signed' if signed else 'unsigned'} grid "
-            f"needs more than {+signed}"
-        )
+        raise UserError(f"{bits} bits give no level except zero: write more than {+signed}")
     return q_m**t / (2**magnitude - 1)
 
 

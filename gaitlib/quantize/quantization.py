@@ -8,6 +8,7 @@ network.
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,12 @@ from torch import Tensor, nn
 from gaitlib.model.float_state import QUANTIZATION, quantization_of
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.quantize.grid import Grid, bit_width
-from gaitlib.quantize.quantizer import ActivationQuantizer, Quantizer, WeightQuantizer
+from gaitlib.quantize.quantizer import (
+    CALIBRATION_SAMPLE,
+    ActivationQuantizer,
+    Quantizer,
+    WeightQuantizer,
+)
 from gaitlib.system.errors import UserError
 
 QUANTIZE = ("weights", "weights_and_activations")
@@ -38,8 +44,8 @@ class _DottedModuleDict(nn.ModuleDict):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name.replace(".", "/"))
 
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and super().__contains__(name.replace(".", "/"))
+    def __contains__(self, name: str) -> bool:
+        return super().__contains__(name.replace(".", "/"))
 
     def __iter__(self) -> Iterator[str]:
         return iter([key.replace("/", ".") for key in self._modules])
@@ -50,7 +56,7 @@ class _DottedModuleDict(nn.ModuleDict):
 
     def items(self) -> list[tuple[str, Any]]:
         """Return pairs of name and quantizer."""
-        return list(zip(self, self._modules.values(), strict=True))
+        return list(zip(self, self.values(), strict=True))
 
 
 class Quantization(nn.Module):
@@ -60,16 +66,24 @@ class Quantization(nn.Module):
     gradients. In checkpoints they are under ``quantization.``; all other keys are the float
     network's.
 
+    Args:
+        model: a float network, to which quantizers are then added.
+
     Attributes:
         weights: parameter name -> `WeightQuantizer`.
         activations: layer name -> `ActivationQuantizer` of that layer's input.
+
+    Raises:
+        UserError: for a network that already has quantizers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        if quantization_of(model) is not None:
+            raise UserError("the network is quantized already; detach its quantization first")
         self.weights = _DottedModuleDict()
         self.activations = _DottedModuleDict()
-        self.handles: dict[str, list[Any]] = {}
+        setattr(model, QUANTIZATION, self)
 
     def quantizers(self) -> list[Quantizer]:
         """Return all quantizers: those of weights first, each in the network's order."""
@@ -78,48 +92,44 @@ class Quantization(nn.Module):
     def add(self, model: nn.Module, name: str, quantizer: Quantizer) -> None:
         """Attach ``quantizer`` to the parameter ``name``, or to the input of the layer ``name``."""
         of_weight = isinstance(quantizer, WeightQuantizer)
-        layer = name.rpartition(".")[0] if of_weight else name
-        quantizer.to(next(model.get_submodule(layer).parameters()).device)
+        layer = model.get_submodule(name.rpartition(".")[0] if of_weight else name)
+        quantizer.to(next(layer.parameters()).device)
         (self.weights if of_weight else self.activations)[name] = quantizer
-        handles = quantizer.attach(model.get_submodule(layer))
-        self.handles.setdefault(layer, []).extend(handles)
+        quantizer.attach(layer)
 
     def remove(self, layer: str) -> None:
         """Remove all quantizers of a layer and of the layers within it."""
-        for name in [n for n in self.handles if n == layer or n.startswith(f"{layer}.")]:
-            for handle in self.handles.pop(name):
-                handle.remove()
         for table in (self.weights, self.activations):
-            for name in [n for n in table if n == layer or n.startswith(f"{layer}.")]:
-                del table[name]
+            for name, quantizer in table.items():
+                if f"{name}.".startswith(f"{layer}."):
+                    quantizer.detach()
+                    del table[name]
 
     def detach_from(self, model: nn.Module) -> None:
         """Remove every hook and this submodule; ``model`` becomes the float network."""
-        for handles in self.handles.values():
-            for handle in handles:
-                handle.remove()
-        self.handles = {}
+        for quantizer in self.quantizers():
+            quantizer.detach()
         delattr(model, QUANTIZATION)
+
+    def switch(self, on: bool) -> None:
+        """Let all quantizers round, or none."""
+        for quantizer in self.quantizers():
+            quantizer.enabled = on
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Make ``model`` compute as the float network inside the context: nothing is rounded."""
-        before = [q.enabled for q in self.quantizers()]
-        for q in self.quantizers():
-            q.enabled = False
+        before = self.quantizers()[0].enabled
+        self.switch(False)
         try:
             yield
         finally:
-            for q, enabled in zip(self.quantizers(), before, strict=True):
-                q.enabled = enabled
+            self.switch(before)
 
     def grids(self) -> tuple[dict[str, Grid], dict[str, Grid]]:
         """Return the grids at whole bits: weights by parameter name, inputs by layer name."""
-        weights, activations = (
-            {name: quantizer.grid() for name, quantizer in table.items()}
-            for table in (self.weights, self.activations)
-        )
-        return weights, activations
+        tables = (self.weights, self.activations)
+        return tuple({name: q.grid() for name, q in table.items()} for table in tables)
 
     def bits(self) -> pd.DataFrame:
         """Return one row per quantizer.
@@ -130,15 +140,12 @@ class Quantization(nn.Module):
             bits: real-valued.
             d, q_m, t: the scalars.
         """
-        rows = [
-            {"layer": name.rpartition(".")[0], "kind": "weights"} for name in self.weights.keys()
-        ] + [{"layer": name, "kind": "activations"} for name in self.activations.keys()]
-        table = pd.DataFrame(rows, columns=["layer", "kind"])
-        d, q_m, t, signed = self.scalars()
-        values = torch.stack([bit_width(d, q_m, t, signed), d, q_m, t]).cpu()
-        for name, column in zip(("bits", "d", "q_m", "t"), values, strict=True):
-            table[name] = column.tolist()
-        return table
+        scalars = self.scalars()
+        values = torch.stack([bit_width(*scalars), *scalars[:3]]).cpu().tolist()
+        layers = [name.rpartition(".")[0] for name in self.weights] + list(self.activations)
+        kinds = ["weights"] * len(self.weights) + ["activations"] * len(self.activations)
+        columns = dict(zip(("bits", "d", "q_m", "t"), values, strict=True))
+        return pd.DataFrame({"layer": layers, "kind": kinds} | columns)
 
     def scalars(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return copies of d, q_m and t, and the signs as ones and zeros, each ``(Q,)``."""
@@ -147,7 +154,7 @@ class Quantization(nn.Module):
             torch.stack([getattr(q, name).detach() for q in quantizers])
             for name in ("d", "q_m", "t")
         )
-        return d, q_m, t, d.new_tensor([float(q.signed) for q in quantizers])
+        return d, q_m, t, constant(tuple(float(q.signed) for q in quantizers), d.device)
 
     @torch.no_grad()
     def settle(self, model: nn.Module) -> None:
@@ -193,21 +200,14 @@ def quantize_network(
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize is {quantize!r}; choose from {list(QUANTIZE)}")
-    if quantization_of(model) is not None:
-        raise UserError("the network is quantized already; detach its quantization first")
-    quantization = Quantization()
-    seen_convolution = False
-    for name, layer in list(model.named_modules()):
-        attribute = next((a for kind, a in _WEIGHTS.items() if isinstance(layer, kind)), None)
-        if attribute is None:
-            continue
-        weight = WeightQuantizer(attribute, getattr(layer, attribute), weight_bits, uniform)
-        quantization.add(model, f"{name}.{attribute}", weight)
-        takes_input = seen_convolution and not isinstance(layer, SeparateBNNecks)
+    quantization = Quantization(model)
+    for place, (layer, name) in enumerate(weight_names(model).items()):
+        attribute = name.rpartition(".")[2]
+        weight = WeightQuantizer(attribute, model.get_parameter(name), weight_bits, uniform)
+        quantization.add(model, name, weight)
+        takes_input = place > 0 and not isinstance(model.get_submodule(layer), SeparateBNNecks)
         if quantize == "weights_and_activations" and takes_input:
-            quantization.add(model, name, ActivationQuantizer(activation_bits, uniform))
-        seen_convolution = seen_convolution or isinstance(layer, nn.Conv2d)
-    setattr(model, QUANTIZATION, quantization)
+            quantization.add(model, layer, ActivationQuantizer(activation_bits, uniform))
     return quantization
 
 
@@ -224,34 +224,37 @@ def attach_grids(
     Raises:
         UserError: for a name that the network lacks, or a network that is already quantized.
     """
-    if quantization_of(model) is not None:
-        raise UserError("the network is quantized already; detach its quantization first")
     layers, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    unknown = [n for n in weights if n not in parameters] + [
-        n for n in activations if n not in layers
-    ]
-    if unknown:
+    if unknown := sorted((weights.keys() - parameters) | (activations.keys() - layers)):
         raise UserError(f"the network has no {unknown[0]!r} to quantize")
-    quantization = Quantization()
+    quantization = Quantization(model)
     for name, grid in weights.items():
-        quantizer = WeightQuantizer(name.rpartition(".")[2], parameters[name], grid.bits)
-        quantizer.freeze(grid)
-        quantization.add(model, name, quantizer)
+        quantizer = WeightQuantizer(name.rpartition(".")[2], parameters[name])
+        quantization.add(model, name, quantizer.freeze(grid))
     for name, grid in activations.items():
-        quantizer = ActivationQuantizer(grid.bits)
-        quantizer.freeze(grid)
-        quantization.add(model, name, quantizer)
-    setattr(model, QUANTIZATION, quantization)
+        quantization.add(model, name, ActivationQuantizer().freeze(grid))
     return quantization
+
+
+def weight_names(model: nn.Module) -> dict[str, str]:
+    """Return the parameter that multiplies the input, by layer: of convolutions and heads."""
+    return {
+        layer: f"{layer}.{attribute}"
+        for layer, module in model.named_modules()
+        for kind, attribute in _WEIGHTS.items()
+        if isinstance(module, kind)
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return values as a tensor that is kept: to copy them to a GPU would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module,
-    quantization: Quantization,
-    batches: Iterable[Tensor],
-    least: int = 1,
-    training: bool = True,
+    model: nn.Module, quantization: Quantization, batches: Iterable[Tensor], training: bool = True
 ) -> None:
     """Set the range and sign of every activation quantizer from real clips.
 
@@ -263,26 +266,23 @@ def calibrate(
         model: the network that ``quantization`` is attached to.
         quantization: the result of `quantize_network`.
         batches: clips in the network's input format; 8 batches or more are advised.
-        least: fewest batches to accept.
         training: if True, batch norms use the batch's statistics, as in training (the running ones
             of an untrained network are meaningless); if False, their running ones.
 
     Raises:
-        UserError: for fewer batches, or a layer that did not run.
+        UserError: without any batch.
     """
     if not len(quantization.activations):
         return
     twin = copy.deepcopy(model).train(training)
-    observers = quantization_of(twin).activations
-    for observer in observers.values():
-        observer.observed = []
-    device = next(twin.parameters()).device
-    count = 0
-    for count, clips in enumerate(batches, start=1):  # noqa: B007 (used below)
+    observers = list(quantization_of(twin).train().activations.values())  # they look at inputs
+    for observer in observers:
+        observer.enabled, observer.sample = False, CALIBRATION_SAMPLE
+    device, seen = next(twin.parameters()).device, []
+    for clips in batches:
         twin(clips.to(device))
-    if count < max(least, 1):
-        raise UserError(f"calibration needs {max(least, 1)} batches of clips or more, not {count}")
-    for name, observer in observers.items():
-        if not observer.observed:
-            raise UserError(f"{name} did not run on the calibration clips, so it has no range")
-        quantization.activations[name].set_range(observer.observed)
+        seen.append([observer.seen for observer in observers])
+    if not seen:
+        raise UserError("calibration needs one batch of clips or more, not 0")
+    for place, quantizer in enumerate(quantization.activations.values()):
+        quantizer.set_range([ranges[place] for ranges in seen])

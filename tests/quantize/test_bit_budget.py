@@ -1,7 +1,9 @@
-"""The full GaitBase in bytes: what a quarter of its multiply-adds leaves, at four bits."""
+"""Bits by a budget, and the full GaitBase in bytes."""
 
+import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from nets import geta_settings
@@ -9,7 +11,7 @@ from nets import geta_settings
 from gaitlib.deploy.cut_network import drop_bnnecks
 from gaitlib.model import build_model
 from gaitlib.model.network_cost import count_parameters, macs_per_frame
-from gaitlib.quantize.bit_budget import BitBudget
+from gaitlib.quantize.bit_budget import BitBudget, allocate_bits
 from gaitlib.quantize.bit_operations import disk_bits
 from workbook.config import load_experiment
 from workbook.study.methods import narrowed
@@ -56,4 +58,23 @@ def test_a_budget_of_a_twenty_fourth_is_met_between_three_and_five_bits(networks
     with torch.no_grad():
         bits = budget.choose(weights, {}, [1.0] * len(weights))
     counted = disk_bits(slim, dict(zip(weights, bits, strict=True))) / 8
-    assert 0.999 * budget.limit < counted <= budget.limit == int(budget.dense / 24)
+    assert 0.999 * budget.limit < counted <= budget.limit == int(budget.terms["dense"] / 24)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bits_are_the_best_of_all_choices(seed):
+    rng = np.random.default_rng(seed)
+    options = [sorted(rng.choice(range(2, 9), rng.integers(1, 5), replace=False)) for _ in range(6)]
+    errors = [{int(b): float(rng.lognormal() * 4.0**-b) for b in bits} for bits in options]
+    costs = [{int(b): int(b * rng.integers(1, 50)) for b in bits} for bits in options]
+    least, most = (sum(f(c.values()) for c in costs) for f in (min, max))
+    for budget in (least, *rng.integers(least, most + 1, 4), most, 10 * most):
+        choices = [
+            choice
+            for choice in itertools.product(*errors)
+            if sum(c[b] for c, b in zip(costs, choice, strict=True)) <= budget
+        ]
+        wanted = min(sum(e[b] for e, b in zip(errors, c, strict=True)) for c in choices)
+        found = allocate_bits(errors, costs, budget)
+        assert tuple(found) in choices
+        assert sum(e[b] for e, b in zip(errors, found, strict=True)) == pytest.approx(wanted)

@@ -9,7 +9,7 @@ from gaitlib.model.float_state import quantization_of
 from gaitlib.prune import oto
 from gaitlib.quantize.grid import bend, step_size
 from gaitlib.quantize.quantization import attach_grids, calibrate, quantize_network
-from gaitlib.quantize.quantizer import ActivationQuantizer, Quantizer
+from gaitlib.quantize.quantizer import TRAINING_SAMPLE, ActivationQuantizer, Quantizer
 from gaitlib.train.checkpoint import restore_model
 
 CONV1 = "Backbone.forward_block.conv1.conv"
@@ -244,7 +244,7 @@ def test_calibration_covers_what_arrives_and_leaves_the_network():
 @pytest.mark.parametrize("shape", [(96, 10, 16, 11), (96, 8, 32, 22), (7, 3, 64, 44), (3, 5)])
 def test_watched_ranges_are_of_all_columns_alike(shape):
     quantizer = ActivationQuantizer(8).train()
-    quantizer.watched, quantizer.enabled = True, False
+    quantizer.sample, quantizer.enabled = TRAINING_SAMPLE, False
     quantizer(torch.arange(shape[-1]).expand(shape).float())
     assert quantizer.seen_range() == shape[-1] - 1
 
@@ -252,10 +252,8 @@ def test_watched_ranges_are_of_all_columns_alike(shape):
 def test_calibration_needs_clips():
     model = network()
     quantization = quantize_network(model)
-    with pytest.raises(ValueError, match="1 batches of clips or more, not 0"):
+    with pytest.raises(ValueError, match="one batch of clips or more, not 0"):
         calibrate(model, quantization, [])
-    with pytest.raises(ValueError, match="8 batches of clips or more, not 2"):
-        calibrate(model, quantization, clips(2), least=8)
 
 
 @pytest.mark.parametrize("uniform", [True, False])

@@ -16,7 +16,6 @@ from gaitlib.data.casia_b import DataSplit
 from gaitlib.model import build_losses
 from gaitlib.prune import hesso
 from gaitlib.quantize import geta
-from gaitlib.quantize.bit_history import bits_row
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
 from gaitlib.system.files import write_atomically
@@ -242,7 +241,7 @@ def _train(
 
 def _rounds(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether the stage's network ends with bits."""
-    return isinstance(optimizer, geta.GETA) and optimizer.control is not None
+    return isinstance(optimizer, geta.GETA)
 
 
 def _float_twin(
@@ -303,7 +302,7 @@ class _StageLog:
         if not self.writes:
             return
         if self.bits is not None:
-            self.bits.append({"iteration": row["iteration"]} | bits_row(self.optimizer))
+            self.bits.append({"iteration": row["iteration"]} | self.optimizer.bits_row())
         for name, value in row.items():
             self.board.add_scalar(name, value, int(row["iteration"]))
         terms = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
