@@ -100,10 +100,7 @@ class BitBudget:
         return f"{self.key} {terms['asked']:g} means {self.limit:,} {terms['unit']},"
 
     def choose(
-        self,
-        weights: Mapping[str, Tensor],
-        inputs: Mapping[str, int],
-        sensitivity: Sequence[float],
+        self, weights: Mapping[str, Tensor], inputs: Mapping[str, int], factors: Sequence[float]
     ) -> list[int]:
         """Return the bits of each weight.
 
@@ -113,11 +110,11 @@ class BitBudget:
         Args:
             weights: the quantized parameters by name, zero channels included.
             inputs: bits of each quantized input, by layer name.
-            sensitivity: tr(F_l) / n_l of each weight, up to a common factor.
+            factors: tr(F_l) / n_l of each weight, up to a common factor.
         """
         errors = [
             {bits: 0.5 * factor * squared_error(weight, bits) for bits in self.options}
-            for weight, factor in zip(weights.values(), sensitivity, strict=True)
+            for weight, factor in zip(weights.values(), factors, strict=True)
         ]
         costs, fixed = self._costs(list(weights), inputs)
         least = fixed + sum(cost[self.options[0]] for cost in costs)
@@ -138,8 +135,8 @@ class BitBudget:
         if self.key == "target_bytes":
             numbers = {name: tensor.numel() for name, tensor in stored_tensors(small).items()}
             costs = [{b: stored_bytes(numbers[name], b) for b in self.options} for name in names]
-            others = (n for name, n in numbers.items() if name not in set(names))
-            return costs, sum(stored_bytes(n, FLOAT_BITS) for n in others)
+            others = numbers.keys() - set(names)
+            return costs, sum(stored_bytes(numbers[name], FLOAT_BITS) for name in others)
         macs = network_cost.backbone_macs(small)
         layers = [name.rpartition(".")[0] for name in names]
         each = [macs.get(layer, 0) * inputs.get(layer, FLOAT_BITS) for layer in layers]

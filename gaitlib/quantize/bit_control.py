@@ -28,7 +28,7 @@ T_RANGE = (0.25, 4.0)
 #: numbers, in standard deviations, at 2 to 8 bits: as in Banner et al., 2019
 #: (https://arxiv.org/abs/1810.05723), for a grid whose levels lie evenly around 0.
 NORMAL_CLIPPING = (1.22, 1.95, 2.47, 2.90, 3.27, 3.61, 3.92)
-#: Settings that are read only after the last step, or not by a control.
+#: Settings that may change in mid-run: a control does not read them.
 NOT_PLANNED = ("batch_norm_batches", "distillation", "keep_better")
 #: How far an input's range moves towards the last batch's in one step.
 FOLLOW_RATE = 0.05
@@ -61,7 +61,7 @@ class BitControl:
         self.model, self.plan = model, plan
         self.quantization = quantization_of(model)
         self.quantizers = self.quantization.quantizers()
-        self.positions = {name: i for i, name in enumerate(self.quantization.weights.keys())}
+        self.positions = {name: i for i, name in enumerate(self.quantization.weight_quantizers)}
         self.learned = {
             f"quantization.{name}": scalar
             for name, scalar in self.quantization.named_parameters()
@@ -166,7 +166,7 @@ class BitControl:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to continue, except for the scalars."""
-        return {"plan": self._planned(), "whole": self.whole, "outside": self.outside.clone()}
+        return {"plan": asdict(self.plan), "whole": self.whole, "outside": self.outside.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``.
@@ -174,17 +174,13 @@ class BitControl:
         Raises:
             UserError: with the differences, if ``state`` is of another plan.
         """
-        ours, theirs = self._planned(), state["plan"]
-        differing = {k: (theirs.get(k), v) for k, v in ours.items() if theirs.get(k) != v}
-        if differing:
+        ours, theirs = asdict(self.plan), state["plan"]
+        keys = [k for k in ours if k not in NOT_PLANNED and ours[k] != theirs.get(k)]
+        if differing := {k: (theirs.get(k), ours[k]) for k in keys}:
             raise UserError(f"the state is of another bit plan, (saved, here): {differing}")
         device, whole = self.outside.device, state["whole"]
         self.whole = None if whole is None else whole.to(device)
         self.outside = state["outside"].to(device).clone()
-
-    def _planned(self) -> dict[str, Any]:
-        """Return the settings that a run keeps from its start to its end."""
-        return {k: v for k, v in asdict(self.plan).items() if k not in NOT_PLANNED}
 
     def _move_ranges(self, rate: float) -> None:
         """Set the weights' ranges for their bits, and move the inputs' by a share of the way."""

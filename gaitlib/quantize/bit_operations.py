@@ -2,10 +2,9 @@
 
 All functions count by the same rule. The BOPs of a layer are its MACs times the bits of its weights
 times the bits of its input. A tensor that is not quantized counts 32 bits, so a float MAC costs
-1024, and one with 4-bit weights on float inputs an eighth of that. Bits are the stored ones:
-real-valued bits, as in training, are rounded first. MACs follow `gaitlib.model.network_cost`: per
-frame in the backbone, per clip in the heads. The backbone's BOPs per frame are the main figure; the
-heads' are reported separately.
+1024, and one with 4-bit weights on float inputs an eighth of that. Bits are whole. MACs follow
+`gaitlib.model.network_cost`: per frame in the backbone, per clip in the heads. The backbone's BOPs
+per frame are the main figure; the heads' are reported separately.
 """
 
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ _BACKBONE = "Backbone."
 
 
 def bops_table(
-    layers: pd.DataFrame, weight_bits: Mapping[str, float], activation_bits: Mapping[str, float]
+    layers: pd.DataFrame, weight_bits: Mapping[str, int], activation_bits: Mapping[str, int]
 ) -> pd.DataFrame:
     """Return one row per layer, in the order in which they run.
 
@@ -46,7 +45,7 @@ def bops_table(
     # each weight multiplies once per position of the output map
     table["weights"] = layers["macs"] // (layers["height"] * layers["width"])
     for column, bits in (("weight_bits", by_layer), ("activation_bits", activation_bits)):
-        table[column] = [round(bits.get(name, FLOAT_BITS)) for name in layers["layer"]]
+        table[column] = [bits.get(name, FLOAT_BITS) for name in layers["layer"]]
     table["bops"] = table["macs"] * table["weight_bits"] * table["activation_bits"]
     return table
 
@@ -78,7 +77,7 @@ def average_bits(table: pd.DataFrame) -> dict[str, float]:
     return {"weights": float(weights), "activations": float(inputs)}
 
 
-def disk_bits(model: nn.Module, weight_bits: Mapping[str, float]) -> int:
+def disk_bits(model: nn.Module, weight_bits: Mapping[str, int]) -> int:
     """Return the bits of a network's numbers as `gaitlib.quantize.packing` stores them.
 
     A weight of 2 to 8 bits takes that many bits, and one of 9 to 16 bits takes 16. Everything else
@@ -90,6 +89,6 @@ def disk_bits(model: nn.Module, weight_bits: Mapping[str, float]) -> int:
         weight_bits: bits of each quantized weight, by parameter name.
     """
     return sum(
-        8 * stored_bytes(tensor.numel(), round(weight_bits.get(name, FLOAT_BITS)))
+        8 * stored_bytes(tensor.numel(), weight_bits.get(name, FLOAT_BITS))
         for name, tensor in stored_tensors(model).items()
     )

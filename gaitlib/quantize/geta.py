@@ -106,12 +106,12 @@ class GETA(HESSO):
         table = control.quantization.bits()
         row = dict(zip(table["kind"] + ":" + table["layer"], table["bits"], strict=True))
         bounds = [bound for limits in control.plan.limits(step) for bound in map(float, limits)]
-        if not control.rounds:
-            row = dict.fromkeys(row, math.nan)
-        if not control.rounds or control.plan.phase(step) == "warm-up":
+        if control.plan.phase(step) == "warm-up":
             bounds = [math.nan] * 4
         names = ("weights_min", "weights_max", "activations_min", "activations_max")
-        return row | dict(zip(names, bounds, strict=True)) | {"outside": int(control.outside)}
+        row |= dict(zip(names, bounds, strict=True))
+        row = row if control.rounds else dict.fromkeys(row, math.nan)
+        return row | {"outside": int(control.outside)}
 
     def _share_groups(self) -> None:
         super()._share_groups()
@@ -124,9 +124,7 @@ class GETA(HESSO):
             super()._update()
             return
         control.begin_step(step)
-        before = control.quantization.scalars()
-        self._step_scalars()
-        control.limit_moves(before)
+        before = self._step_scalars()
         losses = self._choose_losses(step, before[0])
         self._base.step()
         for group in self.pruner.groups:
@@ -141,11 +139,12 @@ class GETA(HESSO):
         if not self.control.rounds:
             self.control.end_float_step(self.pruner.steps, self.state)
 
-    def _step_scalars(self) -> None:
-        """Move d, q_m and t by the base optimizer, with ``lr_quant``.
+    def _step_scalars(self) -> tuple[Tensor, ...]:
+        """Move d, q_m and t by the base optimizer, with ``lr_quant``; return them from before.
 
         If ranges follow, it moves their logarithms, whose gradients are ``x dL/dx``.
         """
+        before = self.control.quantization.scalars()
         weights, scheduled = self._base.param_groups, self._scalars["lr"]
         self._base.param_groups, self._scalars["lr"] = [self._scalars], self.control.plan.lr_quant
         scalars = [s for s in self._scalars["params"] if s.grad is not None]
@@ -158,6 +157,8 @@ class GETA(HESSO):
         if is_log:
             torch._foreach_exp_(scalars)
         self._base.param_groups, self._scalars["lr"] = weights, scheduled
+        self.control.limit_moves(before)
+        return before
 
     def _choose_losses(self, step: int, d_before: Tensor) -> dict[str, list[Tensor]]:
         """Set the step sizes of groups that shrink; return what each of their tensors loses.

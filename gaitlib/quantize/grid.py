@@ -100,10 +100,8 @@ class Grid:
             raise UserError(
                 f"bits is {self.bits!r}; it must be a whole number, {1 + self.signed} to 32"
             )
-        for name in ("d", "q_m", "t"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} is {value}; it must be a positive number")
+        if not all(math.isfinite(value) and value > 0 for value in (self.d, self.q_m, self.t)):
+            raise UserError(f"{self}: d, q_m and t must be positive numbers")
 
     @property
     def levels(self) -> int:

@@ -115,7 +115,7 @@ class LateBits(BitControl):
         bits = self.interval(step)[0].clone()
         if self.budget is not None:
             weights = dict(zip(self.positions, self.weights(), strict=True))
-            layers, count = self.quantization.activations.keys(), len(weights)
+            layers, count = self.quantization.input_quantizers, len(weights)
             inputs = dict(zip(layers, bits[count:].int().tolist(), strict=True))
             squares = torch.ones(count) if self.squares is None else self.squares
             chosen = self.budget.choose(weights, inputs, squares.tolist())

@@ -66,10 +66,10 @@ def round_after_training(
     kind = "weights_and_activations" if activation_bits else "weights"
     quantization = quantize_network(twin, kind, uniform=True)
     calibrate(twin, quantization, clips, training=False)
-    for name, quantizer in quantization.weights.items():
+    for name, quantizer in quantization.weight_quantizers.items():
         weight, bits = twin.get_parameter(name).detach(), weight_bits[name]
         quantizer.reset(bits, best_clippings(weight.reshape(1, -1), bits)[0])
-    for name, quantizer in quantization.activations.items():
+    for name, quantizer in quantization.input_quantizers.items():
         quantizer.reset(activation_bits[name], quantizer.q_m.detach().clone())
     quantization.settle(twin)
     reestimate_batch_norms(twin, batch_norm_clips)

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import pandas as pd
 import torch
@@ -32,33 +31,6 @@ QUANTIZE = ("weights", "weights_and_activations")
 _WEIGHTS = {nn.Conv2d: "weight", SeparateFCs: "fc_bin", SeparateBNNecks: "fc_bin"}
 
 
-class _DottedModuleDict(nn.ModuleDict):
-    """A ModuleDict whose keys may contain dots; checkpoint keys have slashes instead."""
-
-    def __getitem__(self, name: str) -> Any:
-        return super().__getitem__(name.replace(".", "/"))
-
-    def __setitem__(self, name: str, module: nn.Module) -> None:
-        super().__setitem__(name.replace(".", "/"), module)
-
-    def __delitem__(self, name: str) -> None:
-        super().__delitem__(name.replace(".", "/"))
-
-    def __contains__(self, name: str) -> bool:
-        return super().__contains__(name.replace(".", "/"))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([key.replace("/", ".") for key in self._modules])
-
-    def keys(self) -> list[str]:
-        """Return the names."""
-        return list(self)
-
-    def items(self) -> list[tuple[str, Any]]:
-        """Return pairs of name and quantizer."""
-        return list(zip(self, self.values(), strict=True))
-
-
 class Quantization(nn.Module):
     """All quantizers of one network, attached to it as its submodule ``quantization``.
 
@@ -70,8 +42,8 @@ class Quantization(nn.Module):
         model: a float network, to which quantizers are then added.
 
     Attributes:
-        weights: parameter name -> `WeightQuantizer`.
-        activations: layer name -> `ActivationQuantizer` of that layer's input.
+        weights, activations: the quantizers; names have slashes in place of dots there, as torch's
+            names of modules must.
 
     Raises:
         UserError: for a network that already has quantizers.
@@ -81,29 +53,36 @@ class Quantization(nn.Module):
         super().__init__()
         if quantization_of(model) is not None:
             raise UserError("the network is quantized already; detach its quantization first")
-        self.weights = _DottedModuleDict()
-        self.activations = _DottedModuleDict()
+        self.weights, self.activations = nn.ModuleDict(), nn.ModuleDict()
         setattr(model, QUANTIZATION, self)
 
     def quantizers(self) -> list[Quantizer]:
         """Return all quantizers: those of weights first, each in the network's order."""
         return [*self.weights.values(), *self.activations.values()]
 
+    @property
+    def weight_quantizers(self) -> dict[str, WeightQuantizer]:
+        """The quantizers of weights, by parameter name."""
+        return {key.replace("/", "."): quantizer for key, quantizer in self.weights.items()}
+
+    @property
+    def input_quantizers(self) -> dict[str, ActivationQuantizer]:
+        """The quantizers of inputs, by layer name."""
+        return {key.replace("/", "."): quantizer for key, quantizer in self.activations.items()}
+
     def add(self, model: nn.Module, name: str, quantizer: Quantizer) -> None:
         """Attach ``quantizer`` to the parameter ``name``, or to the input of the layer ``name``."""
-        of_weight = isinstance(quantizer, WeightQuantizer)
-        layer = model.get_submodule(name.rpartition(".")[0] if of_weight else name)
-        quantizer.to(next(layer.parameters()).device)
-        (self.weights if of_weight else self.activations)[name] = quantizer
-        quantizer.attach(layer)
+        table = self.weights if isinstance(quantizer, WeightQuantizer) else self.activations
+        table[name.replace(".", "/")] = quantizer.to(next(model.parameters()).device)
+        quantizer.attach(model, name)
 
     def remove(self, layer: str) -> None:
         """Remove all quantizers of a layer and of the layers within it."""
         for table in (self.weights, self.activations):
-            for name, quantizer in table.items():
-                if f"{name}.".startswith(f"{layer}."):
+            for key, quantizer in list(table.items()):
+                if f"{key}/".startswith(layer.replace(".", "/") + "/"):
                     quantizer.detach()
-                    del table[name]
+                    del table[key]
 
     def detach_from(self, model: nn.Module) -> None:
         """Remove every hook and this submodule; ``model`` becomes the float network."""
@@ -128,7 +107,7 @@ class Quantization(nn.Module):
 
     def grids(self) -> tuple[dict[str, Grid], dict[str, Grid]]:
         """Return the grids at whole bits: weights by parameter name, inputs by layer name."""
-        tables = (self.weights, self.activations)
+        tables = (self.weight_quantizers, self.input_quantizers)
         return tuple({name: q.grid() for name, q in table.items()} for table in tables)
 
     def bits(self) -> pd.DataFrame:
@@ -142,7 +121,8 @@ class Quantization(nn.Module):
         """
         scalars = self.scalars()
         values = torch.stack([bit_width(*scalars), *scalars[:3]]).cpu().tolist()
-        layers = [name.rpartition(".")[0] for name in self.weights] + list(self.activations)
+        layers = [name.rpartition(".")[0] for name in self.weight_quantizers]
+        layers += list(self.input_quantizers)
         kinds = ["weights"] * len(self.weights) + ["activations"] * len(self.activations)
         columns = dict(zip(("bits", "d", "q_m", "t"), values, strict=True))
         return pd.DataFrame({"layer": layers, "kind": kinds} | columns)
@@ -164,7 +144,7 @@ class Quantization(nn.Module):
         the network computes the same with and without its weight quantizers. Activations keep their
         exponent: x^Q is near x^t, and their quantizers remain part of the network.
         """
-        for name, quantizer in self.weights.items():
+        for name, quantizer in self.weight_quantizers.items():
             weight, grid = model.get_parameter(name), quantizer.grid()
             weight.copy_(grid.fake(weight.cpu()))  # on the CPU: devices round differently
             last = grid.dequantize(torch.tensor(grid.levels)).item()
@@ -202,8 +182,7 @@ def quantize_network(
         raise UserError(f"quantize is {quantize!r}; choose from {list(QUANTIZE)}")
     quantization = Quantization(model)
     for place, (layer, name) in enumerate(weight_names(model).items()):
-        attribute = name.rpartition(".")[2]
-        weight = WeightQuantizer(attribute, model.get_parameter(name), weight_bits, uniform)
+        weight = WeightQuantizer(model.get_parameter(name), weight_bits, uniform)
         quantization.add(model, name, weight)
         takes_input = place > 0 and not isinstance(model.get_submodule(layer), SeparateBNNecks)
         if quantize == "weights_and_activations" and takes_input:
@@ -222,14 +201,11 @@ def attach_grids(
         activations: layer name -> grid of the layer's input.
 
     Raises:
-        UserError: for a name that the network lacks, or a network that is already quantized.
+        UserError: for a network that is already quantized.
     """
-    layers, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    if unknown := sorted((weights.keys() - parameters) | (activations.keys() - layers)):
-        raise UserError(f"the network has no {unknown[0]!r} to quantize")
     quantization = Quantization(model)
     for name, grid in weights.items():
-        quantizer = WeightQuantizer(name.rpartition(".")[2], parameters[name])
+        quantizer = WeightQuantizer(model.get_parameter(name))
         quantization.add(model, name, quantizer.freeze(grid))
     for name, grid in activations.items():
         quantization.add(model, name, ActivationQuantizer().freeze(grid))

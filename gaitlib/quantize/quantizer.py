@@ -155,18 +155,18 @@ class WeightQuantizer(Quantizer):
     """Rounds one parameter of a layer while that layer runs.
 
     Args:
-        name: the parameter's name within the layer.
         weight: the parameter; q_m starts at its largest magnitude.
         bits: as in `Quantizer`.
         uniform: as in `Quantizer`.
     """
 
-    def __init__(self, name: str, weight: Tensor, bits: float = 16, uniform: bool = False) -> None:
+    def __init__(self, weight: Tensor, bits: float = 16, uniform: bool = False) -> None:
         super().__init__(bits, weight.detach().abs().max(), uniform=uniform)
-        self.name = name
 
-    def attach(self, layer: nn.Module) -> None:
-        """Register hooks on ``layer``."""
+    def attach(self, model: nn.Module, name: str) -> None:
+        """Register hooks on the layer of the parameter ``name``."""
+        layer_name, _, self.name = name.rpartition(".")
+        layer = model.get_submodule(layer_name)
         self.handles = [
             layer.register_forward_pre_hook(self._set_rounded),
             layer.register_forward_hook(self._remove_rounded, always_call=True),
@@ -199,8 +199,9 @@ class ActivationQuantizer(Quantizer):
         self.sample = 0
         self.seen: Tensor | None = None
 
-    def attach(self, layer: nn.Module) -> None:
-        """Register a hook on ``layer``."""
+    def attach(self, model: nn.Module, name: str) -> None:
+        """Register a hook on the layer ``name``."""
+        layer = model.get_submodule(name)
         self.handles = [layer.register_forward_pre_hook(self._round_input)]
 
     def _round_input(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -209,10 +210,7 @@ class ActivationQuantizer(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Round ``x`` to the grid; look at its range first, if there is a sample size."""
         if self.enabled and not self.calibrated:
-            raise RuntimeError(
-                "an activation quantizer has no range yet: call calibrate(model, quantization, "
-                "batches), or load a checkpoint of a quantized network"
-            )
+            raise RuntimeError("an input has no range yet: call calibrate, or load a checkpoint")
         if self.sample and self.training:
             self.seen = _range(x.detach(), self.sample)
         return super().forward(x)

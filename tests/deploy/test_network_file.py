@@ -272,7 +272,7 @@ def written(tmp_path):
         ({"weight_bits": 8 * [4.0]}, "weight_bits has to be a list of 8 int"),
         ({"input_bits": [32, *5 * [25], 25, 32]}, "more bits than float32"),
         ({"input_bits": [32, *6 * [0], 32]}, "bits is 0"),
-        ({"tensors": {"grids": torch.full((13, 3), torch.nan)}}, "d is nan"),
+        ({"tensors": {"grids": torch.full((13, 3), torch.nan)}}, "d=nan"),
         ({"tensors": {"grids": torch.ones(39)}}, r"grids has the shape \(39,\)"),
         ({"tensors": {"grids": torch.ones(2, 3)}}, r"grids has the shape \(2, 3\), the bits call"),
         ({"tensors": {"floats": torch.ones(3)}}, r"floats has the shape \(3,\), the network needs"),

@@ -22,25 +22,11 @@ from gaitlib.quantize.quantization import quantize_network
 
 VARIANTS = ["sgd", "adam", "adamw"]
 #: warm-up to step 3, projection to 9, joint to 17, cool-down to 20
-SETTINGS = {
-    "variant": "sgd",
-    "lr": 0.05,
-    "first_momentum": 0.9,
-    "weight_decay": 5e-4,
-    "target_group_sparsity": 0.5,
-    "start_pruning_step": 9,
-    "pruning_steps": 8,
-    "pruning_periods": 2,
-    "lr_quant": 1e-3,
-    "start_projection_step": 3,
-    "projection_steps": 4,
-    "projection_periods": 2,
-    "bit_reduction": 3,
-    "min_bit_wt": 4,
-    "max_bit_wt": 12,
-    "min_bit_act": 5,
-    "max_bit_act": 10,
-}
+BASE = {"variant": "sgd", "lr": 0.05, "first_momentum": 0.9, "weight_decay": 5e-4}
+PRUNING = {"start_pruning_step": 9, "pruning_steps": 8, "pruning_periods": 2}
+PROJECTION = {"start_projection_step": 3, "projection_steps": 4, "projection_periods": 2}
+BITS = {"min_bit_wt": 4, "max_bit_wt": 12, "min_bit_act": 5, "max_bit_act": 10, "bit_reduction": 3}
+SETTINGS = BASE | PRUNING | PROJECTION | BITS | {"target_group_sparsity": 0.5, "lr_quant": 1e-3}
 TOTAL = 20
 
 
@@ -149,11 +135,13 @@ def test_scalars_stay_positive_under_any_gradient():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("quantize", ["weights", "weights_and_activations"])
-def test_exactly_k_channels_are_zero_at_the_end(variant, quantize):
+def test_exactly_k_channels_are_zero_at_the_end(variant, quantize, caplog):
+    caplog.set_level(logging.INFO, "gaitlib.quantize.geta")
     model, graph, optimizer = quantized(quantize, variant=variant, target_group_sparsity=0.3)
     expected = int(graph.num_channels * 0.3) / graph.num_channels
     train(model, optimizer, 0, 17)
     assert optimizer.group_sparsity() == expected == graph.group_sparsity()
+    assert "redundant channels leave with 0." in caplog.text
     train(model, optimizer, 17, TOTAL)
     assert optimizer.group_sparsity() == expected
 
@@ -164,7 +152,7 @@ def test_redundant_channels_move_by_s_and_all_others_by_the_base_step(variant):
     train(model, optimizer, 0, 9)
     fill_gradients(model, 9)
     named = dict(model.named_parameters())
-    quantizers = quantization_of(model).weights
+    quantizers = quantization_of(model).weight_quantizers
     before = {name: p.detach().clone() for name, p in named.items()}
     old_d = {name: q.d.item() for name, q in quantizers.items()}
     moves = {
@@ -201,7 +189,7 @@ def test_redundant_channels_move_by_s_and_all_others_by_the_base_step(variant):
 def test_a_group_without_quantized_layers_shrinks_as_in_hesso():
     model, graph, _ = quantized()
     quantization_of(model).remove("Backbone")
-    assert list(quantization_of(model).weights) == ["FCs.fc_bin", "BNNecks.fc_bin"]
+    assert list(quantization_of(model).weight_quantizers) == ["FCs.fc_bin", "BNNecks.fc_bin"]
     optimizer = build_geta(graph, geta_settings(**SETTINGS | {"lr": 1e-9}), quantization_of(model))
     train(model, optimizer, 0, 9)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -224,13 +212,6 @@ def test_parameters_without_a_gradient_are_forgotten_too():
                 norm.weight.grad = None
         optimizer.step()
     assert optimizer.group_sparsity() == 0.5
-
-
-def test_what_is_left_when_channels_go_is_logged(caplog):
-    model, _, optimizer = quantized()
-    with caplog.at_level(logging.INFO, "gaitlib.quantize.geta"):
-        train(model, optimizer, 0, TOTAL)
-    assert any("redundant channels leave with 0." in record.message for record in caplog.records)
 
 
 # --- ranges that follow ----------------------------------------------------------------------
@@ -256,7 +237,7 @@ def test_normal_numbers_are_clipped_where_their_rounding_error_is_least(bits):
 def test_ranges_follow_until_pruning_ends_and_are_learned_afterwards(target):
     model, _, optimizer = quantized(variant="adamw", ranges="follow", **target)
     quantization = quantization_of(model)
-    inputs = list(quantization.activations.values())
+    inputs = list(quantization.input_quantizers.values())
     for step in range(TOTAL):
         with torch.no_grad():
             for layer in (model.Backbone, model.FCs):  # weights that grow beyond their first range
@@ -273,7 +254,7 @@ def test_ranges_follow_until_pruning_ends_and_are_learned_afterwards(target):
         at = [
             q.q_m.item()
             == pytest.approx(normal_clipping(named[name], torch.tensor(b)).item(), rel=1e-2)
-            for (name, q), b in zip(quantization.weights.items(), bits, strict=False)
+            for (name, q), b in zip(quantization.weight_quantizers.items(), bits, strict=False)
         ]
         assert all(at) if follows else not all(at)
         if follows:
@@ -323,7 +304,7 @@ def test_a_grad_scaler_unscales_the_scalars_and_sees_their_infinities():
     for name, value in runs[0].items():
         torch.testing.assert_close(value, runs[1][name], msg=name)
     fill_gradients(model, 9)
-    quantization_of(model).weights["FCs.fc_bin"].q_m.grad.fill_(torch.inf)
+    quantization_of(model).weight_quantizers["FCs.fc_bin"].q_m.grad.fill_(torch.inf)
     scaler.step(optimizer)
     assert optimizer.num_steps == 3 and same(runs[1], model.state_dict())
 
@@ -390,7 +371,7 @@ def test_full_equals_compressed_and_loads_again(steps, tmp_path):
     path = export_embedding(result.path, tmp_path / "embedding")
     small = load_network(path)
     assert torch.equal(small(x).embeddings, loaded(x).embeddings)
-    assert "BNNecks.fc_bin" not in quantization_of(small).weights
+    assert "BNNecks.fc_bin" not in quantization_of(small).weight_quantizers
 
 
 def test_quantizers_and_settings_belong_together():

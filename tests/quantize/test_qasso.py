@@ -92,17 +92,6 @@ def test_it_descends_and_every_layer_keeps_its_own_interval(sign_c, sign_r, most
         assert inner <= -(1 - XI) * ETA * ALPHA * length * (1 - 1e-9)
 
 
-def test_negating_all_weights_changes_nothing():
-    finest, coarsest = bounds((0.3, 30.0))
-    for mean in (-0.02, 0.02):
-        contents, residuals, moves = slices(1, -1)
-        contents = [c + mean for c in contents]
-        there = choose(contents, residuals, moves, ALPHA, 0.2, finest, coarsest)
-        negated = ([None if t is None else -t for t in ts] for ts in (contents, residuals, moves))
-        back = choose(*negated, ALPHA, 0.2, finest, coarsest)
-        assert there[0] > 0 and all(torch.equal(a, b) for a, b in zip(there, back, strict=True))
-
-
 def test_nothing_to_forget_nothing_to_move_and_no_learning_rate():
     finest, coarsest = bounds((0.3, 30.0))
     contents, residuals, moves = slices(-1, -1)
@@ -122,11 +111,3 @@ def test_a_barely_negative_angle_does_not_throw_channels_past_zero():
     move = torch.tensor([[1.0, -1.0, 1.0, -1.0 - 1e-12]], dtype=torch.double)
     gamma, _ = choose([content], [torch.zeros_like(content)], [move], ALPHA, 0.25, finest, coarsest)
     assert gamma == 0.25
-
-
-def test_parallel_vectors_need_no_cosine():
-    finest, coarsest = (bound.float() for bound in bounds((1.0,)))
-    for sign in (1, -1):
-        x = torch.full((3, 7), 0.1)  # whose cosine with itself is not exactly 1 in float32
-        gamma, d = choose([x], [x], [sign * x], ALPHA, 0.5, finest, coarsest)
-        assert 0 < gamma <= 0.5 and finest <= d <= coarsest
