@@ -17,10 +17,10 @@ from pydantic_core import PydanticUndefined
 
 from gaitlib.data.transforms import STEPS
 from gaitlib.prune.hesso_settings import WITH_BUDGET
-from gaitlib.quantize.bit_settings import FloatFirst, Qasso
+from gaitlib.quantize.bit_settings import ORDERS, bit_keys
 from workbook.config import Experiment
 from workbook.config.compression_cfg import GetaCfg, HessoCfg
-from workbook.config.section import Section, sections_in
+from workbook.config.section import Section, default_of, sections_in
 from workbook.config.torch_cfg import OPTIMIZERS, SCHEDULERS
 from workbook.config.training_cfg import TransformCfg
 from workbook.study import StudyPlan
@@ -126,7 +126,8 @@ def _range_words(schema: Mapping[str, Any]) -> str:
 def default_words(section: type, key: str) -> str:
     """Return a key's default in words: "required", a value, or which other keys set it."""
     field = section.model_fields[key]
-    early, late = {"order": "qasso"} | vars(Qasso()), vars(FloatFirst())
+    early, late = ({k: default_of(ORDERS[o], k) for k in bit_keys(o)} for o in ORDERS)
+    early["order"] = "qasso"
     if section is GetaCfg and key in early:
         differs = key in late and late[key] != early[key]
         also = f"; with `order: float_first` {_value(late[key])}" if differs else ""

@@ -16,8 +16,14 @@ from gaitlib.prune.hesso_settings import (
     Sparsity,
 )
 from gaitlib.prune.oto import check_package
-from gaitlib.quantize.bit_plan import MAX_BITS
-from gaitlib.quantize.bit_settings import BIT_BUDGETS, ORDERS, FloatFirst, GetaSettings, bit_keys
+from gaitlib.quantize.bit_settings import (
+    BIT_BUDGETS,
+    MAX_BITS,
+    ORDERS,
+    FloatFirst,
+    GetaSettings,
+    bit_keys,
+)
 from gaitlib.quantize.ptq import Rounding
 from gaitlib.system.errors import UserError
 from workbook.config.section import (
@@ -251,7 +257,7 @@ class GetaCfg(HessoCfg):
     Any key of bits switches quantization on; the others then take their defaults from
     `gaitlib.quantize.bit_settings`, by ``order``. Without any of them the run only prunes.
 
-    With ``order: qasso`` the phases (see `BitPlan`) follow one another:
+    With ``order: qasso`` the phases (see `Qasso`) follow one another:
 
     1. Warm-up takes ``start_projection_step`` steps.
     2. Projection takes ``projection_steps``, in ``projection_periods``. Each period ends by
@@ -365,7 +371,7 @@ class GetaCfg(HessoCfg):
                 "only_train_once's own HESSO does not quantize: write implementation: gaitlib, or "
                 f"leave out {', '.join(sorted({'order'} | bit_keys('qasso')))}"
             )
-        _ = self.settings.bit_plan  # raises
+        _ = self.settings  # raises
         return self
 
     @cached_property
@@ -384,7 +390,7 @@ class GetaCfg(HessoCfg):
         bits, pruning = self.settings.bits, self.settings.schedule
         if isinstance(bits, FloatFirst):
             for key, step, lost in (
-                ("start_bits_step", bits.start(pruning), "the network would never train with bits"),
+                ("start_bits_step", bits.start, "the network would never train with bits"),
                 ("learn_ranges_step", bits.learn_ranges_step, "no range would be learned"),
             ):
                 if step is not None and step >= total:

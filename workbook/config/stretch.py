@@ -42,8 +42,7 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
     if experiment.evaluator_cfg.restore_hint == before:
         changed["evaluator_cfg.restore_hint"] = total
     if (bits := experiment.float_first) is not None:
-        pruning = experiment.compression.settings.schedule
-        start = max(scaled(bits.start(pruning)), pruning.end)
+        start = max(scaled(bits.start), bits.pruning.end)
         changed["geta_optimizer_cfg.start_bits_step"] = start
         if bits.learn_ranges_step is not None:
             learned = max(scaled(bits.learn_ranges_step), start)

@@ -237,5 +237,5 @@ def _bit_budget(
 ) -> dict[str, Any]:
     """Return what a budget for bits asked for, and what the network reached."""
     reached = {"target_bops": "bops_per_frame", "target_bytes": "lowbit_bytes_counted"}[key]
-    terms = bit_budget.budget_terms(key, asked, bit_budget.dense_cost(key, dense))
+    terms = bit_budget.budget_terms(key, asked, dense)
     return terms | {"reached": results[reached]}
