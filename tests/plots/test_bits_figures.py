@@ -10,9 +10,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
+from workbook.plots.bits_figures import BOPS_COLOUR, BYTES_COLOUR, _spread_apart  # noqa: E402
 
 from workbook.plots import bits_by_layer, bits_schedule, size_and_accuracy  # noqa: E402
-from workbook.plots.bits_figures import BOPS_COLOUR, BYTES_COLOUR, _spread_apart  # noqa: E402
 from workbook.plots.style import (  # noqa: E402
     CONDITION_COLOURS,
     KEPT_COLOUR,

@@ -24,7 +24,7 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
         small: the network after it, with the same layers.
 
     Returns:
-        One row per convolution, in execution order: name, kept, total.
+        One row per convolution, in execution order: layer, kept, total.
 
     Raises:
         UserError: if the two have different layers.
@@ -37,7 +37,7 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
         raise UserError(f"layers differ: {list(before['layer'])} and {list(after['layer'])}")
     return pd.DataFrame(
         {
-            "name": before["layer"].map(short_name),
+            "layer": before["layer"].map(short_name),
             "kept": after["out_channels"],
             "total": before["out_channels"],
         }
