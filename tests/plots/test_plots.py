@@ -186,7 +186,9 @@ def test_heatmaps_share_their_scale_and_the_difference_is_symmetric():
     assert limits[4:] == [(-2, 2)] * 2
 
 
-def test_one_model_has_no_difference():
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match="layer1"):
+        plots.block_cost(BLOCKS, BLOCKS[:1])
     with pytest.raises(ValueError, match="needs two models"):
         plots.view_differences({"dense": matrices(50)})
     assert len(plots.view_heatmaps({"dense": matrices(50)}).axes) == 3
@@ -200,11 +202,6 @@ def test_a_condition_without_any_accuracy_is_drawn_empty():
 
 def test_panels_without_data_are_left_out():
     assert len(plots.training_curves(HISTORY[["iteration", "total"]]).axes) == 1
-
-
-def test_different_blocks_are_refused():
-    with pytest.raises(ValueError, match="layer1"):
-        plots.block_cost(BLOCKS, BLOCKS[:1])
 
 
 def test_a_mosaic_keeps_the_images_apart():
