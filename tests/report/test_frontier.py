@@ -215,12 +215,6 @@ def test_differences_are_paired_by_seed_at_the_same_budget():
         paired_differences(table(), "budget")
 
 
-def test_a_column_of_budgets_is_no_setting():
-    points = table()
-    points.insert(points.columns.get_loc("params"), "budget", 0.25)
-    pd.testing.assert_frame_equal(summarise(points), summarise(table()))
-
-
 def test_mean_gaps_count_what_they_compare():
     found = mean_gaps(gaps_of(NETWORKS)).loc["GETA"].to_dict()
     assert found == pytest.approx(

@@ -37,16 +37,11 @@ def sequences_heatmap(table: pd.DataFrame, expected: int) -> Figure:
     """
     counts = pd.crosstab(table["type"], table["subject"]).loc[types_in_order(table["type"])]
     fig, ax = plt.subplots(figsize=(10, 3.4))
-    sns.heatmap(
-        counts,
-        ax=ax,
-        cmap=plt.get_cmap("viridis", expected + 1),
-        vmin=-0.5,
-        vmax=expected + 0.5,
-        linewidths=0.4,
-        xticklabels=max(1, -(-counts.shape[1] // 16)),
-        cbar_kws={"ticks": [0, expected // 2, expected], "pad": 0.01, "label": "views on disk"},
-    )
+    cells = {"cmap": plt.get_cmap("viridis", expected + 1), "linewidths": 0.4}
+    bar = {"ticks": [0, expected // 2, expected], "pad": 0.01, "label": "views on disk"}
+    every = max(1, -(-counts.shape[1] // 16))  # at most 16 subjects are named
+    limits = {"vmin": -0.5, "vmax": expected + 0.5}
+    sns.heatmap(counts, ax=ax, xticklabels=every, cbar_kws=bar, **cells, **limits)
     ax.tick_params(axis="y", rotation=0)
     without_frame(ax)
     missing = int((expected - counts.clip(upper=expected)).to_numpy().sum())

@@ -38,6 +38,8 @@ FAR_BELOW = 15  # settings this many rank-1 points below the dense network are n
 LEAST_REACH = 10  # points of rank-1 that the axis of differences may always show on either side
 EXCLUDED_STYLE = {"facecolor": "none", "edgecolor": "#C0C0C0", "hatch": "///", "linewidth": 0}
 LIMIT_STYLE = {"color": "#202020", "linewidth": 1, "linestyle": "--"}
+SHARE_COLOURS = {"cmap": "viridis", "vmin": 0, "vmax": 100}
+BIT_COLOURS = {"cmap": "Blues_r", "vmin": -2, "vmax": 9}
 RING_STYLE = {"marker": "o", "color": "none", "markeredgecolor": "#202020", "markeredgewidth": 1.8}
 
 
@@ -73,9 +75,8 @@ def paired_differences(table: pd.DataFrame, reference: str) -> Figure:
     styles = _marker_styles(table["method"])
     settings = table["values"].unique()
     size = (max(8.5, 2.6 + 3.1 * len(settings)), 1.5 + 0.38 * len(styles))  # its label is long
-    fig, axes = plt.subplots(
-        1, len(settings), figsize=size, sharex=True, sharey=True, squeeze=False
-    )
+    grid = {"sharex": True, "sharey": True, "squeeze": False}
+    fig, axes = plt.subplots(1, len(settings), figsize=size, **grid)
     for ax, setting in zip(axes[0], settings, strict=True):
         rows = table[table["values"] == setting]
         heights = rows["method"].map(list(styles).index)
@@ -163,7 +164,7 @@ def _draw_panels(
     for ax, (cost, accuracy) in zip(axes.flat, panels, strict=False):
         _draw_panel(ax, shown, cost, accuracy)
         if recommendation is not None:
-            _draw_limits(ax, shown, cost, recommendation)
+            _draw_limits(ax, dense, cost, recommendation)
     for ax in axes[:, 0]:
         ax.set_ylabel(label)
     entries = {}
@@ -196,9 +197,8 @@ def _draw_panel(ax: Axes, summary: pd.DataFrame, cost: str, accuracy: str) -> No
     for (method, style), shift in zip(styles.items(), shifts, strict=True):
         front, rows = (table[table["method"] == method] for table in (fronts, summary))
         ax.plot(front[cost], front[accuracy], color=style["color"], linewidth=1.6)
-        bars = ax.vlines(
-            rows[cost], rows[f"{accuracy}_min"], rows[f"{accuracy}_max"], style["color"]
-        )
+        span = rows[f"{accuracy}_min"], rows[f"{accuracy}_max"]
+        bars = ax.vlines(rows[cost], *span, style["color"])
         sideways = ScaledTranslation(shift, 0, ax.get_figure().dpi_scale_trans)
         bars.set(linewidth=1.3, transform=ax.transData + sideways)
         ax.plot(rows[cost], rows[accuracy], linestyle="none", label=words_of(method), **style)
@@ -221,9 +221,7 @@ def _label_ticks(ax: Axes, cost: str) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_limits(
-    ax: Axes, summary: pd.DataFrame, cost: str, recommendation: Recommendation
-) -> None:
+def _draw_limits(ax: Axes, dense: float, cost: str, recommendation: Recommendation) -> None:
     """Hatch the area outside the limits, and ring the recommended setting."""
     limits = recommendation.limits
     excluded = EXCLUDED_STYLE | {"label": "outside the limits"}
@@ -232,7 +230,6 @@ def _draw_limits(
         low, high = min(low, 0.9 * limit), max(high, 1.1 * limit)
         ax.axvspan(limit, high, **excluded)
         ax.axvline(limit, **LIMIT_STYLE)
-    dense = summary.loc[summary["method"] == BASELINE, "rank1"].mean()
     if "max_drop" in limits and not np.isnan(dense):
         bottom, top = ax.get_ylim()
         least = dense - limits["max_drop"]
@@ -266,17 +263,11 @@ def cuts_by_method(table: pd.DataFrame) -> Figure:
     bits = table.assign(text=bits[0] + " / " + bits[1])
     keys = table.columns[2 : table.columns.get_loc("setting")]  # after method and name
     by = ", ".join(["method", *(key.rpartition(".")[2] for key in keys)])
+    cut = settings["share"].transform("min") < 100
+    rounded = settings["weight_bits"].transform("min") < FLOAT_BITS
     maps = {
-        f"channels kept, %  (by {by})": (
-            shares[settings["share"].transform("min") < 100],
-            "share",
-            {"cmap": "viridis", "vmin": 0, "vmax": 100},
-        ),
-        "bits of weights / of inputs": (
-            bits[settings["weight_bits"].transform("min") < FLOAT_BITS],
-            "weight_bits",
-            {"cmap": "Blues_r", "vmin": -2, "vmax": 9},
-        ),
+        f"channels kept, %  (by {by})": (shares[cut], "share", SHARE_COLOURS),
+        "bits of weights / of inputs": (bits[rounded], "weight_bits", BIT_COLOURS),
     }
     maps = {title: arguments for title, arguments in maps.items() if len(arguments[0])}
     if not maps:
@@ -284,9 +275,8 @@ def cuts_by_method(table: pd.DataFrame) -> Figure:
     layers = table["layer"].nunique()
     heights = [len(rows) // layers for rows, *_ in maps.values()]
     size = (2.8 + 0.66 * layers, 1.8 + 0.29 * sum(heights) + 0.4 * len(maps))
-    fig, axes = plt.subplots(
-        len(maps), 1, figsize=size, height_ratios=heights, squeeze=False, sharex=True
-    )
+    grid = {"height_ratios": heights, "squeeze": False, "sharex": True}
+    fig, axes = plt.subplots(len(maps), 1, figsize=size, **grid)
     for ax, (title, arguments) in zip(axes[:, 0], maps.items(), strict=True):
         _draw_map(ax, *arguments)
         ax.set_title(title, loc="left")

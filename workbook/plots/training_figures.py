@@ -32,14 +32,9 @@ def training_curves(history: pd.DataFrame) -> Figure:
         "learning rate": history.filter(items=["lr"]),
     }
     panels = {label: table for label, table in panels.items() if len(table.columns)}
-    fig, axes = plt.subplots(
-        len(panels),
-        1,
-        figsize=(9, 0.6 + 2.3 * len(panels)),
-        sharex=True,
-        squeeze=False,
-        height_ratios=[0.5 if label == "learning rate" else 1 for label in panels],
-    )
+    ratios = [0.5 if label == "learning rate" else 1 for label in panels]
+    grid = {"height_ratios": ratios, "sharex": True, "squeeze": False}
+    fig, axes = plt.subplots(len(panels), 1, figsize=(9, 0.6 + 2.3 * len(panels)), **grid)
     for ax, (label, table) in zip(axes[:, 0], panels.items(), strict=True):
         ax.set_ylabel(label)
         if label == "learning rate":

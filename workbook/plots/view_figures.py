@@ -70,13 +70,8 @@ def _draw_rows(accuracies: Maps, differences: Maps) -> Figure:
     largest = np.nanmax(np.abs(_all_values(differences)), initial=1)
     side = min(1.0, 0.4 + 0.06 * views)  # of a map: full size from ten views on
     size = (3.8 * side * len(some) + 0.9, 4.0 * side * len(rows) + 0.4)
-    fig, axes = plt.subplots(
-        len(rows),
-        len(some),
-        figsize=size,
-        squeeze=False,
-        layout="compressed",  # maps are square
-    )
+    grid = {"squeeze": False, "layout": "compressed"}  # the maps are square
+    fig, axes = plt.subplots(len(rows), len(some), figsize=size, **grid)
     for line, (name, matrices) in zip(axes, rows.items(), strict=True):
         write, scale = "{:.0f}", {"cmap": "viridis", "vmin": floor, "vmax": 100}
         if name in differences:
@@ -142,9 +137,8 @@ def view_curves(curves: pd.DataFrame) -> Figure:
     conditions = curves["condition"].unique()
     colours = {name: model_colour(name, i) for i, name in enumerate(curves["model"].unique())}
     views = sorted(curves["view"].unique())
-    fig, axes = plt.subplots(
-        1, len(conditions), figsize=(4 * len(conditions), 3.8), sharey=True, squeeze=False
-    )
+    size = (4 * len(conditions), 3.8)
+    fig, axes = plt.subplots(1, len(conditions), figsize=size, sharey=True, squeeze=False)
     for ax, condition in zip(axes[0], conditions, strict=True):
         table = curves[curves["condition"] == condition]
         wide = table.pivot(index="view", columns="model", values="rank1").reindex(views)
@@ -173,10 +167,8 @@ def drop_intervals(table: pd.DataFrame, name: str = "compressed") -> Figure:
     ax.axvline(0, color="#595959", linewidth=1)
     for at, row in enumerate(table.itertuples()):
         reach = [[row.difference - row.low], [row.high - row.difference]]
-        colour = condition_colour(row.condition, at)
-        ax.errorbar(
-            row.difference, at, xerr=reach, fmt="o", color=colour, markersize=9, elinewidth=3
-        )
+        look = {"color": condition_colour(row.condition, at), "markersize": 9, "elinewidth": 3}
+        ax.errorbar(row.difference, at, xerr=reach, fmt="o", **look)
         text = f"{row.rank1_a:.1f} to {row.rank1_b:.1f} %"
         if not np.isnan(row.low):
             text += f"   {row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f})"
