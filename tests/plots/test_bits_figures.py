@@ -157,6 +157,14 @@ def test_shares_add_up_and_bytes_are_those_of_the_file():
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("column", ["relative_bops", "rank1_NM"])
+def test_one_network_without_a_measure_is_drawn(column):
+    fig = size_and_accuracy(NETWORKS[:1].assign(**{column: np.nan}))
+    fig.draw_without_rendering()
+    assert "nan" not in " ".join(texts(fig))
+
+
+@pytest.mark.filterwarnings("error")
 def test_a_layer_without_values_leaves_its_line_empty():
     empty = TABLE.astype({"weight_bits": float})
     empty.loc[3, ["weight_bits", "bops"]] = np.nan
@@ -184,11 +192,3 @@ def test_networks_have_their_size_bops_and_rank1():
     assert bars(rank1, CONDITION_COLOURS["CL"]) == [74.6, 73.1, 69]
     assert [t.get_text() for t in size.get_yticklabels()] == ["dense", "GETA", "HESSO"]
     assert "BG, with a bag" in texts(fig)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("column", ["relative_bops", "rank1_NM"])
-def test_one_network_without_a_measure_is_drawn(column):
-    fig = size_and_accuracy(NETWORKS[:1].assign(**{column: np.nan}))
-    fig.draw_without_rendering()
-    assert "nan" not in " ".join(texts(fig))

@@ -88,6 +88,7 @@ CASES = [
     (plots.gei_grid, ({("nm-01", "000"): IMAGE, ("cl-01", "018"): IMAGE},), 1, "cl-01"),
     (plots.foreground_statistics, (SEQUENCES,), 2, "bg-01"),
     (plots.training_curves, (HISTORY,), 3, "softmax/accuracy"),
+    (plots.training_curves, (HISTORY[["iteration", "total"]],), 1, "total"),
     (plots.hits_and_misses, ([(IMAGE, IMAGE, "075 / 081", False)],), 1, "075 / 081"),
     (plots.model_blocks, (BLOCKS,), 2, "74 k  (99%)"),
     (plots.dependency_graph, (network(),), 1, "a: 3 layers"),
@@ -147,18 +148,14 @@ def test_equal_data_give_equal_files(tmp_path, monkeypatch):
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_hidden_node_keeps_its_neighbours_connected():
+def test_layers_stand_below_what_they_read_and_a_hidden_one_keeps_its_neighbours_connected():
+    fig = plots.dependency_graph(network())
+    y = {t.get_text(): t.get_position()[1] for t in fig.axes[0].texts}
+    assert all(y[above] > y[below] for above, below in network().edges)
     fig = plots.dependency_graph(network(), hide={"Relu"})
     assert "relu" not in texts(fig)
     ends = {tuple(arc.get_path().vertices[[0, -1], 1].round()) for arc in fig.axes[0].patches}
     assert (0, -2) in ends and len(ends) == 4  # conv1 to add
-
-
-def test_layers_stand_below_what_they_read():
-    fig = plots.dependency_graph(network())
-    y = {t.get_text(): t.get_position()[1] for t in fig.axes[0].texts}
-    for above, below in network().edges:
-        assert y[above] > y[below]
 
 
 def test_input_and_output_are_no_layers():
@@ -198,10 +195,6 @@ def test_a_condition_without_any_accuracy_is_drawn_empty():
     empty = {"NM": matrices(90)["NM"] * np.nan}
     for maps in ({"dense": empty}, {"dense": empty, "compressed": empty}):
         assert "nan" not in "".join(texts(plots.view_heatmaps(maps)))
-
-
-def test_panels_without_data_are_left_out():
-    assert len(plots.training_curves(HISTORY[["iteration", "total"]]).axes) == 1
 
 
 def test_a_mosaic_keeps_the_images_apart():

@@ -118,7 +118,7 @@ def gei_grid(geis: Mapping[tuple[str, str], np.ndarray], title: str = "") -> Fig
 
 @styled
 def foreground_statistics(table: pd.DataFrame) -> Figure:
-    """Draw boxes per walking type of the filled share of the frame and the person's width.
+    """Draw the filled share of the frame and the person's width per type, as boxes of quantiles.
 
     Args:
         table: one row per sequence with columns type, filled (share of pixels, 0-1) and width
@@ -131,7 +131,7 @@ def foreground_statistics(table: pd.DataFrame) -> Figure:
     panels = {"filled": "share of the frame filled", "width": "mean width (pixels)"}
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     for ax, (column, label) in zip(axes, panels.items(), strict=True):
-        # not seaborn 0.13's boxplot: it passes an argument that matplotlib 3.11 removes, and warns
+        # seaborn 0.13's boxplot passes an argument that matplotlib 3.11 deprecates
         look = {"order": types, "palette": colours, "alpha": 0.8, "legend": False}
         sns.boxenplot(table, x="type", y=column, hue=condition, ax=ax, **look)
         ax.tick_params(axis="x", rotation=45)

@@ -49,6 +49,7 @@ SPARE_COLOURS = ("#4477AA", "#AA3377", "#AA7700", "#000000")
 
 BACKBONE_PREFIX = "Backbone.forward_block."  # removed from the names of layers
 
+#: Of every figure, see `styled`.
 STYLE = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
@@ -60,7 +61,6 @@ STYLE = {
     "ytick.labelsize": 10,
     "legend.fontsize": 10,
     "legend.frameon": False,
-    "figure.titlesize": 13,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#E3E3E3",
@@ -96,7 +96,7 @@ def save_figure(fig: Figure, name: str) -> Figure:
     return fig
 
 
-def condition_colour(condition: str, position: int = 0) -> str:
+def condition_colour(condition: str, position: int) -> str:
     """Return a condition's own colour, or a spare one by its position if it has none."""
     return CONDITION_COLOURS.get(condition, SPARE_COLOURS[position % len(SPARE_COLOURS)])
 
