@@ -8,11 +8,12 @@ from benchmarks.networks import experiment_of, graph_of, network_of, sequences
 from benchmarks.step import BATCH, ON_CUDA
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import training_batches
+from gaitlib.data.samplers import TripletSampling
 from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
+from gaitlib.prune.hesso_settings import HessoSettings
 from gaitlib.system.device import keep_freed_memory
-from gaitlib.train.loop import fit
-from workbook.config import HessoCfg
+from gaitlib.train.loop import Report, fit
 from workbook.steps.dataset import transform_of
 
 STEPS = 40
@@ -41,16 +42,23 @@ def run_of(setting: Setting, size: str, prunes: bool) -> Work:
     def run() -> None:
         model = network_of(size, setting)
         if prunes:
-            cfg = HessoCfg(**PRUNING, group_divisible=DIVISIBLE[size])
+            cfg = HessoSettings.of(**PRUNING, group_divisible=DIVISIBLE[size])
             optimizer = build_hesso(graph_of(model), cfg)
         else:
             optimizer = torch.optim.SGD(
                 model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4
             )
         batches = training_batches(
-            data, seed=0, start=0, stop=STEPS, batch_size=(p, k), frames_num_fixed=t
+            data, TripletSampling(batch_size=(p, k), frames_num_fixed=t), 0, range(STEPS)
         )
-        fit(model, itertools.islice(batches, STEPS), transform, losses, optimizer, log_iter=STEPS)
+        fit(
+            model,
+            itertools.islice(batches, STEPS),
+            transform,
+            losses,
+            optimizer,
+            report=Report(STEPS),
+        )
 
     return Work(run, STEPS)
 

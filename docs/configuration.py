@@ -1,7 +1,7 @@
 """Write configuration.md, the page of all keys: ``make docs``.
 
 Types, ranges and defaults are those of the sections (pydantic models); the words are those of their
-docstrings, where a key's entry is a line ``- ``key``: words``.
+docstrings: a key's entry is a line ``- ``key``: words``, or ``key: words`` below ``Args:``.
 """
 
 import inspect
@@ -15,9 +15,10 @@ from typing import Any, get_args
 from pydantic_core import PydanticUndefined
 
 from gaitlib.data.transforms import STEPS
+from gaitlib.prune.hesso_settings import WITH_BUDGET
+from gaitlib.quantize.bit_settings import FloatFirst, Qasso
 from workbook.config import Experiment
-from workbook.config.compression_cfg import WITH_BUDGET
-from workbook.config.geta_cfg import FLOAT_FIRST, QUANTIZATION, GetaCfg
+from workbook.config.compression_cfg import GetaCfg
 from workbook.config.section import Section
 from workbook.config.training_cfg import TransformCfg
 from workbook.study import StudyPlan
@@ -81,14 +82,17 @@ def _models(annotation: Any) -> Iterator[type]:
 
 def words_of_keys(section: type) -> dict[str, str]:
     """Return each key's words from the docstrings of a section and of those it extends."""
-    found: dict[str, str] = {}
+    found = {"type": "chooses this class"}
     for model in reversed(section.__mro__):
-        document = inspect.getdoc(model) if "__doc__" in vars(model) else None
-        for entry in re.split(r"\n(?=\s*- )", document or ""):
-            item = re.match(r"\s*- ((?:``\w+``,?\s*)+):(.*)", entry, re.DOTALL)
-            if item is not None:
-                text = re.split(r"\n\n|\n(?=\S)", item[2])[0]
-                found |= dict.fromkeys(re.findall(r"\w+", item[1]), " ".join(text.split()))
+        document = (inspect.getdoc(model) if "__doc__" in vars(model) else None) or ""
+        items = []
+        for entry in re.split(r"\n(?=\s*- )", document):
+            if item := re.match(r"\s*- ((?:``\w+``,?\s*)+):(.*)", entry, re.DOTALL):
+                items.append((item[1], re.split(r"\n\n|\n(?=\S)", item[2])[0]))
+        for block in re.findall(r"^(?:Args|Attributes):\n((?: .*\n?)+)", document, re.MULTILINE):
+            items += re.findall(r"^    (\w[\w, ]*):( .*(?:\n {5,}.*)*)", block, re.MULTILINE)
+        for keys, text in items:
+            found |= dict.fromkeys(re.findall(r"\w+", keys), " ".join(text.split()))
     return {key: said for key, said in found.items() if key in section.model_fields}
 
 
@@ -131,13 +135,13 @@ def default_words(section: type, key: str) -> str:
     field = section.model_fields[key]
     if field.default is PydanticUndefined:
         return "required"
-    if section is GetaCfg and key in FLOAT_FIRST:
-        late = FLOAT_FIRST[key]
-        if key not in QUANTIZATION:
-            return f"{_value(late)}, with `order: float_first`"
-        early = QUANTIZATION[key]
-        also = "" if early == late or key == "order" else "; with `order: float_first` "
-        return _value(early) + (also and also + _value(late))
+    early, late = {"order": "qasso"} | vars(Qasso()), vars(FloatFirst())
+    if section is GetaCfg and key in early:
+        differs = key in late and late[key] != early[key]
+        also = f"; with `order: float_first` {_value(late[key])}" if differs else ""
+        return _value(early[key]) + also
+    if section is GetaCfg and key in late:
+        return f"{_value(late[key])}, with `order: float_first`"
     if key in WITH_BUDGET:
         return f"{_value(WITH_BUDGET[key])} with a budget"
     return "" if isinstance(_plain(field.default), dict) else _value(field.default)

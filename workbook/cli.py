@@ -1,6 +1,6 @@
-"""The command line, one verb per job: ``gaitlib --help`` or ``python -m gaitlib --help``.
+"""The command line, one verb per job: ``gaitlib --help`` or ``python -m workbook --help``.
 
-``torchrun --nproc_per_node=N -m gaitlib train|test`` does the same in N processes.
+``torchrun --nproc_per_node=N -m workbook train|test`` does the same in N processes.
 
 Exit status: 0 for success, 2 for an error that the user can fix (one line says how), 1 for a crash
 or for work that was done in part (a subject lost, a study's point failed), 128 + the signal's

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nets import build, fill_gradients, hesso_cfg, plain, resnet, traced
+from nets import build, fill_gradients, hesso_section, hesso_settings, plain, resnet, traced
 
 from gaitlib.model.widths import layer_widths
 from gaitlib.prune import latency_table
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.prune.latency_table import (
-    Grid,
+    LayerLatency,
     conv_shapes,
     grid_widths,
     read_or_measure,
@@ -56,13 +56,13 @@ def measured(graph, folder, divisible=1, **rest):
 
 
 def test_between_measured_widths_a_layer_is_interpolated_and_never_cheaper_when_wider():
-    grid = Grid((2, 4), (1, 5), ((1.0, 3.0), (2.0, 8.0)))
+    grid = LayerLatency((2, 4), (1, 5), ((1.0, 3.0), (2.0, 8.0)))
     assert grid.at(2, 1) == 1.0 and grid.at(4, 5) == 8.0
     assert grid.at(3, 2) == 2.5  # 1.5 at (2, 2), 3.5 at (4, 2)
     assert grid.at(1, 9) == 3.0  # beyond the ends the nearest counts
-    spikes = Grid((1, 2, 3), (1, 2), ((4.0, 2.0), (1.0, 5.0), (6.0, 3.0))).monotone()
-    assert spikes.ms == ((4.0, 4.0), (4.0, 5.0), (6.0, 6.0))
-    assert Grid((1,), (3,), ((7.0,),)).at(5, 2) == 7.0
+    spikes = LayerLatency((1, 2, 3), (1, 2), ((4.0, 2.0), (1.0, 5.0), (6.0, 3.0)))
+    assert spikes.rising == [[4.0, 4.0], [4.0, 5.0], [6.0, 6.0]]
+    assert LayerLatency((1,), (3,), ((7.0,),)).at(5, 2) == 7.0
 
 
 def test_widths_are_measured_at_multiples_of_the_divisor():
@@ -152,7 +152,7 @@ def test_a_resumed_run_goes_on_with_the_table_it_began_with(tmp_path, caplog):
     graph = traced(model)
     mine = measured(graph, tmp_path / "a", factor=10.0).cost(graph)
     asked = 0.6 * mine.total(mine.full)  # the other machine is too slow for it
-    cfg = hesso_cfg(**BUDGET, target_latency_ms=asked, lr=0.01)
+    cfg = hesso_settings(**BUDGET, target_latency_ms=asked, lr=0.01)
     optimizer = build_hesso(graph, cfg, mine)
     run(optimizer, model, 0, 7)
     state = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
@@ -211,7 +211,7 @@ def test_this_machine_measures_a_table(runtime, tmp_path, monkeypatch):
     monkeypatch.setattr(latency_table, "ROUNDS", 1)
     graph = traced(residual())
     latency = {"runtime": runtime, "frames": 2}
-    cfg = hesso_cfg(target_latency_ms=0.9, group_divisible=8, latency=latency)
+    cfg = hesso_section(target_latency_ms=0.9, group_divisible=8, latency=latency)
     cost = budgets.latency_cost(cfg, graph)
     (file,) = (tmp_path / "data" / "latency").iterdir()
     content = json.loads(file.read_text())

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from nets import build, clips, geta_cfg, hesso_cfg, plain, resnet, traced
+from nets import build, clips, geta_settings, hesso_settings, plain, resnet, traced
 
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.model import build_losses
@@ -41,10 +41,10 @@ class Training:
             quantization = quantize_network(self.model, bits, weight_bits=8, activation_bits=8)
             quantization.double()
             calibrate(self.model, quantization, [self.clips(0)])
-            cfg = geta_cfg(quantize=bits, **BITS, **keys)
+            cfg = geta_settings(quantize=bits, **BITS, **keys)
             self.optimizer = build_geta(graph, cfg, quantization)
         else:
-            self.optimizer = build_hesso(graph, hesso_cfg(**keys))
+            self.optimizer = build_hesso(graph, hesso_settings(**keys))
         self.graph = graph
         self.losses = build_losses([{"type": "CrossEntropyLoss", "log_prefix": "softmax"}])
         self.history, self.step = [], 0
@@ -184,7 +184,7 @@ def test_a_network_that_lost_channels_takes_no_earlier_state():
     with pytest.raises(ValueError, match=r"has left this model: build it anew"):
         training.optimizer.load_state_dict(state)
     with pytest.raises(ValueError, match="trace it again"):
-        build_hesso(training.graph, hesso_cfg(**BUDGET, **ADAMW))
+        build_hesso(training.graph, hesso_settings(**BUDGET, **ADAMW))
 
 
 def test_the_compressed_network_is_the_trained_one_and_its_wide_twin(tmp_path):
@@ -192,9 +192,9 @@ def test_the_compressed_network_is_the_trained_one_and_its_wide_twin(tmp_path):
     training.model.float()
     arguments = resnet(6, 8, 8, 10)
     result = construct_compressed_model(training.graph, out_dir=tmp_path, architecture=arguments)
-    assert result.widths == layer_widths(training.model)
+    assert layer_widths(result.model) == layer_widths(training.model)
     assert layer_widths(result.full) == layer_widths(residual())
     assert result.group_sparsity == training.optimizer.group_sparsity() > 0.3
     assert result.full_params > result.params and result.max_error < 1e-5
-    full = torch.load(result.full_path, weights_only=True)
+    full = torch.load(next(tmp_path.glob("full_*.pt")), weights_only=True)
     residual().load_state_dict(full)

@@ -142,7 +142,7 @@ def killed(walkers, tmp_path_factory):
         points = _expand(walkers, folder, methods=["hesso"])
         baseline = runs.runs_folder() / "s" / points[0].name / "results.json"
         environment = os.environ | {"GAITLIB_WORKSPACE": str(folder)}
-        command = [sys.executable, "-m", "gaitlib", "study", str(folder / "s.yaml"), "--workers=1"]
+        command = [sys.executable, "-m", "workbook", "study", str(folder / "s.yaml"), "--workers=1"]
         study = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         while state_of("s", points[0]) != "done":
             time.sleep(0.01)

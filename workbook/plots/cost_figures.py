@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
+from gaitlib.model import BACKBONE
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bytes
 from gaitlib.system.errors import UserError
 from workbook.plots.style import (
-    BACKBONE_PREFIX,
     KEPT_COLOUR,
     PALE_GREY,
     SPARE_COLOURS,
@@ -121,7 +121,7 @@ def bits_by_layer(table: pd.DataFrame) -> Figure:
             activation_bits (integers; 32 is "float"), weights (how many numbers), bops, and per
             (``frame`` or ``clip``; only BOPs per frame are added up).
     """
-    table = table.set_index(table["layer"].str.removeprefix(BACKBONE_PREFIX))
+    table = table.set_index(table["layer"].str.removeprefix(BACKBONE))
     size = (11, 1.5 + 0.38 * len(table))
     fig, axes = plt.subplots(1, 3, figsize=size, sharey=True, width_ratios=[1, 1, 0.9])
     chosen = table[["weight_bits", "activation_bits"]].astype(float)

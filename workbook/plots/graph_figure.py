@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from workbook.plots.style import BACKBONE_PREFIX, PALE_GREY, styled
+from gaitlib.model import BACKBONE
+from workbook.plots.style import PALE_GREY, styled
 
 #: Without the greys of tab10 and Dark2 (both number 7), because grey means "not pruned".
 GROUP_COLOURS = [
@@ -43,7 +44,7 @@ def dependency_graph(network: nx.DiGraph, hide: Collection[str] = ()) -> Figure:
     line = {name: -i for i, name in enumerate(order)}
     nodes = pd.DataFrame.from_dict(dict(network.nodes(data=True)), orient="index").loc[order]
     nodes["group"] = nodes["group"].where(nodes["prunable"], NOT_PRUNED)
-    names = nodes.index.str.removeprefix(BACKBONE_PREFIX)
+    names = nodes.index.str.removeprefix(BACKBONE)
     pruned = [group for group in nodes["group"].unique() if group != NOT_PRUNED]
     colours = dict(zip(pruned, itertools.cycle(GROUP_COLOURS), strict=False))
     colours[NOT_PRUNED] = PALE_GREY
@@ -72,7 +73,7 @@ def dependency_graph(network: nx.DiGraph, hide: Collection[str] = ()) -> Figure:
     counts = nodes["group"].drop(index=list(ENDS), errors="ignore").value_counts(sort=False)
     handles = []
     for group, count in sorted(counts.items(), key=lambda item: item[0] == NOT_PRUNED):
-        words = f"{group.removeprefix(BACKBONE_PREFIX)}: {count} layer{'s' * (count > 1)}"
+        words = f"{group.removeprefix(BACKBONE)}: {count} layer{'s' * (count > 1)}"
         look = {"marker": "o", "linestyle": "", "markersize": 9, "color": colours[group]}
         handles.append(Line2D([], [], label=words, **look))
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), title="group")

@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from gaitlib.model import BACKBONE
 from gaitlib.system.errors import UserError
 from workbook.plots.style import (
-    BACKBONE_PREFIX,
     CUT_COLOUR,
     KEPT_COLOUR,
     PALE_GREY,
@@ -168,7 +168,7 @@ def bits_schedule(bits: pd.DataFrame, phases: Mapping[str, int]) -> Figure:
 
 
 def _layer_of(column: str) -> str:
-    return column.partition(":")[2].removeprefix(BACKBONE_PREFIX)
+    return column.partition(":")[2].removeprefix(BACKBONE)
 
 
 def _draw_bits(

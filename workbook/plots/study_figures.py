@@ -14,10 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from gaitlib.model import BACKBONE
 from gaitlib.model.network_cost import FLOAT_BITS
 from gaitlib.system.errors import UserError
 from workbook.plots.style import (
-    BACKBONE_PREFIX,
     METHOD_STYLES,
     PALE_GREY,
     STYLE,
@@ -256,7 +256,7 @@ def cuts_by_method(table: pd.DataFrame) -> Figure:
     Raises:
         UserError: no method cut or rounded anything.
     """
-    table = table.assign(layer=table["layer"].str.removeprefix(BACKBONE_PREFIX))
+    table = table.assign(layer=table["layer"].str.removeprefix(BACKBONE))
     settings = table.groupby(["method", "values"])
     shares = table.assign(text=table["share"].map("{:.0f}".format))
     bits = [table[f"{kind}_bits"].map("{:.2g}".format) for kind in ("weight", "activation")]

@@ -47,8 +47,6 @@ CONDITION_WORDS = {"NM": "NM, normal", "BG": "BG, with a bag", "CL": "CL, in a c
 CUT_COLOUR, KEPT_COLOUR, PALE_GREY = "#D55E00", "#0072B2", "#D9D9D9"
 SPARE_COLOURS = ("#4477AA", "#AA3377", "#AA7700", "#000000")
 
-BACKBONE_PREFIX = "Backbone.forward_block."  # removed from the names of layers
-
 #: Of every figure, see `styled`.
 STYLE = {
     "figure.dpi": 100,

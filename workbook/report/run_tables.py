@@ -6,14 +6,14 @@ from typing import Any
 import pandas as pd
 
 from gaitlib.evaluate import conditions_of
-from gaitlib.model import GaitBase, network_cost
+from gaitlib.model import BACKBONE, GaitBase, network_cost
 from gaitlib.system.errors import UserError
 from workbook import runs
 
 
 def short_name(layer: str) -> str:
     """Return a layer's name as tables show it: without the backbone's prefix."""
-    return layer.removeprefix("Backbone.forward_block.")
+    return layer.removeprefix(BACKBONE)
 
 
 def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
         UserError: if the two have different layers.
     """
     tables = [network_cost.layer_table(network) for network in (dense, small)]
-    before, after = (t[t["layer"].str.startswith("Backbone.")] for t in tables)
+    before, after = (t[t["layer"].str.startswith(BACKBONE)] for t in tables)
     if list(before["layer"]) != list(after["layer"]):
         raise UserError(f"layers differ: {list(before['layer'])} and {list(after['layer'])}")
     counts = {"kept": after["out_channels"], "total": before["out_channels"]}

@@ -22,7 +22,7 @@ from gaitlib.evaluate import embed_batches
 from gaitlib.model import build_losses
 from gaitlib.system.device import choose_device
 from gaitlib.system.processes import cores
-from gaitlib.train.loop import fit
+from gaitlib.train.loop import Report, fit
 from workbook import steps
 from workbook.config import Experiment
 from workbook.config.run_changes import digest
@@ -163,14 +163,11 @@ def _smoke_run(experiment: Experiment, device: str) -> SmokeRun:
         graph = steps.trace(experiment, model)
         quantization = steps.attach_quantizers(experiment, model, data, seed=0)
     optimizer = steps.build_optimizer(experiment, model, graph, quantization)
-    settings = cfg.sampler.model_dump(exclude={"type"})
-    last = WARM_UP_STEPS + TIMED_STEPS
-    batches = training_batches(data.train, **settings, seed=0, start=0, stop=last)
+    iterations = range(WARM_UP_STEPS + TIMED_STEPS)
+    batches = training_batches(data.train, cfg.sampler.build(), 0, iterations)
     losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
-    history = fit(model, batches, steps.transform_of(cfg), losses, optimizer, log_iter=1)
-    sizes = {"batch_size": test.sampler.batch_size}
-    sizes |= {"frames_all_limit": test.sampler.frames_all_limit}
-    loader = inference_batches(data.test, **sizes)
+    history = fit(model, batches, steps.transform_of(cfg), losses, optimizer, report=Report(1))
+    loader = inference_batches(data.test, test.sampler.build())
     began = time.monotonic()
     first_batches = itertools.islice(loader, TESTED_BATCHES)
     embedded, _ = embed_batches(model, first_batches, steps.transform_of(test), where)

@@ -20,8 +20,8 @@ import torch
 
 from gaitlib.model import build_model
 from gaitlib.model.network_cost import backbone_macs, macs_per_frame
+from gaitlib.prune.hesso_settings import BUDGETS, TARGETS, WITH_BUDGET
 from workbook.config import ConfigError, Experiment, at_equal_compute, load_experiment, stretch
-from workbook.config.compression_cfg import BUDGETS, TARGETS, WITH_BUDGET
 from workbook.config.model_cfg import ModelCfg
 from workbook.steps import require_compression
 from workbook.steps.dataset import input_size
@@ -398,7 +398,9 @@ def _with_channels(network: ModelCfg, widths: Mapping[int, int]) -> ModelCfg:
         layers = ["-".join([t[0], *(str(widths[int(c)]) for c in t[1:2]), *t[2:]]) for t in tokens]
         changed = {"layers_cfg": tuple(layers)}
     backbone = before.model_copy(update=changed)
-    heads = network.SeparateFCs.model_copy(update={"in_channels": backbone.out_channels})
+    with torch.device("meta"):  # takes no memory and no random numbers
+        width = backbone.build().out_channels
+    heads = network.SeparateFCs.model_copy(update={"in_channels": width})
     return network.model_copy(update={"backbone_cfg": backbone, "SeparateFCs": heads})
 
 
