@@ -38,7 +38,7 @@ def results(macs, **others):
 def test_channels_kept_counts_the_backbones_convolutions_in_order():
     table = run_tables.channels_kept(network("BC-4", "M", "BC-8"), network("BC-3", "M", "BC-2"))
     assert table.to_dict("list") == {
-        "name": ["feature.0.conv", "feature.3.conv"],
+        "layer": ["feature.0.conv", "feature.3.conv"],
         "kept": [3, 2],
         "total": [4, 8],
     }
