@@ -8,7 +8,7 @@ from gaitlib.data.batches import inference_batches
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
 from gaitlib.evaluate import embed
 from gaitlib.system.device import keep_freed_memory
-from walkers import make_walkers
+from walkers.walker_dataset import make_walkers
 from workbook.steps.dataset import transform_of
 
 

@@ -14,7 +14,7 @@ from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.prune.importance import choose
 from gaitlib.train.loop import fit
-from walkers import make_walkers
+from walkers.walker_dataset import make_walkers
 from workbook.config import Experiment, HessoCfg, load_experiment
 from workbook.steps.dataset import transform_of
 

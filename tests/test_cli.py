@@ -31,7 +31,7 @@ def test_describe_says_what_a_budget_means_before_anything_is_trained():
     done = _run("describe", "--cfgs", QUICKSTART, *quarter, "--json")
     budget, dense = json.loads(done.stdout)["budget"], json.loads(done.stdout)["macs_per_frame"]
     assert (budget["dense"], budget["limit"]) == (dense, dense // 4)
-    line = f"budget: at most {dense // 4:,} of {dense:,} MACs per frame (25.0%)"
+    line = f"budget: at most {dense // 4:,} of {dense:,} MACs per frame (25.00%)"
     assert line in _run("describe", "--cfgs", QUICKSTART, *quarter).stdout
     assert (
         "bits: at most 31,258 of 500,128 bytes (6.25%)"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from gaitlib import evaluate
 from gaitlib.model import network_cost
-from walkers import make_walkers
+from walkers.walker_dataset import make_walkers
 from workbook import plots, runs, steps
 from workbook.cli import app
 from workbook.config import load_experiment

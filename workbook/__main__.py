@@ -1,4 +1,4 @@
-"""``python -m gaitlib``: the same program as ``gaitlib``."""
+"""``python -m workbook``: the same program as ``gaitlib``."""
 
 from workbook.cli import app
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import papermill
@@ -11,7 +11,7 @@ from nbclient.exceptions import DeadKernelError
 
 from workbook.config import ConfigError
 from workbook.runs import locate
-from workbook.study.points import Point, has_results, notebook_of, prepare, run_of
+from workbook.study.points import Point, has_results, notebook_of, prepare
 
 #: Dask sets this variable of its workers to 64 KiB. glibc then returns torch's memory to the system
 #: in every step and asks for it again, which took half of the training time.
@@ -47,15 +47,15 @@ def execute_point(run: str, point: Point, device: str) -> None:
     prepare(run, point)
     os.environ.pop(TRIM_VARIABLE, None)  # a kernel inherits the environment
     values = point.experiment.sections()
-    values |= {"run": run_of(run, point.name), "seed": point.seed, "device": device}
+    values |= {"run": f"{run}/{point.name}", "seed": point.seed, "device": device}
     trained = has_results(run, point)
     for notebook in point.notebooks:
-        output = notebook_of(run, point, notebook)
+        source, output = locate(notebook), notebook_of(run, point, notebook)
+        if not source.exists():
+            raise ConfigError(f"{source} is not there: see `notebooks` in the study's file")
         if not (trained and output.exists()):
-            source = _existing(locate(notebook))
-            known = papermill.inspect_notebook(str(source)).keys()
-            own = {name: value for name, value in values.items() if name in known}
-            execute(source, output, own)
+            known = papermill.inspect_notebook(str(source)).keys() & values.keys()
+            execute(source, output, {name: values[name] for name in known})
     if not has_results(run, point):
         raise ConfigError(
             f"none of the notebooks {list(point.notebooks)} has written results.json: the first "
@@ -63,25 +63,13 @@ def execute_point(run: str, point: Point, device: str) -> None:
         )
 
 
-def _existing(source: Path) -> Path:
-    if not source.exists():
-        raise ConfigError(f"{source} is not there: see `notebooks` in the study's file")
-    return source
-
-
-def execute(
-    source: Path,
-    output: Path,
-    values: Mapping[str, object],
-    on_cell: Callable[..., None] | None = None,
-) -> None:
+def execute(source: Path, output: Path, values: Mapping[str, object]) -> None:
     """Execute one notebook; it gets ``output``'s name once all its cells have run.
 
     Args:
         source: the notebook.
         output: the executed copy. Until it is complete, its name begins with ``unfinished-``.
         values: of its parameters.
-        on_cell: called with ``cell`` and ``cell_index`` when a cell starts.
 
     Raises:
         PointError: if a cell raised.
@@ -90,7 +78,6 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f"unfinished-{output.name}")
     logging.getLogger("papermill").setLevel(logging.WARNING)  # it logs its arguments
-    hooks = {} if on_cell is None else {"on_cell_start": on_cell}
     try:
         papermill.execute_notebook(
             str(source),
@@ -100,7 +87,6 @@ def execute(
             cwd=str(source.parent),
             progress_bar=False,
             extra_arguments=["--log-level=CRITICAL"],  # else the kernel logs its sockets
-            **hooks,
         )
     except papermill.PapermillExecutionError as error:
         raise PointError(_COLOUR_CODES.sub("", str(error)).strip()) from None
