@@ -12,10 +12,11 @@ from gaitlib.model import GaitBase, build_losses, build_model
 from gaitlib.prune import oto
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import build_hesso
+from gaitlib.prune.hesso_settings import HessoSettings
 from gaitlib.prune.importance import choose
-from gaitlib.train.loop import fit
+from gaitlib.train.loop import Report, fit
 from walkers.walker_dataset import make_walkers
-from workbook.config import Experiment, HessoCfg, load_experiment
+from workbook.config import Experiment, load_experiment
 from workbook.steps.dataset import transform_of
 
 EXPERIMENTS = {
@@ -55,7 +56,7 @@ def compressed(model: GaitBase, divisible: int = 1, share: float = 0.5) -> nn.Mo
 
 def within_budget(model: GaitBase, setting: Setting, share: float, divisible: int) -> GaitBase:
     """Return the network at ``share`` of its MACs, after six steps of a run with that budget."""
-    cfg = HessoCfg(
+    cfg = HessoSettings.of(
         variant="sgd",
         lr=0.01,
         target_macs=share,
@@ -75,7 +76,7 @@ def within_budget(model: GaitBase, setting: Setting, share: float, divisible: in
         frames_num_fixed=4,
     )
     optimizer = build_hesso(graph_of(model), cfg)
-    fit(model, batches, transform_of(experiment.trainer_cfg), losses, optimizer, log_iter=6)
+    fit(model, batches, transform_of(experiment.trainer_cfg), losses, optimizer, report=Report(6))
     return model
 
 

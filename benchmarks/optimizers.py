@@ -6,10 +6,11 @@ from torch import nn
 from benchmarks.networks import graph_of, network_of
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.prune import hesso, oto
+from gaitlib.prune.hesso_settings import HessoSettings
 from gaitlib.quantize import geta
+from gaitlib.quantize.bit_settings import GetaSettings
 from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
 from gaitlib.system.device import keep_freed_memory
-from workbook.config import GetaCfg, HessoCfg
 
 STEPS = 20  # per run
 SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
@@ -60,28 +61,28 @@ def ours(setting: Setting, size: str) -> Work:
     """Step gaitlib's HESSO."""
     keep_freed_memory(setting.device)
     model = network_of(size, setting)
-    return _stepping(model, hesso.build_hesso(graph_of(model), HessoCfg(**PRUNING)))
+    return _stepping(model, hesso.build_hesso(graph_of(model), HessoSettings.of(**PRUNING)))
 
 
 def ours_with_budget(setting: Setting, size: str) -> Work:
     """Step gaitlib's HESSO with a budget, while it gathers the importance of the next choice."""
     keep_freed_memory(setting.device)
     model = network_of(size, setting)
-    cfg = HessoCfg(**PRUNING | {"target_group_sparsity": None, "target_macs": 0.25})
+    cfg = HessoSettings.of(**PRUNING | {"target_group_sparsity": None, "target_macs": 0.25})
     return _stepping(model, hesso.build_hesso(graph_of(model), cfg))
 
 
 def package(setting: Setting, size: str) -> Work:
     """Step only_train_once's own HESSO."""
     model = network_of(size, setting)
-    return _stepping(model, oto.package_hesso(graph_of(model), HessoCfg(**PRUNING)))
+    return _stepping(model, oto.package_hesso(graph_of(model), HessoSettings.of(**PRUNING)))
 
 
 def ours_geta(setting: Setting, size: str) -> Work:
     """Step gaitlib's GETA, on weights and activations."""
     keep_freed_memory(setting.device)
     model = network_of(size, setting)
-    graph, cfg = graph_of(model), GetaCfg(**PRUNING, **BITS)
+    graph, cfg = graph_of(model), GetaSettings.of(**PRUNING, **BITS)
     return _stepping(model, geta.build_geta(graph, cfg, _quantized(model, setting)))
 
 

@@ -10,9 +10,9 @@ from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import training_batches
 from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
+from gaitlib.prune.hesso_settings import HessoSettings
 from gaitlib.system.device import keep_freed_memory
-from gaitlib.train.loop import fit
-from workbook.config import HessoCfg
+from gaitlib.train.loop import Report, fit
 from workbook.steps.dataset import transform_of
 
 STEPS = 40
@@ -41,7 +41,7 @@ def run_of(setting: Setting, size: str, prunes: bool) -> Work:
     def run() -> None:
         model = network_of(size, setting)
         if prunes:
-            cfg = HessoCfg(**PRUNING, group_divisible=DIVISIBLE[size])
+            cfg = HessoSettings.of(**PRUNING, group_divisible=DIVISIBLE[size])
             optimizer = build_hesso(graph_of(model), cfg)
         else:
             optimizer = torch.optim.SGD(
@@ -50,7 +50,14 @@ def run_of(setting: Setting, size: str, prunes: bool) -> Work:
         batches = training_batches(
             data, seed=0, start=0, stop=STEPS, batch_size=(p, k), frames_num_fixed=t
         )
-        fit(model, itertools.islice(batches, STEPS), transform, losses, optimizer, log_iter=STEPS)
+        fit(
+            model,
+            itertools.islice(batches, STEPS),
+            transform,
+            losses,
+            optimizer,
+            report=Report(STEPS),
+        )
 
     return Work(run, STEPS)
 

@@ -13,6 +13,7 @@ from gaitlib.model import GaitBase, build_losses
 from gaitlib.quantize.quantization import calibrate, quantize_network
 from gaitlib.system.device import choose_precision, keep_freed_memory
 from gaitlib.train.loop import fit
+from gaitlib.train.training_state import TrainingState
 from workbook.steps.dataset import transform_of
 
 BATCH = {"full": (4, 2, 4), "slim": (8, 8, 3)}  # P, K, T on a CPU
@@ -49,10 +50,8 @@ def ours(setting: Setting, size: str, amp: bool = False) -> Work:
     transform = transform_of(experiment_of("full").trainer_cfg)
 
     def run() -> None:
-        fit(
-            model, islice(batches, steps), transform, losses, optimizer,
-            precision=precision, log_iter=100,
-        )  # fmt: skip
+        state = TrainingState(precision=precision)
+        fit(model, islice(batches, steps), transform, losses, optimizer, state=state)
 
     return Work(run, steps)
 

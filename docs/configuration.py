@@ -15,9 +15,10 @@ from typing import Any, get_args
 from pydantic_core import PydanticUndefined
 
 from gaitlib.data.transforms import STEPS
+from gaitlib.prune.hesso_settings import WITH_BUDGET
+from gaitlib.quantize.bit_settings import FloatFirst, Qasso
 from workbook.config import Experiment
-from workbook.config.compression_cfg import WITH_BUDGET
-from workbook.config.geta_cfg import FLOAT_FIRST, QUANTIZATION, GetaCfg
+from workbook.config.compression_cfg import GetaCfg
 from workbook.config.section import Section
 from workbook.config.training_cfg import TransformCfg
 from workbook.study import StudyPlan
@@ -131,13 +132,13 @@ def default_words(section: type, key: str) -> str:
     field = section.model_fields[key]
     if field.default is PydanticUndefined:
         return "required"
-    if section is GetaCfg and key in FLOAT_FIRST:
-        late = FLOAT_FIRST[key]
-        if key not in QUANTIZATION:
-            return f"{_value(late)}, with `order: float_first`"
-        early = QUANTIZATION[key]
-        also = "" if early == late or key == "order" else "; with `order: float_first` "
-        return _value(early) + (also and also + _value(late))
+    early, late = {"order": "qasso"} | vars(Qasso()), vars(FloatFirst())
+    if section is GetaCfg and key in early:
+        differs = key in late and late[key] != early[key]
+        also = f"; with `order: float_first` {_value(late[key])}" if differs else ""
+        return _value(early[key]) + also
+    if section is GetaCfg and key in late:
+        return f"{_value(late[key])}, with `order: float_first`"
     if key in WITH_BUDGET:
         return f"{_value(WITH_BUDGET[key])} with a budget"
     return "" if isinstance(_plain(field.default), dict) else _value(field.default)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from gaitlib.model import GaitBase, build_model
 from gaitlib.prune import oto
 from gaitlib.prune.graph import Graph
-from workbook.config import GetaCfg, HessoCfg
+from gaitlib.prune.hesso_settings import HessoSettings
+from gaitlib.quantize.bit_settings import GetaSettings
+from workbook.config import HessoCfg
 
 Arguments = dict[str, Any]
 
@@ -115,11 +117,16 @@ def _keys(keys: Arguments) -> Arguments:
     return {"lr": 0.1} | schedule | _BASES.get(keys.get("variant", "sgd"), {}) | keys
 
 
-def hesso_cfg(**keys: Any) -> HessoCfg:
-    """Return a section that prunes at the first step, with torch's defaults and ``lr`` 0.1."""
+def hesso_settings(**keys: Any) -> HessoSettings:
+    """Return settings that prune at the first step, with torch's defaults and ``lr`` 0.1."""
+    return HessoSettings.of(**_keys(keys))
+
+
+def hesso_section(**keys: Any) -> HessoCfg:
+    """Return the section of an experiment with the keys of `hesso_settings`."""
     return HessoCfg(**_keys(keys))
 
 
-def geta_cfg(**keys: Any) -> GetaCfg:
-    """Return a section as `hesso_cfg`; it quantizes if ``keys`` ask for it."""
-    return GetaCfg(**_keys(keys))
+def geta_settings(**keys: Any) -> GetaSettings:
+    """Return settings as `hesso_settings`; they quantize if ``keys`` ask for it."""
+    return GetaSettings.of(**_keys(keys))

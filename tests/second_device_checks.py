@@ -11,7 +11,7 @@ import nets
 import pandas as pd
 import pytest
 import torch
-from nets import geta_cfg, hesso_cfg, traced
+from nets import geta_settings, hesso_settings, traced
 from second_device import SECOND, second_device
 from torch.utils._pytree import tree_map_only
 
@@ -24,8 +24,9 @@ from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.quantize.geta import build_geta
 from gaitlib.quantize.quantization import calibrate, quantize_network
-from gaitlib.train.loop import fit
+from gaitlib.train.loop import Report, fit
 from gaitlib.train.training_cost import TrainingCost
+from gaitlib.train.training_state import TrainingState
 
 ARCHITECTURE = nets.resnet(4, 8, embedding=6, classes=2)
 LOSSES = [{"type": "TripletLoss", "margin": 0.2}, {"type": "CrossEntropyLoss"}]
@@ -67,13 +68,13 @@ LATE = {
 #: The section of each, and its steps.
 METHODS = {
     "sgd": (None, 3),
-    "hesso sgd": (hesso_cfg(**PRUNING, variant="sgd", target_group_sparsity=0.5), 6),
-    "hesso adam": (hesso_cfg(**PRUNING, variant="adam", target_group_sparsity=0.5), 6),
-    "budget sgd": (hesso_cfg(**PRUNING, first_momentum=0.9, target_macs=0.6, shrink=False), 6),
-    "budget adamw": (hesso_cfg(**PRUNING, variant="adamw", target_macs=0.6), 6),
-    "qasso sgd": (geta_cfg(**QASSO, variant="sgd"), 8),
-    "qasso adam": (geta_cfg(**QASSO, variant="adam"), 8),
-    "float first": (geta_cfg(**PRUNING, **LATE, variant="adamw"), 8),
+    "hesso sgd": (hesso_settings(**PRUNING, variant="sgd", target_group_sparsity=0.5), 6),
+    "hesso adam": (hesso_settings(**PRUNING, variant="adam", target_group_sparsity=0.5), 6),
+    "budget sgd": (hesso_settings(**PRUNING, first_momentum=0.9, target_macs=0.6, shrink=False), 6),
+    "budget adamw": (hesso_settings(**PRUNING, variant="adamw", target_macs=0.6), 6),
+    "qasso sgd": (geta_settings(**QASSO, variant="sgd"), 8),
+    "qasso adam": (geta_settings(**QASSO, variant="adam"), 8),
+    "float first": (geta_settings(**PRUNING, **LATE, variant="adamw"), 8),
 }
 
 
@@ -100,9 +101,11 @@ class Training:
             self.optimizer = build_geta(traced(self.model), cfg, quantization)
 
     def fit(self, start, stop):
+        state = TrainingState(cost=TrainingCost(self.model))
+        losses = build_losses(LOSSES)
         return fit(
-            self.model, batches(start, stop), TRANSFORM, build_losses(LOSSES), self.optimizer,
-            cost=TrainingCost(self.model), log_iter=1,
+            self.model, batches(start, stop), TRANSFORM, losses, self.optimizer, None, state,
+            Report(log_iter=1),
         )  # fmt: skip
 
     def state(self):

@@ -122,7 +122,7 @@ def test_the_stages_leave_results_that_hold_the_contract(workspace):
 def test_the_command_line_repeats_a_notebook_figure_for_figure(in_workspace):
     overrides = [f"-o{key}={json.dumps(value)}" for key, value in SMOKE["overrides"].items()]
     for stage in ("baseline", "geta"):
-        command = [sys.executable, "-m", "gaitlib", "train", "--cfgs", "params/quickstart.yaml"]
+        command = [sys.executable, "-m", "workbook", "train", "--cfgs", "params/quickstart.yaml"]
         command += ["--run", "cli", "--stage", stage, *overrides]
         done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -137,7 +137,7 @@ def test_the_command_line_repeats_a_notebook_figure_for_figure(in_workspace):
 
 @pytest.mark.notebooks
 def test_the_command_line_exports_what_the_notebooks_compressed(in_workspace, tmp_path):
-    command = [sys.executable, "-m", "gaitlib", "export", "--run", "smoke"]
+    command = [sys.executable, "-m", "workbook", "export", "--run", "smoke"]
     command += ["--format", "onnx-int8", "--round-sums", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -163,7 +163,7 @@ def test_a_parameter_that_no_notebook_knows_is_refused(in_workspace):
 
 @pytest.mark.notebooks
 def test_gaitlib_notebooks_executes_one_from_the_shell(in_workspace):
-    command = [sys.executable, "-m", "gaitlib", "notebooks", str(OF_A_STUDY)]
+    command = [sys.executable, "-m", "workbook", "notebooks", str(OF_A_STUDY)]
     command += ["--run", "quickstart-study"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,14 +1,12 @@
-"""Runs and stages on disk: results, folders, and the names of earlier versions."""
+"""Runs and stages on disk: results, folders."""
 
 import json
 
 import pytest
-import yaml
 
-from gaitlib.train.resume import set_aside
 from workbook import runs
-from workbook.config import ConfigError, load_experiment
-from workbook.steps import choose_stage
+from workbook.config import load_experiment
+from workbook.steps.start_of_stage import set_aside
 
 
 @pytest.fixture(autouse=True)
@@ -83,80 +81,10 @@ def test_a_seed_is_a_whole_number_from_0(seed):
         runs.Run("r", load_experiment(), seed)
 
 
-def write_config(folder, **sections):
-    folder.mkdir(parents=True)
-    sections = {"compression_optimizer": "geta", **sections}  # as an experiment records it
-    (folder / "config.yaml").write_text(yaml.safe_dump(sections))
-
-
-BITS = {"lr": 0.1, "quantize": "weights_and_activations"}
-
-
-def test_a_folder_pruned_of_an_earlier_version_is_the_hesso_stage(tmp_path):
-    pruned, geta = tmp_path / "runs/r/pruned", tmp_path / "runs/r/geta"
-    write_config(pruned, geta_optimizer_cfg={"lr": 0.1})
-    write_config(geta, geta_optimizer_cfg=BITS)
-    assert runs.stage_dir("r", "hesso") == pruned and runs.stage_dir("r", "geta") == geta
-    for folder in (pruned, geta):
-        (folder / "results.json").write_text('{"schema": 1}')
-    assert runs.finished("r") == ["hesso", "geta"]
-    (tmp_path / "runs/r/hesso").mkdir()  # a new stage comes first
-    assert runs.stage_dir("r", "hesso") == tmp_path / "runs/r/hesso"
-
-
-@pytest.mark.parametrize("section", [{"lr": 0.1}, None])
-def test_a_folder_geta_without_quantizers_is_the_hesso_stage(tmp_path, section):
-    geta = tmp_path / "runs/r/geta"
-    write_config(geta, geta_optimizer_cfg=section)
-    (geta / "results.json").write_text('{"schema": 1}')
-    assert runs.stage_dir("r", "hesso") == geta
-    assert runs.finished("r") == ["hesso"]  # and not geta too
-
-
-def test_a_folder_geta_with_quantizers_is_not_the_hesso_stage(tmp_path):
-    write_config(tmp_path / "runs/r/geta", geta_optimizer_cfg=BITS)
-    runs.save_results("r", "geta", {})
-    assert runs.stage_dir("r", "hesso") == tmp_path / "runs/r/hesso"
-    assert runs.finished("r") == ["geta"]
-
-
-def test_a_dense_folder_geta_of_an_earlier_version_is_torch_prunings(tmp_path):
-    geta = tmp_path / "runs/r/geta"
-    geta.mkdir(parents=True)
-    (geta / "config.yaml").write_text(yaml.safe_dump({"optimizer_cfg": {"lr": 0.1}}))
-    runs.save_results("r", "torch_pruning", {})
-    assert (geta / "results.json").exists()
-    assert runs.finished("r") == ["torch_pruning"]
-
-
-def test_a_stage_that_starts_anew_never_writes_into_a_former_folder(tmp_path):
-    pruned, geta = tmp_path / "runs/r/pruned", tmp_path / "runs/r/geta"
-    for folder in (pruned, geta):  # both HESSO's, of an earlier version
-        write_config(folder, geta_optimizer_cfg={"lr": 0.1})
-    set_aside(runs.Run("r", load_experiment()), "hesso")
-    assert not pruned.exists() and geta.exists()
-    assert runs.stage_dir("r", "hesso") == tmp_path / "runs/r/hesso"
-
-
-def test_a_damaged_config_of_a_former_folder_is_one_clear_error(tmp_path):
-    write_config(tmp_path / "runs/r/geta")
-    (tmp_path / "runs/r/geta/config.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="config.yaml, line"):
-        runs.stage_dir("r", "hesso")
-
-
-def test_a_folder_geta_without_a_config_is_not_the_hesso_stage(tmp_path):
-    (tmp_path / "runs/r/geta").mkdir(parents=True)
-    assert runs.stage_dir("r", "hesso") == tmp_path / "runs/r/hesso"
-
-
-@pytest.mark.parametrize(("former", "present"), runs.FORMER_STAGES.items())
-def test_a_former_stage_name_is_refused_with_the_new_one(former, present):
-    with pytest.raises(ValueError, match=f"{former!r}; it is called {present!r} now"):
-        runs.stage_dir("r", former)
-    run = runs.Run("r", load_experiment())
-    with pytest.raises(ConfigError, match=f"--stage {former!r} is called {present!r} now"):
-        choose_stage(run, former)
+def test_finished_stages_come_in_the_order_of_tables():
+    for stage in ("geta", "baseline"):
+        runs.save_results("r", stage, {})
+    assert runs.finished("r") == ["baseline", "geta"]
 
 
 def test_an_unknown_stage_is_refused_with_the_choices():

@@ -21,7 +21,7 @@ import yaml
 from gaitlib.system import distributed
 from gaitlib.system.errors import UserError
 from gaitlib.system.files import read_json, write_atomically
-from workbook.config import Experiment, at_equal_compute, read_yaml
+from workbook.config import Experiment, at_equal_compute
 from workbook.system.folders import ROOT, name_fault
 from workbook.system.lock import Lock, locked
 
@@ -49,12 +49,10 @@ STAGES = {
     "torch_pruning": Stage("torch-pruning"),
     "geta": Stage("GETA", "03_geta_train.ipynb"),
 }
-#: A stage's compressed network, below its folder; the second in runs of earlier versions.
-NETWORK_FILES = ("compressed/compressed_*.safetensors", "compressed/compressed_*.pt")
-#: The stages' present names, by their names in earlier versions.
-FORMER_STAGES = {"pruned": "hesso"}
+#: A stage's compressed network, below its folder.
+NETWORK_FILE = "compressed/compressed_*.safetensors"
 #: Names that a folder of a run has, so that no run inside of it can have them.
-FOLDERS_OF_A_RUN = {*STAGES, *FORMER_STAGES, "previous", "notebooks"}
+FOLDERS_OF_A_RUN = {*STAGES, "previous", "notebooks"}
 
 
 class MissingRunError(UserError):
@@ -109,45 +107,12 @@ def run_dir(run: str) -> Path:
 def stage_dir(run: str, stage: str) -> Path:
     """Return the folder of a stage: ``runs/<run>/<stage>``, which may not exist yet.
 
-    Earlier versions wrote HESSO's network into ``pruned`` if the run also had GETA's, and otherwise
-    into ``geta``, as torch-pruning's. In such a run the stage is that folder until it starts anew
-    (`make_stage_dir`).
-
     Raises:
         UserError: if the stage is unknown, or as `run_dir`.
     """
     if stage not in STAGES:
-        hint = f"it is called {FORMER_STAGES[stage]!r} now" if stage in FORMER_STAGES else ""
-        raise UserError(f"unknown stage {stage!r}; {hint or f'choose from {sorted(STAGES)}'}")
-    path = run_dir(run) / stage
-    if path.exists():
-        return path
-    pruned, geta = path.with_name("pruned"), path.with_name("geta")
-    if stage == "hesso" and pruned.exists():
-        return pruned
-    return geta if stage in ("hesso", "torch_pruning") and _made_by(geta) == stage else path
-
-
-def _made_by(geta: Path) -> str:
-    """Return the stage that a folder ``geta`` is, which in earlier versions others wrote too."""
-    config = geta / "config.yaml"
-    if not config.exists():
-        return "geta"
-    sections = read_yaml(config)
-    if "compression_optimizer" not in sections:
-        return "torch_pruning"
-    return "geta" if "quantize" in (sections.get("geta_optimizer_cfg") or {}) else "hesso"
-
-
-def make_stage_dir(run: str, stage: str) -> Path:
-    """Make and return ``runs/<run>/<stage>``, for a stage that starts anew.
-
-    Raises:
-        UserError: as `stage_dir`.
-    """
-    path = stage_dir(run, stage).with_name(stage)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+        raise UserError(f"unknown stage {stage!r}; choose from {sorted(STAGES)}")
+    return run_dir(run) / stage
 
 
 def save_results(run: str, stage: str, results: Mapping[str, Any]) -> Path:
@@ -168,25 +133,24 @@ def _stable(value: Any) -> Any:
     return value
 
 
-def stage_file(run: str, stage: str, *patterns: str) -> Path:
+def stage_file(run: str, stage: str, pattern: str) -> Path:
     """Return the newest file of a stage that matches a pattern; file names contain their time.
 
     Args:
         run: folder below runs/.
         stage: a name of STAGES.
-        patterns: globs in the stage's folder; the first one with a match decides.
+        pattern: a glob in the stage's folder.
 
     Raises:
         MissingRunError: if no file matches; the message names the notebook that writes it.
     """
-    for pattern in patterns:
-        if found := sorted(stage_dir(run, stage).glob(pattern)):
-            return found[-1]
+    if found := sorted(stage_dir(run, stage).glob(pattern)):
+        return found[-1]
     notebook = STAGES[stage].notebook
     advice = "finish its study first"
     if notebook:
         advice = f"run notebooks/{notebook} with run={run!r} first"
-    raise MissingRunError(f"runs/{run}/{stage}/{patterns[0]} is not there: {advice}")
+    raise MissingRunError(f"runs/{run}/{stage}/{pattern} is not there: {advice}")
 
 
 def config_file(run: str, stage: str) -> Path:
@@ -222,10 +186,7 @@ def load_results(run: str, stage: str) -> dict[str, Any]:
 
 def finished(run: str) -> list[str]:
     """Return the stages of a run that have a results.json, in the order of STAGES."""
-    folders = {stage: stage_dir(run, stage) for stage in STAGES}
-    if folders["geta"] in (folders["hesso"], folders["torch_pruning"]):
-        del folders["geta"]  # of an earlier version, which others wrote to
-    return [stage for stage, folder in folders.items() if (folder / "results.json").exists()]
+    return [stage for stage in STAGES if (stage_dir(run, stage) / "results.json").exists()]
 
 
 def save_config(run: str, stage: str, record: Mapping[str, Any], *, of_run: bool = True) -> Path:
@@ -304,10 +265,10 @@ class Run:
         with locked(path, f"runs/{self.name}/{stage}") as lock:
             yield lock
 
-    def file(self, stage: str, *patterns: str) -> Path:
+    def file(self, stage: str, pattern: str) -> Path:
         """Return the newest file of a stage; see `stage_file`."""
-        return stage_file(self.name, stage, *patterns)
+        return stage_file(self.name, stage, pattern)
 
     def network_file(self, stage: str) -> Path:
         """Return the newest compressed network of a stage; see `stage_file`."""
-        return self.file(stage, *NETWORK_FILES)
+        return self.file(stage, NETWORK_FILE)

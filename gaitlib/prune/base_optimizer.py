@@ -6,28 +6,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbook.config.compression_cfg import HessoCfg
+from gaitlib.prune.hesso_settings import HessoSettings
 
 ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-def build_base(groups: list[dict[str, Any]], cfg: HessoCfg) -> torch.optim.Optimizer:
+def build_base(groups: list[dict[str, Any]], settings: HessoSettings) -> torch.optim.Optimizer:
     """Build torch's SGD, Adam or AdamW from only_train_once's argument names.
 
     Args:
         groups: parameter groups; the optimizer keeps these dicts, not copies.
-        cfg: ``variant``, and the arguments of that variant.
+        settings: ``variant``, and the arguments of that variant.
     """
-    if cfg.variant == "sgd":
+    if settings.variant == "sgd":
         return torch.optim.SGD(
             groups,
-            lr=cfg.lr,
-            momentum=cfg.first_momentum,
-            dampening=cfg.dampening,
-            weight_decay=cfg.weight_decay,
+            lr=settings.lr,
+            momentum=settings.first_momentum,
+            dampening=settings.dampening,
+            weight_decay=settings.weight_decay,
         )
-    betas = (cfg.first_momentum, cfg.second_momentum)
-    return ADAMS[cfg.variant](groups, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay)
+    return ADAMS[settings.variant](
+        groups,
+        lr=settings.lr,
+        betas=(settings.first_momentum, settings.second_momentum),
+        weight_decay=settings.weight_decay,
+    )
 
 
 def next_move(

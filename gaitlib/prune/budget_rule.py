@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.channel_rules import Moves
+from gaitlib.prune.hesso_settings import Budget
 from gaitlib.prune.importance import PROXIES, five_scores
 from gaitlib.prune.schedules import PruningSchedule
 from gaitlib.prune.taylor import TaylorSums
@@ -118,8 +119,7 @@ class BudgetRule:
         groups: the prunable parameter groups, from `Graph.param_groups`.
         schedule: when channels leave.
         cost: of the network, as a function of the groups' widths.
-        key: of the section that gives the budget, for messages: ``target_macs``.
-        asked: the cost to end at, as a share of the whole network's if it is below 1, else in the
+        target: the cost to end at, as a share of the whole network's if it is below 1, else in the
             unit of ``cost``.
         limits: how far each group may shrink.
         taylor: gathers the importance, which ranks the channels per unit of cost; None ranks them
@@ -136,15 +136,14 @@ class BudgetRule:
         groups: Sequence[Mapping[str, Any]],
         schedule: PruningSchedule,
         cost: ChannelCost,
-        key: str,
-        asked: float,
+        target: Budget,
         limits: Limits,
         taylor: TaylorSums | None,
         criteria: Mapping[str, float],
     ) -> None:
         self.ids = [group["id"] for group in groups]
         self.schedule, self.cost, self.limits = schedule, cost, limits
-        self.key, self.asked = key, asked
+        self.key, self.asked = target.key, target.asked
         self.taylor, self.criteria = taylor, dict(criteria)
         self.names = PROXIES if taylor is None else ("taylor",)
         self._is_checked = False

@@ -9,7 +9,7 @@ less.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -22,11 +22,11 @@ from gaitlib.prune.channel_cost import ChannelCost, macs_cost, params_cost
 from gaitlib.prune.channel_groups import zero_channels
 from gaitlib.prune.channel_rules import ChannelRule, SparsityRule
 from gaitlib.prune.graph import Graph
+from gaitlib.prune.hesso_settings import Budget, HessoSettings, Sparsity
 from gaitlib.prune.pruner import Pruner
 from gaitlib.prune.removal import Removal, removal_of
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
 from gaitlib.system.errors import UserError
-from workbook.config.compression_cfg import BUDGETS, HessoCfg
 
 #: The cost that each budget limits, by its key; a latency is measured, so it has to be given.
 COSTS = {"target_macs": macs_cost, "target_params": params_cost}
@@ -67,9 +67,9 @@ class HESSO(torch.optim.Optimizer):
 
     Args:
         groups: parameter groups from `Graph.param_groups` (copied).
-        cfg: the base optimizer, the schedule and the target. The learning rate of a step is
-            ``param_groups[i]["lr"]``, which starts at ``cfg.lr``.
-        budget: what the network costs, from `network_budget`; needed if ``cfg`` has a budget.
+        settings: the base optimizer, the schedule and the target. The learning rate of a step is
+            ``param_groups[i]["lr"]``, which starts at ``settings.lr``.
+        budget: what the network costs, from `network_budget`; needed if ``settings`` have a budget.
         removal: what becomes of removed channels; None keeps their own numbers at zero and leaves
             the weights that read them alone, as only_train_once does.
 
@@ -81,20 +81,19 @@ class HESSO(torch.optim.Optimizer):
     def __init__(
         self,
         groups: Sequence[Mapping[str, Any]],
-        cfg: HessoCfg,
+        settings: HessoSettings,
         budget: "NetworkBudget | None" = None,
         removal: Removal | None = None,
     ) -> None:
         copies = [dict(group) for group in groups]
-        self.variant = cfg.variant
-        self._base = build_base(copies, cfg)
+        self.variant = settings.variant
+        self._base = build_base(copies, settings)
         super().__init__(copies, dict(self._base.defaults))
         prunable = [group for group in self.param_groups if group["is_prunable"]]
-        key, value = cfg.target
-        if value and not prunable:
-            raise UserError(f"{key} is {value}, but no group is prunable: Graph.table() shows why")
+        if not prunable and settings.target != Sparsity(0.0):
+            raise UserError(f"{settings.target}, but no group is prunable: Graph.table() shows why")
         self.num_channels = sum(group["num_groups"] for group in prunable)
-        self.pruner = Pruner(prunable, cfg.schedule, _build_rule(prunable, cfg, budget))
+        self.pruner = Pruner(prunable, settings.schedule, _build_rule(prunable, settings, budget))
         self.removal, self._num_removed = removal, 0
         self._share_groups()
 
@@ -291,21 +290,21 @@ class NetworkBudget:
 
 
 def network_budget(
-    graph: Graph, cfg: HessoCfg, latency: ChannelCost | None = None
+    graph: Graph, settings: HessoSettings, latency: ChannelCost | None = None
 ) -> NetworkBudget | None:
-    """Return the cost that ``cfg`` limits, for the model of ``graph``; None without a budget.
+    """Return the cost that ``settings`` limit, for the model of ``graph``; None without a budget.
 
     Args:
         graph: of the network.
-        cfg: its target names the cost.
+        settings: their target names the cost.
         latency: from `LatencyTable.cost`, for ``target_latency_ms``.
 
     Raises:
-        UserError: if ``cfg`` limits the latency, and it is not given.
+        UserError: if the latency is limited, and it is not given.
     """
-    key, _ = cfg.target
-    if key not in BUDGETS:
+    if not isinstance(settings.target, Budget):
         return None
+    key = settings.target.key
     cost = COSTS[key](graph) if key in COSTS else latency
     if cost is None:
         raise UserError(
@@ -315,32 +314,26 @@ def network_budget(
 
 
 def _build_rule(
-    groups: Sequence[Mapping[str, Any]], cfg: HessoCfg, budget: NetworkBudget | None
+    groups: Sequence[Mapping[str, Any]], settings: HessoSettings, budget: NetworkBudget | None
 ) -> ChannelRule:
-    key, value = cfg.target
-    criteria = cfg.scores.model_dump()
-    if key not in BUDGETS:
+    target, criteria = settings.target, asdict(settings.scores)
+    if isinstance(target, Sparsity):
         channels = sum(group["num_groups"] for group in groups)
-        target = int(channels * min(value, _MAX_SPARSITY))
-        return SparsityRule(groups, cfg.schedule, target, criteria, cfg.group_divisible)
+        count = int(channels * min(target.share, _MAX_SPARSITY))
+        return SparsityRule(groups, settings.schedule, count, criteria, settings.group_divisible)
     if budget is None:
-        raise UserError(f"{key} needs the cost of the network: pass network_budget(graph, cfg)")
-    return BudgetRule(
-        groups,
-        cfg.schedule,
-        budget.cost,
-        key,
-        value,
-        Limits(cfg.group_divisible, cfg.min_channels_share),
-        TaylorSums(budget.scored) if cfg.importance == "taylor" else None,
-        criteria,
-    )
+        raise UserError(
+            f"{target.key} needs the cost of the network: pass network_budget(graph, settings)"
+        )
+    limits = Limits(settings.group_divisible, target.min_channels_share)
+    taylor = TaylorSums(budget.scored) if target.importance == "taylor" else None
+    return BudgetRule(groups, settings.schedule, budget.cost, target, limits, taylor, criteria)
 
 
-def build_hesso(graph: Graph, cfg: HessoCfg, latency: ChannelCost | None = None) -> HESSO:
+def build_hesso(graph: Graph, settings: HessoSettings, latency: ChannelCost | None = None) -> HESSO:
     """Build a `HESSO` for the model of ``graph``, which `gaitlib.prune.oto.trace` made.
 
     ``latency`` is needed for ``target_latency_ms``; see `network_budget`.
     """
-    budget = network_budget(graph, cfg, latency)
-    return HESSO(graph.param_groups(), cfg, budget, removal_of(graph, cfg))
+    budget = network_budget(graph, settings, latency)
+    return HESSO(graph.param_groups(), settings, budget, removal_of(graph, settings))

@@ -12,6 +12,7 @@ import functools
 import importlib
 import types
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from gaitlib.model import frame_size_of
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
+from gaitlib.prune.hesso_settings import HessoSettings, Sparsity
 from gaitlib.prune.oto_compat import UnsupportedTorchError, bare_imports, compat, quiet
 from gaitlib.prune.oto_graph import read_graph
 from gaitlib.system.errors import UserError
-from workbook.config.compression_cfg import HessoCfg
 
 __all__ = ["UnsupportedTorchError", "dummy_batch", "package_hesso", "trace"]
 
@@ -87,14 +88,18 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
     return read_graph(found, model)
 
 
-def package_hesso(graph: Graph, cfg: HessoCfg) -> torch.optim.Optimizer:
+def package_hesso(graph: Graph, settings: HessoSettings) -> torch.optim.Optimizer:
     """Build only_train_once's own HESSO over the groups of ``graph``.
 
     It behaves as the package's, with two fixes: each parameter is in only one group, and it runs on
     the parameters' device instead of calling ``.cuda()``. It cannot resume, does not reach its
     sparsity exactly, and its Adam steps differ from torch's; `gaitlib.prune.hesso.HESSO` solves all
     three.
+
+    Raises:
+        UserError: as `check_package`.
     """
+    check_package(settings)
     base = _package().optimizer.HESSO
     transforms = _package().transform.TensorTransform
 
@@ -110,7 +115,7 @@ def package_hesso(graph: Graph, cfg: HessoCfg) -> torch.optim.Optimizer:
         def group_sparsity(self) -> float:  # the name that the training loop logs
             return graph.group_sparsity()
 
-        target_share = cfg.target_group_sparsity
+        target_share = settings.target.share
 
     groups = graph.param_groups()
     for group in groups:
@@ -119,18 +124,36 @@ def package_hesso(graph: Graph, cfg: HessoCfg) -> torch.optim.Optimizer:
     with quiet():
         return OnDevice(
             groups,
-            variant=cfg.variant,
-            lr=cfg.lr,
-            weight_decay=cfg.weight_decay,
-            first_momentum=cfg.first_momentum,
-            second_momentum=cfg.second_momentum,
-            dampening=cfg.dampening,
-            target_group_sparsity=cfg.target_group_sparsity,
-            start_pruning_step=cfg.start_pruning_step,
-            pruning_steps=cfg.pruning_steps,
-            pruning_periods=cfg.pruning_periods,
-            group_divisible=cfg.group_divisible,
-            importance_score_criteria=cfg.scores.model_dump(),
+            variant=settings.variant,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            first_momentum=settings.first_momentum,
+            second_momentum=settings.second_momentum,
+            dampening=settings.dampening,
+            target_group_sparsity=settings.target.share,
+            start_pruning_step=settings.schedule.start,
+            pruning_steps=settings.schedule.steps,
+            pruning_periods=settings.schedule.periods,
+            group_divisible=settings.group_divisible,
+            importance_score_criteria=asdict(settings.scores),
+        )
+
+
+def check_package(settings: HessoSettings) -> None:
+    """Refuse what only_train_once's own HESSO does not know: a budget, or channels that leave.
+
+    Raises:
+        UserError: with what to write instead.
+    """
+    if not isinstance(settings.target, Sparsity):
+        raise UserError(
+            f"only_train_once's own HESSO knows no {settings.target.key}: write implementation: "
+            "gaitlib, or give target_group_sparsity"
+        )
+    if settings.shrinks:
+        raise UserError(
+            "shrink true: only_train_once's own HESSO keeps removed channels as zeros: write "
+            "implementation: gaitlib, or leave shrink out"
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gaitlib.prune.graph import Graph
-from workbook.config.compression_cfg import HessoCfg
+from gaitlib.prune.hesso_settings import HessoSettings
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -78,11 +78,11 @@ def _follows(value: Any, param: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == param.shape and value.dim() > 0
 
 
-def removal_of(graph: Graph, cfg: HessoCfg) -> Removal | None:
-    """Return what ``cfg`` does with removed channels; None for only_train_once's own way.
+def removal_of(graph: Graph, settings: HessoSettings) -> Removal | None:
+    """Return what ``settings`` do with removed channels; None for only_train_once's own way.
 
     HESSO's five scores count the weights that read removed channels, so those weights stay.
     """
-    if cfg.shrinks or cfg.importance == "taylor":
-        return Removal(graph, cfg.shrinks)
+    if settings.shrinks or settings.by_taylor:
+        return Removal(graph, settings.shrinks)
     return None

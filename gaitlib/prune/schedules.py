@@ -1,7 +1,4 @@
-"""When channels are chosen, shrunk and removed, and when bits shrink, in optimizer steps.
-
-`HessoCfg` and `GetaCfg` build these objects. They check the type and range of each number; the
-objects check numbers against one another.
+"""When channels are chosen, shrunk and removed, in optimizer steps.
 
 HESSO, and GETA in its joint phase, prune by a `PruningSchedule`. Steps count from 1. S is the
 start, D the steps of a period and t = (step - S) mod D. A period chooses its channels at t = 1 and
@@ -11,17 +8,18 @@ which chooses and removes.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gaitlib.system.errors import UserError
 
 
 @dataclass(frozen=True)
-class PruningSchedule:
-    """When channels leave, in equal periods.
+class Periods:
+    """A part of a training that is divided into equal periods.
 
     Args:
         start: steps before the first period, 0 or more.
-        steps: steps from there to the end of pruning.
+        steps: steps from there to the end.
         periods: number of equal parts of ``steps``, 1 or more. A remainder of ``steps / periods``
             comes after the last.
 
@@ -29,12 +27,38 @@ class PruningSchedule:
         UserError: if there are more periods than steps.
     """
 
+    name: ClassVar[str]
     start: int
     steps: int
     periods: int
 
     def __post_init__(self) -> None:
-        check_periods("pruning", self.steps, self.periods)
+        if self.steps < self.periods:
+            raise UserError(
+                f"{self.name}_steps {self.steps} is less than {self.name}_periods {self.periods}: "
+                "each period needs at least one step"
+            )
+
+    def __str__(self) -> str:
+        start, steps = f"start_{self.name}_step {self.start}", f"{self.name}_steps {self.steps}"
+        return f"{start} + {steps} = {self.end}"
+
+    @property
+    def end(self) -> int:
+        """The last step, including the remainder."""
+        return self.start + self.steps
+
+    @property
+    def duration(self) -> int:
+        """D, the steps of one period."""
+        return self.steps // self.periods
+
+
+@dataclass(frozen=True)
+class PruningSchedule(Periods):
+    """When channels leave."""
+
+    name: ClassVar[str] = "pruning"
 
     def check_fits(self, total: int) -> None:
         """Raise ``UserError``, with the numbers, if pruning ends after the run's last step."""
@@ -43,19 +67,6 @@ class PruningSchedule:
                 f"{self} exceeds trainer_cfg.total_iter {total}: the target sparsity would never "
                 "be reached"
             )
-
-    def __str__(self) -> str:
-        return f"start_pruning_step {self.start} + pruning_steps {self.steps} = {self.end}"
-
-    @property
-    def end(self) -> int:
-        """The last step of pruning, including the remainder."""
-        return self.start + self.steps
-
-    @property
-    def duration(self) -> int:
-        """D, the steps of one period."""
-        return self.steps // self.periods
 
     @property
     def first(self) -> int:
@@ -114,12 +125,3 @@ class PruningSchedule:
             return 0.0
         left = self.duration - (step - self.start) % self.duration
         return (left - 1.0) / left
-
-
-def check_periods(name: str, steps: int, periods: int) -> None:
-    """Refuse more periods than steps; ``name`` is the beginning of the section's keys."""
-    if steps < periods:
-        raise UserError(
-            f"{name}_steps {steps} is less than {name}_periods {periods}: each period needs at "
-            "least one step"
-        )

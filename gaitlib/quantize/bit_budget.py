@@ -27,10 +27,10 @@ from gaitlib.model.network_cost import (
 from gaitlib.prune.graph import Graph
 from gaitlib.quantize.bit_allocation import BitBudgetError, allocate_bits
 from gaitlib.quantize.bit_control import normal_clipping
+from gaitlib.quantize.bit_settings import GetaSettings
 from gaitlib.quantize.grid import Grid, step_size
 from gaitlib.quantize.packing import stored_tensors
 from gaitlib.system.errors import UserError
-from workbook.config.geta_cfg import GetaCfg
 
 log = logging.getLogger(__name__)
 
@@ -61,29 +61,30 @@ class BitBudget:
 
     Args:
         graph: of the network, before channels leave it.
-        cfg: gives the budget, the bits to choose from and the bits of inputs.
+        settings: give the budget, the bits to choose from and the bits of inputs.
 
     Raises:
-        UserError: if no network that ``cfg`` asks for can be within the budget.
+        UserError: if no network that they ask for can be within the budget.
     """
 
-    def __init__(self, graph: Graph, cfg: GetaCfg) -> None:
+    def __init__(self, graph: Graph, settings: GetaSettings) -> None:
         self.graph = graph
-        self.key, self.asked = cfg.bit_target
+        bits = settings.bits
+        self.key, self.asked = bits.budget
         self.dense = dense_cost(self.key, graph.model)
         self.limit = bit_limit(self.key, self.asked, self.dense)
-        self.options = range(cfg.min_bit_wt, cfg.max_bit_wt + 1)
-        floats = cfg.quantize == "weights"
-        self.input_bits = FLOAT_BITS if floats else cfg.bit_plan.activations.least
-        self._check_reach(cfg)
+        self.options = range(bits.min_bit_wt, bits.max_bit_wt + 1)
+        floats = bits.quantize == "weights"
+        self.input_bits = FLOAT_BITS if floats else settings.bit_plan.activations.least
+        self._check_reach(settings)
 
-    def _check_reach(self, cfg: GetaCfg) -> None:
+    def _check_reach(self, settings: GetaSettings) -> None:
         """Refuse a budget below what the fewest bits cost in a network pruned to its target."""
-        key, value = cfg.target
-        known = {"target_macs": "target_bops", "target_params": "target_bytes"}
-        if known.get(key) != self.key or cfg.group_divisible > 1:
+        known = {"target_bops": "target_macs", "target_bytes": "target_params"}
+        key = known[self.key]
+        if getattr(settings.target, "key", "") != key or settings.group_divisible > 1:
             return  # what pruning will leave of the network is not known
-        whole = self.dense // FLOAT_BITS**2
+        value, whole = settings.target.asked, self.dense // FLOAT_BITS**2
         if key == "target_params":
             whole = count_parameters(self.graph.model)
         left = value * whole if value < 1 else value

@@ -217,7 +217,7 @@ class BitControl:
                 self._constant("lowest", lowest, tuple(lowest)),
                 self._constant("widest", [float(MAX_BITS)] * len(lowest), MAX_BITS),
             )
-        shrinks = self.plan.schedule.shrinks_by(step)
+        shrinks = self.plan.projection.shrinks_by(step)
         count = len(self.positions)
         intervals = [self.plan.weights] * count
         intervals += [self.plan.activations] * (len(self.quantizers) - count)

@@ -29,7 +29,7 @@ def _allowed_intervals(optimizer: GETA) -> dict[str, float]:
     row = {}
     for kind in ("weights", "activations"):
         interval = getattr(plan, kind)
-        most = interval.after(plan.schedule.shrinks_by(step))
+        most = interval.after(plan.projection.shrinks_by(step))
         row[f"{kind}_min"] = float(interval.least) if bound else math.nan
         row[f"{kind}_max"] = float(most) if bound else math.nan
     return row

@@ -1,41 +1,19 @@
 """When bits shrink, in optimizer steps, and the bounds they keep within."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from gaitlib.prune.schedules import check_periods
+from gaitlib.prune.schedules import Periods, PruningSchedule
 from gaitlib.system.errors import UserError
 
 MAX_BITS = 24  # bits of float32's significand
 
 
 @dataclass(frozen=True)
-class ProjectionSchedule:
-    """When the largest bit width shrinks, in equal periods, before pruning begins.
+class ProjectionSchedule(Periods):
+    """When the largest bit width shrinks, before pruning begins; ``start`` steps are warm-up."""
 
-    Args:
-        start: steps of warm-up, in which bits are free; 0 or more.
-        steps: steps from there to the end of projection.
-        periods: number of equal parts of ``steps``, 1 or more. A remainder of ``steps / periods``
-            comes after the last.
-
-    Raises:
-        UserError: if there are more periods than steps.
-    """
-
-    start: int
-    steps: int
-    periods: int
-
-    def __post_init__(self) -> None:
-        check_periods("projection", self.steps, self.periods)
-
-    def __str__(self) -> str:
-        return f"start_projection_step {self.start} + projection_steps {self.steps} = {self.end}"
-
-    @property
-    def end(self) -> int:
-        """The last step of the projection phase, including the remainder."""
-        return self.start + self.steps
+    name: ClassVar[str] = "projection"
 
     def shrinks_by(self, step: int) -> int:
         """Return how many times bits have shrunk by the end of ``step``.
@@ -44,7 +22,7 @@ class ProjectionSchedule:
         step loses no shrink. The last shrink is at ``start + periods * (steps // periods)``, before
         pruning.
         """
-        return max(0, min((step - self.start) // (self.steps // self.periods), self.periods))
+        return max(0, min((step - self.start) // self.duration, self.periods))
 
 
 @dataclass(frozen=True)
@@ -88,10 +66,9 @@ class BitPlan:
 
     Attributes:
         lr_quant: learning rate of d, q_m and t in all phases.
-        schedule: when the upper bounds shrink.
+        projection: when the upper bounds shrink.
         weights, activations: the intervals.
-        joint: the step after which the joint phase begins.
-        cool_down: the last step of pruning, after which bits are whole.
+        pruning: when channels leave: the joint phase, after which bits are whole.
         follow_until: the last step at which ranges follow what they clip, or infinity; None if they
             are learned in all steps.
         bits_start: the last step in float; None for GETA's phases.
@@ -101,25 +78,24 @@ class BitPlan:
     """
 
     lr_quant: float
-    schedule: ProjectionSchedule
+    projection: ProjectionSchedule
     weights: BitInterval
     activations: BitInterval
-    joint: int
-    cool_down: int
+    pruning: PruningSchedule
     follow_until: float | None = None
     bits_start: int | None = None
 
     def __post_init__(self) -> None:
         if self.bits_start is not None:
-            if self.bits_start < self.cool_down:
+            if self.bits_start < self.pruning.end:
                 raise UserError(
                     f"start_bits_step {self.bits_start} is before the end of pruning, which is at "
-                    f"step {self.cool_down}: write {self.cool_down} or more"
+                    f"step {self.pruning.end}: write {self.pruning.end} or more"
                 )
-        elif self.schedule.end > self.joint:
+        elif self.projection.end > self.pruning.start:
             raise UserError(
-                f"{self.schedule} exceeds start_pruning_step {self.joint}: bits have to shrink "
-                "before channels are pruned"
+                f"{self.projection} exceeds start_pruning_step {self.pruning.start}: bits have to "
+                "shrink before channels are pruned"
             )
 
     def phases(self) -> dict[str, int]:
@@ -128,9 +104,9 @@ class BitPlan:
             return {"float": 0, "bits": self.bits_start}
         return {
             "warm-up": 0,
-            "projection": self.schedule.start,
-            "joint": self.joint,
-            "cool-down": self.cool_down,
+            "projection": self.projection.start,
+            "joint": self.pruning.start,
+            "cool-down": self.pruning.end,
         }
 
     def phase(self, step: int) -> str:

@@ -18,12 +18,12 @@ from gaitlib.prune.hesso import HESSO, NetworkBudget, network_budget
 from gaitlib.prune.removal import Removal, removal_of
 from gaitlib.quantize.bit_budget import BitBudget
 from gaitlib.quantize.bit_control import BitControl
+from gaitlib.quantize.bit_settings import FloatFirst, GetaSettings
 from gaitlib.quantize.late_bits import LateBits
 from gaitlib.quantize.qasso import choose_rate_and_steps
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
 from gaitlib.system.errors import UserError
-from workbook.config.geta_cfg import GetaCfg
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ class GETA(HESSO):
 
     Args:
         groups: parameter groups from `Graph.param_groups` (copied).
-        cfg: the settings of `HESSO`, and the bit plan.
+        settings: those of `HESSO`, and of bits.
         quantization: the quantizers of the network; None without a plan.
         budget, removal: as in `HESSO`.
-        bit_budget: what the bits may cost; needed if ``cfg`` has a budget for them.
+        bit_budget: what the bits may cost; needed if ``settings`` have a budget for them.
         model: the network; needed with ``clipping: channel``.
 
     Raises:
@@ -73,14 +73,14 @@ class GETA(HESSO):
     def __init__(
         self,
         groups: Sequence[Mapping[str, Any]],
-        cfg: GetaCfg,
+        settings: GetaSettings,
         quantization: Quantization | None = None,
         budget: NetworkBudget | None = None,
         removal: Removal | None = None,
         bit_budget: BitBudget | None = None,
         model: nn.Module | None = None,
     ) -> None:
-        plan = cfg.bit_plan
+        plan = settings.bit_plan
         if plan is not None and quantization is None:
             raise UserError(
                 "keys such as min_bit_wt switch quantization on: pass the result of "
@@ -92,12 +92,12 @@ class GETA(HESSO):
             )
         self.control = None
         if plan is not None and plan.bits_start is not None:
-            by_channel = cfg.clipping == "channel"
+            by_channel = settings.bits.clipping == "channel"
             self.control = LateBits(quantization, plan, bit_budget, model if by_channel else None)
         elif plan is not None:
             self.control = BitControl(quantization, plan)
         groups = [*groups, self.control.param_group()] if self.control else list(groups)
-        super().__init__(groups, cfg, budget, removal)
+        super().__init__(groups, settings, budget, removal)
 
     @property
     def phase(self) -> str:
@@ -261,7 +261,7 @@ class GETA(HESSO):
 
 def build_geta(
     graph: Graph,
-    cfg: GetaCfg,
+    settings: GetaSettings,
     quantization: Quantization | None = None,
     latency: ChannelCost | None = None,
 ) -> GETA:
@@ -269,25 +269,27 @@ def build_geta(
 
     Args:
         graph: the result of `gaitlib.prune.oto.trace` for the model.
-        cfg: the section; without any key of quantization the optimizer only prunes.
+        settings: without ``bits`` the optimizer only prunes.
         quantization: the result of `quantize_network`, attached to the model of ``graph``. Before
             the first step, calibrate it or load it from a checkpoint.
         latency: needed for ``target_latency_ms``; see `gaitlib.prune.hesso.network_budget`.
 
     Raises:
-        UserError: if section, quantizers and model do not belong together, or the target cannot be
+        UserError: if settings, quantizers and model do not belong together, or the target cannot be
             reached.
     """
     if quantization is not None:
         if quantization_of(graph.model) is not quantization:
             raise UserError("the quantization is not the one attached to the model of the graph")
-        if cfg.quantize == "weights" and len(quantization.activations):
+        weights_alone = settings.bits is not None and settings.bits.quantize == "weights"
+        if weights_alone and len(quantization.activations):
             raise UserError(
                 "quantize is 'weights', but the network has quantizers of activations: call "
                 "quantize_network(model, 'weights')"
             )
-    budget = network_budget(graph, cfg, latency)
-    bit_budget = None if cfg.bit_target is None else BitBudget(graph, cfg)
-    removal = removal_of(graph, cfg)
+    budget = network_budget(graph, settings, latency)
+    limited = isinstance(settings.bits, FloatFirst) and settings.bits.budget is not None
+    bit_budget = BitBudget(graph, settings) if limited else None
+    removal = removal_of(graph, settings)
     groups = graph.param_groups()
-    return GETA(groups, cfg, quantization, budget, removal, bit_budget, graph.model)
+    return GETA(groups, settings, quantization, budget, removal, bit_budget, graph.model)

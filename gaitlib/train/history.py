@@ -39,11 +39,8 @@ class History:
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add a row."""
-        same_columns = not self.rows or self.rows[-1].keys() == row.keys()
         self.rows.append(dict(row))
-        if self.writes and not same_columns:  # an earlier version wrote the rows before
-            write_atomically(self.path, self.table().to_csv(index=False))
-        elif self.writes:
+        if self.writes:
             with self.path.open("a") as stream:
                 pd.DataFrame([row]).to_csv(stream, header=stream.tell() == 0, index=False)
 
@@ -66,15 +63,13 @@ def rows_to_continue(state: Mapping[str, Any], path: Path) -> Rows:
 
     Args:
         state: the checkpoint. Its entry ``history`` holds the columns of each file by the file's
-            stem; earlier versions had no such entry, and the file's rows are taken.
+            stem.
         path: of the file.
 
     Raises:
         CheckpointError: if the entry is not what a checkpoint has there.
     """
-    if "history" not in state:
-        return read_rows(path, int(state["iteration"]))
-    tables = state["history"]
+    tables = state.get("history")
     columns = tables.get(path.stem, {}) if isinstance(tables, Mapping) else None
     values = columns.values() if isinstance(columns, Mapping) else [None]
     fine = all(isinstance(v, Tensor) and v.ndim == 1 for v in values)

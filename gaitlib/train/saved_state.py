@@ -9,8 +9,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaitlib.system.errors import UserError
+
 #: An optimizer's tensors that have the shape of their parameter.
 LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+#: What a state of the wrong kind can raise when it is loaded.
+_UNREADABLE = (ValueError, LookupError, RuntimeError, TypeError, AttributeError, OverflowError)
+
+
+class StateError(UserError):
+    """An entry of a checkpoint that cannot be loaded.
+
+    Attributes:
+        entry: its name.
+    """
+
+    def __init__(self, entry: str, reason: str) -> None:
+        super().__init__(reason)
+        self.entry = entry
+
+
+def load_checked(target: Any, saved: Any, entry: str) -> None:
+    """Load a saved state into an optimizer, a scheduler or the like.
+
+    Raises:
+        StateError: if a part is of another kind than in the target's own state, or the target
+            refuses it.
+    """
+    try:
+        ours = target.state_dict()
+        if isinstance(target, torch.optim.Optimizer):
+            ours = {"param_groups": ours["param_groups"]}
+        if fault := kind_fault(ours, saved):
+            raise ValueError(fault)
+        if isinstance(target, torch.optim.lr_scheduler.LRScheduler):  # it sets all as attributes
+            saved = {name: value for name, value in saved.items() if name in ours}
+        target.load_state_dict(saved)
+        if isinstance(target, torch.optim.Optimizer) and (fault := optimizer_fault(target)):
+            raise ValueError(fault)
+    except _UNREADABLE as error:
+        raise StateError(entry, str(error) or type(error).__name__) from error
 
 
 def entries_fault(state: Mapping[str, Any]) -> str:

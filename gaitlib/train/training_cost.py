@@ -19,13 +19,12 @@ class TrainingCost:
         model: the network itself, not a wrapper.
 
     Attributes:
-        macs: multiply-adds of this process's steps, and of all processes' before a resumption;
-            None after the resumption of a run that had not counted them.
+        macs: multiply-adds of this process's steps, and of all processes' before a resumption.
     """
 
     def __init__(self, model: GaitBase) -> None:
         self.model = model
-        self.macs: int | None = 0
+        self.macs = 0
         self._before = 0  # of them, those before the resumption
         self._widths: dict[str, dict[str, int]] | None = None
         self._per_frame = self._per_clip = 0
@@ -39,8 +38,6 @@ class TrainingCost:
             frames: of all of them.
             teachers: networks that embed and classify them too.
         """
-        if self.macs is None:
-            return
         widths = layer_widths(self.model)
         if widths != self._widths:
             self._per_frame, self._per_clip = training_macs(self.model)
@@ -52,21 +49,17 @@ class TrainingCost:
             per_frame, per_clip = self._forward[id(teacher)]
             self.macs += frames * per_frame + clips * per_clip
 
-    def total(self) -> int | None:
+    def total(self) -> int:
         """Return the multiply-adds of all processes so far; every process must call this."""
-        if self.macs is None:
-            return None
         return self._before + sum(distributed.gather(self.macs - self._before))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the total; every process must call this."""
         return {"macs": self.total()}
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Continue from a total, if ``state`` has one."""
-        macs = state.get("macs") if isinstance(state, Mapping) else None
-        self.macs = macs if type(macs) is int and macs >= 0 else None
-        self._before = self.macs or 0
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a total."""
+        self.macs = self._before = state["macs"]
 
 
 def read_training_cost(history: Path) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import math
 import pytest
 import yaml
 
+from gaitlib.prune.hesso_settings import BUDGETS
+from gaitlib.quantize.bit_settings import BIT_BUDGETS
 from workbook.config import ConfigError, load_experiment, read_yaml
-from workbook.config.compression_cfg import BUDGETS
-from workbook.config.geta_cfg import BIT_BUDGETS
 from workbook.config.load import QUICKSTART
 from workbook.steps.dataset import CHECKS
 

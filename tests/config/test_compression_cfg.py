@@ -1,20 +1,25 @@
+from dataclasses import asdict, fields
+
 import pytest
 import torch
 from pydantic import ValidationError
 from small_experiment import LATE_BITS, SMALL
 
 from gaitlib.prune import oto
+from gaitlib.prune.hesso_settings import HessoSettings, Scores
 from gaitlib.prune.importance import PROXIES
 from gaitlib.quantize.bit_plan import BitInterval
+from gaitlib.quantize.bit_settings import FloatFirst, GetaSettings, Qasso
 from workbook import runs
 from workbook.config import ConfigError, at_equal_compute, load_experiment, stretch
-from workbook.config.compression_cfg import HessoCfg, ImportanceScores
-from workbook.config.geta_cfg import FLOAT_FIRST, QUANTIZATION, GetaCfg
+from workbook.config.compression_cfg import HessoCfg
 from workbook.steps import build_network, build_optimizer
 
 PRUNING = {"start_pruning_step": 10, "pruning_steps": 8, "pruning_periods": 2}
 DATA = {"dataset_root": "a", "dataset_partition": "b"}
 LATE = {"order": "float_first"}
+QASSO_KEYS = {"order": "qasso"} | asdict(Qasso())
+LATE_KEYS = LATE | asdict(FloatFirst())
 
 
 def experiment(**cfg):
@@ -30,27 +35,27 @@ def experiment(**cfg):
 
 def test_without_any_of_its_keys_it_only_prunes():
     cfg = experiment().compression
-    assert not cfg.quantizes and cfg.lr_quant is cfg.max_bit_wt is cfg.bit_plan is None
+    assert not cfg.quantizes and cfg.lr_quant is cfg.max_bit_wt is cfg.settings.bit_plan is None
     assert "lr_quant" not in experiment().sections()["geta_optimizer_cfg"]
 
 
-@pytest.mark.parametrize("key, value", [(k, v) for k, v in QUANTIZATION.items() if v is not None])
+@pytest.mark.parametrize("key, value", [(k, v) for k, v in QASSO_KEYS.items() if v is not None])
 def test_any_of_its_keys_quantizes_and_writes_the_others_out(key, value):
     cfg = experiment(**{key: value}).compression
     assert cfg.quantizes
-    assert {name: getattr(cfg, name) for name in QUANTIZATION} == QUANTIZATION
+    assert {name: getattr(cfg, name) for name in QASSO_KEYS} == QASSO_KEYS
 
 
 def test_target_bits_stands_for_two_keys():
     cfg = experiment(target_bits=4, projection_periods=3, projection_steps=9).compression
     assert cfg.quantizes and cfg.min_bit_wt is cfg.bit_reduction is None
-    plan = cfg.bit_plan
+    plan = cfg.settings.bit_plan
     assert [plan.weights.after(n) for n in range(4)] == [16, 12, 8, 4]
     assert plan.activations.after(3) == 16
 
 
 def test_the_plan_names_each_phase_and_where_it_begins():
-    plan = experiment(start_projection_step=3, projection_steps=6).compression.bit_plan
+    plan = experiment(start_projection_step=3, projection_steps=6).compression.settings.bit_plan
     assert plan.phases() == {"warm-up": 0, "projection": 3, "joint": 10, "cool-down": 18}
     names = ["warm-up"] * 4 + ["projection"] * 7 + ["joint"] * 8 + ["cool-down"] * 2
     assert [plan.phase(step) for step in range(21)] == names
@@ -58,15 +63,17 @@ def test_the_plan_names_each_phase_and_where_it_begins():
 
 def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
     cfg = experiment(order="float_first").compression
-    assert {name: getattr(cfg, name) for name in FLOAT_FIRST} == FLOAT_FIRST
-    plan = cfg.bit_plan
+    assert {name: getattr(cfg, name) for name in LATE_KEYS} == LATE_KEYS
+    plan = cfg.settings.bit_plan
     assert plan.phases() == {"float": 0, "bits": 18} and plan.follow_until == float("inf")
     assert [plan.phase(step) for step in (0, 18, 19)] == ["float", "float", "bits"]
     assert plan.weights == BitInterval(14, 14, 0, "wt")  # where projection would end
     cfg = experiment(order="float_first", start_bits_step=19, learn_ranges_step=19, target_bits=4)
-    plan = cfg.compression.bit_plan
+    plan = cfg.compression.settings.bit_plan
     assert (plan.bits_start, plan.follow_until, plan.weights.most) == (19, 19, 4)
-    plan = experiment(order="float_first", target_bytes=1000.0, max_bit_wt=8).compression.bit_plan
+    plan = experiment(
+        order="float_first", target_bytes=1000.0, max_bit_wt=8
+    ).compression.settings.bit_plan
     assert plan.weights == BitInterval(2, 8, 0, "wt")
 
 
@@ -106,7 +113,11 @@ def test_distillation_needs_a_cross_entropy_and_takes_its_scale():
 def test_late_bits_take_the_same_share_of_a_longer_run():
     late = load_experiment(None, SMALL | LATE_BITS)
     longer = stretch(late, 20).compression
-    assert (longer.start_bits_step, longer.learn_ranges_step, longer.schedule.end) == (12, 16, 5)
+    assert (longer.start_bits_step, longer.learn_ranges_step, longer.settings.schedule.end) == (
+        12,
+        16,
+        5,
+    )
 
 
 def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
@@ -151,8 +162,8 @@ def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(cfg, words):
 
 
 def test_fixed_bits_need_no_schedule():
-    cfg = GetaCfg(**PRUNING, min_bit_wt=8, max_bit_wt=8, min_bit_act=8, max_bit_act=8)
-    assert cfg.bit_plan.weights.after(1) == 8
+    bits = {"min_bit_wt": 8, "max_bit_wt": 8, "min_bit_act": 8, "max_bit_act": 8}
+    assert GetaSettings.of(**PRUNING, **bits).bit_plan.weights.after(1) == 8
 
 
 def test_hesso_has_none_of_these_keys():
@@ -194,7 +205,7 @@ def test_scores_that_rank_nothing_are_refused_with_their_names(criteria, words):
 
 
 def test_every_score_can_be_weighed():
-    assert tuple(ImportanceScores.model_fields) == PROXIES
+    assert tuple(f.name for f in fields(Scores)) == PROXIES
 
 
 @pytest.mark.parametrize(
@@ -241,7 +252,9 @@ def test_an_overridden_number_of_bits_replaces_the_files():
     bytes_ = load_experiment(None).compression
     assert (bytes_.target_bytes, bytes_.min_bit_wt, bytes_.target_bits) == (1 / 16, 2, None)
     bits = load_experiment(None, {"geta_optimizer_cfg.target_bits": 5}).compression
-    assert bits.bit_plan.weights == BitInterval(5, 5, 0, "wt") and bits.target_bytes is None
+    assert (
+        bits.settings.bit_plan.weights == BitInterval(5, 5, 0, "wt") and bits.target_bytes is None
+    )
     bops = load_experiment(None, {"geta_optimizer_cfg.target_bops": 0.01}).compression
     assert (bops.target_bops, bops.target_bytes, bops.min_bit_wt) == (0.01, None, 2)
     with pytest.raises(ConfigError, match="target_bytes 0.0625 is kept only with order: float_fir"):
@@ -261,7 +274,7 @@ def test_equal_compute_adds_steps_after_the_cuts_and_stretches_the_learning_rate
     found = at_equal_compute(asked)
     cfg, total = found.compression, found.trainer_cfg.total_iter
     assert total == pytest.approx(150 + (250 - until_150) / 0.25) == 670
-    assert cfg.schedule == asked.compression.schedule
+    assert cfg.settings.schedule == asked.compression.settings.schedule
     assert cfg.start_bits_step == 190 * total // 250  # with the learning rate
     milestones = [steps * total // 250 for steps in (100, 200)]
     assert found.scheduler_cfg.arguments()["milestones"] == milestones
@@ -278,12 +291,12 @@ def test_equal_compute_costs_what_dense_steps_cost_to_a_step(total, start, steps
     pruning = {"start_pruning_step": start, "pruning_steps": steps, "pruning_periods": periods}
     changed = {f"geta_optimizer_cfg.{key}": value for key, value in pruning.items()}
     bits = {"start_projection_step": 0, "projection_steps": 1, "projection_periods": 1}
-    changed |= {f"geta_optimizer_cfg.{key}": None for key in (*FLOAT_FIRST, *bits)}
+    changed |= {f"geta_optimizer_cfg.{key}": None for key in (*LATE_KEYS, *bits)}
     found = at_equal_compute(
         load_experiment(None, changed | LONGER | {"trainer_cfg.total_iter": total})
     )
     steps = found.trainer_cfg.total_iter
-    cost = steps * found.compression.schedule.compute_share(steps, 0.25)
+    cost = steps * found.compression.settings.schedule.compute_share(steps, 0.25)
     assert total - 0.25 < cost <= total + 1e-6  # a step more would be too many
 
 
@@ -310,4 +323,5 @@ def test_only_train_onces_own_hesso_keeps_zeros():
     keys = {"start_pruning_step": 0, "pruning_steps": 1, "pruning_periods": 1}
     with pytest.raises(ValueError, match="shrink true: only_train_once.*implementation: gaitlib"):
         HessoCfg(implementation="only_train_once", shrink=True, **keys)
-    assert HessoCfg(target_macs=0.5, **keys).shrinks and not HessoCfg(**keys).shrinks
+    assert HessoSettings.of(target_macs=0.5, **keys).shrinks
+    assert not HessoSettings.of(**keys).shrinks

@@ -3,7 +3,16 @@ import io
 
 import pytest
 import torch
-from nets import EXAMPLE, build, fill_gradients, hesso_cfg, plain, resnet, traced
+from nets import (
+    EXAMPLE,
+    build,
+    fill_gradients,
+    hesso_section,
+    hesso_settings,
+    plain,
+    resnet,
+    traced,
+)
 
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.prune import oto
@@ -51,7 +60,7 @@ def fill_kind_gradients(model, start, step):
     "start, steps, periods", [(0, 12, 3), (2, 13, 3), (3, 4, 1), (2, 4, 2), (0, 3, 3), (3, 3, 3)]
 )
 def test_sgd_is_the_packages_step_for_step(make, momentum, start, steps, periods):
-    cfg = hesso_cfg(
+    cfg = hesso_settings(
         variant="sgd",
         lr=0.1,
         weight_decay=5e-4,
@@ -99,7 +108,7 @@ def test_without_sparsity_it_is_torchs_optimizer(variant):
     model = network()
     twin = copy.deepcopy(model)
     common = {"lr": 0.01, "weight_decay": 0.02}
-    cfg = hesso_cfg(variant=variant, target_group_sparsity=0.0, **common, **settings)
+    cfg = hesso_settings(variant=variant, target_group_sparsity=0.0, **common, **settings)
     optimizer = build_hesso(traced(model), cfg)
     plain = kind(twin.parameters(), **common, **theirs)
     for opt, m in ((optimizer, model), (plain, twin)):
@@ -131,7 +140,7 @@ def test_next_move_is_what_the_step_then_does(variant):
 
 def test_a_closure_runs_with_gradients_and_its_loss_comes_back():
     model = network()
-    optimizer = build_hesso(traced(model), hesso_cfg(lr=0.1))
+    optimizer = build_hesso(traced(model), hesso_settings(lr=0.1))
 
     def closure():
         optimizer.zero_grad()
@@ -145,7 +154,7 @@ def test_a_closure_runs_with_gradients_and_its_loss_comes_back():
 
 def test_grad_scaler_steps_it_and_skips_it():
     model = network()
-    optimizer = build_hesso(traced(model), hesso_cfg(lr=0.1, target_group_sparsity=0.0))
+    optimizer = build_hesso(traced(model), hesso_settings(lr=0.1, target_group_sparsity=0.0))
     twin = copy.deepcopy(model)
     plain = torch.optim.SGD(twin.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -180,7 +189,7 @@ def test_exactly_k_channels_are_zero_at_the_end_and_stay_so(variant, sparsity):
     model = network()
     settings = {"pruning_steps": 7, "pruning_periods": 3, "target_group_sparsity": sparsity}
     graph = traced(model)
-    optimizer = build_hesso(graph, hesso_cfg(variant=variant, lr=0.05, **settings))
+    optimizer = build_hesso(graph, hesso_settings(variant=variant, lr=0.05, **settings))
     run(optimizer, model, 7)
     expected = int(32 * sparsity) / 32
     assert optimizer.group_sparsity() == expected == graph.group_sparsity()
@@ -198,7 +207,7 @@ def test_group_divisible_leaves_multiples_and_almost_all_of_the_quota(divisible,
     model = network("BC-10", "BC-16", "M", "BC-16", "BC-6")
     settings = {"pruning_steps": 6, "pruning_periods": 3, "target_group_sparsity": sparsity}
     graph = traced(model)
-    optimizer = build_hesso(graph, hesso_cfg(lr=0.05, group_divisible=divisible, **settings))
+    optimizer = build_hesso(graph, hesso_settings(lr=0.05, group_divisible=divisible, **settings))
     run(optimizer, model, 6)
     for group in optimizer.pruner.groups:
         n = group["num_groups"]
@@ -212,7 +221,7 @@ def test_a_redundant_channel_shrinks_evenly_to_zero():
     model = network()
     graph = traced(model)
     settings = {"start_pruning_step": 2, "pruning_steps": 5, "target_group_sparsity": 0.1}
-    optimizer = build_hesso(graph, hesso_cfg(lr=1e-9, **settings))
+    optimizer = build_hesso(graph, hesso_settings(lr=1e-9, **settings))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     run(optimizer, model, 2)
     assert optimizer.importance().empty
@@ -229,7 +238,7 @@ def test_a_step_that_was_skipped_is_made_up_for():
     for skipped in (2, 4, 5, 7):
         model = network()
         settings = {"start_pruning_step": 1, "pruning_steps": 6, "pruning_periods": 2}
-        optimizer = build_hesso(traced(model), hesso_cfg(lr=0.01, **settings))
+        optimizer = build_hesso(traced(model), hesso_settings(lr=0.01, **settings))
         for step in range(1, 10):
             fill_gradients(model, step)
             optimizer.skip_step() if step == skipped else optimizer.step()
@@ -242,7 +251,7 @@ def test_a_step_that_was_skipped_is_made_up_for():
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("stop", [4, 5, 7])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(variant, stop):
-    cfg = hesso_cfg(
+    cfg = hesso_settings(
         variant=variant,
         lr=0.05,
         first_momentum=0.9,
@@ -278,7 +287,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(variant, stop):
 def test_the_lowest_scores_are_chosen():
     model = network()
     settings = {"pruning_steps": 6, "pruning_periods": 2, "target_group_sparsity": 0.5}
-    optimizer = build_hesso(traced(model), hesso_cfg(lr=0.05, **settings))
+    optimizer = build_hesso(traced(model), hesso_settings(lr=0.05, **settings))
     run(optimizer, model, 6)
     table = optimizer.importance()
     chosen = table[table.state == "chosen"]
@@ -297,7 +306,7 @@ def test_the_lowest_scores_are_chosen():
 
 def test_a_state_of_another_network_or_schedule_is_refused():
     graph = traced(network())
-    four, five = hesso_cfg(pruning_steps=4), hesso_cfg(pruning_steps=5)
+    four, five = hesso_settings(pruning_steps=4), hesso_settings(pruning_steps=5)
     optimizer = build_hesso(graph, four)
     with pytest.raises(ValueError, match="no entry 'hesso'"):
         optimizer.load_state_dict(torch.optim.SGD(graph.param_groups(), lr=0.1).state_dict())
@@ -311,7 +320,7 @@ def test_a_state_of_another_network_or_schedule_is_refused():
 def test_training_then_cutting_changes_nothing():
     model = residual()
     graph = traced(model)
-    cfg = hesso_cfg(variant="adam", lr=0.01, pruning_steps=6, pruning_periods=2)
+    cfg = hesso_settings(variant="adam", lr=0.01, pruning_steps=6, pruning_periods=2)
     optimizer = build_hesso(graph, cfg)
     clips, labels = torch.rand(4, 2, 32, 22), torch.tensor([0, 0, 1, 1])
     for _ in range(7):
@@ -376,8 +385,8 @@ def test_schedule_by_hand():
             {"pruning_steps": 80, "start_pruning_step": 30},
             r"30 \+ pruning_steps 80 = 110 exceeds trainer_cfg.total_iter 100",
         ),
-        ({"target_group_sparsity": 1.0}, r"target_group_sparsity\n.*less than 1 .*=1\.0"),
-        ({"target_group_sparsity": -0.1}, r"target_group_sparsity\n.*equal to 0 .*=-0\.1"),
+        ({"target_group_sparsity": 1.0}, "target_group_sparsity is 1.0: write 0 or more, below 1"),
+        ({"target_group_sparsity": -0.1}, "target_group_sparsity is -0.1"),
         ({"target_group_sparsity": 0.95}, "30 of 32 channels, .* at most 28"),
         ({"group_divisible": 0}, r"group_divisible\n.*greater than or equal to 1"),
         ({"variant": "lion"}, r"variant\n.*'sgd', 'adam' or 'adamw' .*'lion'"),
@@ -387,18 +396,18 @@ def test_schedule_by_hand():
 def test_what_cannot_reach_its_target_is_refused_before_training(settings, message):
     graph = traced(network())
     with pytest.raises(ValueError, match=message):
-        cfg = hesso_cfg(**settings)
+        cfg = hesso_section(**settings)
         cfg.check_fits(100)
-        build_hesso(graph, cfg)
+        build_hesso(graph, cfg.settings)
 
 
 def test_nothing_prunable_is_an_ordinary_optimizer_or_refused():
     model = network()
     model.Backbone.requires_grad_(False)
     groups = traced(model).param_groups()
-    assert HESSO(groups, hesso_cfg(target_group_sparsity=0.0)).group_sparsity() == 0
+    assert HESSO(groups, hesso_settings(target_group_sparsity=0.0)).group_sparsity() == 0
     with pytest.raises(ValueError, match="no group is prunable"):
-        HESSO(groups, hesso_cfg(target_group_sparsity=0.5))
+        HESSO(groups, hesso_settings(target_group_sparsity=0.5))
 
 
 @pytest.mark.gpu
@@ -407,7 +416,7 @@ def test_on_cuda_the_same_channels_go():
     chosen = []
     for device in ("cpu", "cuda"):
         model = network().to(device)
-        cfg = hesso_cfg(lr=0.05, pruning_steps=6, pruning_periods=2)
+        cfg = hesso_settings(lr=0.05, pruning_steps=6, pruning_periods=2)
         optimizer = build_hesso(traced(model), cfg)
         run(optimizer, model, 6)
         chosen.append(optimizer.pruner.pruned)

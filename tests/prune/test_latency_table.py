@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nets import build, fill_gradients, hesso_cfg, plain, resnet, traced
+from nets import build, fill_gradients, hesso_section, hesso_settings, plain, resnet, traced
 
 from gaitlib.model.widths import layer_widths
 from gaitlib.prune import latency_table
@@ -152,7 +152,7 @@ def test_a_resumed_run_goes_on_with_the_table_it_began_with(tmp_path, caplog):
     graph = traced(model)
     mine = measured(graph, tmp_path / "a", factor=10.0).cost(graph)
     asked = 0.6 * mine.total(mine.full)  # the other machine is too slow for it
-    cfg = hesso_cfg(**BUDGET, target_latency_ms=asked, lr=0.01)
+    cfg = hesso_settings(**BUDGET, target_latency_ms=asked, lr=0.01)
     optimizer = build_hesso(graph, cfg, mine)
     run(optimizer, model, 0, 7)
     state = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
@@ -211,7 +211,7 @@ def test_this_machine_measures_a_table(runtime, tmp_path, monkeypatch):
     monkeypatch.setattr(latency_table, "ROUNDS", 1)
     graph = traced(residual())
     latency = {"runtime": runtime, "frames": 2}
-    cfg = hesso_cfg(target_latency_ms=0.9, group_divisible=8, latency=latency)
+    cfg = hesso_section(target_latency_ms=0.9, group_divisible=8, latency=latency)
     cost = budgets.latency_cost(cfg, graph)
     (file,) = (tmp_path / "data" / "latency").iterdir()
     content = json.loads(file.read_text())

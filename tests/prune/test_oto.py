@@ -7,12 +7,13 @@ import warnings
 import nets
 import pytest
 import torch
-from nets import EXAMPLE, hesso_cfg, with_statistics
+from nets import EXAMPLE, hesso_settings, with_statistics
 
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.model import build_model
 from gaitlib.prune import oto, oto_compat
 from gaitlib.prune.hesso import HESSO
+from gaitlib.prune.hesso_settings import Scores
 
 
 def resnet(*channels, **heads):
@@ -121,11 +122,11 @@ def test_the_network_without_zeroed_channels_computes_the_same(name, as_shipped)
 
 @pytest.mark.parametrize("as_shipped", [False, True])
 def test_both_hessos_rank_by_magnitude_alone_if_asked(as_shipped):
-    cfg = hesso_cfg(
+    cfg = hesso_settings(
         lr=1e-20,  # moves no weight
         target_group_sparsity=0.25,
         pruning_steps=1,
-        importance_score_criteria={"magnitude": 1.0},
+        scores=Scores(magnitude=1.0),
     )
     model = resnet()
     for layer in model.modules():

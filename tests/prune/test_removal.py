@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from nets import build, clips, geta_cfg, hesso_cfg, plain, resnet, traced
+from nets import build, clips, geta_settings, hesso_settings, plain, resnet, traced
 
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.model import build_losses
@@ -41,10 +41,10 @@ class Training:
             quantization = quantize_network(self.model, bits, weight_bits=8, activation_bits=8)
             quantization.double()
             calibrate(self.model, quantization, [self.clips(0)])
-            cfg = geta_cfg(quantize=bits, **BITS, **keys)
+            cfg = geta_settings(quantize=bits, **BITS, **keys)
             self.optimizer = build_geta(graph, cfg, quantization)
         else:
-            self.optimizer = build_hesso(graph, hesso_cfg(**keys))
+            self.optimizer = build_hesso(graph, hesso_settings(**keys))
         self.graph = graph
         self.losses = build_losses([{"type": "CrossEntropyLoss", "log_prefix": "softmax"}])
         self.history, self.step = [], 0
@@ -184,7 +184,7 @@ def test_a_network_that_lost_channels_takes_no_earlier_state():
     with pytest.raises(ValueError, match=r"has left this model: build it anew"):
         training.optimizer.load_state_dict(state)
     with pytest.raises(ValueError, match="trace it again"):
-        build_hesso(training.graph, hesso_cfg(**BUDGET, **ADAMW))
+        build_hesso(training.graph, hesso_settings(**BUDGET, **ADAMW))
 
 
 def test_the_compressed_network_is_the_trained_one_and_its_wide_twin(tmp_path):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nets import geta_cfg
+from nets import geta_settings
 
 from gaitlib.deploy.cut_network import drop_bnnecks
 from gaitlib.model import build_model
@@ -50,7 +50,7 @@ def test_a_budget_of_a_twenty_fourth_is_met_between_three_and_five_bits(networks
     dense, slim = networks
     graph = SimpleNamespace(model=dense, slice=lambda: slim)
     keys = {"order": "float_first", "min_bit_wt": 3, "max_bit_wt": 5, "bit_reduction": 0}
-    cfg = geta_cfg(**keys, target_macs=0.25, target_bytes=1 / 24)
+    cfg = geta_settings(**keys, target_macs=0.25, target_bytes=1 / 24)
     budget = BitBudget(graph, cfg)
     weights = weights_of(slim)
     with torch.no_grad():

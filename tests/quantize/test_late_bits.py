@@ -6,7 +6,7 @@ import io
 import nets
 import pytest
 import torch
-from nets import geta_cfg, hesso_cfg, traced
+from nets import geta_settings, hesso_settings, traced
 from torch import nn
 
 from gaitlib.deploy.cut_network import construct_compressed_model
@@ -57,7 +57,7 @@ def build(seed=0, **settings):
     quantization = quantize_network(model, "weights_and_activations")
     calibrate(model, quantization, [clips(100 + seed)])
     graph = traced(model)
-    return model, graph, build_geta(graph, geta_cfg(**SETTINGS | settings), quantization)
+    return model, graph, build_geta(graph, geta_settings(**SETTINGS | settings), quantization)
 
 
 def train(model, optimizer, start, stop, schedule=None):
@@ -79,7 +79,7 @@ def same(a, b):
 def test_until_bits_begin_it_is_hesso_bit_for_bit(variant, shrink):
     model, _, ours = build(variant=variant, shrink=shrink, clipping="tensor")
     plain = nets.build(ARCHITECTURE)
-    cfg = hesso_cfg(**PRUNING | {"variant": variant, "shrink": shrink})
+    cfg = hesso_settings(**PRUNING | {"variant": variant, "shrink": shrink})
     theirs = build_hesso(traced(plain), cfg)
     train(model, ours, 0, 11)
     train(plain, theirs, 0, 11)
@@ -218,7 +218,7 @@ def test_a_budget_for_bits_is_kept_by_the_compressed_network(key, quantize):
     quantization = quantize_network(model, quantize)
     calibrate(model, quantization, [clips(100)])
     graph = traced(model)
-    optimizer = build_geta(graph, geta_cfg(**SETTINGS | settings), quantization)
+    optimizer = build_geta(graph, geta_settings(**SETTINGS | settings), quantization)
     dense = copy.deepcopy(nets.build(ARCHITECTURE))
     table = layer_table(dense)
     macs = table.loc[table.layer.str.startswith("Backbone"), "macs"].sum()

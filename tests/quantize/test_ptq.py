@@ -5,11 +5,10 @@ import torch
 from gaitlib.model.batch_norm import normalised_convolutions
 from gaitlib.model.float_state import quantization_of
 from gaitlib.quantize.grid import Grid
-from gaitlib.quantize.ptq import best_clipping, best_clippings, round_after_training
-from workbook.config.geta_cfg import RoundingCfg
+from gaitlib.quantize.ptq import Rounding, best_clipping, best_clippings, round_after_training
 
 CLIPS = [nets.clips(3, 2, 32, 22, seed=s) for s in range(2)]
-CHANNEL, TENSOR = (RoundingCfg(clipping=c) for c in ("channel", "tensor"))
+CHANNEL, TENSOR = (Rounding(clipping=c) for c in ("channel", "tensor"))
 
 
 @pytest.fixture

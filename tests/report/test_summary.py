@@ -1,7 +1,6 @@
 """The table of a finished run, from hand-made result files."""
 
 import pytest
-import yaml
 
 from workbook import runs
 from workbook.report import summary
@@ -52,14 +51,6 @@ def rows_of(text):
     return found
 
 
-def rename_stage(former, present, **sections):
-    """Make a stage's folder what an earlier version called it, with its sections."""
-    folder = runs.runs_folder() / "r" / present
-    sections = {"compression_optimizer": "geta", **sections}
-    (folder / "config.yaml").write_text(yaml.safe_dump(sections))
-    folder.rename(folder.with_name(former))
-
-
 def test_cells_are_text_with_their_units_and_what_is_missing_is_a_dash():
     full = results(84.34, relative_bops=1.404, lowbit_bytes=43_200)
     table = compare({"dense": full, "empty": {}})
@@ -91,20 +82,6 @@ def test_a_run_with_its_baseline_alone_keeps_its_own_times():
     save(baseline=results(84.3))
     text = summary_table("r")
     assert rows_of(text) == {"dense": ("84.3", "2.0")} and "group sparsity" not in text
-
-
-def test_a_run_of_an_earlier_version_has_hesso_in_its_folder_pruned():
-    save(baseline=results(84.3), hesso=compressed(86.2), geta=compressed(84.7))
-    rename_stage("pruned", "hesso", geta_optimizer_cfg={"lr": 0.1})
-    assert list(rows_of(summary_table("r"))) == ["dense", "HESSO", "GETA"]
-
-
-def test_a_run_of_an_earlier_version_without_bits_has_hesso_in_its_folder_geta():
-    save(baseline=results(84.3), hesso=compressed(86.2))
-    rename_stage("geta", "hesso", geta_optimizer_cfg={"lr": 0.1})
-    text = summary_table("r")
-    assert rows_of(text) == {"dense": ("84.3", "7.0"), "HESSO": ("86.2", "2.0")}
-    assert "group sparsity 0.500" in text
 
 
 def test_a_run_without_results_names_the_notebook_to_run():

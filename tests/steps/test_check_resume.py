@@ -24,7 +24,7 @@ def workspace(tmp_path_factory):
     users.parent.mkdir(parents=True)
     users.write_text("{}")
     done = subprocess.run(
-        [sys.executable, "-m", "gaitlib", "check-resume", "--kills", "4"],
+        [sys.executable, "-m", "workbook", "check-resume", "--kills", "4"],
         capture_output=True,
         text=True,
         env=os.environ | {"GAITLIB_WORKSPACE": str(folder)},

@@ -31,7 +31,7 @@ def _start(folder, run, *arguments, launcher=(f"--master_port={PORT}",), env=Non
         small_experiment(folder / "walkers", **trainer_cfg), folder / f"{run}.yaml"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *launcher]
-    command += ["-m", "gaitlib", "train", "--cfgs", str(experiment)]
+    command += ["-m", "workbook", "train", "--cfgs", str(experiment)]
     return subprocess.Popen(
         [*command, "--device", "cpu", *arguments],
         stdout=subprocess.PIPE,

@@ -5,9 +5,8 @@ that OpenGait documents; without a file, ``params/quickstart.yaml`` is read. Sec
 are OpenGait's contract (https://github.com/ShiqiYu/OpenGait, docs/3.detailed_config).
 """
 
-from workbook.config.compression_cfg import HessoCfg
+from workbook.config.compression_cfg import GetaCfg, HessoCfg
 from workbook.config.experiment import SECTIONS, Experiment
-from workbook.config.geta_cfg import GetaCfg
 from workbook.config.load import load_experiment, notebook_experiment, refuse_unknown
 from workbook.config.section import ConfigError
 from workbook.config.stretch import at_equal_compute, stretch

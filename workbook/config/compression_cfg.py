@@ -1,20 +1,33 @@
-"""The section of HESSO, which prunes."""
+"""The sections of compression: HESSO, which prunes, and GETA, which also chooses bits."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Tag,
-    field_validator,
     model_validator,
 )
 
-from gaitlib.prune.schedules import PruningSchedule
+from gaitlib.prune.hesso_settings import (
+    BUDGETS,
+    EQUAL_SCORES,
+    TARGETS,
+    WITH_BUDGET,
+    HessoSettings,
+    Scores,
+    Sparsity,
+)
+from gaitlib.prune.oto import check_package
+from gaitlib.quantize.bit_plan import MAX_BITS
+from gaitlib.quantize.bit_settings import BIT_BUDGETS, ORDERS, FloatFirst, GetaSettings, bit_keys
+from gaitlib.quantize.ptq import Rounding
 from gaitlib.system.errors import UserError
 from workbook.config.section import (
     Clips,
@@ -25,57 +38,28 @@ from workbook.config.section import (
     Section,
     WeightDecay,
     Width,
+    default_of,
+    section_of,
 )
 
 Share = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+ScoresCfg = section_of(Scores, "ScoresCfg", **dict.fromkeys(Scores.__dataclass_fields__, Share))
 
 
-class ImportanceScores(Section):
-    """Weights of the five scores whose sum ranks the channels; the names are only_train_once's.
+def _weights_have_names(value: Any) -> Any:
+    if isinstance(value, str) and value != "default":
+        raise UserError(
+            f"{value!r} is neither default nor weights by name, as in {{magnitude: 1.0}}; "
+            f"names: {', '.join(Scores.__dataclass_fields__)}"
+        )
+    return value
 
-    Each score is first scaled to length 1 over all channels, so that the weights are comparable;
-    only their proportions matter. A score that is not given has weight 0.
-
-    - ``magnitude``: the norm of a channel's weights.
-    - ``avg_magnitude``: the norm, divided by the number of weights.
-    - ``cosine_similarity``: the angle between a channel's weights and their gradient.
-    - ``taylor_first_order``: the change of the loss without the channel, by the first term of its
-      Taylor series.
-    - ``taylor_second_order``: the same by the second term.
-    """
-
-    magnitude: Share = 0.0
-    avg_magnitude: Share = 0.0
-    cosine_similarity: Share = 0.0
-    taylor_first_order: Share = 0.0
-    taylor_second_order: Share = 0.0
-
-    @model_validator(mode="after")
-    def _some_score_counts(self) -> "ImportanceScores":
-        if not any(self.model_dump().values()):
-            raise UserError(
-                "no score has a weight, so nothing ranks the channels: give one, as in "
-                "{magnitude: 1.0}, or write default"
-            )
-        return self
-
-
-#: What ``importance_score_criteria: default`` means.
-EQUAL_WEIGHTS = ImportanceScores(**dict.fromkeys(ImportanceScores.model_fields, 0.2))
 
 Criteria = Annotated[
-    Annotated[Literal["default"], Tag("name")] | Annotated[ImportanceScores, Tag("weights")],
+    Annotated[Literal["default"], Tag("name")] | Annotated[ScoresCfg, Tag("weights")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "weights"),
+    BeforeValidator(_weights_have_names),
 ]
-
-
-#: The keys that say how far to prune; a section has exactly one of them.
-TARGETS = ("target_group_sparsity", "target_macs", "target_params", "target_latency_ms")
-BUDGETS = TARGETS[1:]
-#: What a section without any of TARGETS prunes to.
-DEFAULT_SPARSITY = 0.5
-#: Keys that only a budget reads, with their defaults.
-WITH_BUDGET = {"importance": "taylor", "min_channels_share": 0.1}
 
 
 def _no_percent(value: object) -> object:
@@ -89,9 +73,7 @@ def _no_percent(value: object) -> object:
     return value
 
 
-Budget = Annotated[
-    float, BeforeValidator(_no_percent), Field(gt=0.0, allow_inf_nan=False, strict=True)
-]
+Amount = Annotated[float, BeforeValidator(_no_percent), Field(strict=True)]
 
 
 class LatencyCfg(Section):
@@ -166,92 +148,54 @@ class HessoCfg(Section):
 
     implementation: Literal["gaitlib", "only_train_once"] = "gaitlib"
     start_from: Literal["scratch", "baseline"] = "scratch"
-    variant: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: LearningRate = 0.1
-    weight_decay: WeightDecay = 5.0e-4
-    first_momentum: Momentum = 0.9
-    second_momentum: Momentum = 0.999
-    dampening: Dampening = 0.0
-    target_group_sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    target_macs: Budget | None = None
-    target_params: Budget | None = None
-    target_latency_ms: Budget | None = None
+    variant: Literal["sgd", "adam", "adamw"] = default_of(HessoSettings, "variant")
+    lr: LearningRate = default_of(HessoSettings, "lr")
+    weight_decay: WeightDecay = default_of(HessoSettings, "weight_decay")
+    first_momentum: Momentum = default_of(HessoSettings, "first_momentum")
+    second_momentum: Momentum = default_of(HessoSettings, "second_momentum")
+    dampening: Dampening = default_of(HessoSettings, "dampening")
+    target_group_sparsity: float | None = None
+    target_macs: Amount | None = None
+    target_params: Amount | None = None
+    target_latency_ms: Amount | None = None
     latency: LatencyCfg | None = None
     importance: Literal["taylor", "hesso"] | None = None
-    min_channels_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    min_channels_share: float | None = None
     shrink: bool | None = None
     steps: Literal["equal_compute"] | None = None
     start_pruning_step: NonNegativeInt
     pruning_steps: PositiveInt
     pruning_periods: PositiveInt
-    group_divisible: Width = 1
+    group_divisible: Width = default_of(HessoSettings, "group_divisible")
     importance_score_criteria: Criteria = "default"
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_target(cls, values: Any) -> Any:
+    def _show_defaults(cls, values: Any) -> Any:
         """Fill in the defaults that depend on the target, so that config.yaml shows them."""
         if not isinstance(values, Mapping):
             return values
-        given = [key for key in TARGETS if values.get(key) is not None]
-        if len(given) > 1:
-            told = ", ".join(f"{key} {values[key]}" for key in given)
+        given = {key: value for key, value in values.items() if value is not None}
+        if "target_latency_ms" in given:
+            given = {"latency": {}} | given
+        elif "latency" in given:
+            others = "".join(f" instead of {key}" for key in TARGETS if key in given)
             raise UserError(
-                f"{told}: a network is pruned to one target, so leave one of them, and write null "
-                "for those that a base file has"
-            )
-        if values.get("latency") is not None and given != ["target_latency_ms"]:
-            others = "".join(f" instead of {key}" for key in given)
-            raise UserError(
-                f"latency {values['latency']} is read only with target_latency_ms: give "
+                f"latency {given['latency']} is read only with target_latency_ms: give "
                 f"that{others}, or leave latency out"
             )
-        if given in ([], [TARGETS[0]]):
-            for key in WITH_BUDGET:
-                if values.get(key) is not None:
-                    raise UserError(
-                        f"{key} {values[key]} is read only with a budget: give one of "
-                        f"{', '.join(BUDGETS)} instead of target_group_sparsity, or leave it out"
-                    )
-            return values if given else {**values, TARGETS[0]: DEFAULT_SPARSITY}
-        if values.get("implementation") == "only_train_once":
-            raise UserError(
-                f"only_train_once's own HESSO knows no {given[0]}: write implementation: gaitlib, "
-                "or give target_group_sparsity"
-            )
-        defaults = WITH_BUDGET | ({"latency": {}} if given == ["target_latency_ms"] else {})
-        return defaults | {key: value for key, value in values.items() if value is not None}
-
-    @field_validator("importance_score_criteria", mode="before")
-    @classmethod
-    def _weights_have_names(cls, value: Any) -> Any:
-        if isinstance(value, str) and value != "default":
-            raise UserError(
-                f"{value!r} is neither default nor weights by name, as in {{magnitude: 1.0}}; "
-                f"names: {', '.join(ImportanceScores.model_fields)}"
-            )
-        return value
+        if any(key in given for key in BUDGETS):
+            return WITH_BUDGET | given
+        return {"target_group_sparsity": Sparsity.share} | given
 
     @model_validator(mode="after")
-    def _schedule_is_possible(self) -> "HessoCfg":
-        _ = self.schedule  # raises
-        return self
-
-    @model_validator(mode="after")
-    def _package_keeps_zeros(self) -> "HessoCfg":
-        if self.shrinks and self.implementation == "only_train_once":
-            raise UserError(
-                "shrink true: only_train_once's own HESSO keeps removed channels as zeros: write "
-                "implementation: gaitlib, or leave shrink out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _equal_compute_is_known(self) -> "HessoCfg":
-        if self.steps is None:
-            return self
-        if self.target_macs is None or self.target_macs >= 1 or not self.shrinks:
-            zeros = "" if self.shrinks else " and shrink false"
+    def _can_be_done(self) -> "HessoCfg":
+        settings = self.settings  # raises
+        if self.implementation == "only_train_once":
+            check_package(settings)
+        cheaper = self.target_macs is not None and self.target_macs < 1 and settings.shrinks
+        if self.steps is not None and not cheaper:
+            zeros = "" if settings.shrinks else " and shrink false"
             raise UserError(
                 "steps equal_compute needs a network whose steps get cheaper by a known share, and "
                 f"here are {self.target[0]} {self.target[1]:g}{zeros}: give target_macs below 1 "
@@ -259,10 +203,17 @@ class HessoCfg(Section):
             )
         return self
 
-    @property
-    def schedule(self) -> PruningSchedule:
-        """When channels leave."""
-        return PruningSchedule(self.start_pruning_step, self.pruning_steps, self.pruning_periods)
+    @cached_property
+    def settings(self) -> HessoSettings:
+        """What the optimizer is told."""
+        return HessoSettings.of(**self._keys())
+
+    def _keys(self) -> dict[str, Any]:
+        """Return the flat keys of `HessoSettings.of`, and of bits."""
+        own = {"implementation", "start_from", "steps", "latency", "importance_score_criteria"}
+        keys = {key: getattr(self, key) for key in type(self).model_fields if key not in own}
+        criteria = self.importance_score_criteria
+        return keys | {"scores": EQUAL_SCORES if criteria == "default" else criteria.build()}
 
     @property
     def target(self) -> tuple[str, float]:
@@ -270,25 +221,202 @@ class HessoCfg(Section):
         return next((k, v) for k in TARGETS if (v := getattr(self, k)) is not None)
 
     @property
-    def shrinks(self) -> bool:
-        """Whether removed channels leave the network during training."""
-        return self.target[0] in BUDGETS if self.shrink is None else self.shrink
-
-    @property
-    def scores(self) -> ImportanceScores:
-        """The weight of each score; ``default`` is replaced by the weights it means."""
-        criteria = self.importance_score_criteria
-        return EQUAL_WEIGHTS if criteria == "default" else criteria
+    def quantizes(self) -> bool:
+        """Whether the run also chooses bits."""
+        return False
 
     def check_fits(self, total: int) -> None:
         """Raise ``UserError``, with the numbers, if a run of ``total`` steps is too short."""
-        self.schedule.check_fits(total)
+        self.settings.schedule.check_fits(total)
 
     def without_effect(self) -> dict[str, str]:
         """Return the keys that were set but have no effect with this variant, with the reason."""
         key = "second_momentum" if self.variant == "sgd" else "dampening"
         is_set = getattr(self, key) != type(self).model_fields[key].default
         found = {key: f"{self.variant} has no such argument"} if is_set else {}
-        if self.importance == "taylor" and self.importance_score_criteria != "default":
+        if self.settings.by_taylor and self.importance_score_criteria != "default":
             found["importance_score_criteria"] = "importance is 'taylor'"
         return found
+
+
+RoundingCfg = section_of(Rounding, "RoundingCfg", batch_norm_batches=NonNegativeInt)
+
+WeightBits = Annotated[int, Field(ge=2, le=MAX_BITS)]
+ActivationBits = Annotated[int, Field(ge=1, le=MAX_BITS)]
+
+
+class GetaCfg(HessoCfg):
+    """Pruning and quantization in one run: HESSO's keys, and how bits are chosen.
+
+    Any key of bits switches quantization on; the others then take their defaults from
+    `gaitlib.quantize.bit_settings`, by ``order``. Without any of them the run only prunes.
+
+    With ``order: qasso`` the phases (see `BitPlan`) follow one another:
+
+    1. Warm-up takes ``start_projection_step`` steps.
+    2. Projection takes ``projection_steps``, in ``projection_periods``. Each period ends by
+       lowering ``max_bit_wt`` and ``max_bit_act`` by ``bit_reduction``, never below ``min_bit_*``.
+    3. In the joint phase HESSO prunes, by its own keys.
+    4. Cool-down lasts to the end of the run; bits are whole.
+
+    With ``order: float_first`` the run prunes in float, as HESSO does, and rounds afterwards. Bits
+    are whole at once: without a budget those that projection would end at.
+
+    The keys of bits:
+
+    - ``order``: ``qasso``, bits before channels, as published; or ``float_first``.
+    - ``start_projection_step``: steps of warm-up.
+    - ``projection_steps``: steps from there to the end of projection.
+    - ``projection_periods``: equal parts of ``projection_steps``.
+    - ``bit_reduction``: by how much each period lowers the upper bounds.
+    - ``min_bit_wt``: the fewest bits of weights.
+    - ``max_bit_wt``: the most bits of weights, at the start.
+    - ``min_bit_act``: the fewest bits of activations, the inputs of layers.
+    - ``max_bit_act``: the most bits of activations, at the start.
+    - ``target_bits``: b is short for ``min_bit_wt: b`` with a ``bit_reduction`` of
+      ``(max_bit_wt - b) / projection_periods``: all weights end at b bits. The bounds of
+      activations then stay as given.
+    - ``quantize``: what is rounded.
+    - ``lr_quant``: the learning rate of the quantizers' grids.
+    - ``batch_norm_batches``: batches of training clips to measure the statistics of batch norms on
+      again after the last step, unless ``fix_BN`` froze them; 0 keeps those of training.
+    - ``uniform``: true keeps the exponent t of every grid at 1. This is plain uniform quantization,
+      which integer arithmetic needs.
+    - ``ranges``: ``learned`` is the published rule: d, q_m and t start from the first weights and
+      move by the base optimizer. With ``follow`` the clipping magnitudes q_m follow the numbers
+      that they clip until pruning ends, and are then learned on a logarithmic scale; see
+      `BitControl`.
+    - ``start_bits_step``: the step to round from; by default the end of pruning.
+    - ``target_bops``: the backbone's bit operations per frame to end at or below; below 1 a share
+      of the dense float network's.
+    - ``target_bytes``: the bytes of the network's numbers to end at or below, without the header of
+      its file. Either budget chooses the bits of each weight from ``min_bit_wt..max_bit_wt``, see
+      `gaitlib.quantize.bit_budget`. Below 1 it is a share of the dense float network's.
+    - ``clipping``: one clipping magnitude per ``tensor``, or per output ``channel`` of a
+      convolution. For the latter its channels are scaled at ``start_bits_step``, and the batch norm
+      behind it takes the scale up, as in `Rounding`.
+    - ``learn_ranges_step``: with ``ranges: follow``, the step after which ranges are learned; null:
+      they follow to the end.
+    - ``distillation``: weight of the divergence from the logits that the run's own float network of
+      ``start_bits_step`` gives; 0 does without, see `gaitlib.train.float_twin`.
+    - ``keep_better``: at the end compare the network with that float network, rounded as ``ptq``
+      says, on training subjects, and keep the better one.
+
+    The keys of the comparison:
+
+    - ``yardstick``: false makes notebook 3 skip its comparison: the same run without bits, a second
+      training of full length, and the rounding of its result.
+    - ``ptq``: how that result is rounded.
+    """
+
+    yardstick: bool = True
+    ptq: RoundingCfg = RoundingCfg()
+    order: Literal["qasso", "float_first"] | None = None
+    lr_quant: LearningRate | None = None
+    start_projection_step: NonNegativeInt | None = None
+    projection_steps: PositiveInt | None = None
+    projection_periods: PositiveInt | None = None
+    bit_reduction: NonNegativeInt | None = None
+    min_bit_wt: WeightBits | None = None
+    max_bit_wt: WeightBits | None = None
+    min_bit_act: ActivationBits | None = None
+    max_bit_act: ActivationBits | None = None
+    quantize: Literal["weights", "weights_and_activations"] | None = None
+    uniform: bool | None = None
+    ranges: Literal["learned", "follow"] | None = None
+    batch_norm_batches: NonNegativeInt | None = None
+    target_bits: WeightBits | None = None
+    start_bits_step: PositiveInt | None = None
+    clipping: Literal["tensor", "channel"] | None = None
+    learn_ranges_step: PositiveInt | None = None
+    distillation: NonNegativeFloat | None = None
+    keep_better: bool | None = None
+    target_bops: Amount | None = None
+    target_bytes: Amount | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _show_defaults_of_bits(cls, values: Any) -> Any:
+        """Fill in the defaults of the order of bits, so that config.yaml shows them."""
+        if not isinstance(values, Mapping):
+            return values
+        given = {key: value for key, value in values.items() if value is not None}
+        order = given.get("order", "qasso")
+        for key in BIT_BUDGETS:
+            if key in given and order != "float_first":
+                raise UserError(
+                    f"{key} {given[key]} is kept only with order: float_first: write that, or "
+                    f"leave {key} out"
+                )
+        if order not in ORDERS or not ("order" in given or bit_keys(order) & given.keys()):
+            return values
+        sets = ("min_bit_wt", "bit_reduction") if "target_bits" in given else ()
+        for key in sets:
+            if key in given:
+                raise UserError(
+                    f"target_bits {given['target_bits']} sets min_bit_wt and bit_reduction: leave "
+                    f"out {key} {given[key]}"
+                )
+        defaults = {key: default_of(ORDERS[order], key) for key in bit_keys(order) - {*sets}}
+        return {"order": order} | defaults | given
+
+    @model_validator(mode="after")
+    def _the_package_does_not_quantize(self) -> "GetaCfg":
+        if self.quantizes and self.implementation == "only_train_once":
+            raise UserError(
+                "only_train_once's own HESSO does not quantize: write implementation: gaitlib, or "
+                f"leave out {', '.join(sorted({'order'} | bit_keys('qasso')))}"
+            )
+        _ = self.settings.bit_plan  # raises
+        return self
+
+    @cached_property
+    def settings(self) -> GetaSettings:
+        """What the optimizer is told."""
+        keys = self._keys()
+        for name in ("yardstick", "ptq"):
+            del keys[name]
+        read = bit_keys(self.order) if self.quantizes else set()
+        unread = set().union(*map(bit_keys, ORDERS)) - read
+        return GetaSettings.of(**{key: value for key, value in keys.items() if key not in unread})
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any key of bits was given."""
+        return self.order is not None
+
+    def check_fits(self, total: int) -> None:
+        """Raise ``UserError`` as `HessoCfg` does, or if a part of the schedule has no step."""
+        super().check_fits(total)
+        bits, pruning = self.settings.bits, self.settings.schedule
+        if isinstance(bits, FloatFirst):
+            for key, step, lost in (
+                ("start_bits_step", bits.start(pruning), "the network would never train with bits"),
+                ("learn_ranges_step", bits.learn_ranges_step, "no range would be learned"),
+            ):
+                if step is not None and step >= total:
+                    raise UserError(
+                        f"{key} {step} is not before the last of trainer_cfg.total_iter {total}: "
+                        f"{lost}; write less, or leave it out"
+                    )
+        elif self.quantizes and pruning.end == total:
+            raise UserError(
+                f"{pruning} is all of trainer_cfg.total_iter: keep at least one iteration for "
+                "training at whole bits"
+            )
+
+    def without_effect(self) -> dict[str, str]:
+        """Return the keys that were set but have no effect, with the reason."""
+        found = super().without_effect()
+        bits = self.settings.bits
+        if bits is not None and bits.quantize == "weights":
+            changed = [
+                key
+                for key in ("min_bit_act", "max_bit_act")
+                if getattr(bits, key) != default_of(type(bits), key)
+            ]
+            found |= dict.fromkeys(changed, "quantize is 'weights'")
+        read = set() if bits is None else bit_keys(self.order)
+        reason = "nothing is quantized" if bits is None else f"order is {self.order!r}"
+        unread = set().union(*map(bit_keys, ORDERS)) - read
+        return found | {k: reason for k in sorted(unread) if getattr(self, k) is not None}

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gaitlib.evaluate.protocols import Protocol
+from gaitlib.quantize.bit_settings import FloatFirst
 from gaitlib.system.errors import UserError
-from workbook.config.compression_cfg import HessoCfg
+from workbook.config.compression_cfg import GetaCfg, HessoCfg
 from workbook.config.data_cfg import DataCfg
-from workbook.config.geta_cfg import GetaCfg
 from workbook.config.model_cfg import ModelCfg
 from workbook.config.protocol_cfg import choose_protocol
 from workbook.config.section import Section
@@ -109,8 +109,7 @@ class Experiment(Section):
                     "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
                     "HESSO: write cycle_momentum: false"
                 )
-            if self.quantizes and self.compression.distils:
-                weight = self.compression.distillation
+            if self.float_first is not None and (weight := self.float_first.distillation):
                 self._check_logits(f"{chosen}_optimizer_cfg.distillation", f"{weight:g}")
             try:
                 self.compression.check_fits(self.trainer_cfg.total_iter)
@@ -175,7 +174,13 @@ class Experiment(Section):
     @property
     def quantizes(self) -> bool:
         """Whether the compression also quantizes."""
-        return isinstance(self.compression, GetaCfg) and self.compression.quantizes
+        return self.compression is not None and self.compression.quantizes
+
+    @property
+    def float_first(self) -> FloatFirst | None:
+        """The settings of bits that come after the channels; None for another order, or none."""
+        bits = self.compression.settings.bits if self.quantizes else None
+        return bits if isinstance(bits, FloatFirst) else None
 
     @property
     def logit_scale(self) -> float | None:

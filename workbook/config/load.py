@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workbook.config.compression_cfg import BUDGETS, TARGETS, WITH_BUDGET
+from gaitlib.prune.hesso_settings import BUDGETS, TARGETS, WITH_BUDGET
+from gaitlib.quantize.bit_settings import BIT_TARGETS
 from workbook.config.experiment import SECTIONS, Experiment
-from workbook.config.geta_cfg import BIT_TARGETS
 from workbook.config.opengait_keys import split_off_unused
 from workbook.config.section import ConfigError, is_number, nearest, number_as_yaml
 from workbook.config.yaml_reader import Place, read_with_lines, read_yaml

@@ -90,6 +90,11 @@ def section_of(constructor: Callable[..., Any], name: str, **narrower: Any) -> t
     return made
 
 
+def default_of(settings: type, name: str) -> Any:
+    """Return the default of a dataclass's field."""
+    return settings.__dataclass_fields__[name].default
+
+
 def _of_yaml(annotation: Any) -> Any:
     """Let a tuple be given as a list, as YAML has it."""
     if typing.get_origin(annotation) is tuple:

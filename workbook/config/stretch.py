@@ -41,12 +41,12 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
         changed["scheduler_cfg.gamma"] = extra["gamma"] ** (before / total)
     if experiment.evaluator_cfg.restore_hint == before:
         changed["evaluator_cfg.restore_hint"] = total
-    cfg = experiment.compression
-    if experiment.quantizes and cfg.late:
-        start = max(scaled(cfg.bits_start), cfg.schedule.end)
+    if (bits := experiment.float_first) is not None:
+        pruning = experiment.compression.settings.schedule
+        start = max(scaled(bits.start(pruning)), pruning.end)
         changed["geta_optimizer_cfg.start_bits_step"] = start
-        if cfg.learn_ranges_step is not None:
-            learned = max(scaled(cfg.learn_ranges_step), start)
+        if bits.learn_ranges_step is not None:
+            learned = max(scaled(bits.learn_ranges_step), start)
             changed["geta_optimizer_cfg.learn_ranges_step"] = learned
     return load_experiment(experiment.sections(), changed)
 
@@ -59,7 +59,11 @@ def at_equal_compute(experiment: Experiment) -> Experiment:
     cfg = experiment.compression
     if cfg is None or cfg.steps is None:
         return experiment
-    total, target, schedule = experiment.trainer_cfg.total_iter, cfg.target_macs, cfg.schedule
+    total, target, schedule = (
+        experiment.trainer_cfg.total_iter,
+        cfg.target_macs,
+        cfg.settings.schedule,
+    )
 
     def cost(steps: int) -> float:
         return steps * schedule.compute_share(steps, target)

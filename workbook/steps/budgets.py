@@ -21,11 +21,11 @@ from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import COSTS, HESSO, build_hesso
 from gaitlib.prune.latency_table import ROUNDS, ConvShape, LatencyTable, read_or_measure
 from gaitlib.quantize.bit_budget import BitBudget, budget_terms
+from gaitlib.quantize.bit_settings import FloatFirst
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_device, device_name
 from gaitlib.system.files import read_json, write_atomically
 from workbook.config.compression_cfg import HessoCfg, LatencyCfg
-from workbook.config.geta_cfg import GetaCfg
 from workbook.runs import data_folder
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def describe_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
     """
     if cfg.target[0] not in COSTS:
         return None
-    optimizer = build_hesso(graph, cfg)
+    optimizer = build_hesso(graph, cfg.settings)
     found = optimizer.budget() | {"least": math.ceil(optimizer.pruner.rule.least)}
     del found["reached"]  # nothing is removed yet
     return found
@@ -71,9 +71,10 @@ def describe_bit_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
     Raises:
         UserError: if no network that ``cfg`` asks for can be within it.
     """
-    if not isinstance(cfg, GetaCfg) or cfg.bit_target is None:
+    bits = cfg.settings.bits if cfg.quantizes else None
+    if not isinstance(bits, FloatFirst) or bits.budget is None:
         return None
-    budget = BitBudget(graph, cfg)
+    budget = BitBudget(graph, cfg.settings)
     return budget_terms(budget.key, budget.asked, budget.dense)
 
 

@@ -134,14 +134,14 @@ def round_network(
         input_bits: whole bits of every quantized input, by layer name.
         data: its training half is used.
     """
-    cfg = run.experiment.compression.ptq
+    rounding = run.experiment.compression.ptq.build()
     return round_after_training(
         network,
         weight_bits,
         input_bits,
         calibration_clips(run.experiment, data, seed=run.seed),
-        cfg,
-        _clips(run, data, cfg.batch_norm_batches),
+        rounding,
+        _clips(run, data, rounding.batch_norm_batches),
     )
 
 

@@ -46,7 +46,7 @@ def train_in_processes(
     on_history: Callable[[pd.DataFrame], None] | None = None,
     on_line: Callable[[str], None] = log.info,
 ) -> None:
-    """Run ``torchrun ... -m gaitlib train`` on a stage and load the trained weights.
+    """Run ``torchrun ... -m workbook train`` on a stage and load the trained weights.
 
     Args:
         run: its experiment is written to a file for the processes.
@@ -98,7 +98,7 @@ def _torchrun(processes: int, store: Path, arguments: list[str]) -> Iterator[str
     environment.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", *ON_THIS_MACHINE]
     torchrun += [f"--rdzv-endpoint={store}", f"--nproc_per_node={processes}"]
-    command = [*torchrun, "-m", "gaitlib", "train", *arguments]
+    command = [*torchrun, "-m", "workbook", "train", *arguments]
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )

@@ -25,13 +25,13 @@ from gaitlib.train.checkpoint import (
     refuse_narrow,
     restore_model,
 )
-from gaitlib.train.resume import checkpoint_to_restore
 from gaitlib.train.teacher import Teacher
 from workbook.config import ConfigError, Experiment, GetaCfg, HessoCfg
 from workbook.config.model_cfg import ModelCfg
 from workbook.runs import Run, finished, locate
 from workbook.steps.budgets import latency_cost
 from workbook.steps.dataset import calibration_clips, network_arguments
+from workbook.steps.start_of_stage import checkpoint_to_restore
 
 log = logging.getLogger(__name__)
 
@@ -135,11 +135,11 @@ def build_optimizer(
         return getattr(torch.optim, cfg.solver)(model.parameters(), **cfg.arguments())
     cfg = experiment.compression
     if cfg.implementation == "only_train_once":
-        return oto.package_hesso(graph, cfg)
+        return oto.package_hesso(graph, cfg.settings)
     latency = latency_cost(cfg, graph)
     if isinstance(cfg, GetaCfg):
-        return geta.build_geta(graph, cfg, quantization, latency)
-    return hesso.build_hesso(graph, cfg, latency)
+        return geta.build_geta(graph, cfg.settings, quantization, latency)
+    return hesso.build_hesso(graph, cfg.settings, latency)
 
 
 def start_weights(run: Run, model: nn.Module, stage: str | None = None) -> str:
@@ -219,7 +219,7 @@ def load_teacher(
         run: of the stage.
         stage: what is trained.
         model: the network in training.
-        record: of `gaitlib.train.resume.run_record`.
+        record: of `workbook.steps.start_of_stage.run_record`.
 
     Raises:
         MissingRunError: if the baseline teaches and has not been trained.

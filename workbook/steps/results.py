@@ -224,8 +224,9 @@ def record_compressed(
     folder = run.folder(stage or run.compressing_stage)
     cfg = run.experiment.compression
     extra |= read_budget(cfg, folder, dense, compressed.model)
-    if run.experiment.quantizes and cfg.bit_target is not None:
-        extra["bit_budget"] = _bit_budget(*cfg.bit_target, dense, extra)
+    bits = run.experiment.float_first
+    if bits is not None and bits.budget is not None:
+        extra["bit_budget"] = _bit_budget(*bits.budget, dense, extra)
     if (folder / KEPT).exists():
         extra["kept"] = read_json(folder / KEPT)
     costs = measure(compressed.model, compressed.state_dict_path)

@@ -7,7 +7,7 @@ from gaitlib.system import distributed
 from gaitlib.system.device import keep_freed_memory
 from gaitlib.system.random_streams import seed_streams
 from workbook.config import ConfigError
-from workbook.runs import FORMER_STAGES, Run
+from workbook.runs import Run
 from workbook.steps.dataset import open_data
 from workbook.steps.networks import (
     attach_quantizers,
@@ -39,8 +39,6 @@ def choose_stage(run: Run, stage: str = "") -> str:
     Raises:
         ConfigError: if there is no such stage, or the experiment lacks a section for it.
     """
-    if stage in FORMER_STAGES:
-        raise ConfigError(f"--stage {stage!r} is called {FORMER_STAGES[stage]!r} now")
     if stage and stage not in TRAINABLE:
         raise ConfigError(f"--stage {stage!r}: choose from {', '.join(TRAINABLE)}")
     if not stage:

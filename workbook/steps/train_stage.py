@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -14,9 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from gaitlib.data.batches import training_batches
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.model import build_losses
-from gaitlib.prune import hesso
-from gaitlib.quantize import geta
+from gaitlib.prune.hesso import HESSO
 from gaitlib.quantize.bit_history import bits_row
+from gaitlib.quantize.geta import GETA
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
 from gaitlib.system.files import write_atomically
@@ -25,20 +24,10 @@ from gaitlib.train.checkpoint import CheckpointError, prune_checkpoints, save_ch
 from gaitlib.train.float_twin import FloatTwin
 from gaitlib.train.gathered_loss import GatheredLoss
 from gaitlib.train.history import History, read_rows, rows_to_continue
-from gaitlib.train.loop import LogWindow, fit
-from gaitlib.train.resume import (
-    TEACHER,
-    Start,
-    check_same_run,
-    extra_state,
-    find_start,
-    has_complete_state_dict,
-    restore,
-    run_record,
-    set_aside,
-    set_later_aside,
-)
+from gaitlib.train.loop import Report, fit
+from gaitlib.train.resume import TEACHER, has_complete_state_dict, restore
 from gaitlib.train.training_cost import TrainingCost
+from gaitlib.train.training_state import TrainingState
 from workbook import runs
 from workbook.config import ConfigError
 from workbook.runs import Run
@@ -48,6 +37,14 @@ from workbook.steps.finish_bits import check_judged, finish_bits
 from workbook.steps.launch import train_in_processes
 from workbook.steps.networks import load_teacher
 from workbook.steps.results import evaluate_network
+from workbook.steps.start_of_stage import (
+    Start,
+    check_same_run,
+    find_start,
+    run_record,
+    set_aside,
+    set_later_aside,
+)
 from workbook.system.lock import Lock
 
 log = logging.getLogger(__name__)
@@ -112,208 +109,219 @@ def train_stage(
         ProcessesFailedError: if one of several processes failed.
         LockedError: if another process writes this stage.
     """
-    whole, run = run, run.of_stage(stage)
     if type(processes) is not int or processes < 1:
         raise ConfigError(f"processes is {processes!r}: write a whole number from 1")
+    # GETA's yardstick is a stage of GETA's run, which keeps its own config.yaml
+    of_run = stage != "hesso" or not run.experiment.quantizes
+    whole, run = run, run.of_stage(stage)
     if processes > 1:
-        train_in_processes(
-            whole,
-            stage,
-            model,
-            optimizer,
-            processes,
-            force=force,
-            on_history=watch.on_history,
-            on_line=watch.on_line,
-        )
+        options = {"force": force, "on_history": watch.on_history, "on_line": watch.on_line}
+        train_in_processes(whole, stage, model, optimizer, processes, **options)
         return pd.DataFrame(read_rows(run.folder(stage) / "history.csv"))
-
     with run.locked(stage) as lock:
-        return _train(whole, run, stage, model, data, optimizer, watch, lock, force)
+        job = _Job(run, stage, model, data, optimizer, watch, lock)
+        job.start = _find_start(job, force)
+        job.training = _training_state(job)
+        _restore(job)
+        _make_folder(job, of_run)
+        history = _fit(job)
+        _write_choices(job)
+    return history
 
 
-def _train(
-    whole: Run,
-    run: Run,
-    stage: str,
-    model: nn.Module,
-    data: DataSplit,
-    optimizer: torch.optim.Optimizer,
-    watch: Watch,
-    lock: Lock | None,
-    force: bool,
-) -> pd.DataFrame:
-    """Train in this process, as `train_stage` describes it; the lock is rank 0's."""
-    experiment, cfg = run.experiment, run.experiment.trainer_cfg
-    start = find_start(run, stage)
-    record = run_record(run, data)
+@dataclass
+class _Job:
+    """A stage in training, and what its steps share."""
+
+    run: Run
+    stage: str
+    model: nn.Module
+    data: DataSplit
+    optimizer: torch.optim.Optimizer
+    watch: Watch
+    lock: Lock | None  # rank 0's
+    start: Start = field(init=False)
+    training: TrainingState = field(init=False)
+
+    def __post_init__(self) -> None:
+        experiment = self.run.experiment
+        self.cfg = experiment.trainer_cfg
+        self.record = run_record(self.run, self.data)
+        self.device = next(self.model.parameters()).device
+        self.scheduler = experiment.scheduler_cfg.build(self.optimizer, self.cfg.total_iter)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the stage's network ends with bits."""
+        return isinstance(self.optimizer, GETA) and self.optimizer.control is not None
+
+
+def _find_start(job: _Job, force: bool) -> Start:
+    """Return what the stage starts from, after a check that it is the same run."""
+    start = find_start(job.run, job.stage)
     if start.continues:
-        if not has_complete_state_dict(optimizer):
+        if not has_complete_state_dict(job.optimizer):
             raise CheckpointError(
                 "only_train_once's own HESSO does not save which channels it has pruned, so a run "
                 "with it cannot be resumed: start anew, or write implementation: gaitlib"
             )
-        check_same_run(start, record, force)
-    device = next(model.parameters()).device
-    scheduler = experiment.scheduler_cfg.build(optimizer, cfg.total_iter)
-    precision = choose_precision(cfg.enable_float16, cfg.amp_dtype, device)
-    scaler, window, cost = precision.scaler(), LogWindow(), TrainingCost(model)
-    twin = _float_twin(run, model, optimizer, data)
-    teachers = {TEACHER: load_teacher(run, stage, model, record), "float_twin": twin}
-    teachers = {name: teacher for name, teacher in teachers.items() if teacher is not None}
-    restore(experiment, start, model, optimizer, scheduler, scaler, window, cost, teachers)
+        check_same_run(start, job.record, force)
+    return start
+
+
+def _training_state(job: _Job) -> TrainingState:
+    """Return number format, teachers and counters of a training that has not begun."""
+    cfg, twin = job.cfg, _float_twin(job)
+    teacher = load_teacher(job.run, job.stage, job.model, job.record)
+    teachers = {TEACHER: teacher, "float_twin": twin}
+    return TrainingState(
+        seed=job.run.seed,
+        precision=choose_precision(cfg.enable_float16, cfg.amp_dtype, job.device),
+        fix_bn=cfg.fix_BN,
+        teachers={name: network for name, network in teachers.items() if network is not None},
+        cost=TrainingCost(job.model),
+    )
+
+
+def _float_twin(job: _Job) -> FloatTwin | None:
+    """Return what keeps the float network of a run's switch to bits; None if nothing reads it."""
+    experiment, bits = job.run.experiment, job.run.experiment.float_first
+    if bits is None or not (job.rounds and (bits.distillation or bits.keep_better)):
+        return None
+    if bits.keep_better:
+        check_judged(job.run, job.data)
+    return FloatTwin(job.model, bits.distillation, experiment.logit_scale)
+
+
+def _restore(job: _Job) -> None:
+    """Load what the stage starts from."""
+    if job.start.state is None:
+        return
+    resets = {"optimizer": job.cfg.optimizer_reset, "scheduler": job.cfg.scheduler_reset}
+    restore(
+        job.start.state,
+        job.model,
+        job.optimizer,
+        job.scheduler,
+        job.training,
+        continues=job.start.continues,
+        strict=job.cfg.restore_ckpt_strict,
+        reset=[name for name, is_reset in resets.items() if is_reset],
+    )
+
+
+def _make_folder(job: _Job, of_run: bool) -> None:
+    """Move files of earlier starts aside, and write what this stage is."""
+    if distributed.is_main():
+        if job.start.continues:
+            set_later_aside(job.run, job.stage, job.start.iteration)
+        else:
+            set_aside(job.run, job.stage)
+    distributed.wait()  # until rank 0 has moved earlier files aside
+    if distributed.is_main():
+        runs.save_config(job.run.name, job.stage, job.record, of_run=of_run)
+
+
+def _fit(job: _Job) -> pd.DataFrame:
+    """Train to the end; return the history of the whole stage."""
+    cfg, experiment = job.cfg, job.run.experiment
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     batches = training_batches(
-        data.train,
+        job.data.train,
         **cfg.sampler.model_dump(exclude={"type"}),
-        seed=run.seed,
-        start=start.iteration,
+        seed=job.run.seed,
+        start=job.start.iteration,
         stop=cfg.total_iter,
         num_workers=experiment.data_cfg.num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=job.device.type == "cuda",
         **share,
     )
-    losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
-
-    if distributed.is_main():
-        if start.continues:
-            set_later_aside(run, stage, start.iteration)
-        else:
-            set_aside(run, stage)
-    distributed.wait()  # until rank 0 has moved earlier files aside
-    folder = run.folder(stage)
-    if distributed.is_main():
-        of_run = stage != "hesso" or not whole.experiment.quantizes  # else it is GETA's yardstick
-        runs.save_config(run.name, stage, record, of_run=of_run)
-    stage_log = _StageLog(folder, stage, optimizer, start, cfg.total_iter, watch.on_history)
-    with stage_log, deferred_signals() as signals:
-
-        def should_stop() -> int:
-            return distributed.largest(signals[0] if signals else 0)
-
-        def on_save(iteration: int) -> None:
-            if iteration == cfg.total_iter and _rounds(optimizer):
-                finish_bits(run, model, twin, data)
-            extra = extra_state(record, scaler, window, cost, teachers)
-            if lock is not None:
-                lock.check()
-                save_checkpoint(
-                    folder / "checkpoints",
-                    cfg.save_name,
-                    iteration,
-                    model,
-                    optimizer if has_complete_state_dict(optimizer) else None,
-                    scheduler,
-                    extra=extra | {"history": stage_log.columns()},
-                )
-                prune_checkpoints(folder / "checkpoints", cfg.save_name, cfg.keep_checkpoints)
-            if cfg.with_test and iteration % cfg.save_iter == 0 and iteration < cfg.total_iter:
-                _, evaluation = evaluate_network(experiment, model, data)
-                stage_log.log_rank1(evaluation.rank1, iteration)
-
-        with distributed.data_parallel(model, cfg.sync_BN, cfg.find_unused_parameters) as network:
-            fit(
-                network,
-                batches,
-                partial(transform_of(cfg), **share),
-                GatheredLoss(losses),
-                optimizer,
-                scheduler,
-                seed=run.seed,
-                precision=precision,
-                scaler=scaler,
-                window=window,
-                cost=cost,
-                teachers=list(teachers.values()),
-                fix_bn=cfg.fix_BN,
-                log_iter=cfg.log_iter,
-                save_iter=cfg.save_iter,
-                on_log=stage_log.log_row,
-                on_save=on_save,
-                should_stop=should_stop,
-                total_iter=cfg.total_iter,
-                progress=watch.progress and distributed.is_main(),
-            )
-    if isinstance(optimizer, hesso.HESSO) and distributed.is_main():
-        write_atomically(folder / "saliency.csv", optimizer.importance().to_csv(index=False))
-        write_budget(optimizer, folder)
-    return stage_log.history.table()
+    losses = GatheredLoss(build_losses([term.model_dump() for term in experiment.loss_cfg]))
+    optimizer, scheduler = job.optimizer, job.scheduler
+    with deferred_signals() as signals, _StageReport(job, signals) as report:
+        transform = partial(transform_of(cfg), **share)
+        with distributed.data_parallel(job.model, cfg.sync_BN, cfg.find_unused_parameters) as net:
+            fit(net, batches, transform, losses, optimizer, scheduler, job.training, report)
+    return report.history.table()
 
 
-def _rounds(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the stage's network ends with bits."""
-    return isinstance(optimizer, geta.GETA) and optimizer.control is not None
+def _write_choices(job: _Job) -> None:
+    """Write which channels left, and why, and how the budget was met."""
+    if isinstance(job.optimizer, HESSO) and distributed.is_main():
+        folder = job.run.folder(job.stage)
+        table = job.optimizer.importance()
+        write_atomically(folder / "saliency.csv", table.to_csv(index=False))
+        write_budget(job.optimizer, folder)
 
 
-def _float_twin(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, data: DataSplit
-) -> FloatTwin | None:
-    """Return what keeps the float network of a run's switch to bits; None if nothing reads it."""
-    cfg = run.experiment.compression
-    if not (_rounds(optimizer) and cfg.late and (cfg.distils or cfg.keep_better)):
-        return None
-    if cfg.keep_better:
-        check_judged(run, data)
-    return FloatTwin(model, cfg.distillation, run.experiment.logit_scale)
+class _StageReport(Report):
+    """Writes a stage's history.csv, bits.csv, checkpoints, TensorBoard file and log lines."""
 
-
-class _StageLog:
-    """Writes a stage's history.csv, bits.csv, TensorBoard file and log lines, on rank 0 only."""
-
-    def __init__(
-        self,
-        folder: Path,
-        stage: str,
-        optimizer: torch.optim.Optimizer,
-        start: Start,
-        total: int,
-        on_history: OnHistory | None,
-    ) -> None:
-        self.stage, self.optimizer, self.total = stage, optimizer, total
-        self.on_history = on_history
-        self.writes = distributed.is_main()
-
-        def history(name: str) -> History:
-            path = folder / name
-            rows = rows_to_continue(start.state, path) if start.continues else []
-            return History(path, rows, self.writes)
-
-        self.history, self.bits = history("history.csv"), None
-        if _rounds(optimizer):
-            self.bits = history("bits.csv")
+    def __init__(self, job: _Job, signals: list[int]) -> None:
+        cfg, progress = job.cfg, job.watch.progress and distributed.is_main()
+        super().__init__(cfg.log_iter, cfg.save_iter, cfg.total_iter, progress)
+        self.job, self.signals = job, signals
+        self.folder, self.writes = job.run.folder(job.stage), distributed.is_main()
+        self.history = self._history("history.csv")
+        self.bits = self._history("bits.csv") if job.rounds else None
         self.board = None
         if self.writes:
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start.iteration)
+            folder = str(self.folder / "tensorboard")
+            self.board = SummaryWriter(folder, purge_step=job.start.iteration)
 
-    def __enter__(self) -> "_StageLog":
+    def _history(self, name: str) -> History:
+        path, start = self.folder / name, self.job.start
+        rows = rows_to_continue(start.state, path) if start.continues else []
+        return History(path, rows, self.writes)
+
+    def __enter__(self) -> "_StageReport":
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self.board is not None:
             self.board.close()
 
-    def columns(self) -> dict[str, dict[str, Tensor]]:
-        """Return the columns of each file by its stem, for a checkpoint."""
-        files = [self.history] + ([self.bits] if self.bits is not None else [])
-        return {file.path.stem: file.columns() for file in files}
+    def stopping(self) -> int:
+        """Return a signal that any process has received, or 0."""
+        return distributed.largest(self.signals[0] if self.signals else 0)
 
-    def log_row(self, row: dict[str, float]) -> None:
+    def log(self, row: dict[str, float]) -> None:
         """Write a row of history, and pass the history on to ``on_history``."""
         self.history.append(row)
         if not self.writes:
             return
         if self.bits is not None:
-            self.bits.append({"iteration": row["iteration"]} | bits_row(self.optimizer))
+            self.bits.append({"iteration": row["iteration"]} | bits_row(self.job.optimizer))
         for name, value in row.items():
             self.board.add_scalar(name, value, int(row["iteration"]))
         terms = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
-        log.info("%s %s/%s: %s", self.stage, int(row["iteration"]), self.total, terms)
-        if self.on_history is not None:
-            self.on_history(self.history.table())
+        log.info("%s %s/%s: %s", self.job.stage, int(row["iteration"]), self.total_iter, terms)
+        if self.job.watch.on_history is not None:
+            self.job.watch.on_history(self.history.table())
 
-    def log_rank1(self, rank1: Mapping[str, float], iteration: int) -> None:
-        """Write the accuracies of a test during training."""
+    def save(self, iteration: int) -> None:
+        """Write a checkpoint; finish bits after the last iteration, or test as ``with_test``."""
+        job, ends = self.job, iteration == self.total_iter
+        if ends and job.rounds:
+            finish_bits(job.run, job.model, job.training.teachers.get("float_twin"), job.data)
+        extra = job.training.state_dict() | {"config": job.record, "history": self._columns()}
+        if job.lock is not None:
+            job.lock.check()
+            folder, name = self.folder / "checkpoints", job.cfg.save_name
+            optimizer = job.optimizer if has_complete_state_dict(job.optimizer) else None
+            save_checkpoint(folder, name, iteration, job.model, optimizer, job.scheduler, extra)
+            prune_checkpoints(folder, name, job.cfg.keep_checkpoints)
+        if job.cfg.with_test and not ends and iteration % self.save_iter == 0:
+            _, evaluation = evaluate_network(job.run.experiment, job.model, job.data)
+            self._log_rank1(evaluation.rank1, iteration)
+
+    def _columns(self) -> dict[str, dict[str, Tensor]]:
+        """Return the columns of each file by its stem, for a checkpoint."""
+        files = [self.history] + ([self.bits] if self.bits is not None else [])
+        return {file.path.stem: file.columns() for file in files}
+
+    def _log_rank1(self, rank1: Mapping[str, float], iteration: int) -> None:
         if self.writes:
             for condition, value in rank1.items():
                 self.board.add_scalar(f"rank1/{condition}", value, iteration)
-            log.info("%s %s: rank-1 %s", self.stage, iteration, rank1)
+            log.info("%s %s: rank-1 %s", self.job.stage, iteration, rank1)

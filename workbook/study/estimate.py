@@ -22,7 +22,7 @@ from gaitlib.evaluate import embed_batches
 from gaitlib.model import build_losses
 from gaitlib.system.device import choose_device
 from gaitlib.system.processes import cores
-from gaitlib.train.loop import fit
+from gaitlib.train.loop import Report, fit
 from workbook import steps
 from workbook.config import Experiment
 from workbook.config.run_changes import digest
@@ -170,7 +170,7 @@ def _smoke_run(experiment: Experiment, device: str) -> SmokeRun:
     last = WARM_UP_STEPS + TIMED_STEPS
     batches = training_batches(data.train, **settings, seed=0, start=0, stop=last)
     losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
-    history = fit(model, batches, steps.transform_of(cfg), losses, optimizer, log_iter=1)
+    history = fit(model, batches, steps.transform_of(cfg), losses, optimizer, report=Report(1))
     sizes = test.sampler.model_dump(include={"batch_size", "frames_all_limit"})
     loader = inference_batches(data.test, **sizes)
     began = time.monotonic()

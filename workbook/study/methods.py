@@ -20,8 +20,8 @@ import torch
 
 from gaitlib.model import build_model
 from gaitlib.model.network_cost import backbone_macs, macs_per_frame
+from gaitlib.prune.hesso_settings import BUDGETS, TARGETS, WITH_BUDGET
 from workbook.config import ConfigError, Experiment, at_equal_compute, load_experiment, stretch
-from workbook.config.compression_cfg import BUDGETS, TARGETS, WITH_BUDGET
 from workbook.config.model_cfg import ModelCfg
 from workbook.steps import require_compression
 from workbook.steps.dataset import input_size

@@ -1,0 +1,176 @@
+"""What a pruning run is told: how far to prune, when, and by which base optimizer."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from gaitlib.prune.schedules import PruningSchedule
+from gaitlib.system.errors import UserError
+
+#: The keys that say how far to prune, of which a run has one; all but the first are budgets.
+TARGETS = ("target_group_sparsity", "target_macs", "target_params", "target_latency_ms")
+BUDGETS = TARGETS[1:]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Weights of the five scores whose sum ranks the channels; the names are only_train_once's.
+
+    Each score is first scaled to length 1 over all channels, so that the weights are comparable;
+    only their proportions matter. A score that is not given has weight 0.
+
+    Attributes:
+        magnitude: the norm of a channel's weights.
+        avg_magnitude: the norm, divided by the number of weights.
+        cosine_similarity: the angle between a channel's weights and their gradient.
+        taylor_first_order: the change of the loss without the channel, by the first term of its
+            Taylor series.
+        taylor_second_order: the same by the second term.
+
+    Raises:
+        UserError: if no score has a weight.
+    """
+
+    magnitude: float = 0.0
+    avg_magnitude: float = 0.0
+    cosine_similarity: float = 0.0
+    taylor_first_order: float = 0.0
+    taylor_second_order: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not any(asdict(self).values()):
+            raise UserError(
+                "no score has a weight, so nothing ranks the channels: give one, as in "
+                "{magnitude: 1.0}, or write default"
+            )
+
+
+EQUAL_SCORES = Scores(*(0.2 for _ in fields(Scores)))
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Remove a share of the prunable channels, those with the lowest scores.
+
+    Attributes:
+        share: of the channels, from 0 to below 1.
+    """
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise UserError(f"target_group_sparsity is {self.share}: write 0 or more, below 1")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Remove channels until the network costs no more than this.
+
+    Attributes:
+        key: ``target_macs`` (the backbone's multiply-adds per frame), ``target_params``, or
+            ``target_latency_ms`` (of a batch of clips, by a table of measured layers).
+        asked: the cost to end at or just below; below 1 a share of the dense network's.
+        importance: what ranks the channels. ``taylor`` is the squared first-order change of the
+            loss per unit of cost that a channel saves; ``hesso`` is the sum of the five scores.
+        min_channels_share: share of its channels that each group keeps at least.
+    """
+
+    key: str
+    asked: float
+    importance: Literal["taylor", "hesso"] = "taylor"
+    min_channels_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.key not in BUDGETS:
+            raise UserError(f"unknown budget {self.key!r}; choose from {', '.join(BUDGETS)}")
+        if self.asked <= 0:
+            raise UserError(f"{self.key} is {self.asked}: write a number above 0")
+        if not 0 <= self.min_channels_share <= 1:
+            raise UserError(f"min_channels_share is {self.min_channels_share}: write 0 to 1")
+
+
+#: Keys that only a budget reads, with their defaults.
+WITH_BUDGET = {f.name: f.default for f in fields(Budget) if f.name not in ("key", "asked")}
+
+
+@dataclass(frozen=True)
+class HessoSettings:
+    """Structured pruning while training. Names are only_train_once's but for budgets.
+
+    Attributes:
+        target: how far to prune.
+        schedule: when channels leave.
+        variant: the base optimizer, torch's SGD, Adam or AdamW.
+        lr: its learning rate at the first step.
+        weight_decay: added to the gradient (sgd, adam) or decoupled (adamw).
+        first_momentum: sgd's momentum, or the first beta of adam and adamw.
+        second_momentum: the second beta of adam and adamw.
+        dampening: damps the gradient's part in sgd's momentum.
+        shrink: removed channels leave the network at the end of their period, so that later steps
+            cost less; False keeps them as zeros. None: they leave with a budget, and stay with a
+            sparsity, as in only_train_once.
+        group_divisible: each group keeps a multiple of this number of channels.
+        scores: the weights of the five scores.
+    """
+
+    target: Sparsity | Budget
+    schedule: PruningSchedule
+    variant: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5.0e-4
+    first_momentum: float = 0.9
+    second_momentum: float = 0.999
+    dampening: float = 0.0
+    shrink: bool | None = None
+    group_divisible: int = 1
+    scores: Scores = field(default=EQUAL_SCORES)
+
+    @classmethod
+    def of(cls, **keys: Any) -> Self:
+        """Return the settings that flat keys mean, as an experiment's file has them.
+
+        Args:
+            keys: ``start_pruning_step``, ``pruning_steps`` and ``pruning_periods``; at most one of
+                TARGETS, by default a sparsity of 0.5; what `Budget` has besides; and the other
+                attributes of this class. None is as good as absent.
+
+        Raises:
+            UserError: for two targets, or a key of budgets without one.
+        """
+        given = {key: value for key, value in keys.items() if value is not None}
+        steps = [given.pop(k) for k in ("start_pruning_step", "pruning_steps", "pruning_periods")]
+        target = choose_target(given)
+        rest = {k: v for k, v in given.items() if k not in (*TARGETS, *WITH_BUDGET)}
+        return cls(target, PruningSchedule(*steps), **rest)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether removed channels leave the network during training."""
+        return isinstance(self.target, Budget) if self.shrink is None else self.shrink
+
+    @property
+    def by_taylor(self) -> bool:
+        """Whether the Taylor importance ranks the channels; else the five scores do."""
+        return isinstance(self.target, Budget) and self.target.importance == "taylor"
+
+
+def choose_target(keys: Mapping[str, Any]) -> Sparsity | Budget:
+    """Return the target among flat keys; raises as `HessoSettings.of`."""
+    targets = {key: keys[key] for key in TARGETS if keys.get(key) is not None}
+    if len(targets) > 1:
+        said = ", ".join(f"{key} {value}" for key, value in targets.items())
+        raise UserError(
+            f"{said}: a network is pruned to one target, so leave one of them, and write null for "
+            "those that a base file has"
+        )
+    ((key, value),) = targets.items() or [("target_group_sparsity", Sparsity.share)]
+    of_budget = {k: keys[k] for k in WITH_BUDGET if keys.get(k) is not None}
+    if key in BUDGETS:
+        return Budget(key, value, **of_budget)
+    for name, given in of_budget.items():
+        raise UserError(
+            f"{name} {given} is read only with a budget: give one of {', '.join(BUDGETS)} instead "
+            "of target_group_sparsity, or leave it out"
+        )
+    return Sparsity(value)
