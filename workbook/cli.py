@@ -136,11 +136,11 @@ def notebooks(
 ) -> None:
     """Execute notebooks in order into runs/<run>/notebooks, with one line of progress."""
     _needs("notebooks", "papermill")
-    from workbook.study.workbook import NotebookFailedError, execute_in_order
+    from workbook.study.point_notebooks import PointError, execute_in_order
 
     try:
         execute_in_order(notebooks, run, cfgs)
-    except NotebookFailedError as error:
+    except PointError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
 

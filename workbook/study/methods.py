@@ -87,8 +87,7 @@ def resolve(method: str, given: Experiment, baseline_steps: int | None = None) -
     if method not in ("baseline", "dense_half"):
         require_compression(given)
     if not METHODS[method].is_taught:
-        untaught = given.trainer_cfg.model_copy(update={"teacher": None})
-        given = given.model_copy(update={"trainer_cfg": untaught})
+        given = with_trainer(given, teacher=None)
     resolved = _resolved(method, given)
     start = steps_of_start(given, baseline_steps)
     return stretch(resolved, _steps(method, given, resolved.trainer_cfg.total_iter, start))
@@ -100,7 +99,7 @@ def _resolved(method: str, given: Experiment) -> Experiment:
     With a budget ``hesso`` ranks channels by its five scores until the budget is met, so that it
     ends at the same cost as ``budget``; they stay as zeros, as published. only_train_once does not
     know budgets: its ``target_group_sparsity`` is known when the needed ``hesso`` point is done
-    (`with_group_sparsity`).
+    (`workbook.study.train_point`).
     """
     has_budget = budget_of(given) is not None
     match method:
@@ -116,16 +115,16 @@ def _resolved(method: str, given: Experiment) -> Experiment:
                 why = "the method budget ends at a budget, and the experiment has none"
                 raise _needs_target_macs(given, why)
             if method == "budget":
-                return _pruned_with(given, importance="taylor")
-            return at_equal_compute(_pruned_with(given, importance="taylor", steps="equal_compute"))
+                return pruned_with(given, importance="taylor")
+            return at_equal_compute(pruned_with(given, importance="taylor", steps="equal_compute"))
         case "hesso" | "magnitude":
             changed = {"importance": "hesso", "shrink": False} if has_budget else {}
             if method == "magnitude":  # the only saliency score, of the five
                 changed["importance_score_criteria"] = {"magnitude": 1.0}
-            return _pruned_with(given, **changed)
+            return pruned_with(given, **changed)
         case "only_train_once":
             budget = (*TARGETS, *WITH_BUDGET, "latency", "shrink") if has_budget else ()
-            return _pruned_with(given, implementation="only_train_once", **dict.fromkeys(budget))
+            return pruned_with(given, implementation="only_train_once", **dict.fromkeys(budget))
         case "torch_pruning" if importlib.util.find_spec("torch_pruning") is None:
             raise ConfigError('torch_pruning needs its package: pip install -e ".[torch-pruning]"')
     sections = ("compression_optimizer", "hesso_optimizer_cfg", "geta_optimizer_cfg")
@@ -247,12 +246,13 @@ def absolute_macs(experiment: Experiment, budget: float) -> int:
     return macs
 
 
-def with_group_sparsity(experiment: Experiment, sparsity: float) -> Experiment:
-    """Return the experiment of only_train_once with another share of channels to remove."""
-    return _pruned_with(experiment, target_group_sparsity=sparsity)
+def with_trainer(experiment: Experiment, **changed: Any) -> Experiment:
+    """Return the experiment with some keys of ``trainer_cfg`` changed."""
+    cfg = experiment.trainer_cfg.model_copy(update=changed)
+    return experiment.model_copy(update={"trainer_cfg": cfg})
 
 
-def _pruned_with(experiment: Experiment, **changed: Any) -> Experiment:
+def pruned_with(experiment: Experiment, **changed: Any) -> Experiment:
     """Return the experiment that only cuts channels, with some keys of its section changed."""
     experiment = experiment.without_bits()
     if not changed:

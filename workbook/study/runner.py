@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -21,12 +21,12 @@ from distributed import CancelledError, Client, Future, KilledWorker, LocalClust
 from distributed.utils import get_mp_context
 
 from gaitlib.system.files import write_atomically
-from gaitlib.train.history import read_rows
 from workbook import runs, steps
 from workbook.config import ConfigError
 from workbook.study.estimate import cost_words, estimate, workers_for
 from workbook.study.point_notebooks import PointError, PointKilledError, execute_point
 from workbook.study.points import FAILED, Point, point_dir, state_of
+from workbook.study.progress import training_words
 from workbook.system.live_line import live_line
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def run_study(
     not need it still run. A point whose process is killed gets a second try, which continues from
     its checkpoint. On this machine each point computes with one thread. A line is logged when a
     point starts, ends or fails; between them `live_line` says how far the running ones are, and how
-    many minutes are left (by the estimate of the smoke run that chooses ``workers``).
+    many minutes are left.
 
     Args:
         run: of the study, below runs/.
@@ -85,18 +85,16 @@ def run_study(
     if workers is not None and scheduler:
         raise ConfigError("--workers is for this machine: a scheduler brings its own workers")
     outcome = Outcome(kept=[point.name for point in points if state_of(run, point) == "done"])
-    todo = [point for point in points if point.name not in outcome.kept]
+    todo = {point.name: point for point in points if point.name not in outcome.kept}
     log.info(f"{run}: {len(points)} points, {len(outcome.kept)} done, {len(todo)} to run")
     if not todo:
         return outcome
     # opened once here, so that walkers are made now and not by several workers
-    data = {repr((p.experiment.data_cfg, p.experiment.protocol)): p.experiment for p in todo}
-    for experiment in data.values():
+    experiments = [point.experiment for point in todo.values()]
+    for experiment in {repr((e.data_cfg, e.protocol)): e for e in experiments}.values():
         steps.check_test_set(experiment, steps.open_data(experiment))
-    seconds: dict[str, float] = {}
     if workers is None and not scheduler:
         cost = estimate(run, points, device)
-        seconds = dict(zip(cost["point"], cost["seconds"], strict=True))
         workers = workers_for(cost["memory"].max(), device)
         log.info(cost_words(cost, workers))
     # Dask tells of every process and socket
@@ -104,7 +102,7 @@ def run_study(
     with _connect(scheduler, workers) as client:
         log.info(f"dashboard: {client.dashboard_link}")
         batch = _Batch(run, todo, outcome, client, workers, device)
-        with live_line(lambda: batch.progress(seconds)):
+        with live_line(batch.progress):
             batch.run()
     return outcome
 
@@ -144,6 +142,7 @@ def _connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                 cluster.close(timeout=CLOSE)
 
 
+@dataclass
 class _Batch:
     """The points of one call: submits each, retries killed ones and collects the outcome.
 
@@ -153,25 +152,22 @@ class _Batch:
     tasks that waited there too, so that points would fail without having run.
     """
 
-    def __init__(
-        self,
-        run: str,
-        todo: Sequence[Point],
-        outcome: Outcome,
-        client: Client,
-        workers: int | None,
-        device: str,
-    ) -> None:
-        self.name, self.outcome, self.client = run, outcome, client
-        self.workers = workers  # on this machine; None where a scheduler brings its own
-        self.arguments = {"device": device, "folder": str(runs.runs_folder())}
-        self.points = {point.name: point for point in todo}
-        needs = {point.name: self.points.keys() & point.needs.values() for point in todo}
+    name: str  # of the study's run
+    points: dict[str, Point]  # to run, by name
+    outcome: Outcome
+    client: Client
+    workers: int | None  # on this machine; None where a scheduler brings its own
+    device: str
+    ready: deque[Point] = field(default_factory=deque)
+    running: dict[Future, Point] = field(default_factory=dict)
+    killed: set[str] = field(default_factory=set)  # names of points that are on their second try
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        points = self.points.values()
+        needs = {point.name: self.points.keys() & point.needs.values() for point in points}
         self.graph = TopologicalSorter(needs)
-        self.ready: deque[Point] = deque()
-        self.running: dict[Future, Point] = {}
-        self.killed: set[str] = set()  # names of points that are on their second try
-        self.seen = time.monotonic()  # when there was a worker last
+        self.seen = self.began  # when there was a worker last
 
     def run(self) -> None:
         """Return when every point is done or has failed."""
@@ -211,10 +207,8 @@ class _Batch:
         free = max(len(self.client.nthreads()), 1) - len(self.running)
         for _ in range(min(free, len(self.ready))):
             point = self.ready.popleft()
-            future = self.client.submit(
-                _run_on_worker, self.name, point, **self.arguments, pure=False
-            )
-            self.running[future] = point
+            arguments = (self.name, point, self.device, str(runs.runs_folder()))
+            self.running[self.client.submit(_run_on_worker, *arguments, pure=False)] = point
             self._say(f"{point.name} starts")
 
     def _end(self, point: Point, future: Future) -> None:
@@ -229,7 +223,7 @@ class _Batch:
             self.killed.add(point.name)
             self.ready.appendleft(point)
             self._say(f"{point.name}: its process was killed, once more")
-        elif killed or isinstance(problem, CancelledError | PointError):
+        elif isinstance(problem, CancelledError | KilledWorker | PointError):
             self._fail(point, f"{problem}\n")
         else:
             self._fail(point, "".join(format_exception(None, problem, future.traceback())))
@@ -247,30 +241,19 @@ class _Batch:
         done, failed = len(self.outcome.done), len(self.outcome.failed)
         return f"{done} of {len(self.points)} done" + (f", {failed} failed" if failed else "")
 
-    def progress(self, seconds: Mapping[str, float]) -> str:
-        """Return how many points are done, how far the running ones are, and the minutes left.
+    def progress(self) -> str:
+        """Return how many points are done, the minutes left, and how far the running ones are.
 
-        Args:
-            seconds: that each point takes in all; empty if unknown, which gives no minutes.
+        The minutes follow from the points that have ended so far.
         """
-        ended = {*self.outcome.done, *self.outcome.failed}
-        left = {name: seconds.get(name, 0.0) for name in self.points if name not in ended}
-        words = []
-        for point in list(self.running.values()):
-            words.append(point.name)
-            rows = []
-            with contextlib.suppress(OSError):  # a new training has just set it aside
-                rows = read_rows(point_dir(self.name, point) / point.stage / "history.csv")
-            if rows and point.name in left:
-                done, total = rows[-1]["iteration"], point.experiment.trainer_cfg.total_iter
-                words[-1] += f" {done:.0f}/{total} loss {rows[-1]['total']:.2f}"
-                left[point.name] *= max(0.0, 1 - done / total)
-        parts = [self._count()]
-        if left and seconds:
-            parts.append(f"about {sum(left.values()) / self.workers / 60:.0f} min left")
-        if words:
-            parts.append(f"running: {', '.join(words)}")
-        return "; ".join(parts)
+        ended = len(self.outcome.done) + len(self.outcome.failed)
+        words = [self._count()]
+        if ended:
+            left = (time.monotonic() - self.began) * (len(self.points) / ended - 1)
+            words.append(f"about {left / 60:.0f} min left")
+        running = list(self.running.values())
+        words += [training_words(point.name, point_dir(self.name, point)) for point in running]
+        return "; ".join(words)
 
 
 def _run_on_worker(run: str, point: Point, device: str, folder: str) -> None:

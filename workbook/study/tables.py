@@ -16,8 +16,6 @@ from workbook.system.folders import ROOT
 
 #: Files of the points' table and of the layers' table.
 TABLE, LAYERS = "table.csv", "layers.csv"
-#: Columns that differ when the same study runs again.
-TIMINGS = ("ms_1_clip", "ms_16_clips", "seconds")
 
 
 def point_table(run: str, points: Sequence[Point]) -> pd.DataFrame:

@@ -60,10 +60,10 @@ def run_point(
         }
     if point.method == "only_train_once" and "hesso" in point.needs:
         sparsity = _results_of(run, point, "hesso")["group_sparsity"]
-        experiment = methods.with_group_sparsity(experiment, sparsity)
+        experiment = methods.pruned_with(experiment, target_group_sparsity=sparsity)
     if TEACHER in point.needs:
         teacher = newest_checkpoint(Run(f"{run}/{point.needs[TEACHER]}", experiment), "baseline")
-        experiment = _with_trainer(experiment, teacher=str(teacher))
+        experiment = methods.with_trainer(experiment, teacher=str(teacher))
     this = Run(f"{run}/{point.name}", experiment, point.seed, device)
     match point.method:
         case "ptq":
@@ -104,13 +104,7 @@ def _resumed_if_begun(run: str, point: Point) -> Experiment:
     if not (has_begun and can_resume):
         return point.experiment
     again = {"restore_hint": "latest", "optimizer_reset": False, "scheduler_reset": False}
-    return _with_trainer(point.experiment, **again)
-
-
-def _with_trainer(experiment: Experiment, **changed: Any) -> Experiment:
-    """Return the experiment with some keys of ``trainer_cfg`` changed."""
-    cfg = experiment.trainer_cfg.model_copy(update=changed)
-    return experiment.model_copy(update={"trainer_cfg": cfg})
+    return methods.with_trainer(point.experiment, **again)
 
 
 def _macs_asked(run: str, point: Point) -> int:

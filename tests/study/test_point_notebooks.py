@@ -5,10 +5,9 @@ import os
 import pytest
 
 from workbook.config import ConfigError
-from workbook.study import workbook
-from workbook.study.point_notebooks import PointError
+from workbook.study import point_notebooks
+from workbook.study.point_notebooks import PointError, execute_in_order
 from workbook.study.progress import training_words
-from workbook.study.workbook import NotebookFailedError, execute_in_order
 from workbook.system.folders import ROOT
 
 
@@ -24,11 +23,11 @@ def training(tmp_path):
 
 
 def test_a_training_is_its_stage_iteration_loss_and_minutes(training):
-    assert training_words(training) == "geta 120/250, loss 2.61, 1 min left"  # 130 steps
+    assert training_words("a", training) == "a: geta 120/250, loss 2.61, 1 min left"  # 130 steps
     log = training / "geta/history.csv"
-    assert training_words(training, since=log.stat().st_mtime + 1) == ""  # an earlier one
+    assert training_words("a", training, since=log.stat().st_mtime + 1) == "a"  # an earlier one
     log.write_text("iteration,total,lr,step_ms\n250,2.6,0.1,500\n")
-    assert training_words(training) == ""  # it has ended
+    assert training_words("a", training) == "a"  # it has ended
 
 
 def test_the_newest_training_is_told(training):
@@ -37,7 +36,7 @@ def test_the_newest_training_is_told(training):
     (other / "config.yaml").write_text("trainer_cfg: {total_iter: 250}\n")
     (other / "history.csv").write_text("iteration,total,step_ms\n240,1.5,500\n")
     os.utime(training / "geta/history.csv", (1, 1))
-    assert training_words(training) == "hesso 240/250, loss 1.50, under a minute left"
+    assert training_words("a", training) == "a: hesso 240/250, loss 1.50, under a minute left"
 
 
 @pytest.fixture
@@ -59,10 +58,10 @@ def test_notebooks_run_in_order_with_the_experiment_and_stop_at_a_failure(
         if len(calls) == 2:
             raise PointError("NameError: train")
 
-    monkeypatch.setattr(workbook, "execute", execute)
+    monkeypatch.setattr(point_notebooks, "execute", execute)
     cfgs = tmp_path / "experiment.yaml"
     cfgs.write_text("trainer_cfg: {total_iter: 3}\n")
-    with pytest.raises(NotebookFailedError, match=r"NameError: train\n.*unfinished-02_train"):
+    with pytest.raises(PointError, match="NameError: train"):
         execute_in_order([notebook] * 3, "mine", cfgs)
     values = {"trainer_cfg": {"total_iter": 3}, "run": "mine"}
     assert calls == [("02_train.ipynb", "runs/mine/notebooks/02_train.ipynb", values)] * 2
