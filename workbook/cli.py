@@ -243,8 +243,7 @@ def test(
                 f"data_cfg.dataset_name {name!r} cannot name a file of results: {fault}. Give "
                 "another (data_cfg.test_dataset_name chooses the protocol)"
             )
-    timeout = experiments[0].trainer_cfg.process_timeout
-    with distributed.process_group(device, timeout) as where:
+    with distributed.process_group(device, experiments[0].trainer_cfg.process_timeout) as where:
         tested = {}
         for experiment in experiments:
             this = runs.Run(run or cfgs[0].stem, experiment, device=where)

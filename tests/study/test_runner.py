@@ -13,7 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from small_experiment import small_experiment, write_experiment
+from small_experiment import QUANTIZED, small_experiment, write_experiment
 
 from workbook import runs, steps
 from workbook.config import ConfigError
@@ -29,26 +29,6 @@ from distributed import Client, LocalCluster  # noqa: E402
 from workbook.study import runner  # noqa: E402
 from workbook.study.runner import run_study  # noqa: E402
 
-QUANTIZED = {
-    "compression_optimizer": "geta",
-    "hesso_optimizer_cfg": None,
-    "geta_optimizer_cfg": {
-        "start_from": "baseline",
-        "variant": "adamw",
-        "lr": 0.01,
-        "start_projection_step": 1,
-        "projection_steps": 2,
-        "projection_periods": 2,
-        "max_bit_wt": 8,
-        "min_bit_wt": 4,
-        "min_bit_act": 8,
-        "max_bit_act": 8,
-        "start_pruning_step": 3,
-        "pruning_steps": 4,
-        "pruning_periods": 1,
-    },
-    "scheduler_cfg.cycle_momentum": False,
-}
 TIMINGS = ("ms_1_clip", "ms_16_clips", "seconds")  # differ when a study runs again
 METHODS = ["ptq"]  # which needs a baseline, HESSO and GETA; test_train_point has the others
 HOPELESS = 0.999  # of the channels, although one of each group has to stay
