@@ -6,6 +6,7 @@ from benchmarks.networks import experiment_of, network_of
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import inference_batches
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
+from gaitlib.data.samplers import InferenceSampling
 from gaitlib.evaluate import embed
 from gaitlib.system.device import keep_freed_memory
 from walkers.walker_dataset import make_walkers
@@ -35,7 +36,7 @@ def ours(setting: Setting, size: str, frames: tuple[int, int]) -> Work:
     transform = transform_of(cfg)
 
     def run() -> None:
-        batches = inference_batches(data, batch_size=cfg.sampler.batch_size)
+        batches = inference_batches(data, InferenceSampling(batch_size=cfg.sampler.batch_size))
         embed(model, batches, transform, setting.device)
 
     return Work(run, len(data))

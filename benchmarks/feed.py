@@ -10,6 +10,7 @@ from benchmarks.networks import experiment_of, sequences
 from benchmarks.per_clip import loader
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import training_batches
+from gaitlib.data.samplers import TripletSampling
 from gaitlib.system.device import keep_freed_memory
 from workbook.steps.dataset import transform_of
 
@@ -25,12 +26,9 @@ def ours(setting: Setting, cache: bool | str) -> Work:
     batches = iter(
         training_batches(
             sequences(setting, cache=cache),
+            TripletSampling(batch_size=(P, K), batch_shuffle=True, frames_num_fixed=FRAMES),
             seed=0,
-            start=0,
-            stop=10**6,
-            batch_size=(P, K),
-            batch_shuffle=True,
-            frames_num_fixed=FRAMES,
+            iterations=range(10**6),
             pin_memory=setting.device == "cuda",
         )
     )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from benchmarks.timing import ROOT, Setting
 from gaitlib.data.batches import training_batches
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
+from gaitlib.data.samplers import TripletSampling
 from gaitlib.model import GaitBase, build_losses, build_model
 from gaitlib.prune import oto
 from gaitlib.prune.graph import Graph
@@ -69,11 +70,9 @@ def within_budget(model: GaitBase, setting: Setting, share: float, divisible: in
     losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
     batches = training_batches(
         sequences(setting, cache=True),
+        TripletSampling(batch_size=(4, 2), frames_num_fixed=4),
         seed=0,
-        start=0,
-        stop=6,
-        batch_size=(4, 2),
-        frames_num_fixed=4,
+        iterations=range(6),
     )
     optimizer = build_hesso(graph_of(model), cfg)
     fit(model, batches, transform_of(experiment.trainer_cfg), losses, optimizer, report=Report(6))

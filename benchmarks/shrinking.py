@@ -8,6 +8,7 @@ from benchmarks.networks import experiment_of, graph_of, network_of, sequences
 from benchmarks.step import BATCH, ON_CUDA
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import training_batches
+from gaitlib.data.samplers import TripletSampling
 from gaitlib.model import build_losses
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.prune.hesso_settings import HessoSettings
@@ -48,7 +49,7 @@ def run_of(setting: Setting, size: str, prunes: bool) -> Work:
                 model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4
             )
         batches = training_batches(
-            data, seed=0, start=0, stop=STEPS, batch_size=(p, k), frames_num_fixed=t
+            data, TripletSampling(batch_size=(p, k), frames_num_fixed=t), 0, range(STEPS)
         )
         fit(
             model,

@@ -9,6 +9,7 @@ from benchmarks.networks import experiment_of, labels_of, network_of, sequences
 from benchmarks.per_clip import loader
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import training_batches
+from gaitlib.data.samplers import TripletSampling
 from gaitlib.model import GaitBase, build_losses
 from gaitlib.quantize.quantization import calibrate, quantize_network
 from gaitlib.system.device import choose_precision, keep_freed_memory
@@ -38,11 +39,9 @@ def ours(setting: Setting, size: str, amp: bool = False) -> Work:
     batches = iter(
         training_batches(
             sequences(setting, cache=True),
+            TripletSampling(batch_size=(p, k), frames_num_fixed=t),
             seed=0,
-            start=0,
-            stop=10**6,
-            batch_size=(p, k),
-            frames_num_fixed=t,
+            iterations=range(10**6),
             num_workers=1 if device.type == "cuda" else 0,
             pin_memory=device.type == "cuda",
         )

@@ -1,7 +1,7 @@
 """Write configuration.md, the page of all keys: ``make docs``.
 
 Types, ranges and defaults are those of the sections (pydantic models); the words are those of their
-docstrings, where a key's entry is a line ``- ``key``: words``.
+docstrings: a key's entry is a line ``- ``key``: words``, or ``key: words`` below ``Args:``.
 """
 
 import inspect
@@ -82,14 +82,17 @@ def _models(annotation: Any) -> Iterator[type]:
 
 def words_of_keys(section: type) -> dict[str, str]:
     """Return each key's words from the docstrings of a section and of those it extends."""
-    found: dict[str, str] = {}
+    found = {"type": "chooses this class"}
     for model in reversed(section.__mro__):
-        document = inspect.getdoc(model) if "__doc__" in vars(model) else None
-        for entry in re.split(r"\n(?=\s*- )", document or ""):
-            item = re.match(r"\s*- ((?:``\w+``,?\s*)+):(.*)", entry, re.DOTALL)
-            if item is not None:
-                text = re.split(r"\n\n|\n(?=\S)", item[2])[0]
-                found |= dict.fromkeys(re.findall(r"\w+", item[1]), " ".join(text.split()))
+        document = (inspect.getdoc(model) if "__doc__" in vars(model) else None) or ""
+        items = []
+        for entry in re.split(r"\n(?=\s*- )", document):
+            if item := re.match(r"\s*- ((?:``\w+``,?\s*)+):(.*)", entry, re.DOTALL):
+                items.append((item[1], re.split(r"\n\n|\n(?=\S)", item[2])[0]))
+        for block in re.findall(r"^(?:Args|Attributes):\n((?: .*\n?)+)", document, re.MULTILINE):
+            items += re.findall(r"^    (\w[\w, ]*):( .*(?:\n {5,}.*)*)", block, re.MULTILINE)
+        for keys, text in items:
+            found |= dict.fromkeys(re.findall(r"\w+", keys), " ".join(text.split()))
     return {key: said for key, said in found.items() if key in section.model_fields}
 
 

@@ -13,7 +13,6 @@ version to the next, and the clips of a seed would change with them. cv2 warps o
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -27,14 +26,29 @@ Shape = tuple[int, int, int, int]  # of clips: N, T, H, W
 CLIPS_PER_WARP = 4  # on a CPU: this many clips fit in its caches
 
 
-class Augmentation(Protocol):
-    """A random change."""
+@dataclass(frozen=True)
+class Augmentation:
+    """A random change of clips, each with probability ``prob``."""
+
+    prob: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prob <= 1:
+            raise UserError(f"{self}: prob is a probability, from 0 to 1")
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, ...]:
         """Draw for clips of this shape: CPU tensors, each with N rows, one row per clip."""
+        return (self.draw_which(shape[0], generator),)
+
+    def draw_which(self, n: int, generator: Generator | None) -> Tensor:
+        """Draw which of n clips are changed, ``(n,)`` bool on the CPU."""
+        if generator is None:
+            raise UserError(f"{self} is random: pass a torch.Generator with the clips")
+        return torch.rand(n, generator=generator) < self.prob
 
     def apply(self, clips: Tensor, *draws: Tensor) -> Tensor:
         """Change each clip as drawn for it. May write to ``clips``."""
+        raise NotImplementedError
 
 
 def draw_and_overwrite(
@@ -61,54 +75,54 @@ def draw_and_overwrite(
     return step.apply(clips, *(draw[rank::world_size] for draw in draws))
 
 
-@dataclass(frozen=True)
-class RandomHorizontalFlip:
+class RandomHorizontalFlip(Augmentation):
     """Mirror left and right."""
 
-    prob: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_prob(self)
-
-    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor]:
-        """Draw which clips are changed, ``(N,)`` bool."""
-        return (draw_which(self, shape[0], generator),)
-
     def apply(self, clips: Tensor, drawn: Tensor) -> Tensor:
-        """Mirror the drawn clips."""
+        """Mirror the drawn clips, ``(N,)`` bool."""
         drawn = drawn.to(clips.device).view(-1, 1, 1, 1)
         return torch.where(drawn, clips.flip(-1), clips)
 
 
+class Warp(Augmentation):
+    """A change of where the pixels lie, by a random matrix for each clip."""
+
+    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 2 or 3, 3)``."""
+        n, _, h, w = shape
+        return self.draw_which(n, generator), self.draw_matrices(n, h, w, generator)
+
+    def draw_matrices(self, n: int, h: int, w: int, generator: Generator) -> Tensor:
+        """Draw matrices in pixels for n clips of h x w."""
+        raise NotImplementedError
+
+    def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
+        """Warp the drawn clips."""
+        return warp(clips, drawn, matrices)
+
+
 @dataclass(frozen=True)
-class RandomRotate:
+class RandomRotate(Warp):
     """Rotate about the middle of the image, by an angle from -``degree`` to ``degree``.
 
     ``geometry: opengait`` swaps the axes of the middle as OpenGait does: a 64 x 44 clip turns about
     x 32, y 22, so that the body also moves sideways, by 1.25 pixels on average.
     """
 
-    prob: float = 0.5
     degree: float = 10
     geometry: str = CENTRED
 
     def __post_init__(self) -> None:
-        check_prob(self)
-        _check_geometry(self)
+        super().__post_init__()
         if self.degree < 0:
             raise UserError(f"degree is {self.degree}: give the largest angle, 0 or more")
+        if self.geometry not in (CENTRED, OPENGAIT):
+            raise UserError(f"geometry is {self.geometry!r}: choose from {CENTRED}, {OPENGAIT}")
 
-    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 2, 3)``."""
-        n, _, h, w = shape
-        drawn = draw_which(self, n, generator)
-        angles = _uniform((n,), -self.degree, self.degree, generator)
-        middle = (h // 2, w // 2) if self.geometry == OPENGAIT else None
-        return drawn, rotation(angles, h, w, middle)
-
-    def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
-        """Rotate the drawn clips."""
-        return warp(clips, drawn, matrices)
+    def draw_matrices(self, n: int, h: int, w: int, generator: Generator) -> Tensor:
+        """Draw an angle per clip, ``(n, 2, 3)``."""
+        angles = _uniform(n, -self.degree, self.degree, generator)
+        return rotation(angles, h, w, (h // 2, w // 2) if self.geometry == OPENGAIT else None)
 
 
 def rotation(angles: Tensor, h: int, w: int, middle: tuple[float, float] | None = None) -> Tensor:
@@ -124,27 +138,15 @@ def rotation(angles: Tensor, h: int, w: int, middle: tuple[float, float] | None 
     return torch.cat([turn, shift[..., None]], dim=-1)  # (N, 2, 3)
 
 
-@dataclass(frozen=True)
-class RandomPerspective:
+class RandomPerspective(Warp):
     """Stretch the upper and the lower edge of the image, each to the full width.
 
     Each edge loses up to 10 columns at each end (10 for every 44 columns of width).
     """
 
-    prob: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_prob(self)
-
-    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 3, 3)``."""
-        n, _, h, w = shape
-        drawn = draw_which(self, n, generator)
-        return drawn, perspective(*self.corners(n, h, w, generator))
-
-    def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
-        """Stretch the drawn clips."""
-        return warp(clips, drawn, matrices)
+    def draw_matrices(self, n: int, h: int, w: int, generator: Generator) -> Tensor:
+        """Draw four corners per clip, ``(n, 3, 3)``."""
+        return perspective(*self.corners(n, h, w, generator))
 
     @staticmethod
     def corners(n: int, h: int, w: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -200,45 +202,26 @@ def _inverse(matrices: Tensor) -> Tensor:
     return torch.stack(crosses, dim=1) / determinant[:, None, None]
 
 
-@dataclass(frozen=True)
-class RandomAffine:
+class RandomAffine(RandomRotate):
     """Move three corners, each up to 10 pixels for every 64 rows of height.
 
     ``degree`` is accepted because YAML files may give it. It has no effect, as in OpenGait.
     ``geometry: opengait`` swaps the axes of the corners as OpenGait does.
     """
 
-    prob: float = 0.5
-    degree: float = 10
-    geometry: str = CENTRED
+    def draw_matrices(self, n: int, h: int, w: int, generator: Generator) -> Tensor:
+        """Draw three corners per clip, ``(n, 2, 3)``."""
+        source, target = self.corners(n, h, w, generator)
+        source = torch.cat([source, torch.ones(n, 3, 1)], dim=-1)  # (n, 3, 3)
+        return torch.linalg.solve(source, target).mT
 
-    def __post_init__(self) -> None:
-        check_prob(self)
-        _check_geometry(self)
-
-    def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw which clips are changed, ``(N,)`` bool, and their matrices, ``(N, 2, 3)``."""
-        n, _, h, w = shape
-        drawn = draw_which(self, n, generator)
-        swapped = self.geometry == OPENGAIT
-        source, target = self.corners(n, h, w, generator, swapped)
-        source = torch.cat([source, torch.ones(n, 3, 1)], dim=-1)  # (N, 3, 3)
-        return drawn, torch.linalg.solve(source, target).mT
-
-    def apply(self, clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:
-        """Move the corners of the drawn clips."""
-        return warp(clips, drawn, matrices)
-
-    @staticmethod
-    def corners(
-        n: int, h: int, w: int, generator: Generator | None, swapped: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Draw three points (x, y) per clip; return them and their targets, ``(N, 3, 2)`` each."""
+    def corners(self, n: int, h: int, w: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Draw three points (x, y) per clip; return them and their targets, ``(n, 3, 2)`` each."""
         most = h // 64 * 10
         if not most:
             raise UserError(f"RandomAffine needs 64 rows or more, the clips have {h}")
         inward = torch.randint(0, most, (2, n, 3, 2), generator=generator).float()
-        right, bottom = (h, w) if swapped else (w, h)
+        right, bottom = (h, w) if self.geometry == OPENGAIT else (w, h)
         corners = torch.tensor([[0, 0], [right, 0], [0, bottom]]).float()
         towards = torch.tensor([[1, 1], [-1, 1], [1, -1]]).float()
         source, target = corners + towards * inward
@@ -246,7 +229,7 @@ class RandomAffine:
 
 
 @dataclass(frozen=True)
-class RandomErasing:
+class RandomErasing(Augmentation):
     """Blank a box of the image (Zhong et al., "Random Erasing Data Augmentation", 2020).
 
     Args:
@@ -257,14 +240,13 @@ class RandomErasing:
         per_frame: draw for every frame, instead of once for all frames of a clip.
     """
 
-    prob: float = 0.5
     sl: float = 0.05
     sh: float = 0.2
     r1: float = 0.3
     per_frame: bool = False
 
     def __post_init__(self) -> None:
-        check_prob(self)
+        super().__post_init__()
         if not (0 < self.sl <= self.sh < 1 and 0 < self.r1 <= 1):
             raise UserError(f"{self}: needs 0 < sl <= sh < 1 and 0 < r1 <= 1")
 
@@ -276,7 +258,7 @@ class RandomErasing:
         """
         n, t, h, w = shape
         each = t if self.per_frame else 1
-        drawn = draw_which(self, n * each, generator)
+        drawn = self.draw_which(n * each, generator)
         boxes = self._draw_boxes(n * each, h, w, generator)
         return drawn.view(n, each), boxes.T.view(n, each, 4)
 
@@ -293,8 +275,8 @@ class RandomErasing:
         """Draw n boxes inside h x w: top, bottom, left, right, ``(4, n)``."""
         height, width = torch.zeros(2, n)
         for _ in range(100):
-            area = _uniform((n,), self.sl, self.sh, generator) * h * w
-            ratio = _uniform((n,), self.r1, 1 / self.r1, generator)
+            area = _uniform(n, self.sl, self.sh, generator) * h * w
+            ratio = _uniform(n, self.r1, 1 / self.r1, generator)
             new = (height == 0) & ((area * ratio).sqrt().round() < h)
             new &= (area / ratio).sqrt().round() < w
             height = torch.where(new, (area * ratio).sqrt().round(), height)
@@ -306,28 +288,8 @@ class RandomErasing:
         return torch.stack([top, top + height, left, left + width])
 
 
-def _check_geometry(step: object) -> None:
-    if step.geometry not in (CENTRED, OPENGAIT):
-        raise UserError(f"geometry is {step.geometry!r}: choose from {CENTRED}, {OPENGAIT}")
-
-
-def check_prob(step: object) -> None:
-    """Raise ValueError unless a step's ``prob`` is a probability."""
-    if not 0 <= step.prob <= 1:
-        raise UserError(f"{step}: prob is a probability, from 0 to 1")
-
-
-def draw_which(step: object, n: int, generator: Generator | None) -> Tensor:
-    """Draw which of n clips are changed, ``(n,)`` bool on the CPU."""
-    if generator is None:
-        raise UserError(f"{step} is random: pass a torch.Generator with the clips")
-    return torch.rand(n, generator=generator) < step.prob
-
-
-def _uniform(
-    shape: tuple[int, ...], low: float, high: float, generator: Generator | None
-) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator)
+def _uniform(n: int, low: float, high: float, generator: Generator) -> Tensor:
+    return low + (high - low) * torch.rand(n, generator=generator)
 
 
 def warp(clips: Tensor, drawn: Tensor, matrices: Tensor) -> Tensor:

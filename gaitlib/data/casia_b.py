@@ -8,7 +8,6 @@ are very short. Both are listed here, and a run continues without them.
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,30 +16,14 @@ import pandas as pd
 
 from gaitlib.data.mapped_file import map_sequences
 from gaitlib.data.partition import SPLITS, read_partition
-from gaitlib.data.sequence_file import SequenceError, read_sequence, try_to_read, write_sequence
+from gaitlib.data.sequence_file import SequenceError, read_all, read_sequence, try_to_read
 from gaitlib.system.errors import UserError
-
-__all__ = [
-    "TYPES",
-    "VIEWS",
-    "DataSplit",
-    "SequenceError",
-    "SilhouetteDataset",
-    "index_tree",
-    "join_some",
-    "load_split",
-    "missing_sequences",
-    "read_partition",
-    "read_sequence",
-    "stored_size",
-    "write_sequence",
-]
 
 logger = logging.getLogger(__name__)
 
 VIEWS = tuple(f"{angle:03d}" for angle in range(0, 181, 18))
 TYPES = (*(f"nm-{n:02d}" for n in range(1, 7)), "bg-01", "bg-02", "cl-01", "cl-02")
-SUBJECTS_TO_ASK = 5  # for the size of their frames
+SUBJECTS_TO_ASK, FOLDERS_TO_ASK = 5, 9  # for the size of their frames
 PROBLEM_COLUMNS = ["subject", "type", "view", "path", "problem"]
 
 
@@ -77,12 +60,10 @@ def index_tree(
             )
     rows = []
     for subject in names:
-        for kind in _folders(root / subject):
-            for view in _folders(root / subject / kind):
-                folder = root / subject / kind / view
-                path, problem = _choose_file(folder, file_in_use)
-                if path is not None:  # missing_sequences lists it otherwise
-                    rows.append((subject, kind, view, str(path), problem))
+        for folder in _sequence_folders(root / subject):
+            path, problem = _choose_file(folder, file_in_use)
+            if path is not None:  # missing_sequences lists it otherwise
+                rows.append((*folder.parts[-3:], str(path), problem))
     if not rows:
         raise FileNotFoundError(
             f"no sequence <subject>/<type>/<view>/*.pkl under {root}"
@@ -97,20 +78,19 @@ def _choose_file(folder: Path, file_in_use: int | None) -> tuple[Path | None, st
     usual = folder / f"{folder.name}.pkl"
     if file_in_use is None and usual.is_file():
         return usual, ""
-    files = sorted(path for path in folder.glob("*.pkl") if not path.name.startswith("."))
-    if file_in_use is not None and file_in_use < len(files):
-        return files[file_in_use], ""
-    if file_in_use is None and len(files) == 1:
-        return files[0], ""
+    files = sorted(folder.glob("[!.]*.pkl"))
     if not files:
         return None, ""
+    position = 0 if file_in_use is None and len(files) == 1 else file_in_use
     names = join_some([path.name for path in files])
-    if file_in_use is not None:
-        return folder, f"data_cfg.data_in_use asks for file {file_in_use} (from 0) of {names}"
-    return folder, (
-        f"{len(files)} pickles ({names}): say with data_cfg.data_in_use which one holds the "
-        "silhouettes"
-    )
+    if position is None:
+        return folder, (
+            f"{len(files)} pickles ({names}): say with data_cfg.data_in_use which one holds the "
+            "silhouettes"
+        )
+    if position >= len(files):
+        return folder, f"data_cfg.data_in_use asks for file {position} (from 0) of {names}"
+    return files[position], ""
 
 
 def stored_size(root: Path, file_in_use: int | None = None) -> tuple[int, int] | None:
@@ -126,22 +106,13 @@ def stored_size(root: Path, file_in_use: int | None = None) -> tuple[int, int] |
     sizes = Counter()
     subjects = _folders(root) if root.is_dir() else []
     for subject in subjects[:: max(1, len(subjects) // SUBJECTS_TO_ASK)]:
-        frames = _first_sequence(root / subject, file_in_use)
-        if frames is not None:
-            sizes[frames.shape[1:]] += 1
-    return sizes.most_common(1)[0][0] if sizes else None
-
-
-def _first_sequence(subject: Path, file_in_use: int | None) -> np.ndarray | None:
-    """Return the first readable sequence of a subject's first folders."""
-    for kind in _folders(subject)[:3]:
-        for view in _folders(subject / kind)[:3]:
-            path, problem = _choose_file(subject / kind / view, file_in_use)
-            if path is not None and not problem:
-                frames = try_to_read(path)[0]
-                if frames is not None:
-                    return frames
-    return None
+        for folder in _sequence_folders(root / subject)[:FOLDERS_TO_ASK]:
+            path, problem = _choose_file(folder, file_in_use)
+            frames = None if path is None or problem else try_to_read(path)[0]
+            if frames is not None:
+                sizes[frames.shape[1:]] += 1
+                break
+    return max(sizes, key=sizes.get, default=None)
 
 
 def missing_sequences(
@@ -157,15 +128,10 @@ def missing_sequences(
     Returns:
         The missing ones: subject, type and view, sorted.
     """
-    present = set(table[["subject", "type", "view"]].itertuples(index=False, name=None))
-    rows = [
-        (subject, kind, view)
-        for subject in sorted(table["subject"].unique())
-        for kind in sorted(types)
-        for view in sorted(views)
-        if (subject, kind, view) not in present
-    ]
-    return pd.DataFrame(rows, columns=["subject", "type", "view"], dtype=str)
+    columns = ["subject", "type", "view"]
+    complete = [sorted(table["subject"].unique()), types, views]
+    expected = pd.MultiIndex.from_product(complete, names=columns)
+    return expected.difference(pd.MultiIndex.from_frame(table[columns])).to_frame(index=False)
 
 
 class SilhouetteDataset:
@@ -179,8 +145,6 @@ class SilhouetteDataset:
             say in ``problem`` why a row has no file.
         cache: True keeps the frames in memory (4 kB per frame). A folder memory-maps one file of
             all frames there, and makes that file if needed: see `gaitlib.data.mapped_file`.
-        min_frames: omit sequences shorter than this.
-        workers: reading threads.
 
     Attributes:
         table: subject, type, view, path and frames (a count) of the usable ones, index 0 to n-1.
@@ -190,70 +154,52 @@ class SilhouetteDataset:
         frame_size: rows and columns of every frame.
 
     Raises:
-        UserError: no sequence is usable, or ``cache`` is text.
+        UserError: no sequence is usable.
         OSError: a mapped file cannot be written.
     """
 
-    def __init__(
-        self,
-        table: pd.DataFrame,
-        *,
-        cache: bool | Path = False,
-        min_frames: int = 1,
-        workers: int = 2,
-    ) -> None:
-        if isinstance(cache, str):
-            raise UserError(f"cache is {cache!r}: give True, False, or a Path to a folder")
-        count, unclear = len(table), table.iloc[:0].reindex(columns=PROBLEM_COLUMNS)
-        if "problem" in table:
-            unclear = table.loc[table["problem"] != "", PROBLEM_COLUMNS]
-            table = table[table["problem"] == ""].drop(columns="problem")
-        table = table.reset_index(drop=True)
+    def __init__(self, table: pd.DataFrame, *, cache: bool | Path = False) -> None:
+        table = table.assign(problem=table.get("problem", "")).reset_index(drop=True)
+        known = table["problem"] == ""
         if isinstance(cache, Path):
-            cached = map_sequences(cache, table["path"], workers)
-            shapes, faults = cached.shapes, list(cached.faults)
+            cached = map_sequences(cache, table.loc[known, "path"])
+            shapes, faults = cached.shapes, cached.faults
         else:
-            cached, shapes, faults = _read(table["path"], cache, workers)
-        for i, shape in enumerate(shapes):
-            if not faults[i] and shape[0] < min_frames:
-                faults[i] = f"{shape[0]} frames, fewer than {min_frames}"
+            cached, shapes, faults = _read(table.loc[known, "path"], cache)
         sizes = Counter(s[1:] for s, fault in zip(shapes, faults, strict=True) if not fault)
-        if len(sizes) > 1:
-            usual = sizes.most_common(1)[0][0]
-            for i, shape in enumerate(shapes):
-                if not faults[i] and shape[1:] != usual:
-                    faults[i] = f"frames of {shape[1:]}, the others have {usual}"
-        good = [i for i, fault in enumerate(faults) if not fault]
-        bad = [i for i, fault in enumerate(faults) if fault]
-        found = table.loc[bad].assign(problem=[faults[i] for i in bad])[PROBLEM_COLUMNS]
-        self.problems = pd.concat([unclear, found], ignore_index=True)
+        usual = max(sizes, key=sizes.get, default=None)
+        faults = [
+            fault or ("" if s[1:] == usual else f"frames of {s[1:]}, the others have {usual}")
+            for s, fault in zip(shapes, faults, strict=True)
+        ]
+        table.loc[known, "problem"] = faults
+        good = table["problem"] == ""
+        self.problems = table.loc[~good, PROBLEM_COLUMNS].reset_index(drop=True)
+        self._report_problems(len(table))
+        self._cached, self._positions = cached, np.flatnonzero(good[known])
+        self._shapes = [shapes[position] for position in self._positions]
+        self.frame_size = tuple(usual)
+        self.table = table.loc[good, ["subject", "type", "view", "path"]].reset_index(drop=True)
+        self.table["frames"] = [shape[0] for shape in self._shapes]
+        self.labels, subjects = pd.factorize(self.table["subject"], sort=True)
+        self.subjects = list(subjects)
+
+    def _report_problems(self, count: int) -> None:
+        """Warn of the sequences that are left out; refuse a set that has no others."""
         reasons = [
             row.problem if row.path in row.problem else f"{row.path}: {row.problem}"
             for row in self.problems.itertuples()
         ]
-        if not good:
+        if len(reasons) == count:
             raise UserError(
                 f"none of {count} sequences can be used: if their files are damaged, make them "
                 "again (`gaitlib pretreat`, or `gaitlib walkers` for walkers); if they are no "
                 "silhouettes, choose others with data_cfg.data_in_use"
-                + (f". The first: {reasons[0]}" if reasons else "")
+                + "".join(f". The first: {reason}" for reason in reasons[:1])
             )
         if reasons:
-            logger.warning(
-                "%d of %d sequences are left out: %s",
-                len(reasons),
-                count,
-                join_some(reasons, separator="; "),
-            )
-        self.table = table.loc[good, ["subject", "type", "view", "path"]].reset_index(drop=True)
-        self.table["frames"] = [shapes[i][0] for i in good]
-        self.subjects = sorted(self.table["subject"].unique())
-        self.labels = np.searchsorted(self.subjects, self.table["subject"].tolist()).astype(
-            np.int64
-        )
-        self._shapes = [shapes[i] for i in good]
-        self.frame_size = tuple(self._shapes[0][1:])
-        self._cached, self._positions = cached, good
+            some = join_some(reasons, separator="; ")
+            logger.warning("%d of %d sequences are left out: %s", len(reasons), count, some)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -294,28 +240,23 @@ class DataSplit:
 
 
 def _read(
-    paths: pd.Series, cache: bool, workers: int
-) -> tuple[list[np.ndarray | None] | None, list[tuple[int, ...]], list[str]]:
+    paths: Sequence[str], cache: bool
+) -> tuple[list[np.ndarray] | None, list[tuple[int, ...]], list[str]]:
     """Return the sequences (None without ``cache``), their shapes, and their faults."""
-
-    def read(path: str) -> tuple[np.ndarray | None, tuple[int, ...], str]:
-        frames, fault = try_to_read(path)
-        return frames if cache else None, () if frames is None else frames.shape, fault
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = list(pool.map(read, paths))
-    sequences, shapes, faults = ([entry[i] for entry in found] for i in range(3))
+    sequences, shapes, faults = [], [], []
+    for frames, fault in read_all(paths):
+        sequences.append(frames if cache else None)
+        shapes.append(() if frames is None else frames.shape)
+        faults.append(fault)
     return sequences if cache else None, shapes, faults
 
 
 def load_split(
     root: str | Path,
-    partition: str | Path | Mapping[str, Sequence[str]],
+    partition: str | Path,
     split: str,
     *,
     cache: bool | Path = False,
-    min_frames: int = 1,
-    workers: int = 2,
     file_in_use: int | None = None,
 ) -> SilhouetteDataset:
     """Load the sequences of one side of a partition.
@@ -325,31 +266,22 @@ def load_split(
 
     Args:
         root: the folder that holds one folder per subject.
-        partition: a partition JSON, or what :func:`read_partition` returns.
+        partition: a partition JSON.
         split: ``"TRAIN_SET"`` or ``"TEST_SET"``.
-        cache: see :class:`SilhouetteDataset`, like the following.
-        min_frames: the shortest sequence to use.
-        workers: reading threads.
+        cache: see :class:`SilhouetteDataset`.
         file_in_use: see :func:`index_tree`.
 
     Raises:
         FileNotFoundError: ``root`` is absent, or holds no sequence of the split.
-        UserError: the split is unknown, the partition is invalid or names no subject for it, or no
-            sequence is usable.
+        UserError: the partition is invalid or names no subject, or no sequence is usable.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}; choose from {list(SPLITS)}")
-    on_disk = _subjects_on_disk(Path(root))
-    source = "the partition"
-    if not isinstance(partition, Mapping):
-        source = f"the partition {partition}"
-        partition = read_partition(partition)
-    wanted = partition[split]
+    on_disk, subjects_of = _subjects_on_disk(Path(root)), read_partition(partition)
+    wanted = subjects_of[split]
     if not wanted:
-        raise UserError(f"{split} of {source} lists no subject: name at least one")
+        raise UserError(f"{split} of the partition {partition} lists no subject: name at least one")
     table = index_tree(root, wanted, file_in_use)
-    dataset = SilhouetteDataset(table, cache=cache, min_frames=min_frames, workers=workers)
-    listed = {subject for side in SPLITS for subject in partition[side]}
+    dataset = SilhouetteDataset(table, cache=cache)
+    listed = {subject for side in SPLITS for subject in subjects_of[side]}
     notes = {s: f"in {split}, but not on disk" for s in wanted if s not in set(table["subject"])}
     notes |= {s: "on disk, but in neither set" for s in on_disk if s not in listed}
     if notes:
@@ -363,7 +295,11 @@ def load_split(
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(path.name for path in folder.glob("[!.]*/"))
+
+
+def _sequence_folders(subject: Path) -> list[Path]:
+    return sorted(subject.glob("[!.]*/[!.]*/"))
 
 
 def _subjects_on_disk(root: Path) -> list[str]:

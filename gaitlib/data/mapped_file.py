@@ -13,20 +13,18 @@ import math
 import os
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gaitlib.data.sequence_file import try_to_read
+from gaitlib.data.sequence_file import read_all, try_to_read
 from gaitlib.system.errors import UserError
 from gaitlib.system.files import read_json, replacing
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the index; files of another format are made again
-SEQUENCES_PER_BLOCK = 64  # in memory at a time while the file is made
 
 
 class MappedSequences:
@@ -58,7 +56,7 @@ class MappedSequences:
         return MappedSequences, (self.path, self.shapes, self.faults)
 
 
-def map_sequences(folder: Path, paths: Sequence[str], workers: int = 2) -> MappedSequences:
+def map_sequences(folder: Path, paths: Sequence[str]) -> MappedSequences:
     """Open the file of some sequences; make it first if it is missing, or if one of them changed.
 
     Its name follows from the paths, and from the size and the times of modification and change of
@@ -68,7 +66,6 @@ def map_sequences(folder: Path, paths: Sequence[str], workers: int = 2) -> Mappe
     Args:
         folder: of the file; made if needed.
         paths: of the sequences.
-        workers: reading threads.
 
     Raises:
         OSError: if the file cannot be written; the message gives the size it needs.
@@ -86,7 +83,7 @@ def map_sequences(folder: Path, paths: Sequence[str], workers: int = 2) -> Mappe
         )  # fmt: skip
     content = index.with_name(f"{index.stem}-{uuid.uuid4().hex[:8]}.bin")  # one per process
     try:
-        shapes, faults = _write(content, names, workers)
+        shapes, faults = _write(content, names)
         if (found := _open_if_complete(index, names)) is not None:  # another process was faster
             content.unlink()
             return found
@@ -141,23 +138,15 @@ def _open_if_complete(index: Path, names: Sequence[str]) -> MappedSequences | No
     return None if any(not try_to_read(name)[1] for name in faulty) else found
 
 
-def _write(
-    path: Path, names: Sequence[str], workers: int
-) -> tuple[list[tuple[int, ...]], list[str]]:
+def _write(path: Path, names: Sequence[str]) -> tuple[list[tuple[int, ...]], list[str]]:
     """Write all readable sequences, one after another; return shapes and faults."""
     shapes, faults = [], []
-    with (
-        replacing(path, durable=True) as part,
-        part.open("wb") as file,
-        ThreadPoolExecutor(max(1, workers)) as pool,
-    ):
-        for first in range(0, len(names), SEQUENCES_PER_BLOCK):
-            block = names[first : first + SEQUENCES_PER_BLOCK]
-            for frames, fault in pool.map(try_to_read, block):
-                shapes.append(() if frames is None else frames.shape)
-                faults.append(fault)
-                if frames is not None:
-                    file.write(frames.data)
+    with replacing(path, durable=True) as part, part.open("wb") as file:
+        for frames, fault in read_all(names):
+            shapes.append(() if frames is None else frames.shape)
+            faults.append(fault)
+            if frames is not None:
+                file.write(frames.data)
     return shapes, faults
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import conv2d, pad
 
-from gaitlib.data.augment import Shape, check_prob, draw_which
+from gaitlib.data.augment import Augmentation, Shape
 from gaitlib.system.errors import UserError
 
 #: The brushes of RandomPartDilate: OpenCV's shape, and its width and height in pixels.
@@ -26,27 +26,43 @@ THRESHOLD = 0.2  # a blurred pixel above it is 1, the others are 0
 
 
 @dataclass(frozen=True)
-class RandomPartDilate:
-    """Thicken a person between two rows by a random brush, as other clothes would.
+class RandomPart(Augmentation):
+    """A change between two rows.
 
     Args:
-        prob: probability that a clip is changed.
+        prob: probability that a clip (or a frame) is changed.
         top_range: first row, from the first to the second number.
         bot_range: one past the last row, from the first to the second number.
     """
 
-    prob: float = 0.5
     top_range: Sequence[int] = (12, 16)
     bot_range: Sequence[int] = (36, 40)
 
     def __post_init__(self) -> None:
-        check_prob(self)
-        _check_rows(self)
+        super().__post_init__()
+        ranges = [tuple(self.top_range), tuple(self.bot_range)]
+        if any(len(r) != 2 or not all(type(n) is int for n in r) for r in ranges):
+            raise UserError(f"{self}: top_range and bot_range are [first, last], whole numbers")
+        (first, last), (low, high) = ranges
+        if not 0 <= first <= last < low <= high:
+            raise UserError(
+                f"{self}: needs 0 <= top_range[0] <= top_range[1] < bot_range[0] <= ..."
+            )
+
+    def draw_rows(self, n: int, generator: Generator) -> Tensor:
+        """Draw the first row and one past the last, ``(n, 2)``."""
+        ranges = (self.top_range, self.bot_range)
+        rows = [torch.randint(low, high + 1, (n,), generator=generator) for low, high in ranges]
+        return torch.stack(rows, dim=-1)
+
+
+class RandomPartDilate(RandomPart):
+    """Thicken a person between two rows by a random brush, as other clothes would."""
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """Draw which clips change, ``(N,)`` bool, their rows, ``(N, 2)``, and brushes, ``(N,)``."""
-        drawn = draw_which(self, shape[0], generator)
-        rows = _draw_rows(self, shape[0], generator)
+        drawn = self.draw_which(shape[0], generator)
+        rows = self.draw_rows(shape[0], generator)
         return drawn, rows, torch.randint(len(BRUSHES), (shape[0],), generator=generator)
 
     def apply(self, clips: Tensor, drawn: Tensor, rows: Tensor, brushes: Tensor) -> Tensor:
@@ -67,26 +83,21 @@ def dilate(images: Tensor, kind: int, size: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RandomPartBlur:
+class RandomPartBlur(RandomPart):
     """Blur a person between two rows, and set what is above 0.2 to 1 and the rest to 0.
 
     It takes values from 0 to 1.
 
     Args:
-        prob: probability that a clip (or a frame) is changed.
-        top_range: first row, from the first to the second number.
-        bot_range: one past the last row, from the first to the second number.
+        prob: see :class:`RandomPart`, like the following.
+        top_range: first row.
+        bot_range: one past the last row.
         per_frame: draw for every frame, instead of once for all frames of a clip.
     """
 
-    prob: float = 0.5
     top_range: Sequence[int] = (9, 20)
     bot_range: Sequence[int] = (29, 40)
     per_frame: bool = False
-
-    def __post_init__(self) -> None:
-        check_prob(self)
-        _check_rows(self)
 
     def draw(self, shape: Shape, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Draw which clips change, ``(N, 1)`` bool, and their rows, ``(N, 1, 2)``.
@@ -94,8 +105,8 @@ class RandomPartBlur:
         With ``per_frame``, draw which frames: ``(N, T)`` and ``(N, T, 2)``.
         """
         n, each = shape[0], shape[1] if self.per_frame else 1
-        drawn = draw_which(self, n * each, generator)
-        return drawn.view(n, each), _draw_rows(self, n * each, generator).view(n, each, 2)
+        drawn = self.draw_which(n * each, generator)
+        return drawn.view(n, each), self.draw_rows(n * each, generator).view(n, each, 2)
 
     def apply(self, clips: Tensor, drawn: Tensor, rows: Tensor) -> Tensor:
         """Blur the drawn clips (or frames)."""
@@ -113,19 +124,3 @@ def blur(images: Tensor) -> Tensor:
     weights = torch.tensor(BLUR, dtype=images.dtype, device=images.device)
     around = pad(images[:, None], (1, 1, 1, 1), mode="reflect")
     return conv2d(around, torch.outer(weights, weights)[None, None])[:, 0]
-
-
-def _check_rows(step: RandomPartDilate | RandomPartBlur) -> None:
-    ranges = [tuple(step.top_range), tuple(step.bot_range)]
-    if any(len(r) != 2 or not all(type(n) is int for n in r) for r in ranges):
-        raise UserError(f"{step}: top_range and bot_range are [first, last], whole numbers")
-    (first, last), (low, high) = ranges
-    if not 0 <= first <= last < low <= high:
-        raise UserError(f"{step}: needs 0 <= top_range[0] <= top_range[1] < bot_range[0] <= ...")
-
-
-def _draw_rows(step: RandomPartDilate | RandomPartBlur, n: int, generator: Generator) -> Tensor:
-    """Draw the first row and one past the last, ``(n, 2)``."""
-    ranges = (step.top_range, step.bot_range)
-    rows = [torch.randint(low, high + 1, (n,), generator=generator) for low, high in ranges]
-    return torch.stack(rows, dim=-1)

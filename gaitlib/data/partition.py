@@ -1,10 +1,10 @@
 """The partition JSON: the subjects to train on, those to test on, and lists of sequences."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from gaitlib.system.errors import UserError
+from gaitlib.system.files import read_json
 
 SPLITS = ("TRAIN_SET", "TEST_SET")
 
@@ -28,10 +28,7 @@ def read_partition(path: str | Path) -> dict[str, list[str]]:
         raise FileNotFoundError(
             f"no partition file at {path}; set data_cfg.dataset_partition to one"
         )
-    try:
-        partition = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
-        raise UserError(f"the partition {path} is not JSON: {error}") from error
+    partition = read_json(path)
     if not isinstance(partition, dict):
         raise UserError(
             f"the partition {path} is a {type(partition).__name__}, not an object with {SPLITS}"

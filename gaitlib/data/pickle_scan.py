@@ -3,26 +3,21 @@
 Python's unpickler allocates what a pickle names: nine bytes with a large memo index take gigabytes.
 """
 
-import struct
+import itertools
+import pickletools
 from pickle import UnpicklingError
 
 #: The most opcodes and memo entries; a pickled array has about 60 and 20.
 MAX_OPCODES = MAX_MEMO = 1000
-
-#: Bytes of argument, by opcode: those of a pickled array, in protocols 0 to 5.
-_FIXED = dict.fromkeys(b".0(t)N2]ae}\x85\x86\x87\x88\x89\x8f\x90\x91\x93\x94Rb\x81us\x97\x98", 0)
-_FIXED |= dict.fromkeys(b"\x80Kqh", 1) | {b"M"[0]: 2} | dict.fromkeys(b"Jrj", 4)
-_FIXED |= dict.fromkeys(b"G\x95", 8)
-#: Opcodes whose argument ends with a newline, and how many of them.
-_LINES = dict.fromkeys(b"ILSVpgF", 1) | {b"c"[0]: 2}
-#: Opcodes whose argument begins with its length, and how that is written.
-_COUNTED = {
-    **dict.fromkeys(b"\x8aU\x8cC", struct.Struct("<B")),
-    **dict.fromkeys(b"\x8bTXB", struct.Struct("<I")),
-    **dict.fromkeys(b"\x8d\x8e\x96", struct.Struct("<Q")),
-}
-_STOP, _PUT, _LONG_BINPUT = b".pr"
-_INDEX = struct.Struct("<I")
+#: The opcodes of a pickled array, in protocols 0 to 5.
+OPCODES = frozenset(
+    "STOP POP MARK TUPLE EMPTY_TUPLE NONE DUP EMPTY_LIST APPEND APPENDS EMPTY_DICT TUPLE1 TUPLE2 "
+    "TUPLE3 NEWTRUE NEWFALSE EMPTY_SET ADDITEMS FROZENSET NEWOBJ STACK_GLOBAL MEMOIZE REDUCE BUILD "
+    "SETITEM SETITEMS NEXT_BUFFER READONLY_BUFFER PROTO BININT1 BININT2 BININT BINGET "
+    "LONG_BINGET BINPUT LONG_BINPUT BINFLOAT FRAME INT LONG STRING UNICODE PUT GET FLOAT GLOBAL "
+    "LONG1 SHORT_BINSTRING SHORT_BINUNICODE SHORT_BINBYTES LONG4 BINSTRING BINUNICODE BINBYTES "
+    "BINUNICODE8 BINBYTES8 BYTEARRAY8".split()
+)
 
 
 def scan_pickle(content: bytes) -> None:
@@ -32,35 +27,14 @@ def scan_pickle(content: bytes) -> None:
         UnpicklingError: if it is truncated, has an opcode that no array needs, more than
             MAX_OPCODES, or a memo index above MAX_MEMO.
     """
-    at = 0
-    for _ in range(MAX_OPCODES):
-        if at >= len(content):
-            raise UnpicklingError("pickle data was truncated")
-        opcode, begins = content[at], at + 1
-        if opcode == _STOP:
-            return
-        if (size := _FIXED.get(opcode)) is not None:
-            at = begins + size
-            if opcode == _LONG_BINPUT and at <= len(content):
-                _check_memo(_INDEX.unpack_from(content, begins)[0])
-        elif (counted := _COUNTED.get(opcode)) is not None:
-            at = begins + counted.size
-            if at <= len(content):
-                at += counted.unpack_from(content, begins)[0]
-        elif (lines := _LINES.get(opcode)) is not None:
-            at = begins
-            for _ in range(lines):
-                at = content.find(b"\n", at) + 1 or len(content) + 1
-            if opcode == _PUT:
-                number = content[begins : at - 1]
-                _check_memo(int(number) if number.isdigit() and len(number) < 10 else -1)
-        else:
-            raise UnpicklingError(f"it has the opcode {bytes([opcode])!r}, which no array needs")
-        if at > len(content):
-            raise UnpicklingError("pickle data was truncated")
-    raise UnpicklingError(f"it has more than {MAX_OPCODES} opcodes, which no array needs")
-
-
-def _check_memo(index: int) -> None:
-    if not 0 <= index <= MAX_MEMO:
-        raise UnpicklingError(f"it asks for memo entry {index}, which no array needs")
+    try:
+        opcodes = list(itertools.islice(pickletools.genops(content), MAX_OPCODES + 1))
+    except ValueError as error:
+        raise UnpicklingError(f"pickle data was truncated or damaged: {error}") from error
+    if len(opcodes) > MAX_OPCODES:
+        raise UnpicklingError(f"it has more than {MAX_OPCODES} opcodes, which no array needs")
+    for opcode, argument, _ in opcodes:
+        if opcode.name not in OPCODES:
+            raise UnpicklingError(f"it has the opcode {opcode.name}, which no array needs")
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= MAX_MEMO:
+            raise UnpicklingError(f"it asks for memo entry {argument}, which no array needs")

@@ -6,17 +6,92 @@ share one batch without communicating.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from gaitlib.system.errors import UserError
 
+SampleType = Literal[
+    "fixed_unordered",
+    "fixed_ordered",
+    "fixed_allordered",
+    "unfixed_unordered",
+    "unfixed_allordered",
+    "unfixed_ordered",
+    "all_unordered",
+    "all_ordered",
+]
 ClipSeed = tuple[int, int, int]  # seed, iteration, position in the batch
+Draws = list[tuple[int, ClipSeed]]  # one batch: sequence indices, and the seeds of their frames
 
 
-class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
-    """Draw P subjects, and K sequences of each, for every iteration from ``start`` to ``stop``.
+@dataclass(frozen=True)
+class TripletSampling:
+    """How a training batch is drawn: P subjects, K clips each.
+
+    - ``type``: the only one.
+    - ``batch_size``: P and K.
+    - ``batch_shuffle``: mix the clips of a batch.
+    - ``sample_type``: ``fixed_*`` takes ``frames_num_fixed`` frames of each sequence, ``unfixed_*``
+      a number between ``frames_num_min`` and ``frames_num_max``, ``all_*`` all. ``unordered`` draws
+      frames anywhere, ``ordered`` from a stretch of the sequence, ``allordered`` from all of it in
+      order.
+    - ``frames_num_fixed``: frames of a clip.
+    - ``frames_num_min``, ``frames_num_max``: bounds of the frames of an ``unfixed_*`` clip.
+      Sequences below the minimum are counted as short.
+    - ``frames_skip_num``: how many frames of the stretch of an ``*_ordered`` clip are dropped.
+    - ``frames_all_limit``: the most frames of an ``all_*`` clip; -1: no limit.
+
+    Raises:
+        UserError: an unknown ``sample_type``, or a number out of range.
+    """
+
+    type: Literal["TripletSampler"] = "TripletSampler"
+    batch_size: tuple[int, int] = (8, 16)
+    batch_shuffle: bool = False
+    sample_type: SampleType = "fixed_unordered"
+    frames_num_fixed: int = 30
+    frames_num_min: int = 25
+    frames_num_max: int = 50
+    frames_skip_num: int = 0
+    frames_all_limit: int = 720
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size) < 2:
+            raise UserError(
+                f"batch_size is {list(self.batch_size)}: a triplet needs 2 subjects and 2 clips "
+                "of one subject; write at least [2, 2]"
+            )
+        if self.sample_type not in get_args(SampleType):
+            choices = ", ".join(get_args(SampleType))
+            raise UserError(f"unknown sample_type {self.sample_type!r}; choose from {choices}")
+        least = {"frames_num_fixed": 1, "frames_num_min": 1, "frames_skip_num": 0}
+        for key, bound in (least | {"frames_num_max": self.frames_num_min}).items():
+            if getattr(self, key) < bound:
+                raise UserError(f"{key} is {getattr(self, key)}: write {bound} or more")
+
+
+@dataclass(frozen=True)
+class InferenceSampling:
+    """How test sequences are read: all of each, or its first ``frames_all_limit`` frames.
+
+    - ``type``: the only one.
+    - ``batch_size``: sequences at a time.
+    - ``sample_type``: the only one.
+    - ``frames_all_limit``: the most frames of a sequence; -1: no limit.
+    """
+
+    type: Literal["InferenceSampler"] = "InferenceSampler"
+    batch_size: int = 4
+    sample_type: Literal["all_ordered"] = "all_ordered"
+    frames_all_limit: int = 720
+
+
+class TripletSampler(Sampler[Draws]):
+    """Draw P subjects, and K sequences of each, for every iteration.
 
     The subjects of a batch are distinct. The K sequences of a subject are distinct too, unless it
     has fewer than K: then all K are drawn with replacement (OpenGait's ``random_sample_list``).
@@ -25,70 +100,48 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
     process would draw, with the same frames.
 
     Args:
-        labels: the subject of each sequence.
-        batch_size: (P, K).
+        labels: the subject of each sequence, P different ones or more.
+        sampling: gives P, K, and whether the clips of a subject stay adjacent.
         seed: of the whole run.
-        start: first iteration.
-        stop: one past the last.
-        batch_shuffle: shuffle the clips; otherwise the clips of a subject are adjacent.
+        iterations: to draw batches for.
         rank: the number of this process.
         world_size: the number of processes.
 
     Yields:
-        The batch of one iteration: pairs (sequence index, clip seed).
+        The batch of one iteration.
 
     Raises:
-        UserError: no sequences, fewer than P subjects, or a batch that ``world_size`` does not
-            divide.
+        UserError: a batch that ``world_size`` does not divide.
     """
 
     def __init__(
         self,
         labels: Sequence[Hashable] | np.ndarray,
-        batch_size: tuple[int, int],
+        sampling: TripletSampling,
         seed: int,
-        start: int,
-        stop: int,
-        batch_shuffle: bool = False,
+        iterations: range,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.num_subjects, self.num_clips = batch_size
         subjects, subject_of = np.unique(np.asarray(labels), return_inverse=True)
-        if min(batch_size) < 1:
-            raise UserError(
-                f"trainer_cfg.sampler.batch_size is {list(batch_size)}: a batch needs 1 subject "
-                "and 1 clip or more"
-            )
-        if not len(subjects):
-            raise UserError("the training set holds no sequence: there is nothing to draw from")
-        if len(subjects) < self.num_subjects:
-            raise UserError(
-                f"trainer_cfg.sampler.batch_size {list(batch_size)} asks for {self.num_subjects} "
-                f"subjects per batch, and the training set has {len(subjects)}: write "
-                f"[{len(subjects)}, {self.num_clips}], or add subjects"
-            )
-        _check_rank(rank, world_size)
-        clips = self.num_subjects * self.num_clips
+        clips = sampling.batch_size[0] * sampling.batch_size[1]
         if clips % world_size:
             divisors = [str(n) for n in range(1, clips + 1) if clips % n == 0]
             raise UserError(
-                f"trainer_cfg.sampler.batch_size {list(batch_size)} makes {clips} clips, which do "
-                f"not split evenly over {world_size} processes: start one of "
+                f"trainer_cfg.sampler.batch_size {list(sampling.batch_size)} makes {clips} clips, "
+                f"which do not split evenly over {world_size} processes: start one of "
                 f"{', '.join(divisors)} processes, or choose a batch_size [P, K] whose P x K is a "
                 f"multiple of {world_size}"
             )
-        if seed < 0 or not 0 <= start <= stop:
-            raise UserError(f"seed {seed} and iterations {start} to {stop} must not be negative")
         self.by_subject = [np.flatnonzero(subject_of == s) for s in range(len(subjects))]
-        self.seed, self.start, self.stop = seed, start, stop
-        self.batch_shuffle, self.rank, self.world_size = batch_shuffle, rank, world_size
+        self.sampling, self.seed, self.iterations = sampling, seed, iterations
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.iterations)
 
-    def __iter__(self) -> Iterator[list[tuple[int, ClipSeed]]]:
-        for iteration in range(self.start, self.stop):
+    def __iter__(self) -> Iterator[Draws]:
+        for iteration in self.iterations:
             batch = self._draw(iteration)
             yield [
                 (int(batch[position]), (self.seed, iteration, position))
@@ -98,54 +151,10 @@ class TripletSampler(Sampler[list[tuple[int, ClipSeed]]]):
     def _draw(self, iteration: int) -> np.ndarray:
         """Draw the sequence indices of the whole batch, ``(P * K,)``."""
         rng = np.random.default_rng([self.seed, iteration])
-        subjects = rng.choice(len(self.by_subject), self.num_subjects, replace=False)
-        k = self.num_clips
+        p, k = self.sampling.batch_size
         clips = []
-        for subject in subjects:
+        for subject in rng.choice(len(self.by_subject), p, replace=False):
             sequences = self.by_subject[subject]
             clips.append(rng.choice(sequences, k, replace=len(sequences) < k))
         batch = np.concatenate(clips)
-        return rng.permutation(batch) if self.batch_shuffle else batch
-
-
-class InferenceSampler(Sampler[list[tuple[int, ClipSeed]]]):
-    """Yield every sequence exactly once, in order; the last batch may be smaller.
-
-    With ``world_size`` processes, each takes every ``world_size``-th of the batches that a single
-    process would have; together they yield every sequence once. A process may have no batch.
-
-    Args:
-        num_sequences: the length of the data set.
-        batch_size: sequences per batch.
-        seed: for sample types that choose frames at random. A clip depends only on the seed and on
-            the index of its sequence.
-        rank: the number of this process.
-        world_size: the number of processes.
-    """
-
-    def __init__(
-        self,
-        num_sequences: int,
-        batch_size: int = 4,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}: a batch needs 1 sequence or more")
-        _check_rank(rank, world_size)
-        self.num_sequences, self.batch_size, self.seed = num_sequences, batch_size, seed
-        self.firsts = range(rank * batch_size, num_sequences, world_size * batch_size)
-
-    def __len__(self) -> int:
-        return len(self.firsts)
-
-    def __iter__(self) -> Iterator[list[tuple[int, ClipSeed]]]:
-        for first in self.firsts:
-            last = min(first + self.batch_size, self.num_sequences)
-            yield [(index, (self.seed, 0, index)) for index in range(first, last)]
-
-
-def _check_rank(rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise UserError(f"rank {rank} is none of the {world_size} processes: they count from 0")
+        return rng.permutation(batch) if self.sampling.batch_shuffle else batch

@@ -11,6 +11,8 @@ import io
 import math
 import pickle
 import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing
 
 MAX_BYTES = 1 << 30  # of a file; 4 kB are a frame
+SEQUENCES_PER_BLOCK = 64  # in memory at a time while many are read
 
 
 class SequenceError(UserError):
@@ -149,6 +152,14 @@ def try_to_read(path: str | Path) -> tuple[np.ndarray | None, str]:
     if fault := mask_fault(frames):
         return None, f"{path} holds {fault}"
     return frames, ""
+
+
+def read_all(paths: Sequence[str]) -> Iterator[tuple[np.ndarray | None, str]]:
+    """Yield what :func:`try_to_read` returns for each path, in order; threads read ahead."""
+    paths = list(paths)
+    with ThreadPoolExecutor(2) as pool:
+        for first in range(0, len(paths), SEQUENCES_PER_BLOCK):
+            yield from pool.map(try_to_read, paths[first : first + SEQUENCES_PER_BLOCK])
 
 
 def write_sequence(path: str | Path, frames: np.ndarray) -> None:

@@ -28,34 +28,41 @@ Spec = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class BaseSilTransform:
-    """Divide by ``divsor`` (OpenGait's spelling); reshape frames to ``img_shape``, if given."""
+class Division:
+    """Divide by ``divsor`` (OpenGait's spelling)."""
 
     divsor: float = 255.0
-    img_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        _check_divsor(self)
+        if not self.divsor > 0:
+            raise UserError(f"{self}: divsor must be above 0")
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        """Divide clips of any dtype, into new memory."""
+        return clips.to(torch.float32, copy=True).div_(self.divsor)
+
+
+@dataclass(frozen=True)
+class BaseSilTransform(Division):
+    """Divide by ``divsor`` (OpenGait's spelling); reshape frames to ``img_shape``, if given."""
+
+    img_shape: tuple[int, ...] | None = None
 
     def __call__(self, clips: Tensor) -> Tensor:
         """Divide."""
         if self.img_shape is not None:
             clips = clips.reshape(*clips.shape[:2], *self.img_shape)  # (N, T, *img_shape)
-        return _divide(clips, self.divsor)
+        return super().__call__(clips)
 
 
 @dataclass(frozen=True)
-class BaseSilCuttingTransform:
+class BaseSilCuttingTransform(Division):
     """Cut ``cutting`` columns off both sides, and divide by ``divsor`` (OpenGait's spelling).
 
     By default, cut 10 columns for every 64 of the width: 64 x 64 frames become 64 x 44.
     """
 
-    divsor: float = 255.0
     cutting: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_divsor(self)
 
     def __call__(self, clips: Tensor) -> Tensor:
         """Cut and divide."""
@@ -63,7 +70,7 @@ class BaseSilCuttingTransform:
         cutting = self.columns_of(width)
         if not 0 <= 2 * cutting < width:
             raise UserError(f"cutting {cutting} columns off both sides of {width} keeps no column")
-        return _divide(clips[..., cutting : width - cutting], self.divsor)
+        return super().__call__(clips[..., cutting : width - cutting])
 
     def columns_of(self, width: int) -> int:
         """Return how many columns each side of frames of this width loses."""
@@ -79,21 +86,20 @@ class NoOperation:
         return clips
 
 
-BASES = {
-    "BaseSilTransform": BaseSilTransform,
-    "BaseSilCuttingTransform": BaseSilCuttingTransform,
+AUGMENTATIONS = (
+    RandomAffine,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomPartBlur,
+    RandomPartDilate,
+    RandomPerspective,
+    RandomRotate,
+)
+STEPS = {
+    step.__name__: step
+    for step in (BaseSilTransform, BaseSilCuttingTransform, *AUGMENTATIONS, NoOperation)
 }
-AUGMENTATIONS = {
-    "RandomAffine": RandomAffine,
-    "RandomErasing": RandomErasing,
-    "RandomHorizontalFlip": RandomHorizontalFlip,
-    "RandomPartBlur": RandomPartBlur,
-    "RandomPartDilate": RandomPartDilate,
-    "RandomPerspective": RandomPerspective,
-    "RandomRotate": RandomRotate,
-}
-STEPS = BASES | AUGMENTATIONS | {"NoOperation": NoOperation}
-Step = BaseSilTransform | BaseSilCuttingTransform | NoOperation | Augmentation
+Step = Division | NoOperation | Augmentation
 #: Arguments that are not numbers.
 WORDS = {"per_frame": bool, "geometry": str}
 
@@ -112,8 +118,7 @@ class Transform:
         returns: ``(N, T, H, W')`` float32, on the same device
 
     Raises:
-        UserError: the clips are something else, a random step has no generator, or ``rank`` is
-            not below ``world_size``.
+        UserError: the clips are something else, or a random step has no generator.
     """
 
     steps: tuple[Step, ...]
@@ -129,16 +134,13 @@ class Transform:
         """Apply the steps in order."""
         if clips.ndim != 4 or clips.dtype != torch.uint8:
             raise UserError(f"clips are (N, T, H, W) uint8, got {tuple(clips.shape)} {clips.dtype}")
-        if not 0 <= rank < world_size:
-            raise UserError(
-                f"rank {rank} of world_size {world_size}: ranks are 0 to world_size - 1"
-            )
-        if _is_random(self.steps[0]):
+        if isinstance(self.steps[0], Augmentation):
             clips = clips.clone()  # the steps may write to their input
         for step in self.steps:
-            if _is_random(step) and lengths is not None and generator is not None:
+            random = isinstance(step, Augmentation)
+            if random and lengths is not None and generator is not None:
                 clips = _change_each(step, clips, lengths, generator, rank, world_size)
-            elif _is_random(step):
+            elif random:
                 clips = draw_and_overwrite(step, clips, generator, rank, world_size)
             else:
                 clips = step(clips)
@@ -147,7 +149,7 @@ class Transform:
     @property
     def random(self) -> bool:
         """Whether a step needs the generator."""
-        return any(_is_random(step) for step in self.steps)
+        return any(isinstance(step, Augmentation) for step in self.steps)
 
 
 def _change_each(
@@ -192,11 +194,9 @@ def build_transform(spec: Spec) -> Transform:
             )
         spec = spec[0]
     steps = tuple(_steps(spec))
-    bases = [i for i, step in enumerate(steps) if isinstance(step, tuple(BASES.values()))]
+    bases = [i for i, step in enumerate(steps) if isinstance(step, Division)]
     if len(bases) != 1:
-        raise UserError(
-            f"transform has {len(bases)} of {sorted(BASES)}, it needs exactly one: {spec}"
-        )
+        raise UserError(f"transform has {len(bases)} of BaseSil*, it needs exactly one: {spec}")
     if any(isinstance(step, RandomPartBlur) for step in steps[: bases[0]]):
         base = type(steps[bases[0]]).__name__
         raise UserError(f"RandomPartBlur compares values of 0 to 1: put it after {base}")
@@ -223,19 +223,3 @@ def _steps(spec: Mapping[str, Any]) -> list[Step]:
         if isinstance(value, str | bool) and not isinstance(value, WORDS.get(name, ())):
             raise UserError(f"{spec['type']}: {name} is {value!r}, not a number")
     return [step(**arguments)]
-
-
-def _is_random(step: Step) -> bool:
-    return isinstance(step, tuple(AUGMENTATIONS.values()))
-
-
-def _divide(clips: Tensor, divsor: float) -> Tensor:
-    """Divide clips of any dtype, into new memory."""
-    if clips.dtype == torch.float32:
-        return clips / divsor
-    return clips.to(torch.float32).div_(divsor)
-
-
-def _check_divsor(step: BaseSilTransform | BaseSilCuttingTransform) -> None:
-    if not step.divsor > 0:
-        raise UserError(f"{step}: divsor must be above 0")

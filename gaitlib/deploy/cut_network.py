@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gaitlib.deploy.network_description import dense_outline
 from gaitlib.deploy.network_file import (
     SUFFIX,
     describe_network,
@@ -20,9 +18,8 @@ from gaitlib.deploy.network_file import (
     write_network,
 )
 from gaitlib.deploy.state_dict_export import export_state_dict, settled_copy
-from gaitlib.model import GaitBase, frame_size_of
-from gaitlib.model.float_state import of_quantizer
-from gaitlib.model.widths import Widths, layer_widths
+from gaitlib.model import GaitBase
+from gaitlib.model.network_cost import count_parameters
 from gaitlib.prune.graph import Graph
 from gaitlib.quantize.quantization import quantization_of
 from gaitlib.system.errors import UserError
@@ -30,6 +27,7 @@ from gaitlib.system.errors import UserError
 log = logging.getLogger(__name__)
 
 CLIPS = (4, 6)  # N, T of the clips that full and compressed are compared on
+TOLERANCE = 1e-4  # largest difference of the outputs, relative to the largest one, as in GETA
 
 
 class CompressionError(UserError):
@@ -43,28 +41,28 @@ class Compressed:
     Attributes:
         model: the small network, in eval mode, on the device of the full one.
         full: the sparse network that it was cut from; as given, if no channels had left that.
-        params: numbers in the parameters of ``model``; the scalars of quantizers do not count.
-        full_params: the same of ``full``.
         group_sparsity: share of removable channels that were zero, 0..1.
         max_error: largest difference of the outputs, relative to the largest output.
-        widths: ``in`` and ``out`` of each layer of ``model``.
-        bits: of each quantizer of ``model``, as `Quantization.bits`; None for a float network.
         path: the network file; None where nothing was written, like the following.
         state_dict_path: the export of ``model``.
-        full_path: the export of ``full``.
     """
 
     model: nn.Module
     full: nn.Module
-    params: int
-    full_params: int
     group_sparsity: float
     max_error: float
-    widths: Widths
-    bits: pd.DataFrame | None = None
     path: Path | None = None
     state_dict_path: Path | None = None
-    full_path: Path | None = None
+
+    @property
+    def params(self) -> int:
+        """Numbers in the parameters of ``model``; the scalars of quantizers do not count."""
+        return count_parameters(self.model)
+
+    @property
+    def full_params(self) -> int:
+        """The same of ``full``."""
+        return count_parameters(self.full)
 
 
 def construct_compressed_model(
@@ -74,21 +72,18 @@ def construct_compressed_model(
     *,
     architecture: Mapping[str, Any] | None = None,
     stage: str = "geta",
-    example: Tensor | None = None,
-    tolerance: float = 1e-4,
-    timestamp: str | None = None,
 ) -> Compressed:
     """Remove the zero channels of ``model``, compare, and write both networks.
 
     Of a model that channels have left while it trained, the full network is `Graph.widen`'s copy,
     which has zeros in their place. The compressed one is compared with both.
 
-    Writes ``compressed_gaitbase_<stage>_<timestamp>.safetensors`` into ``out_dir``, the file that
-    this package loads, and for other programs the weights of the compressed and of the full network
-    as plain state_dicts: ``compressed_gaitbase_<stage>_<timestamp>.pt`` and
-    ``full_gaitbase_<stage>_<timestamp>.pt``. What is compared with the full network is the network
-    that loads from the first. The comparison runs in float32 on the CPU, because a GPU may multiply
-    in TF32, whose rounding is larger than ``tolerance``.
+    Writes ``compressed_gaitbase_<stage>_<time>.safetensors`` into ``out_dir``, the file that this
+    package loads, and for other programs the weights of the compressed and of the full network as
+    plain state_dicts: ``compressed_gaitbase_<stage>_<time>.pt`` and
+    ``full_gaitbase_<stage>_<time>.pt``. What is compared with the full network is the network that
+    loads from the first. The comparison runs in float32 on the CPU, because a GPU may multiply in
+    TF32, whose rounding is larger than TOLERANCE.
 
     A quantized network is compressed at whole bits, with its weights on their grids
     (`Quantization.settle`), and so is the copy of the full one that it is compared with. That
@@ -102,48 +97,32 @@ def construct_compressed_model(
         out_dir: folder to write into, made if missing; None writes nothing.
         architecture: the arguments of ``build_model`` that made the model; needed with ``out_dir``.
         stage: what made the network, for the file names.
-        example: clips to compare on, ``(N, T, H, W)``; uniform noise if None.
-        tolerance: largest relative difference allowed, as in GETA.
-        timestamp: ``YYYY-MM-DD_HH-MM-SS`` for the file names; now if None.
 
     Raises:
         CompressionError: if the outputs differ by more; what was written stays for inspection.
-        UserError: if ``architecture`` is missing, or does not make this model.
+        UserError: if ``architecture`` does not make this model.
     """
     trained = graph.model if model is None else model
     small = settled_copy(graph.slice(trained)).eval()
-    sparsity, widths = graph.group_sparsity(trained), layer_widths(small)
     full = graph.widen(trained) if graph.is_narrow(trained) else trained
-    paths: list[Path | None] = [None, None, None]
+    path = state_dict_path = None
     candidate = copy.deepcopy(small).cpu().float()
     if out_dir is not None:
-        if architecture is None:
-            raise UserError(
-                f"to write into {out_dir}, pass architecture, the arguments of build_model: "
-                "a network on disk is rebuilt from them"
-            )
-        if layer_widths(dense_outline(architecture)) != layer_widths(full):
-            raise UserError(f"architecture {dict(architecture)} builds another network than this")
-        path = network_path(out_dir, stage, timestamp)
-        full_path = path.with_name(path.name.replace("compressed", "full", 1)).with_suffix(".pt")
-        export_state_dict(full, full_path)
+        path = write_network(small, architecture, network_path(out_dir, stage))
         state_dict_path = export_state_dict(small, path.with_suffix(".pt"))
-        write_network(small, architecture, path)
-        paths = [path, state_dict_path, full_path]
+        full_name = state_dict_path.name.replace("compressed", "full", 1)
+        export_state_dict(full, path.with_name(full_name))
         candidate = load_network(path)
     originals = [full] if full is trained else [full, trained]
-    error = max(_relative_error(original, candidate, example) for original in originals)
-    if not error <= tolerance:  # NaN is refused too
-        kept = "" if out_dir is None else f"; both networks are in {out_dir}"
+    error = max(_relative_error(original, candidate) for original in originals)
+    if not error <= TOLERANCE:  # NaN is refused too
         raise CompressionError(
-            f"full and compressed differ by {error:.3g} of the largest output, "
-            f"tolerance {tolerance:.3g}{kept}"
+            f"full and compressed differ by {error:.3g} of the largest output, more than "
+            f"{TOLERANCE}{'' if out_dir is None else f'; both networks are in {out_dir}'}"
         )
-    params, full_params = _count_parameters(small), _count_parameters(full)
-    log.info("%d of %d parameters left, error %.2g", params, full_params, error)
-    quantization = quantization_of(small)
-    bits = None if quantization is None else quantization.bits()
-    return Compressed(small, full, params, full_params, sparsity, error, widths, bits, *paths)
+    found = Compressed(small, full, graph.group_sparsity(trained), error, path, state_dict_path)
+    log.info("%d of %d parameters left, error %.2g", found.params, found.full_params, error)
+    return found
 
 
 def drop_bnnecks(model: GaitBase) -> GaitBase:
@@ -179,15 +158,9 @@ def export_embedding(path: Path | str, out_dir: Path | str, *, state_dict: bool 
     return export_state_dict(model, file.with_suffix(".pt")) if state_dict else file
 
 
-def _count_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for name, p in model.named_parameters() if not of_quantizer(name))
-
-
-def _relative_error(full: nn.Module, small: nn.Module, clips: Tensor | None) -> float:
-    if clips is None:
-        generator = torch.Generator().manual_seed(0)
-        clips = torch.rand(*CLIPS, *frame_size_of(full), generator=generator)
-    full, clips = settled_copy(copy.deepcopy(full).cpu().float()).eval(), clips.cpu()
+def _relative_error(full: nn.Module, small: nn.Module) -> float:
+    clips = torch.rand(*CLIPS, *full.frame_size, generator=torch.Generator().manual_seed(0))
+    full = settled_copy(copy.deepcopy(full).cpu().float()).eval()
     if quantization_of(full) is not None:
         full, small, clips = full.double(), copy.deepcopy(small).double(), clips.double()
     errors = []

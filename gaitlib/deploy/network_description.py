@@ -1,22 +1,18 @@
 """What a file says about a network besides its numbers, and the network built from both."""
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from gaitlib.model import GaitBase, build_model
-from gaitlib.model.widths import MAX_CLASSES, MAX_WIDTH, Widths, resize_layers
+from gaitlib.model import GaitBase, outline
+from gaitlib.model.widths import Widths, resize_layers
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.quantization import attach_grids
 from gaitlib.system.errors import UserError
 
-#: The most residual blocks.
-MAX_BLOCKS = 400
+INPUT_BITS = 24  # whole numbers up to 2^24 are exact in float32
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,9 @@ class NetworkDescription:
         widths: ``in`` and ``out`` of each layer of this one, as `layer_widths` gives them.
         weight_grids: the grid that each quantized weight lies on, by parameter name.
         input_grids: the grid of each quantized layer input, by layer name.
+
+    Raises:
+        UserError: if a weight's grid has no sign, or an input's more than 24 bits.
     """
 
     architecture: dict[str, Any]
@@ -35,13 +34,21 @@ class NetworkDescription:
     weight_grids: dict[str, Grid]
     input_grids: dict[str, Grid]
 
+    def __post_init__(self) -> None:
+        refuse_unsigned(self.weight_grids)
+        if wide := {name: g.bits for name, g in self.input_grids.items() if g.bits > INPUT_BITS}:
+            raise UserError(
+                f"the inputs of {wide} have more bits than float32 counts in, {INPUT_BITS}: leave "
+                "them float"
+            )
+
     def outline(self) -> GaitBase:
         """Return the float network as shapes alone, on the meta device.
 
         Raises:
             UserError: if the widths are not those of a narrower network of this architecture.
         """
-        model = dense_outline(self.architecture)
+        model = outline(self.architecture)
         resize_layers(model, self.widths)
         return model
 
@@ -65,28 +72,7 @@ class NetworkDescription:
         return model.eval()
 
 
-def dense_outline(architecture: Mapping[str, Any]) -> GaitBase:
-    """Build the dense network as shapes alone: allocates nothing, draws no random number.
-
-    Raises:
-        UserError: if the architecture is none, or larger than an experiment may ask for.
-    """
-    _check_sizes(architecture)
-    with torch.device("meta"):
-        return build_model(**architecture)
-
-
-def _check_sizes(architecture: Mapping[str, Any]) -> None:
-    """Refuse an architecture that is too large to build; its file may come from anyone."""
-    text = json.dumps(architecture)
-    classifier = architecture.get("SeparateBNNecks") or {}
-    widths = json.dumps({**architecture, "SeparateBNNecks": {**classifier, "class_num": 1}})
-    if (
-        max(map(int, re.findall(r"[0-9]{1,20}", widths))) > MAX_WIDTH
-        or int(classifier.get("class_num", 1)) > MAX_CLASSES
-        or len(text) > 10_000
-    ):
-        raise UserError(f"its architecture is too large: {text:.100}")
-    blocks = architecture["backbone_cfg"].get("layers", [])
-    if isinstance(blocks, list | tuple) and sum(blocks) > MAX_BLOCKS:
-        raise UserError(f"layers {list(blocks)} are {sum(blocks)} blocks, more than {MAX_BLOCKS}")
+def refuse_unsigned(weight_grids: Mapping[str, Grid]) -> None:
+    """Raise ``UserError`` if the grid of a weight, by parameter name, has no negative values."""
+    if unsigned := [name for name, grid in weight_grids.items() if not grid.signed]:
+        raise UserError(f"the grids of {unsigned} have no sign: weights need one")

@@ -27,14 +27,15 @@ metadata ``network``
 With quickstart's network the header takes 1.0 kB and the grids 0.3 kB. At 4 bits that is 1.8 % on
 top of the numbers, 4.4 % with 4 of 10 channels left.
 
-`load_network` also reads weights that torch saved (`gaitlib.deploy.state_dict_export`), where a
-file beside them says which network they are of.
+`load_network` also reads weights that torch saved (`gaitlib.deploy.state_dict_export`), where the
+network file of the same name beside them says which network they are of.
 """
 
 import contextlib
 import json
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gaitlib.deploy.network_description import NetworkDescription, dense_outline
-from gaitlib.deploy.state_dict_export import (
-    ARCHITECTURE,
-    read_architecture_json,
-    read_state_dict,
-)
-from gaitlib.model import GaitBase, build_model
+from gaitlib.deploy.network_description import NetworkDescription
+from gaitlib.deploy.state_dict_export import read_state_dict
+from gaitlib.model import GaitBase, build_model, outline
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bits, stored_bytes
-from gaitlib.model.widths import layer_widths, resize_layers
+from gaitlib.model.widths import MAX_CLASSES, MAX_WIDTH, layer_widths
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.packing import pack, stored_tensors, unpack
 from gaitlib.quantize.quantization import quantization_of
@@ -62,7 +59,7 @@ from gaitlib.system.files import replacing
 
 SUFFIX = ".safetensors"
 FORMAT = 1
-INPUT_BITS = 24  # whole numbers up to 2^24 are exact in float32
+MAX_BLOCKS = 400  # residual units that a network may have
 _METADATA = "network"
 _DTYPES = {"integers": "U8", "floats": "F32", "grids": "F32"}
 _DAMAGE = (
@@ -75,16 +72,14 @@ class NetworkFileError(UserError):
     """A network on disk is not one that this version can load."""
 
 
-def network_path(folder: Path | str, stage: str, timestamp: str | None = None) -> Path:
-    """Return ``<folder>/compressed_gaitbase_<stage>_<timestamp>.safetensors``.
+def network_path(folder: Path | str, stage: str) -> Path:
+    """Return ``<folder>/compressed_gaitbase_<stage>_<time>.safetensors``, with the time of now.
 
     Args:
         folder: of the stage's compressed networks.
         stage: what made the network.
-        timestamp: ``YYYY-MM-DD_HH-MM-SS``; now if None.
     """
-    timestamp = timestamp or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return Path(folder, f"compressed_gaitbase_{stage}_{timestamp}{SUFFIX}")
+    return Path(folder, f"compressed_gaitbase_{stage}_{datetime.now():%Y-%m-%d_%H-%M-%S}{SUFFIX}")
 
 
 def write_network(model: GaitBase, architecture: Mapping[str, Any], path: Path | str) -> Path:
@@ -103,53 +98,55 @@ def write_network(model: GaitBase, architecture: Mapping[str, Any], path: Path |
         The path.
 
     Raises:
-        UserError: if ``architecture`` builds another network; if a quantizer is not of the weight
-            or the input of a convolution or head; if a weight's grid has no sign, or an input's
-            more than 24 bits; if a quantized weight is not finite.
+        UserError: if ``architecture`` builds another network; if a quantized weight is not finite;
+            for grids as `NetworkDescription`.
     """
-    path, widths = Path(path), layer_widths(model)
-    outline = dense_outline(architecture)
-    resize_layers(outline, widths)
-    if _shapes(outline) != _shapes(model):
-        raise UserError(f"architecture {dict(architecture)} builds another network than this")
     quantization = quantization_of(model)
-    weight_grids, input_grids = ({}, {}) if quantization is None else quantization.grids()
-    names = weight_names(model)
-    _check_known(weight_grids, names.values(), "weight")
-    _check_known(input_grids, names, "layer")
-    _check_inputs(input_grids)
-    if unsigned := [name for name, grid in weight_grids.items() if not grid.signed]:
-        raise UserError(f"the grids of {unsigned} have no sign, weights have one")
-    integers, floats = [], []
+    grids = ({}, {}) if quantization is None else quantization.grids()
+    description = NetworkDescription(dict(architecture), layer_widths(model), *grids)
+    if _shapes(description.outline()) != _shapes(model):
+        raise UserError(f"architecture {dict(architecture)} builds another network than this")
+    integers, floats = [torch.empty(0, dtype=torch.uint8)], [torch.empty(0)]  # there may be none
     for name, tensor in stored_tensors(model).items():
-        grid = weight_grids.get(name)
+        grid = description.weight_grids.get(name)
         if grid is not None and not tensor.isfinite().all():
             raise UserError(f"{name} holds numbers that are not finite; no grid has them")
-        if grid is not None and stored_bits(grid.bits) != FLOAT_BITS:
+        if _is_packed(grid):
             integers.append(pack(grid.quantize(tensor), grid.bits))
         else:
             floats.append((tensor if grid is None else grid.fake(tensor)).cpu().float().ravel())
-    weights = [weight_grids.get(name) for name in names.values()]
-    weights = [g if g is not None and stored_bits(g.bits) != FLOAT_BITS else None for g in weights]
-    inputs = [input_grids.get(layer) for layer in names]
-    header = {
-        "format": FORMAT,
-        "build_model": dict(architecture),
-        "widths": [list(width.values()) for width in widths.values()],
-        "weight_bits": [FLOAT_BITS if grid is None else grid.bits for grid in weights],
-        "input_bits": [FLOAT_BITS if grid is None else grid.bits for grid in inputs],
-        "input_signed": [int(grid is None or grid.signed) for grid in inputs],
-    }
-    rows = [(grid.d, grid.q_m, grid.t) for grid in weights + inputs if grid is not None]
+    header, rows = _header(description, weight_names(model))
     tensors = {
-        "integers": torch.cat([torch.empty(0, dtype=torch.uint8), *integers]),
-        "floats": torch.cat([torch.empty(0), *floats]),  # there may be none
+        "integers": torch.cat(integers),
+        "floats": torch.cat(floats),
         "grids": torch.tensor(rows, dtype=torch.float32).reshape(-1, 3),
     }
     text = json.dumps(header, separators=(",", ":"))
     with replacing(path, durable=True) as part:
         part.write_bytes(save(tensors, {_METADATA: text}))
-    return path
+    return Path(path)
+
+
+def _is_packed(grid: Grid | None) -> bool:
+    return grid is not None and stored_bits(grid.bits) != FLOAT_BITS
+
+
+def _header(
+    description: NetworkDescription, names: Mapping[str, str]
+) -> tuple[dict[str, Any], list[tuple[float, float, float]]]:
+    """Return the metadata and the rows of ``grids``; ``names`` are those of `weight_names`."""
+    weights = [description.weight_grids.get(name) for name in names.values()]
+    weights = [grid if _is_packed(grid) else None for grid in weights]
+    inputs = [description.input_grids.get(layer) for layer in names]
+    header = {
+        "format": FORMAT,
+        "build_model": description.architecture,
+        "widths": [list(width.values()) for width in description.widths.values()],
+        "weight_bits": [FLOAT_BITS if grid is None else grid.bits for grid in weights],
+        "input_bits": [FLOAT_BITS if grid is None else grid.bits for grid in inputs],
+        "input_signed": [int(grid is None or grid.signed) for grid in inputs],
+    }
+    return header, [(grid.d, grid.q_m, grid.t) for grid in weights + inputs if grid is not None]
 
 
 def load_network(path: Path | str, device: torch.device | str = "cpu") -> GaitBase:
@@ -160,9 +157,7 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> GaitBa
     allocated before the file is seen to hold it.
 
     Args:
-        path: what `write_network` wrote, or a ``.pt`` of weights. Which network a ``.pt`` is of is
-            read from the network file of the same name beside it, or else from the
-            ``architecture.json`` of earlier versions.
+        path: what `write_network` wrote, or a ``.pt`` of weights beside such a file of its name.
         device: where the network goes; it is returned in eval mode.
 
     Raises:
@@ -172,14 +167,10 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> GaitBa
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; write_network makes it")
-    if path.suffix == SUFFIX:
-        with _refusing(f"{path} is no network that can be loaded"):
-            description, tensors = _read(path)
-            model = description.rebuild(_state(description, tensors))
-    else:
-        description = describe_network(path)
-        with _refusing(f"{path} and {_describing(path)}, which describes it, do not fit"):
-            model = description.rebuild(read_state_dict(path))
+    with _reading(path) as (description, tensors):
+        is_own = path.suffix == SUFFIX
+        state = _state(description, tensors) if is_own else read_state_dict(path)
+        model = description.rebuild(state)
     return model.to(device)
 
 
@@ -194,121 +185,96 @@ def load_dense(path: Path | str) -> GaitBase:
 
 
 def describe_network(path: Path | str) -> NetworkDescription:
-    """Read which network a file holds.
-
-    Args:
-        path: as `load_network` takes it.
-
-    Raises:
-        FileNotFoundError: if the file that says it is missing.
-        NetworkFileError: as `load_network`.
-    """
-    source = _describing(Path(path))
-    if source.name == ARCHITECTURE:
-        if not source.is_file():
-            raise FileNotFoundError(
-                f"{source} is missing; it says which network the weights are of. Put it, or the "
-                f"{Path(path).stem}{SUFFIX} that was written with {path}, beside them"
-            )
-        with _refusing(f"{source} does not describe a network"):
-            return read_architecture_json(source)[0]
-    with _refusing(f"{source} is no network that can be loaded"):
-        return _read(source)[0]
+    """Read which network a file holds; takes and raises what `load_network` does."""
+    with _reading(Path(path)) as (description, _):
+        return description
 
 
 def is_network_file(path: Path | str) -> bool:
-    """Say whether ``path`` is a compressed network's file, rather than a training checkpoint.
-
-    Raises:
-        NetworkFileError: if an ``architecture.json`` beside it is damaged.
-    """
+    """Say whether ``path`` is a compressed network's file, rather than a training checkpoint."""
     path = Path(path)
-    source = _describing(path)
-    if source.name != ARCHITECTURE:
-        return True
-    if not source.exists():
-        return False
-    with _refusing(f"{source} does not describe a network"):
-        return read_architecture_json(source)[1] == path.name
+    return path.suffix == SUFFIX or path.with_suffix(SUFFIX).is_file()
 
 
 def weight_names(model: nn.Module) -> dict[str, str]:
     """Return the parameter that multiplies the input, by layer: of convolutions and heads."""
-    names = {}
-    for layer, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            names[layer] = f"{layer}.weight"
-        elif isinstance(module, SeparateFCs | SeparateBNNecks):
-            names[layer] = f"{layer}.fc_bin"
-    return names
-
-
-def _describing(path: Path) -> Path:
-    """Return the file that says which network ``path`` holds."""
-    beside = path.with_suffix(SUFFIX)
-    return beside if path.suffix == SUFFIX or beside.is_file() else path.with_name(ARCHITECTURE)
+    kinds = {nn.Conv2d: "weight", SeparateFCs: "fc_bin", SeparateBNNecks: "fc_bin"}
+    layers = {name: layer for name, layer in model.named_modules() if type(layer) in kinds}
+    return {name: f"{name}.{kinds[type(layer)]}" for name, layer in layers.items()}
 
 
 @contextlib.contextmanager
-def _refusing(message: str) -> Iterator[None]:
-    """Turn what a damaged file raises in the block into one error, in one line."""
+def _reading(path: Path) -> Iterator[tuple[NetworkDescription, dict[str, Tensor]]]:
+    """Yield what the file says which network ``path`` holds, and its tensors, of the right types.
+
+    Whatever a damaged file raises, also in the block, becomes one error of one line.
+    """
+    source = path.with_suffix(SUFFIX)
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"{source} is missing: it says which network {path.name} is of. Put it there; "
+            "it was written with the weights"
+        )
     try:
-        yield
+        with safe_open(source, "pt") as file:
+            text = (file.metadata() or {}).get(_METADATA)
+            found = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+            if text is None or found != _DTYPES:
+                raise UserError(
+                    f"it needs the metadata {_METADATA!r} and the tensors {_DTYPES}, and has "
+                    f"{sorted(file.metadata() or {})} and {found}"
+                )
+            tensors = {name: file.get_tensor(name) for name in _DTYPES}
+        yield _description(json.loads(text), tensors["grids"]), tensors
     except _DAMAGE as error:
         reason = "" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise NetworkFileError(f"{message}: {reason or repr(error):.500}") from error
-
-
-def _read(path: Path) -> tuple[NetworkDescription, dict[str, Tensor]]:
-    """Return what a file describes, and its tensors, of the right types."""
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(_METADATA)
-        found = {name: file.get_slice(name).get_dtype() for name in file.keys()}
-        if text is None or found != _DTYPES:
-            raise UserError(
-                f"it needs the metadata {_METADATA!r} and the tensors {_DTYPES}, and has "
-                f"{sorted(file.metadata() or {})} and {found}"
-            )
-        tensors = {name: file.get_tensor(name) for name in _DTYPES}
-    header = json.loads(text)
-    version = header.get("format") if isinstance(header, dict) else None
-    if version != FORMAT:
-        raise UserError(f"it has format {version!r}, this version reads {FORMAT}")
-    return _description(header, tensors["grids"]), tensors
+        raise NetworkFileError(
+            f"{path} is no network that can be loaded: {reason or repr(error):.500}"
+        ) from error
 
 
 def _description(header: Mapping[str, Any], grids: Tensor) -> NetworkDescription:
+    if header["format"] != FORMAT:
+        raise UserError(f"it has format {header['format']!r}, this version reads {FORMAT}")
     architecture = header["build_model"]
-    dense = dense_outline(architecture)
-    own = layer_widths(dense)
-    widths = {}
-    for layer, sizes in zip(own, _listed(header, "widths", len(own), list), strict=True):
-        if len(sizes) != len(own[layer]):
-            raise UserError(f"{layer} needs the widths {list(own[layer])}, not {sizes!r:.80}")
-        widths[layer] = dict(zip(own[layer], sizes, strict=True))
+    _check_size(architecture)
+    dense = outline(architecture)
+    widths = {
+        layer: dict(zip(own, sizes, strict=True))
+        for (layer, own), sizes in zip(layer_widths(dense).items(), header["widths"], strict=True)
+    }
     names = weight_names(dense)
-    weight_bits, input_bits, input_signed = (
-        _listed(header, key, len(names), int)
-        for key in ("weight_bits", "input_bits", "input_signed")
-    )
-    stored = sum(bits != FLOAT_BITS for bits in (*weight_bits, *input_bits))
-    if grids.shape != (stored, 3):
-        raise UserError(
-            f"grids has the shape {tuple(grids.shape)}, the bits call for ({stored}, 3)"
-        )
+    weight_bits = dict(zip(names.values(), header["weight_bits"], strict=True))
+    input_bits = dict(zip(names, header["input_bits"], strict=True))
+    signed = dict(zip(names, header["input_signed"], strict=True))
+    bits = [b for b in (*weight_bits.values(), *input_bits.values()) if b != FLOAT_BITS]
+    if grids.shape != (len(bits), 3):
+        raise UserError(f"grids is {tuple(grids.shape)}, the bits call for ({len(bits)}, 3)")
     row = iter(grids.tolist())
     weight_grids = {
-        name: _settled(Grid(*next(row), bits=bits, signed=True))
-        for name, bits in zip(names.values(), weight_bits, strict=True)
+        name: _settled(Grid(*next(row), bits, True))
+        for name, bits in weight_bits.items()
         if bits != FLOAT_BITS
     }
     input_grids = {
-        layer: Grid(*next(row), bits=bits, signed=bool(signed))
-        for layer, bits, signed in zip(names, input_bits, input_signed, strict=True)
+        layer: Grid(*next(row), bits, bool(signed[layer]))
+        for layer, bits in input_bits.items()
         if bits != FLOAT_BITS
     }
-    _check_inputs(input_grids)
     return NetworkDescription(architecture, widths, weight_grids, input_grids)
+
+
+def _check_size(architecture: Mapping[str, Any]) -> None:
+    """Refuse an architecture that takes long to build; its file may come from anyone."""
+    necks = architecture.get("SeparateBNNecks") or {}
+    text = json.dumps({**architecture, "SeparateBNNecks": {**necks, "class_num": 1}})
+    if (
+        max(map(int, re.findall(r"[0-9]{1,20}", text))) > MAX_WIDTH
+        or necks.get("class_num", 1) > MAX_CLASSES
+        or sum(architecture["backbone_cfg"].get("layers", ())) > MAX_BLOCKS
+        or len(text) > 10_000
+    ):
+        raise UserError(f"its architecture is too large: {text:.100}")
 
 
 def _settled(grid: Grid) -> Grid:
@@ -324,47 +290,20 @@ def _state(description: NetworkDescription, tensors: Mapping[str, Tensor]) -> di
     floats = [shape.numel() for name, shape in shapes.items() if name not in weight_grids]
     for kind, sizes in (("integers", packed), ("floats", floats)):
         if tensors[kind].shape != (sum(sizes),):
-            raise UserError(
-                f"{kind} has the shape {tuple(tensors[kind].shape)}, the network needs "
-                f"({sum(sizes)},)"
-            )
+            has = tuple(tensors[kind].shape)
+            raise UserError(f"{kind} is {has}, the network needs ({sum(sizes)},)")
     packed_parts = iter(tensors["integers"].split(packed))
     float_parts = iter(tensors["floats"].split(floats))
     state = {}
     for name, tensor in model.state_dict().items():
         if grid := weight_grids.get(name):
-            k = unpack(next(packed_parts), grid.bits, tensor.shape)
-            state[name] = grid.dequantize(k)
+            state[name] = grid.dequantize(unpack(next(packed_parts), grid.bits, tensor.shape))
         elif name in shapes:
             state[name] = next(float_parts).reshape(tensor.shape).clone()
-        else:
+        else:  # a counter of steps
             state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     return state
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in stored_tensors(model).items()}
-
-
-def _listed(header: Mapping[str, Any], key: str, length: int, kind: type) -> list[Any]:
-    values = header[key]
-    if (
-        type(values) is not list
-        or len(values) != length
-        or any(type(v) is not kind for v in values)
-    ):
-        raise UserError(f"{key} has to be a list of {length} {kind.__name__}, not {values!r:.80}")
-    return values
-
-
-def _check_known(grids: Mapping[str, Grid], known: Iterable[str], kind: str) -> None:
-    if strangers := sorted(grids.keys() - set(known)):
-        raise UserError(f"no {kind} is called {strangers}; quantized are {list(known)} at most")
-
-
-def _check_inputs(grids: Mapping[str, Grid]) -> None:
-    if wide := {layer: grid.bits for layer, grid in grids.items() if grid.bits > INPUT_BITS}:
-        raise UserError(
-            f"the inputs of {wide} have more bits than float32 counts in, {INPUT_BITS}; leave "
-            "them float"
-        )

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gaitlib.deploy.network_description import refuse_unsigned
 from gaitlib.model import GaitBase, GaitOutput
-from gaitlib.model.backbones import BasicBlock, BasicConv2d, Bottleneck, FocalConv2d, Plain, ResNet9
+from gaitlib.model.backbones import BasicConv2d, FocalConv2d, Plain, ResidualUnit, ResNet9
 from gaitlib.model.heads import SeparateFCs
 from gaitlib.quantize.grid import Grid
 from gaitlib.system.errors import UserError
@@ -85,17 +86,41 @@ def export_onnx(
         ``path``.
 
     Raises:
-        TypeError: for a module that has no ONNX form here.
         UserError: if a grid is of nothing in the model, or a weight's has no sign.
     """
-    path = Path(path)
     grids = weight_grids or {}, activation_grids or {}
-    ranges = {} if calibration is None else _Graph(model, *grids, {}).measure(calibration)
-    content = _Graph(model, *grids, ranges).proto()
+    refuse_unsigned(grids[0])
+    names = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
+    if strangers := sorted({*grids[0], *grids[1]} - names):
+        raise UserError(f"{strangers} have grids, but nothing in the model is called so")
+    ranges = {} if calibration is None else _embedding(model, *grids, {}).measure(calibration)
+    content = _embedding(model, *grids, ranges).proto()
     onnx.checker.check_model(content, full_check=True)
     with replacing(path) as part:
         part.write_bytes(content.SerializeToString(deterministic=True))
-    return path
+    return Path(path)
+
+
+def _embedding(
+    model: GaitBase,
+    weight_grids: Mapping[str, Grid],
+    activation_grids: Mapping[str, Grid],
+    ranges: Mapping[str, float],
+) -> _Graph:
+    """Return the graph of a network up to its embeddings."""
+    parts, _, width = model.FCs.fc_bin.shape
+    layers = {module: name for name, module in model.named_modules()}
+    shapes = ["N", "T", *model.frame_size], ["N", width, parts]
+    graph = _Graph(layers, *shapes, weight_grids, activation_grids, ranges)
+    size = graph.integers(-1, 1, *model.frame_size)
+    frames = graph.add("Reshape", INPUT, size)  # (N T, 1, H, W)
+    maps = graph.backbone(frames, model.Backbone.forward_block)  # (N T, C', H', W')
+    clips = graph.add("Shape", INPUT, end=2)  # N, T
+    features = graph.add("Shape", maps, start=1)  # C', H', W'
+    maps = graph.add("Reshape", maps, graph.add("Concat", clips, features, axis=0))
+    maps = graph.add("ReduceMax", maps, graph.integers(1), keepdims=0)  # (N, C', H', W')
+    graph.fcs(graph.pyramid(maps, model.HPP.bins), model.FCs)
+    return graph
 
 
 class OnnxNetwork(nn.Module):
@@ -122,14 +147,15 @@ class OnnxNetwork(nn.Module):
             raise UserError(
                 f"{path} is no network that ONNX Runtime loads: {error}; `gaitlib export` it again"
             ) from error
-        shapes = {one.name: one.shape for one in self.session.get_inputs()}
-        self.frame_size = tuple(shapes.get(INPUT, ())[2:])
-        outputs = [one.name for one in self.session.get_outputs()]
-        if len(self.frame_size) != 2 or list(shapes) != [INPUT] or OUTPUT not in outputs:
+        tensors = {
+            t.name: t.shape for t in (*self.session.get_inputs(), *self.session.get_outputs())
+        }
+        if list(tensors) != [INPUT, OUTPUT] or len(tensors[INPUT]) != 4:
             raise UserError(
-                f"{path} has the inputs {shapes} and the outputs {outputs}, where `gaitlib export` "
-                f"writes {INPUT} (N, T, H, W) and {OUTPUT}: give a file of it"
+                f"{path} has the tensors {tensors}, where `gaitlib export` writes {INPUT} "
+                f"(N, T, H, W) and {OUTPUT}: give a file of it"
             )
+        self.frame_size = tuple(tensors[INPUT][2:])
 
     def embed(self, sils: Tensor) -> Tensor:
         """Return the embeddings of clips of one length."""
@@ -158,32 +184,14 @@ class OnnxConvolution(nn.Module):
     def __init__(self, layers: nn.Sequential, threads: int | None = None) -> None:
         super().__init__()
         conv, *norms, _ = layers
-        weights = {"weight": conv.weight}
-        for norm in norms:
-            factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-            bias = norm.bias - factor * norm.running_mean
-            weights = {"weight": conv.weight * _by_channel(factor), "bias": bias}
-        shape = {
-            "kernel_shape": conv.kernel_size,
-            "strides": conv.stride,
-            "pads": 2 * conv.padding,
-        }
-        nodes = [
-            onnx.helper.make_node("Conv", ["x", *weights], ["y"], **shape),
-            onnx.helper.make_node("Relu", ["y"], ["z"]),
-        ]
-        graph = onnx.helper.make_graph(
-            nodes,
-            "convolution",
-            [_described("x", ["N", conv.in_channels, "H", "W"])],
-            [_described("z", ["N", conv.out_channels, "H'", "W'"])],
-            [onnx.numpy_helper.from_array(_array(w), name) for name, w in weights.items()],
-        )
-        self.session = _session(_model(graph).SerializeToString(), threads)
+        given, returned = ["N", conv.in_channels, "H", "W"], ["N", conv.out_channels, "H'", "W'"]
+        graph = _Graph({conv: "conv"}, given, returned, {}, {}, {})
+        graph.add("Relu", graph.convolution(INPUT, conv, *norms), output=OUTPUT)
+        self.session = _session(graph.proto().SerializeToString(), threads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
-        return torch.from_numpy(self.session.run(["z"], {"x": _array(x)})[0])
+        return torch.from_numpy(self.session.run([OUTPUT], {INPUT: _array(x)})[0])
 
 
 def check_onnx(path: Path | str, model: GaitBase, clips: Tensor) -> float:
@@ -206,49 +214,43 @@ def check_onnx(path: Path | str, model: GaitBase, clips: Tensor) -> float:
 
 
 class _Graph:
-    """The ONNX graph of a network. Tensors are known by their names.
+    """An ONNX graph. Tensors are known by their names.
 
     Args:
-        model, weight_grids, activation_grids: as in `export_onnx`.
+        names: of the layers; they begin the names of the weights.
+        given, returned: shapes of `INPUT` and `OUTPUT`.
+        weight_grids, activation_grids: as in `export_onnx`.
         ranges: largest magnitude of each output to round to 8 bits, by layer name.
     """
 
     def __init__(
         self,
-        model: GaitBase,
+        names: Mapping[nn.Module, str],
+        given: Sequence[int | str],
+        returned: Sequence[int | str],
         weight_grids: Mapping[str, Grid],
         activation_grids: Mapping[str, Grid],
         ranges: Mapping[str, float],
     ) -> None:
-        self.layers = {module: name for name, module in model.named_modules()}
-        known = {*self.layers.values(), *(name for name, _ in model.named_parameters())}
-        if strangers := sorted({*weight_grids, *activation_grids} - known):
-            raise UserError(f"{strangers} have grids, but nothing in the model is called so")
-        if unsigned := [name for name, grid in weight_grids.items() if not grid.signed]:
-            raise UserError(f"the grids of {unsigned} have no sign, weights have one")
+        self.names, self.given, self.returned = names, given, returned
         self.weight_grids, self.activation_grids = weight_grids, activation_grids
         self.ranges = ranges
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.on_grids: dict[tuple[str, Grid], str] = {}
         self.float_outputs: dict[str, str] = {}  # that ranges may round, by layer name
-        self.embedding = model.FCs.fc_bin.shape[2], model.FCs.fc_bin.shape[0]  # C, P
-        self.frame_size = model.frame_size
-        self.gait(model)
 
     def proto(self) -> onnx.ModelProto:
         """Return the graph as a model from `INPUT` to `OUTPUT`."""
-        graph = onnx.helper.make_graph(
-            self.nodes,
-            "gaitlib",
-            [_described(INPUT, ["N", "T", *self.frame_size])],
-            [_described(OUTPUT, ["N", *self.embedding])],
-            self.constants,
+        inputs, outputs = [_described(INPUT, self.given)], [_described(OUTPUT, self.returned)]
+        return _model(
+            onnx.helper.make_graph(self.nodes, "gaitlib", inputs, outputs, self.constants)
         )
-        return _model(graph)
 
     def measure(self, clips: Tensor) -> dict[str, float]:
         """Return the largest magnitude of each of ``float_outputs`` on clips, by layer name."""
+        if not self.float_outputs:
+            return {}
         model = self.proto()
         model.graph.output.extend(_described(tensor) for tensor in self.float_outputs.values())
         session = _session(model.SerializeToString(), as_written=True)
@@ -286,57 +288,39 @@ class _Graph:
         """Store a vector of int64."""
         return self.constant(np.array(values, np.int64))
 
-    def gait(self, model: GaitBase) -> None:
-        """Add the whole network."""
-        frames = self.add(
-            "Reshape", INPUT, self.integers(-1, 1, *self.frame_size)
-        )  # (N T, 1, H, W)
-        maps = self.backbone(frames, model.Backbone.forward_block)  # (N T, C', H', W')
-        clips = self.add("Shape", INPUT, end=2)  # N, T
-        features = self.add("Shape", maps, start=1)  # C', H', W'
-        maps = self.add("Reshape", maps, self.add("Concat", clips, features, axis=0))
-        maps = self.add("ReduceMax", maps, self.integers(1), keepdims=0)  # (N, C', H', W')
-        self.fcs(self.pyramid(maps, model.HPP.bins), model.FCs)
-
-    def backbone(self, x: str, module: nn.Module) -> str:
-        """Add a ResNet9 or a Plain."""
+    def backbone(self, x: str, module: ResNet9 | Plain) -> str:
+        """Add a backbone."""
         if isinstance(module, Plain):
             for layer in module.feature:
                 x = self.plain(x, layer)
             return x
-        if not isinstance(module, ResNet9):
-            raise TypeError(f"{type(module).__name__} has no ONNX form; ResNet9 and Plain have")
         x = self.add("Relu", self.convolution(x, module.conv1.conv, module.bn1))
         if module.maxpool is not None:
             x = self.pool(x, module.maxpool)
         for i in range(module.num_blocks):
-            for block in module.get_submodule(f"layer{i + 1}"):
-                x = self.block(x, block)
+            for unit in module.get_submodule(f"layer{i + 1}"):
+                x = self.residual(x, unit)
         return x
 
-    def block(self, x: str, block: BasicBlock | Bottleneck) -> str:
-        """Add a residual block."""
-        y = self.add("Relu", self.convolution(x, block.conv1, block.bn1))
-        last, norm = block.conv2, block.bn2
-        if isinstance(block, Bottleneck):
-            y = self.add("Relu", self.convolution(y, last, norm))
-            last, norm = block.conv3, block.bn3
-        y = self.rounded(self.convolution(y, last, norm), last)
-        if block.downsample is not None:
-            projection, norm = block.downsample
-            x = self.rounded(self.convolution(x, projection, norm), projection)
+    def residual(self, x: str, unit: ResidualUnit) -> str:
+        """Add a residual unit."""
+        y = x
+        *inner, last = unit.layers()
+        for layers in inner:
+            y = self.add("Relu", self.convolution(y, *layers))
+        y = self.rounded(self.convolution(y, *last), last[0])
+        if unit.downsample is not None:
+            x = self.rounded(self.convolution(x, *unit.downsample), unit.downsample[0])
         return self.add("Relu", self.add("Add", y, x))
 
-    def plain(self, x: str, layer: nn.Module) -> str:
+    def plain(self, x: str, layer: nn.MaxPool2d | nn.LeakyReLU | BasicConv2d) -> str:
         """Add one layer of a Plain."""
         if isinstance(layer, nn.MaxPool2d):
             return self.pool(x, layer)
         if isinstance(layer, nn.LeakyReLU):
             return self.add("LeakyRelu", x, alpha=layer.negative_slope)
-        if isinstance(layer, BasicConv2d | FocalConv2d):
-            strips = layer.strips if isinstance(layer, FocalConv2d) else 1
-            return self.rounded(self.convolution(x, layer.conv, strips=strips), layer.conv)
-        raise TypeError(f"{type(layer).__name__} in a Plain has no ONNX form")
+        strips = layer.strips if isinstance(layer, FocalConv2d) else 1
+        return self.rounded(self.convolution(x, layer.conv, strips=strips), layer.conv)
 
     def pool(self, x: str, pool: nn.MaxPool2d) -> str:
         """Add a max pooling."""
@@ -347,7 +331,7 @@ class _Graph:
         self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, strips: int = 1
     ) -> str:
         """Add a convolution, on each of ``strips`` strips by itself, with its batch norm."""
-        layer = self.layers[conv]
+        layer = self.names[conv]
         x = self.layer_input(x, layer)
         if norm is None:
             parameters = [self.weight(conv.weight, f"{layer}.weight")]
@@ -380,7 +364,7 @@ class _Graph:
 
     def fcs(self, x: str, fcs: SeparateFCs) -> None:
         """Add the linear maps of the parts."""
-        layer = self.layers[fcs]
+        layer = self.names[fcs]
         name = f"{layer}.fc_bin"
         x = self.layer_input(self.add("Transpose", x, perm=[2, 0, 1]), layer)  # (P, N, C')
         weight, grid = fcs.fc_bin, self.weight_grids.get(name)
@@ -420,13 +404,8 @@ class _Graph:
             axis = {"axis": 0}
         k = (values / (_by_channel(step) if axis else step)).round().to(kind)
         zeros = torch.zeros_like(step, dtype=kind)  # without them ONNX Runtime refuses a vector
-        return self.add(
-            "DequantizeLinear",
-            self.constant(k, name),
-            self.constant(step.float()),
-            self.constant(zeros),
-            **axis,
-        )
+        inputs = self.constant(k, name), self.constant(step.float()), self.constant(zeros)
+        return self.add("DequantizeLinear", *inputs, **axis)
 
     def layer_input(self, x: str, layer: str) -> str:
         """Add the quantization of a layer's input, once for layers that share both."""
@@ -460,7 +439,7 @@ class _Graph:
 
     def rounded(self, x: str, conv: nn.Conv2d) -> str:
         """Round the output of a convolution of few bits, if its range is known."""
-        layer = self.layers[conv]
+        layer = self.names[conv]
         grids = self.weight_grids.get(f"{layer}.weight"), self.activation_grids.get(layer)
         if any(grid is None or grid.bits > INTEGER_BITS for grid in grids):
             return x
@@ -488,15 +467,12 @@ def _session(
 @functools.cache
 def _products_overflow() -> bool:
     """Say whether this processor cuts sums of int8 products off at 16 bits, as x86 before VNNI."""
-    kinds = onnx.TensorProto.UINT8, onnx.TensorProto.INT8, onnx.TensorProto.INT32
-    names = "inputs", "weights", "sums"
-    inputs, _, sums = (
-        onnx.helper.make_tensor_value_info(name, kind, [64, 64])
-        for name, kind in zip(names, kinds, strict=True)
+    graph = onnx.parser.parse_graph(
+        "products (uint8[64, 64] inputs) => (int32[64, 64] sums) "
+        "{ sums = MatMulInteger(inputs, weights) }"
     )
     weights = onnx.numpy_helper.from_array(np.full((64, 64), 127, np.int8), "weights")
-    product = onnx.helper.make_node("MatMulInteger", names[:2], names[2:])
-    graph = onnx.helper.make_graph([product], "products", [inputs], [sums], [weights])
+    graph.initializer.append(weights)
     session = onnxruntime.InferenceSession(
         _model(graph).SerializeToString(), providers=["CPUExecutionProvider"]
     )

@@ -20,12 +20,11 @@ ONE_CONDITION = "all"
 class Submission:
     """A file for a server that knows the probes' subjects, instead of an accuracy.
 
-    Attributes:
-        columns: its header, two or more. The first column is the probe's video, the others are the
-            subjects of the nearest gallery sequences, nearest first.
-        numbers: write subjects as whole numbers ("00012" as 12).
-        rerank: order the gallery by k-reciprocal re-ranking, which also reads the other probes; the
-            distances of all sequences to each other are in memory then.
+    - ``columns``: its header, two or more. The first column is the probe's video, the others are
+      the subjects of the nearest gallery sequences, nearest first.
+    - ``numbers``: write subjects as whole numbers ("00012" as 12).
+    - ``rerank``: order the gallery by k-reciprocal re-ranking, which also reads the other probes;
+      the distances of all sequences to each other are in memory then.
     """
 
     columns: tuple[str, ...]
@@ -41,23 +40,22 @@ class Protocol:
     ``PROBE_SET`` and ``GALLERY_SET`` are lists of ``<subject>-<type>-<view>`` in the partition;
     ``rest`` is every test sequence that the other side does not select.
 
-    Attributes:
-        gallery: patterns; or one list of patterns per condition.
-        probes: patterns per condition, or one list.
-        name: in results.json.
-        views: the views, in order; None takes those of the test set.
-        without_views: views that are left out.
-        view_ends_at: text at which a folder's name stops being its view: with ``_``, ``01_2`` is
-            view 01.
-        ranking: ``view_pairs`` ranks each probe in the gallery of each view by itself,
-            ``whole_gallery`` in one gallery of all views, ``both`` does both.
-        identical_views: whether the probe's own view counts. ``excluded``: view pairs leave it out
-            of the means, and the whole gallery loses the probe's subject at its view.
-        unmatched: whether a probe whose subject is not in the whole gallery is a ``miss`` or is
-            ``left_out``. (For view pairs ``remove_no_gallery`` of `evaluate_features` says it.)
-        mean_over: of the whole gallery: ``probes``, or the ``views`` of probes.
-        report: measures; view pairs have ranks only.
-        submission: write this file instead.
+    - ``gallery``: patterns; or one list of patterns per condition.
+    - ``probes``: patterns per condition, or one list.
+    - ``name``: in results.json.
+    - ``views``: the views, in order; None takes those of the test set.
+    - ``without_views``: views that are left out.
+    - ``view_ends_at``: text at which a folder's name stops being its view: with ``_``, ``01_2`` is
+      view 01.
+    - ``ranking``: ``view_pairs`` ranks each probe in the gallery of each view by itself,
+      ``whole_gallery`` in one gallery of all views, ``both`` does both.
+    - ``identical_views``: whether the probe's own view counts. ``excluded``: view pairs leave it
+      out of the means, and the whole gallery loses the probe's subject at its view.
+    - ``unmatched``: whether a probe whose subject is not in the whole gallery is a ``miss`` or is
+      ``left_out``. (For view pairs ``remove_no_gallery`` of `evaluate_features` says it.)
+    - ``mean_over``: of the whole gallery: ``probes``, or the ``views`` of probes.
+    - ``report``: measures; view pairs have ranks only.
+    - ``submission``: write this file instead.
 
     Raises:
         UserError: if the parts contradict each other.

@@ -3,23 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from gaitlib.model import heads
 from gaitlib.model.backbones import BACKBONES
-from gaitlib.model.gaitbase import FRAME, GaitBase, GaitOutput, frame_size_of
-from gaitlib.model.losses import CrossEntropyLoss, GaitLoss, TripletLoss, build_losses
+from gaitlib.model.gaitbase import BACKBONE, FRAME, GaitBase, GaitOutput
+from gaitlib.model.losses import build_losses
 from gaitlib.system.errors import UserError
 
-__all__ = [
-    "FRAME",
-    "CrossEntropyLoss",
-    "GaitBase",
-    "GaitLoss",
-    "GaitOutput",
-    "TripletLoss",
-    "build_losses",
-    "build_model",
-    "frame_size_of",
-]
+__all__ = ["BACKBONE", "FRAME", "GaitBase", "GaitOutput", "build_losses", "build_model", "outline"]
 
 
 def build_model(
@@ -33,9 +25,9 @@ def build_model(
 
     Args:
         backbone_cfg: ``type`` (``ResNet9`` or ``Plain``) and that class's arguments.
-        SeparateFCs: ``in_channels``, ``out_channels``, ``parts_num`` and optionally ``norm``.
-        SeparateBNNecks: ``class_num``, ``in_channels``, ``parts_num`` and optionally ``norm`` and
-            ``parallel_BN1d``; None builds a network that embeds but does not classify.
+        SeparateFCs: arguments of `heads.SeparateFCs`.
+        SeparateBNNecks: arguments of `heads.SeparateBNNecks`; None builds a network that embeds but
+            does not classify.
         bin_num: strips at each level of the pyramid.
         frame_size: rows and columns of its frames, see `GaitBase`.
 
@@ -47,12 +39,16 @@ def build_model(
     kind = arguments.pop("type", None)
     if kind not in BACKBONES:
         raise UserError(f"unknown backbone_cfg.type {kind!r}; choose from {sorted(BACKBONES)}")
-    backbone = BACKBONES[kind](**arguments)
-    fcs = heads.SeparateFCs(**SeparateFCs)
-    if backbone.out_channels != fcs.fc_bin.shape[1]:
-        raise UserError(
-            f"the backbone gives {backbone.out_channels} channels, "
-            f"SeparateFCs.in_channels is {fcs.fc_bin.shape[1]}"
-        )
+    backbone, fcs = BACKBONES[kind](**arguments), heads.SeparateFCs(**SeparateFCs)
     bnnecks = None if SeparateBNNecks is None else heads.SeparateBNNecks(**SeparateBNNecks)
-    return GaitBase(backbone, fcs, bnnecks, bin_num, tuple(frame_size))
+    return GaitBase(backbone, fcs, bnnecks, bin_num, frame_size)
+
+
+def outline(architecture: Mapping[str, Any]) -> GaitBase:
+    """Build a network as shapes alone: this takes no memory and draws no random number.
+
+    Args:
+        architecture: arguments of `build_model`, which raises the errors.
+    """
+    with torch.device("meta"):
+        return build_model(**architecture)

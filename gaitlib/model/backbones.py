@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gaitlib.model.widths import MAX_WIDTH
 from gaitlib.system.errors import UserError
 
 
@@ -32,7 +33,7 @@ class BasicConv2d(nn.Module):
         return self.conv(x)
 
 
-class FocalConv2d(nn.Module):
+class FocalConv2d(BasicConv2d):
     """One 3x3 convolution that runs on each of ``2**halving`` horizontal strips alone (GaitPart).
 
     Each strip is zero-padded at its edges, so it never sees its neighbour.
@@ -43,11 +44,8 @@ class FocalConv2d(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, halving: int) -> None:
-        super().__init__()
+        super().__init__(in_channels, out_channels, kernel_size, 1, kernel_size // 2)
         self.strips = 2**halving
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve strip by strip; raise ``UserError`` if the height does not split evenly."""
@@ -60,91 +58,73 @@ class FocalConv2d(nn.Module):
         return torch.cat([self.conv(strip) for strip in x.chunk(self.strips, dim=2)], dim=2)
 
 
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+#: Kernel sizes of a residual unit's convolutions, and its output channels over its width.
+BLOCKS = {"BasicBlock": ((3, 3), 1), "Bottleneck": ((1, 3, 1), 4)}
 
 
-def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+class ResidualUnit(nn.Module):
+    """Convolutions ``conv1``, ... with batch norms ``bn1``, ..., added to a shortcut.
 
+    After He et al., 2016, https://arxiv.org/abs/1512.03385.
 
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Return the projection of a residual block, or None if the identity already fits."""
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al., 2016, https://arxiv.org/abs/1512.03385).
+    Args:
+        block: ``BasicBlock``, two 3x3 convolutions, or ``Bottleneck``, of 1x1, 3x3 and 1x1, which
+            returns four times as many channels as its width.
+        in_channels: of the input.
+        width: channels inside.
+        stride: of the first 3x3 convolution.
 
     Shape:
         x: ``(N, in_channels, H, W)``
-        returns: ``(N, width, H / stride, W / stride)``, rounded up
+        returns: ``(N, out_channels, H / stride, W / stride)``, rounded up
     """
 
-    expansion = 1
-
-    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+    def __init__(self, block: str, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(in_channels, width, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        sizes, expansion = BLOCKS[block]
+        outputs = [width] * (len(sizes) - 1) + [expansion * width]
+        inputs = [in_channels, *outputs[:-1]]
+        for i, size in enumerate(sizes):
+            conv = _conv(inputs[i], outputs[i], size, stride if i == sizes.index(3) else 1)
+            self.add_module(f"conv{i + 1}", conv)
+            self.add_module(f"bn{i + 1}", nn.BatchNorm2d(outputs[i]))
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = _conv3x3(width, width)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(in_channels, width, stride)
+        self.depth, self.out_channels, self.downsample = len(sizes), outputs[-1], None
+        if stride != 1 or in_channels != self.out_channels:
+            projection = _conv(in_channels, self.out_channels, 1, stride)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(self.out_channels))
+
+    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """Return the convolutions, each with its batch norm, in order."""
+        pairs = range(1, self.depth + 1)
+        return [(self.get_submodule(f"conv{i}"), self.get_submodule(f"bn{i}")) for i in pairs]
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the shortcut to the convolved input."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = x
+        *inner, (last, norm) = self.layers()
+        for conv, bn in inner:
+            y = self.relu(bn(conv(y)))
+        y = norm(last(y))
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the output is four times the width.
-
-    Shape:
-        x: ``(N, in_channels, H, W)``
-        returns: ``(N, 4 * width, H / stride, W / stride)``, rounded up
-    """
-
-    expansion = 4
-
-    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = _conv1x1(in_channels, width)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _conv1x1(width, self.expansion * width)
-        self.bn3 = nn.BatchNorm2d(self.expansion * width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(in_channels, self.expansion * width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the shortcut to the convolved input."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-BLOCKS = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
+def _conv(in_channels: int, out_channels: int, size: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
 
 
 class ResNet9(nn.Module):
-    """A small residual network for silhouettes. GaitBase has one residual unit per block.
+    """GaitBase's backbone: a first convolution and one block per entry of ``channels``.
 
-    A block is one of ``layer1``, ``layer2``, ...; there may be any number of blocks.
+    The blocks are ``layer1``, ``layer2``, ...
 
     Args:
-        block: the class of the residual units, ``BasicBlock`` or ``Bottleneck``.
-        channels: width of each block.
-        layers: residual units in each block; a block of 0 units returns its input, as in OpenGait.
-        strides: stride of each block's first unit.
-        maxpool: halve the map after the first convolution (3x3, stride 2).
+        block: the residual unit, of two convolutions (``BasicBlock``) or of three.
         in_channel: channels of the input; 1 for silhouettes.
+        channels: width of each block; a Bottleneck returns four times as many channels.
+        layers: residual units of each block; 0 leaves the block out.
+        strides: of the first unit of each block.
+        maxpool: halve the map after the first convolution (3x3, stride 2).
 
     Shape:
         x: ``(N, in_channel, H, W)``
@@ -157,33 +137,32 @@ class ResNet9(nn.Module):
     def __init__(
         self,
         block: str = "BasicBlock",
-        channels: Sequence[int] = (32, 64, 128, 256),
-        layers: Sequence[int] = (1, 2, 2, 1),
-        strides: Sequence[int] = (1, 2, 2, 1),
-        maxpool: bool = True,
         in_channel: int = 1,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        layers: Sequence[int] = (1, 1, 1, 1),
+        strides: Sequence[int] = (1, 2, 2, 1),
+        maxpool: bool = False,
     ) -> None:
         super().__init__()
         if block not in BLOCKS:
             raise UserError(f"unknown block {block!r}; choose from {sorted(BLOCKS)}")
         if not len(channels) == len(layers) == len(strides) or not channels:
             raise UserError(
-                "channels, layers and strides need one entry per block, not "
-                f"{list(channels)}, {list(layers)} and {list(strides)}"
+                f"channels {list(channels)}, layers {list(layers)} and strides {list(strides)} "
+                "need one entry per block"
             )
-        self.num_blocks = len(channels)
         self.conv1 = BasicConv2d(in_channel, channels[0], 3, 1, 1)
         self.bn1 = nn.BatchNorm2d(channels[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if maxpool else None
-        width = channels[0]
+        self.out_channels, self.num_blocks = channels[0], len(channels)
         for i in range(self.num_blocks):
             units = nn.Sequential()
             for j in range(layers[i]):
-                units.append(BLOCKS[block](width, channels[i], strides[i] if j == 0 else 1))
-                width = channels[i] * BLOCKS[block].expansion
+                stride = strides[i] if j == 0 else 1
+                units.append(ResidualUnit(block, self.out_channels, channels[i], stride))
+                self.out_channels = units[-1].out_channels
             self.add_module(f"layer{i + 1}", units)
-        self.out_channels = width
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feature map of each silhouette."""
@@ -196,12 +175,12 @@ class ResNet9(nn.Module):
 
 
 class Plain(nn.Module):
-    """A chain of convolutions with LeakyReLU, the backbone of OpenGait's Baseline.
+    """The Baseline's backbone: a chain of convolutions with LeakyReLU.
 
     Args:
-        layers_cfg: one word per layer: ``BC-<c>`` is a convolution to c channels, ``FC-<c>-<h>`` a
-            focal convolution on ``2**h`` strips, ``M`` a 2x2 max pooling. The first convolution is
-            5x5, the others are 3x3; none has a bias.
+        layers_cfg: the layers in order. ``BC-c`` is a convolution with c output channels, ``M`` a
+            2x2 max pooling, ``FC-c-h`` a focal convolution, which treats 2^h horizontal strips
+            separately. The first convolution is 5x5, the others are 3x3; none has a bias.
         in_channels: channels of the input; 1 for silhouettes.
 
     Shape:
@@ -215,32 +194,35 @@ class Plain(nn.Module):
     def __init__(self, layers_cfg: Sequence[str], in_channels: int = 1) -> None:
         super().__init__()
         if not layers_cfg or layers_cfg[0] == "M":
-            raise UserError(f"layers_cfg has to start with a convolution, not {layers_cfg!r}")
+            raise UserError(f"layers_cfg {list(layers_cfg)} must start with a convolution")
         self.feature = nn.Sequential()  # its indices count every layer and are checkpoint keys
-        width = in_channels
+        self.out_channels = in_channels
         for i, word in enumerate(layers_cfg):
             if word == "M":
                 self.feature.append(nn.MaxPool2d(2, 2))
                 continue
-            kernel_size = 5 if i == 0 else 3
-            match word.split("-"):
-                case ["BC", c] if c.isdecimal():
-                    conv = BasicConv2d(width, int(c), kernel_size, 1, kernel_size // 2)
-                case ["FC", c, halving] if c.isdecimal() and halving.isdecimal():
-                    conv = FocalConv2d(width, int(c), kernel_size, int(halving))
-                case _:
-                    raise UserError(
-                        f"layers_cfg[{i}] is {word!r}; use BC-<channels>, FC-<channels>-<halvings>"
-                        " or M"
-                    )
+            kind, *numbers = word.split("-")
+            if len(numbers) != {"BC": 1, "FC": 2}.get(kind) or not all(map(_is_width, numbers)):
+                raise UserError(
+                    f"layers_cfg[{i}] is {word!r}: write BC-<channels>, FC-<channels>-<halvings> "
+                    f"or M, with numbers from 1 to {MAX_WIDTH}"
+                )
+            size, (width, *halving) = 5 if i == 0 else 3, map(int, numbers)
+            if halving:
+                conv = FocalConv2d(self.out_channels, width, size, *halving)
+            else:
+                conv = BasicConv2d(self.out_channels, width, size, 1, size // 2)
             self.feature.append(conv)
             self.feature.append(nn.LeakyReLU(inplace=True))
-            width = int(c)
-        self.out_channels = width
+            self.out_channels = width
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feature map of each silhouette."""
         return self.feature(x)
+
+
+def _is_width(text: str) -> bool:
+    return text.isdecimal() and 1 <= int(text[:9]) <= MAX_WIDTH
 
 
 BACKBONES = {"ResNet9": ResNet9, "Plain": Plain}

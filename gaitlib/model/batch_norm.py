@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from gaitlib.model.eval_mode import in_eval_mode
-from gaitlib.model.gaitbase import frame_size_of
+from gaitlib.model.eval_mode import layer_calls
 
 
 def reestimate_batch_norms(model: nn.Module, clips: Sequence[Tensor]) -> None:
@@ -27,7 +25,6 @@ def reestimate_batch_norms(model: nn.Module, clips: Sequence[Tensor]) -> None:
     update_bn((batch.to(device) for batch in clips), model)
 
 
-@torch.no_grad()
 def normalised_convolutions(model: nn.Module) -> dict[str, str]:
     """Return the convolutions whose output a batch norm reads at once: its name by theirs.
 
@@ -37,31 +34,10 @@ def normalised_convolutions(model: nn.Module) -> dict[str, str]:
     Args:
         model: run on an empty silhouette, in evaluation mode; not changed.
     """
-    made: dict[int, tuple[str, Tensor]] = {}
-    found: dict[str, str] = {}
-
-    def after(name: str, output: Tensor) -> None:
-        made[id(output)] = name, output  # kept, so that no other tensor gets its id
-
-    def before(name: str, x: Tensor) -> None:
-        if id(x) in made:
-            found[made[id(x)][0]] = name
-
-    handles = []
-    for name, layer in model.named_modules():
+    made, found = {}, {}
+    for name, layer, given, output in layer_calls(model, nn.Conv2d | _BatchNorm):
         if isinstance(layer, nn.Conv2d):
-            handles.append(
-                layer.register_forward_hook(lambda _, __, output, name=name: after(name, output))
-            )
-        elif isinstance(layer, _BatchNorm):
-            handles.append(
-                layer.register_forward_pre_hook(lambda _, inputs, name=name: before(name, *inputs))
-            )
-    try:
-        with in_eval_mode(model):
-            device = next(model.parameters()).device
-            model(torch.zeros(1, 1, *frame_size_of(model), device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
+            made[id(output)] = name, output  # kept, so that no other tensor gets its id
+        elif id(given) in made:
+            found[made[id(given)][0]] = name
     return found

@@ -1,9 +1,12 @@
-"""Put a network into evaluation mode for one block of code."""
+"""Put a network into evaluation mode for one block of code, or to see what its layers do."""
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -19,3 +22,34 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@torch.no_grad()
+def layer_calls(model: nn.Module, kinds: Any) -> list[tuple[str, nn.Module, Tensor, Any]]:
+    """Run a network on one clip of one empty frame; return the calls of some layers, in order.
+
+    Args:
+        model: run in evaluation mode; not changed.
+        kinds: classes of the layers.
+
+    Returns:
+        Of each call the layer's name, the layer, its input and its output.
+    """
+    calls = []
+
+    def record(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        calls.append((name, layer, inputs[0], output))
+
+    handles = [
+        layer.register_forward_hook(partial(record, name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds)
+    ]
+    first = next(model.parameters())
+    try:
+        with in_eval_mode(model):
+            model(first.new_zeros(1, 1, *model.frame_size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls

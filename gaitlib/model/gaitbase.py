@@ -19,6 +19,8 @@ from gaitlib.model.heads import (
 )
 from gaitlib.system.errors import UserError
 
+#: Begins the names of the backbone's layers.
+BACKBONE = "Backbone.forward_block."
 FRAME = (64, 44)  # rows and columns of a pretreated silhouette after the 10-column cut
 
 
@@ -38,7 +40,8 @@ class GaitBase(nn.Module):
     """A gait network whose attribute names are OpenGait's checkpoint keys.
 
     Args:
-        backbone: maps frames ``(N, 1, H, W)`` to feature maps ``(N, C', H', W')``.
+        backbone: maps frames ``(N, 1, H, W)`` to feature maps ``(N, C', H', W')``; C' is its
+            ``out_channels``.
         fcs: one linear map per part, from C' to C.
         bnnecks: one classifier per part; None gives embeddings without logits, for export.
         bins: strips at each level of the pyramid; P = ``sum(bins)``.
@@ -63,17 +66,13 @@ class GaitBase(nn.Module):
     ) -> None:
         super().__init__()
         self.frame_size = tuple(frame_size)
-        parts, _, width = fcs.fc_bin.shape
-        if parts != sum(bins):
-            raise UserError(
-                f"bin_num {list(bins)} makes {sum(bins)} parts, SeparateFCs has parts_num {parts}"
-            )
-        if bnnecks is not None and bnnecks.fc_bin.shape[:2] != (parts, width):
-            raise UserError(
-                f"SeparateFCs gives {parts} parts of {width} channels, SeparateBNNecks takes "
-                f"{bnnecks.fc_bin.shape[0]} of {bnnecks.fc_bin.shape[1]}; "
-                "their parts_num and channels have to agree"
-            )
+        parts, c_in, width = fcs.fc_bin.shape
+        _require("SeparateFCs.parts_num", parts, sum(bins), f"bin_num {list(bins)} sums to")
+        _require("SeparateFCs.in_channels", c_in, backbone.out_channels, "the backbone ends in")
+        if bnnecks is not None:
+            necks_parts, necks_in, _ = bnnecks.fc_bin.shape
+            _require("SeparateBNNecks.parts_num", necks_parts, parts, "the parts are")
+            _require("SeparateBNNecks.in_channels", necks_in, width, "SeparateFCs returns")
         self.Backbone = SetBlockWrapper(backbone)
         self.TP = TemporalPooling()
         self.HPP = HorizontalPoolingPyramid(bins)
@@ -102,9 +101,9 @@ class GaitBase(nn.Module):
         return GaitOutput(embeddings, logits)
 
 
-def frame_size_of(network: nn.Module) -> tuple[int, int]:
-    """Return the rows and columns of a network's frames; FRAME if it does not say."""
-    return getattr(network, "frame_size", FRAME)
+def _require(key: str, size: int, needed: int, because: str) -> None:
+    if size != needed:
+        raise UserError(f"{key} is {size}, but {because} {needed}: write {needed}")
 
 
 def _channel_first(sils: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ class TemporalPooling(nn.Module):
         lengths = torch.as_tensor(seqL).tolist()
         if len(x) != 1 or sum(lengths) != x.size(2) or min(lengths, default=0) < 1:
             raise UserError(
-                f"seqL {lengths} needs one row of {sum(lengths)} frames, each clip 1 or more;"
-                f" the clips given are {len(x)} of {x.size(2)} frames"
+                f"seqL {lengths} needs one row of {sum(lengths)} frames, each clip 1 or more; "
+                f"given are {len(x)} of {x.size(2)} frames"
             )
         return torch.cat([piece.max(2).values for piece in x.split(lengths, dim=2)])  # (N, C, H, W)
 
@@ -77,7 +77,7 @@ class HorizontalPoolingPyramid(nn.Module):
         UserError: if H does not split into equal strips; pooling would mix rows silently.
     """
 
-    def __init__(self, bins: Sequence[int] = (16, 8, 4, 2, 1)) -> None:
+    def __init__(self, bins: Sequence[int]) -> None:
         super().__init__()
         self.bins = tuple(bins)
 
@@ -98,11 +98,13 @@ def _xavier(parts: int, rows: int, columns: int) -> nn.Parameter:
 
 
 class SeparateFCs(nn.Module):
-    """One linear map per part, without bias.
+    """One linear map per part without bias, from the backbone's channels to the embedding.
 
     Args:
-        parts_num: P. in_channels: C. out_channels: C'.
-        norm: first scale each output column of the map to length 1.
+        in_channels: C, the backbone's output channels.
+        out_channels: C', numbers in the embedding of one part.
+        parts_num: P, number of parts, the sum of ``bin_num``.
+        norm: scale each output column of a map to length 1.
 
     Shape:
         x: ``(N, C, P)``
@@ -110,7 +112,11 @@ class SeparateFCs(nn.Module):
     """
 
     def __init__(
-        self, parts_num: int, in_channels: int, out_channels: int, norm: bool = False
+        self,
+        in_channels: int = 512,
+        out_channels: int = 256,
+        parts_num: int = 16,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -124,13 +130,17 @@ class SeparateFCs(nn.Module):
 
 
 class SeparateBNNecks(nn.Module):
-    """A batch norm and a classifier per part (BNNeck, https://arxiv.org/abs/1903.07071).
+    """One batch norm and one classifier per part, used only in training.
+
+    They are BNNecks (https://arxiv.org/abs/1903.07071).
 
     Args:
-        parts_num: P. in_channels: C. class_num: K, the number of training subjects.
-        norm: classify by cosine: features and class vectors are scaled to length 1.
-        parallel_BN1d: True is one batch norm over C * P, False a list of P of them. The results are
-            the same, but the checkpoint keys are ``bn1d.weight`` or ``bn1d.<part>.weight``.
+        class_num: K, number of training subjects.
+        in_channels: C, ``SeparateFCs.out_channels``.
+        parts_num: P, number of parts, the sum of ``bin_num``.
+        norm: scale embeddings and classes to length 1 before they are multiplied.
+        parallel_BN1d: one batch norm over all parts at once, or a list of one per part. The results
+            are the same, but the checkpoint keys are ``bn1d.weight`` or ``bn1d.<part>.weight``.
 
     Shape:
         x: ``(N, C, P)``
@@ -139,9 +149,9 @@ class SeparateBNNecks(nn.Module):
 
     def __init__(
         self,
-        parts_num: int,
-        in_channels: int,
-        class_num: int,
+        class_num: int = 74,
+        in_channels: int = 256,
+        parts_num: int = 16,
         norm: bool = True,
         parallel_BN1d: bool = True,  # noqa: N803
     ) -> None:
@@ -163,7 +173,5 @@ class SeparateBNNecks(nn.Module):
         features = x.permute(2, 0, 1)  # (P, N, C)
         if self.norm:
             features = F.normalize(features, dim=-1)
-            logits = features.matmul(F.normalize(self.fc_bin, dim=1))  # (P, N, K)
-        else:
-            logits = features.matmul(self.fc_bin)
+        logits = features.matmul(F.normalize(self.fc_bin, dim=1) if self.norm else self.fc_bin)
         return features.permute(1, 2, 0), logits.permute(1, 2, 0)  # (N, C, P), (N, K, P)

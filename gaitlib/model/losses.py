@@ -160,7 +160,7 @@ class GaitLoss(nn.Module):
     def __init__(self, terms: Mapping[str, tuple[float, TripletLoss | CrossEntropyLoss]]) -> None:
         super().__init__()
         if not terms:
-            raise UserError("loss_cfg is empty; give at least one loss")
+            raise UserError("loss_cfg is empty: give at least one loss")
         self.terms = dict(terms)  # no ModuleDict: losses hold no tensors; names may contain a dot
 
     def forward(self, output: GaitOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -187,8 +187,8 @@ LOSSES = {
 }
 
 
-def build_losses(loss_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> GaitLoss:
-    """Build the sum of losses from OpenGait's ``loss_cfg``, one mapping or a list of them.
+def build_losses(loss_cfg: Sequence[Mapping[str, Any]]) -> GaitLoss:
+    """Build the sum of losses from a list like OpenGait's ``loss_cfg``.
 
     Args:
         loss_cfg: ``type``, ``loss_term_weight`` (1), ``log_prefix`` (``triplet`` or ``softmax``)
@@ -199,15 +199,15 @@ def build_losses(loss_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> G
         TypeError: for an argument the named class does not take.
     """
     terms = {}
-    for entry in [loss_cfg] if isinstance(loss_cfg, Mapping) else loss_cfg:
+    for entry in loss_cfg:
         arguments = dict(entry)
         kind = arguments.pop("type", None)
         if kind not in LOSSES:
             raise UserError(f"unknown loss_cfg type {kind!r}; choose from {sorted(LOSSES)}")
-        loss, default_name = LOSSES[kind]
-        name = arguments.pop("log_prefix", default_name)
-        weight = arguments.pop("loss_term_weight", 1.0)
+        loss, name = LOSSES[kind]
+        name = arguments.pop("log_prefix", name)
         if name in terms:
-            raise UserError(f"two losses have the log_prefix {name!r}; give each its own")
+            raise UserError(f"two losses have the log_prefix {name!r}: give each its own")
+        weight = arguments.pop("loss_term_weight", 1.0)
         terms[name] = (weight, loss(**arguments))
     return GaitLoss(terms)

@@ -6,28 +6,28 @@ frame, so its MACs are per frame. FCs and BNNecks run once per clip, so their MA
 not part of `macs_per_frame`.
 """
 
-import copy
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gaitlib.model import GaitBase, frame_size_of
-from gaitlib.model.eval_mode import in_eval_mode
+from gaitlib.model import BACKBONE, GaitBase
+from gaitlib.model.eval_mode import in_eval_mode, layer_calls
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
-from gaitlib.system.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Bits of a float number, of packed integers, and of integers stored as int16.
 FLOAT_BITS, PACKED_BITS, INT16_BITS = 32, range(2, 9), range(9, 17)
-_BACKBONE_PREFIX = "Backbone.forward_block."
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -35,11 +35,7 @@ def count_parameters(model: nn.Module) -> int:
 
     Buffers and the three scalars of each quantizer do not count.
     """
-    return sum(p.numel() for _, p in _float_parameters(model))
-
-
-def _float_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(n, p) for n, p in model.named_parameters() if not of_quantizer(n)]
+    return sum(p.numel() for name, p in model.named_parameters() if not of_quantizer(name))
 
 
 def macs_per_frame(model: GaitBase) -> int:
@@ -49,17 +45,13 @@ def macs_per_frame(model: GaitBase) -> int:
 
 def backbone_macs(model: GaitBase) -> dict[str, int]:
     """Return the MACs per frame of each convolution of the backbone, by module name."""
-    return _of_backbone(_count_macs(model))
-
-
-def _of_backbone(rows: dict[str, dict[str, int]]) -> dict[str, int]:
-    return {n: row["macs"] for n, row in rows.items() if n.startswith(_BACKBONE_PREFIX)}
+    return _backbone_and_heads(model)[0]
 
 
 def forward_macs(model: GaitBase) -> tuple[int, int]:
     """Return the MACs of a forward pass: per frame, in the backbone, and per clip, in the heads."""
     backbone, heads = _backbone_and_heads(model)
-    return sum(backbone), heads
+    return sum(backbone.values()), heads
 
 
 def training_macs(model: GaitBase) -> tuple[int, int]:
@@ -69,22 +61,19 @@ def training_macs(model: GaitBase) -> tuple[int, int]:
     input, which take as many MACs each. The first convolution needs no gradient of its input.
     """
     backbone, heads = _backbone_and_heads(model)
-    return 3 * sum(backbone) - backbone[0], 3 * heads
+    first, *others = backbone.values()
+    return 2 * first + 3 * sum(others), 3 * heads
 
 
-def _backbone_and_heads(model: GaitBase) -> tuple[list[int], int]:
+def _backbone_and_heads(model: GaitBase) -> tuple[dict[str, int], int]:
     """Return the MACs per frame of each convolution of the backbone, and of the heads per clip."""
-    rows = _count_macs(model)
-    backbone = list(_of_backbone(rows).values())
-    return backbone, sum(row["macs"] for row in rows.values()) - sum(backbone)
+    macs = {name: row["macs"] for name, row in _count_macs(model).items()}
+    backbone = {name: n for name, n in macs.items() if name.startswith(BACKBONE)}
+    return backbone, sum(macs.values()) - sum(backbone.values())
 
 
-def layer_table(model: GaitBase, frame: tuple[int, int] | None = None) -> pd.DataFrame:
+def layer_table(model: GaitBase) -> "pd.DataFrame":
     """Return one row per convolution and head, in the order they run.
-
-    Args:
-        model: the network.
-        frame: rows and columns of a frame; by default the network's own.
 
     Columns:
         layer: the module's name, which starts its checkpoint keys.
@@ -94,11 +83,13 @@ def layer_table(model: GaitBase, frame: tuple[int, int] | None = None) -> pd.Dat
         params: of this layer; only `block_table` includes batch norms.
         macs: per frame for a convolution, per clip for a head.
     """
-    rows = _count_macs(model, frame)
+    import pandas as pd  # takes 0.3 s, and most users of this module make no table
+
+    rows = _count_macs(model)
     return pd.DataFrame([{"layer": name, "block": _block_of(name)} | r for name, r in rows.items()])
 
 
-def block_table(model: GaitBase) -> pd.DataFrame:
+def block_table(model: GaitBase) -> "pd.DataFrame":
     """Return parameters and MACs of each block; every parameter is in exactly one block.
 
     Columns:
@@ -108,52 +99,35 @@ def block_table(model: GaitBase) -> pd.DataFrame:
         macs: per frame in the backbone, per clip in the heads.
         per: ``frame`` or ``clip``.
     """
-    params: dict[str, int] = {}
-    for name, parameter in _float_parameters(model):
-        params[_block_of(name)] = params.get(_block_of(name), 0) + parameter.numel()
-    macs = dict.fromkeys(params, 0)
+    import pandas as pd
+
+    params, macs = Counter(), Counter()
+    for name, parameter in model.named_parameters():
+        if not of_quantizer(name):
+            params[_block_of(name)] += parameter.numel()
     for name, row in _count_macs(model).items():
         macs[_block_of(name)] += row["macs"]
-    heads = {name for name, _ in model.named_children()}
-    return pd.DataFrame(
-        {
-            "block": list(params),
-            "params": list(params.values()),
-            "macs": [macs[block] for block in params],
-            "per": ["clip" if block in heads else "frame" for block in params],
-        }
-    )
+    rows = [
+        {"block": block, "params": n, "macs": macs[block]}
+        | {"per": "clip" if hasattr(model, block) else "frame"}
+        for block, n in params.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def measure_latency(
-    model: nn.Module,
-    batch: int = 1,
-    frames: int = 30,
-    *,
-    repeats: int = 20,
-    warmup: int = 3,
-    device: torch.device | str | None = None,
+    model: nn.Module, batch: int = 1, frames: int = 30, *, repeats: int = 20, warmup: int = 3
 ) -> float:
     """Return the median time, in milliseconds, to embed ``batch`` clips of ``frames`` frames.
 
-    It times ``model.embed``, without the classifier, on random clips already on the device.
-    On CUDA each repeat waits for the device. The model keeps its mode and its device: if ``device``
-    is another one, a copy is moved there and timed.
+    It times ``model.embed``, without the classifier, on random clips already on the model's device.
+    On CUDA each repeat waits for the device. The model keeps its mode.
     """
-    if min(batch, frames, repeats) < 1:
-        raise UserError(
-            f"batch {batch}, frames {frames}, repeats {repeats}: each has to be 1 or more"
-        )
     home = next(model.parameters(), torch.empty(0))  # a network in ONNX Runtime has none
-    device = home.device if device is None else torch.device(device)
-    if device != home.device:
-        model = copy.deepcopy(model).to(device)
     generator = torch.Generator().manual_seed(0)
-    clips = torch.rand(batch, frames, *frame_size_of(model), generator=generator)
-    clips = clips.to(device, home.dtype)
-
+    clips = torch.rand(batch, frames, *model.frame_size, generator=generator).to(home)
     with in_eval_mode(model), torch.inference_mode():
-        return median_ms(lambda: model.embed(clips), device, repeats=repeats, warmup=warmup)
+        return median_ms(lambda: model.embed(clips), home.device, repeats=repeats, warmup=warmup)
 
 
 def median_ms(
@@ -175,9 +149,7 @@ def median_ms(
 def file_bytes(path: str | Path) -> int:
     """Return the size of a file, or of all files below a folder, in bytes."""
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist, so it has no size")
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
 
 
@@ -195,61 +167,31 @@ def stored_bytes(numel: int, bits: int) -> int:
 
 def _block_of(name: str) -> str:
     """Return the block that a module or parameter belongs to."""
-    if not name.startswith(_BACKBONE_PREFIX):
+    if not name.startswith(BACKBONE):
         return name.split(".")[0]
-    first, *rest = name.removeprefix(_BACKBONE_PREFIX).split(".")
+    first, *rest = name.removeprefix(BACKBONE).split(".")
     if first == "feature":
         return f"feature.{rest[0]}"
     return "conv1" if first == "bn1" else first
 
 
-def _count_macs(model: GaitBase, frame: tuple[int, int] | None = None) -> dict[str, dict[str, int]]:
+def _count_macs(model: GaitBase) -> dict[str, dict[str, int]]:
     """Run one clip of one frame; return channels, output size, params and MACs of each layer."""
-    counter = FlopCounterMode(display=False)
+    with FlopCounterMode(display=False) as counter:
+        calls = layer_calls(model, nn.Conv2d | SeparateFCs | SeparateBNNecks)
+    flops = counter.get_flop_counts()
     rows: dict[str, dict[str, int]] = {}
-    starts: dict[str, int] = {}
-
-    def before(name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(layer: nn.Module, inputs: Any) -> None:
-            starts[name] = counter.get_total_flops()
-
-        return hook
-
-    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            macs = (counter.get_total_flops() - starts[name]) // 2
-            if name not in rows:
-                params = count_parameters(layer)
-                rows[name] = _layer_shape(layer, output) | {"params": params, "macs": 0}
-            elif isinstance(layer, nn.Conv2d):  # a focal convolution runs once per strip
-                rows[name]["height"] += output.size(2)
-            rows[name]["macs"] += macs
-
-        return hook
-
-    handles = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d | SeparateFCs | SeparateBNNecks):
-            handles.append(layer.register_forward_pre_hook(before(name)))
-            handles.append(layer.register_forward_hook(after(name)))
-    first, frame = next(model.parameters()), frame or model.frame_size
-    try:
-        with in_eval_mode(model), torch.no_grad(), counter:
-            model(torch.zeros(1, 1, *frame, device=first.device, dtype=first.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-    missed = counter.get_total_flops() // 2 - sum(row["macs"] for row in rows.values())
-    if missed:
-        raise UserError(f"{missed} MACs ran outside the convolutions and heads counted here")
+    for name, layer, _, output in calls:
+        if name in rows:  # a focal convolution runs once per strip
+            rows[name]["height"] += output.size(2)
+            continue
+        if isinstance(layer, nn.Conv2d):
+            c_out, c_in = layer.weight.shape[:2]
+            height, width = output.shape[2:]
+        else:
+            _, c_in, c_out = layer.fc_bin.shape
+            height = width = 1
+        macs = sum(flops[f"{type(model).__name__}.{name}"].values()) // 2
+        rows[name] = {"in_channels": c_in, "out_channels": c_out, "height": height, "width": width}
+        rows[name] |= {"params": count_parameters(layer), "macs": macs}
     return rows
-
-
-def _layer_shape(layer: nn.Module, output: Tensor | tuple[Tensor, ...]) -> dict[str, int]:
-    if isinstance(layer, nn.Conv2d):
-        c_out, c_in = layer.weight.shape[:2]
-        height, width = output.shape[2:]
-    else:
-        _, c_in, c_out = layer.fc_bin.shape
-        height = width = 1
-    return {"in_channels": c_in, "out_channels": c_out, "height": height, "width": width}

@@ -18,7 +18,17 @@ Widths = dict[str, dict[str, int]]
 MAX_WIDTH, MAX_CLASSES = 16_384, 10**6
 
 _BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
-_MAPS = SeparateFCs | SeparateBNNecks  # fc_bin is (P, in, out)
+#: The tensor that says how wide a layer is, and its dimension of each width.
+_WIDTHS_OF = {
+    nn.Conv2d: ("weight", {"in": 1, "out": 0}),
+    _BATCH_NORMS: ("running_mean", {"out": 0}),
+    SeparateFCs | SeparateBNNecks: ("fc_bin", {"in": 1, "out": 2}),
+}
+
+
+def _widths_of(layer: nn.Module) -> tuple[str, dict[str, int]]:
+    """Return the entry of `_WIDTHS_OF`, or an empty one."""
+    return next((found for kind, found in _WIDTHS_OF.items() if isinstance(layer, kind)), ("", {}))
 
 
 def layer_widths(model: nn.Module) -> Widths:
@@ -32,12 +42,10 @@ def layer_widths(model: nn.Module) -> Widths:
     """
     widths = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            widths[name] = {"in": layer.in_channels, "out": layer.out_channels}
-        elif isinstance(layer, _BATCH_NORMS):
-            widths[name] = {"out": layer.num_features}
-        elif isinstance(layer, _MAPS):
-            widths[name] = {"in": layer.fc_bin.shape[1], "out": layer.fc_bin.shape[2]}
+        tensor, sides = _widths_of(layer)
+        if sides:
+            shape = getattr(layer, tensor).shape
+            widths[name] = {side: shape[dim] for side, dim in sides.items()}
         elif not of_quantizer(name) and any(True for _ in layer.parameters(recurse=False)):
             raise TypeError(f"{name} is a {type(layer).__name__}, whose width is not known here")
     return widths
@@ -50,20 +58,28 @@ def resize_layers(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> 
         UserError: if the names are not the model's, or a width is not in 1..the present width.
     """
     present = layer_widths(model)
-    if present.keys() != widths.keys():
-        differing = sorted(present.keys() ^ widths.keys())
+    if differing := sorted(present.keys() ^ widths.keys()):
         raise UserError(f"these layers are in one of model and widths only: {differing}")
     for name, width in widths.items():
-        if width.keys() != present[name].keys():
-            raise UserError(f"{name} needs the widths {sorted(present[name])}, not {dict(width)}")
-        for side, size in width.items():
-            if type(size) is not int or not 1 <= size <= present[name][side]:
-                raise UserError(
-                    f"{name} has {side!r} {size!r}; it has to be an integer in "
-                    f"1..{present[name][side]}"
-                )
+        for side, most in present[name].items():
+            size = width[side]
+            if type(size) is not int or not 1 <= size <= most:
+                raise UserError(f"{name} has {side!r} {size!r}: write an integer in 1..{most}")
         if width != present[name]:
-            _resize(model.get_submodule(name), **{f"{k}_": v for k, v in width.items()})
+            _resize(model.get_submodule(name), width)
+
+
+def _resize(layer: nn.Module, width: Mapping[str, int]) -> None:
+    _, sides = _widths_of(layer)
+    tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    for name, tensor in tensors:
+        if tensor.dim():  # no counter of steps
+            shape = list(tensor.shape)
+            for side, dim in sides.items():
+                if dim < len(shape):
+                    shape[dim] = width[side]
+            replace_tensor(layer, name, tensor.new_zeros(shape))
+    sync_widths(layer)
 
 
 def widths_of_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Widths:
@@ -78,33 +94,15 @@ def widths_of_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Widths
     found = layer_widths(model)
     for name, width in found.items():
         layer = model.get_submodule(name)
-        if isinstance(layer, SeparateFCs):
-            own, sides = "fc_bin", {"in": 1}
-        elif isinstance(layer, nn.Conv2d):
-            own, sides = "weight", {"out": 0, "in": 1}
-        elif isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
-            own, sides = "running_mean", {"out": 0}
-        else:
+        if isinstance(layer, SeparateBNNecks | nn.BatchNorm1d):
             continue
+        own, sides = _widths_of(layer)
         there = weights.get(f"{name}.{own}")
         if there is not None and there.dim() == getattr(layer, own).dim():
             for side, dim in sides.items():
-                width[side] = min(width[side], max(there.shape[dim], 1))
+                if (own, side) != ("fc_bin", "out"):
+                    width[side] = min(width[side], max(there.shape[dim], 1))
     return found
-
-
-def _resize(layer: nn.Module, out_: int, in_: int | None = None) -> None:
-    if isinstance(layer, nn.Conv2d):
-        shapes = {"weight": (out_, in_, *layer.weight.shape[2:]), "bias": (out_,)}
-    elif isinstance(layer, _BATCH_NORMS):
-        shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (out_,))
-    else:
-        shapes = {"fc_bin": (layer.fc_bin.shape[0], in_, out_)}
-    for name, shape in shapes.items():
-        old = getattr(layer, name)
-        if old is not None:
-            replace_tensor(layer, name, old.new_zeros(shape))
-    sync_widths(layer)
 
 
 def replace_tensor(layer: nn.Module, name: str, tensor: Tensor) -> None:
@@ -119,7 +117,5 @@ def sync_widths(layer: nn.Module) -> None:
     """Set a layer's channel counts (``in_channels`` and so on) to those of its tensors."""
     if isinstance(layer, nn.Conv2d):
         layer.out_channels, layer.in_channels = layer.weight.shape[:2]
-    elif isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, _BATCH_NORMS):
         layer.num_features = len(layer.running_mean)

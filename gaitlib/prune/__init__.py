@@ -2,5 +2,4 @@
 
 ``oto.trace`` finds the groups of channels that leave together and returns a `graph.Graph`.
 `hesso.HESSO` is the optimizer that chooses channels, shrinks them to zero and keeps them at zero.
-``torch_pruning`` prunes a trained network in one shot, for comparison.
 """

@@ -17,18 +17,20 @@ import logging
 import math
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import numpy as np
 import torch
-from pydantic import Field, TypeAdapter
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from gaitlib.model.eval_mode import in_eval_mode
+from gaitlib.model import BACKBONE
+from gaitlib.model.batch_norm import normalised_convolutions
+from gaitlib.model.eval_mode import layer_calls
 from gaitlib.model.widths import layer_widths
 from gaitlib.prune.channel_cost import ChannelCost, Term, widths_of
 from gaitlib.prune.graph import Graph
@@ -36,8 +38,6 @@ from gaitlib.system.errors import UserError
 from gaitlib.system.files import write_atomically
 
 log = logging.getLogger(__name__)
-
-Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 #: Widths at which a layer is measured, as shares of the whole; 0 is the least.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -48,7 +48,6 @@ NARROW = 0.25
 ROUNDS = 5
 
 _FORMAT = 1  # of the file
-_BACKBONE = "Backbone."
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ PrepareNetwork = Callable[[nn.Module], Callable[[], float]]
 
 
 @dataclass(frozen=True)
-class Grid:
+class LayerLatency:
     """The latency of one layer at any widths, from measurements at a few.
 
     A layer never becomes cheaper by a channel more: where the measurements say so, the larger value
@@ -99,29 +98,36 @@ class Grid:
     Attributes:
         ins, outs: the widths that were measured, ascending.
         ms: milliseconds, a row for each of ``ins`` and a column for each of ``outs``.
+
+    Raises:
+        UserError: if ``ms`` has another shape, or a number in it is not positive and finite.
     """
 
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    ms: tuple[tuple[Milliseconds, ...], ...]
+    ins: Sequence[int]
+    outs: Sequence[int]
+    ms: Sequence[Sequence[float]]
 
     def __post_init__(self) -> None:
-        if [len(row) for row in self.ms] != [len(self.outs)] * len(self.ins):
-            raise UserError(f"ms needs {len(self.ins)} rows of {len(self.outs)} values")
+        _require_times(self.ms, len(self.ins), len(self.outs))
 
-    def monotone(self) -> "Grid":
-        """Return the grid in which no value falls along either axis."""
-        rows = [tuple(accumulate(row, max)) for row in self.ms]
-        columns = [tuple(accumulate(column, max)) for column in zip(*rows, strict=True)]
-        return replace(self, ms=tuple(zip(*columns, strict=True)))
+    @cached_property
+    def rising(self) -> list[list[float]]:
+        """``ms`` without values that fall along either axis."""
+        return np.maximum.accumulate(np.maximum.accumulate(self.ms, axis=1), axis=0).tolist()
 
     def at(self, c_in: int, c_out: int) -> float:
         """Return the bilinear interpolation at these widths."""
         i, a = _between(self.ins, c_in)
         j, b = _between(self.outs, c_out)
-        rows = self.ms[i], self.ms[min(i + 1, len(self.ins) - 1)]
+        rows = self.rising[i], self.rising[min(i + 1, len(self.ins) - 1)]
         low, high = (row[j] + b * (row[min(j + 1, len(row) - 1)] - row[j]) for row in rows)
         return low + a * (high - low)
+
+
+def _require_times(values: Any, *shape: int) -> None:
+    ms = np.array(values, float)
+    if ms.shape != shape or not ((ms > 0) & (ms < math.inf)).all():
+        raise UserError(f"milliseconds are {values!r:.80}: {shape} positive numbers are needed")
 
 
 def _between(widths: Sequence[int], width: int) -> tuple[int, float]:
@@ -142,14 +148,22 @@ class LatencyTable:
         narrow: the same in the network of a quarter of its widths.
         dense_ms, narrow_ms: latency of these networks, end to end.
         measured: what the numbers depend on: processor, runtime, threads and so on.
+
+    Raises:
+        UserError: if the first three hold different layers, or a time is not positive and finite.
     """
 
-    layers: Mapping[str, Grid]
-    dense: Mapping[str, tuple[int, int]]
-    narrow: Mapping[str, tuple[int, int]]
-    dense_ms: Milliseconds
-    narrow_ms: Milliseconds
+    layers: Mapping[str, LayerLatency]
+    dense: Mapping[str, Sequence[int]]
+    narrow: Mapping[str, Sequence[int]]
+    dense_ms: float
+    narrow_ms: float
     measured: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.layers or not self.layers.keys() == self.dense.keys() == self.narrow.keys():
+            raise UserError("layers, dense and narrow have to hold the same layers")
+        _require_times([self.dense_ms, self.narrow_ms], 2)
 
     def text(self) -> str:
         """Return the content of the table's file."""
@@ -157,43 +171,31 @@ class LatencyTable:
 
     @classmethod
     def from_text(cls, text: str) -> "LatencyTable":
-        """Read what `text` wrote.
-
-        Raises:
-            UserError: if it is not such a text, or a number in it is not positive and finite.
-        """
-        return TypeAdapter(cls).validate_json(text)
-
-    def __post_init__(self) -> None:
-        if not self.layers or not self.layers.keys() == self.dense.keys() == self.narrow.keys():
-            raise UserError("layers, dense and narrow have to hold the same layers")
+        """Read what `text` wrote; another text raises ValueError, TypeError or LookupError."""
+        values = json.loads(text)
+        layers = {name: LayerLatency(**layer) for name, layer in values["layers"].items()}
+        return cls(**values | {"layers": layers})
 
     def cost(self, graph: Graph) -> ChannelCost:
         """Return the latency as a function of the widths of a graph's groups, in ms."""
-        full, dims, factor = widths_of(graph), graph.shrinking_dims(), self._factor
+        full, dims, factor = widths_of(graph), graph.shrinking_dims(), self._factor()
         terms = []
-        for name, grid in self.layers.items():
+        for name, layer in self.layers.items():
             if shrinks := dims.get(f"{name}.weight"):
-                layer = _layer_cost(grid.monotone(), *self.dense[name], tuple(shrinks), factor)
-                terms.append(Term(name, tuple(shrinks.values()), layer))
-        fixed = self.dense_ms - sum(term.at(full) for term in terms)
+                cost = _layer_cost(layer, *self.dense[name], tuple(shrinks), factor)
+                terms.append(Term(name, tuple(shrinks.values()), cost))
+        fixed = max(self.dense_ms - sum(term.at(full) for term in terms), 0.0)
         return ChannelCost(
-            "ms",
-            full,
-            terms,
-            max(fixed, 0.0),
-            self.text(),
+            *("ms", full, terms, fixed, self.text()),
             lambda text: LatencyTable.from_text(text).cost(graph),
         )
 
-    def _layers_ms(self, widths: Mapping[str, Sequence[int]]) -> float:
-        """Return the sum of the layers at ``widths``."""
-        return sum(grid.monotone().at(*widths[name]) for name, grid in self.layers.items())
-
-    @property
     def _factor(self) -> float:
-        """What the layers' sum is multiplied by; the fixed rest of the latency is not negative."""
-        dense, narrow = self._layers_ms(self.dense), self._layers_ms(self.narrow)
+        """Return what multiplies the layers' sum; the fixed rest of the latency is not negative."""
+        dense, narrow = (
+            sum(layer.at(*widths[name]) for name, layer in self.layers.items())
+            for widths in (self.dense, self.narrow)
+        )
         factor = 1.0
         if self.dense_ms > self.narrow_ms and dense > narrow:
             factor = (self.dense_ms - self.narrow_ms) / (dense - narrow)
@@ -201,13 +203,13 @@ class LatencyTable:
 
 
 def _layer_cost(
-    grid: Grid, c_in: int, c_out: int, dims: tuple[int, ...], factor: float
+    layer: LayerLatency, c_in: int, c_out: int, dims: Sequence[int], factor: float
 ) -> Callable[..., float]:
     """Return a layer's cost as a function of the widths of its dimensions ``dims`` alone."""
 
     def cost(*widths: int) -> float:
         size = {0: c_out, 1: c_in} | dict(zip(dims, widths, strict=True))
-        return factor * grid.at(size[1], size[0])
+        return factor * layer.at(size[1], size[0])
 
     return cost
 
@@ -228,39 +230,18 @@ def grid_widths(full: int, divisible: int, shrinks: bool = True) -> tuple[int, .
 
 def conv_shapes(graph: Graph, batch: int, frames: int) -> dict[str, ConvShape]:
     """Return the shape of each backbone convolution, by name, from a forward on one frame."""
-    model = graph.model
-    inputs: dict[str, list[torch.Size]] = {}
-    modules = dict(model.named_modules())
-    convs = {n: m for n, m in modules.items() if isinstance(m, nn.Conv2d) and _BACKBONE in n}
-    handles = [
-        layer.register_forward_pre_hook(
-            lambda _, given, name=name: inputs.setdefault(name, []).append(given[0].shape)
-        )
-        for name, layer in convs.items()
-    ]
-    first = next(model.parameters())
-    try:
-        with in_eval_mode(model), torch.no_grad():
-            model.embed(
-                torch.zeros(1, 1, *model.frame_size, device=first.device, dtype=first.dtype)
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-    normalised = {
-        source for source, target in graph.edges if isinstance(modules.get(target), _BatchNorm)
-    }
+    normalised, calls = normalised_convolutions(graph.model), layer_calls(graph.model, nn.Conv2d)
+    times = Counter(name for name, *_ in calls)
     return {
         name: ConvShape(
             batch * frames,
-            *shapes[0][2:],
-            convs[name].kernel_size,
-            convs[name].stride,
-            convs[name].padding,
-            len(shapes),
+            *x.shape[2:],
+            *(conv.kernel_size, conv.stride, conv.padding),
+            times[name],
             name in normalised,
         )
-        for name, shapes in inputs.items()
+        for name, conv, x, _ in calls
+        if name.startswith(BACKBONE)
     }
 
 
@@ -287,53 +268,38 @@ def read_or_measure(
         UserError: if the file is damaged.
     """
     shapes = conv_shapes(graph, measured["batch"], measured["frames"])
-    axes = _axes(graph, shapes, divisible)
+    dense, dims = _sizes(graph.model, shapes), graph.shrinking_dims()
+    axes = {}
+    for name, (c_in, c_out) in dense.items():
+        shrinks = dims.get(f"{name}.weight", {})
+        outs = grid_widths(c_out, divisible, 0 in shrinks)
+        axes[name] = grid_widths(c_in, divisible, 1 in shrinks), outs
+    plain = {name: asdict(shape) for name, shape in shapes.items()}
     path = folder / _file_name(
-        measured, [layer_widths(graph.model), graph.model.HPP.bins, _plain(shapes), axes]
+        measured, [layer_widths(graph.model), graph.model.HPP.bins, plain, axes]
     )
     if not path.exists():
-        narrow = _narrowed(graph, divisible)
-        networks = [prepare_network(model) for model in (graph.model, narrow)]
+        small = _narrowed(graph, divisible)
+        networks = [prepare_network(model) for model in (graph.model, small)]
         layers, totals = _measure(shapes, axes, measure_layer, networks)
-        sizes = [_sizes(model, shapes) for model in (graph.model, narrow)]
-        table = LatencyTable(layers, *sizes, *totals, measured)
+        table = LatencyTable(layers, dense, _sizes(small, shapes), *totals, measured)
         if not path.exists():  # another run may have been faster: both then use one table
             write_atomically(path, table.text())
         log.info("measured %d layers for %s", len(layers), path)
     try:
         return LatencyTable.from_text(path.read_text())
-    except ValueError as error:
-        first = str(error).splitlines()[0]
+    except (ValueError, TypeError, LookupError) as error:
         raise UserError(
-            f"{path} is not a table of latencies ({first}): delete it, and it is measured anew"
+            f"{path} is not a table of latencies ({error}): delete it, and it is measured anew"
         ) from error
-
-
-def _axes(
-    graph: Graph, shapes: Mapping[str, ConvShape], divisible: int
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return the input and output widths at which each layer is measured."""
-    dims = graph.shrinking_dims()
-    axes = {}
-    for name, (c_in, c_out) in _sizes(graph.model, shapes).items():
-        shrinks = dims.get(f"{name}.weight", {})
-        axes[name] = (
-            grid_widths(c_in, divisible, 1 in shrinks),
-            grid_widths(c_out, divisible, 0 in shrinks),
-        )
-    return axes
 
 
 def _narrowed(graph: Graph, divisible: int) -> nn.Module:
     """Return a copy of the network in which each group has a share NARROW of its channels."""
     twin = replace(graph, model=copy.deepcopy(graph.model))
-    kept = {
-        group.id: min(
-            max(1, round(NARROW * group.channels / divisible)) * divisible, group.channels
-        )
-        for group in graph.prunable()
-    }
-    twin.zero({group.id: range(kept[group.id], group.channels) for group in graph.prunable()})
+    for group in twin.prunable():
+        kept = max(1, round(NARROW * group.channels / divisible)) * divisible
+        twin.zero({group.id: range(min(kept, group.channels), group.channels)})
     return twin.slice()
 
 
@@ -347,7 +313,7 @@ def _measure(
     axes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
     measure_layer: MeasureLayer,
     networks: Sequence[Callable[[], float]],
-) -> tuple[dict[str, Grid], list[float]]:
+) -> tuple[dict[str, LayerLatency], list[float]]:
     """Measure every layer at every pair of widths, equal layers once, and whole networks."""
     points = {
         (shapes[name], c_in, c_out): math.inf
@@ -364,21 +330,12 @@ def _measure(
             "latency table: round %d of %d over %d layers and widths, %.0f s so far",
             *(number + 1, ROUNDS, len(points), time.monotonic() - start),
         )
-    layers = {
-        name: Grid(
-            ins,
-            outs,
-            tuple(
-                tuple(shapes[name].calls * points[shapes[name], i, o] for o in outs) for i in ins
-            ),
-        )
-        for name, (ins, outs) in axes.items()
-    }
+    layers = {}
+    for name, (ins, outs) in axes.items():
+        shape = shapes[name]
+        ms = [[shape.calls * points[shape, i, o] for o in outs] for i in ins]
+        layers[name] = LayerLatency(ins, outs, ms)
     return layers, totals
-
-
-def _plain(shapes: Mapping[str, ConvShape]) -> dict[str, Any]:
-    return {name: asdict(shape) for name, shape in shapes.items()}
 
 
 def _file_name(measured: Mapping[str, Any], network: Any) -> str:

@@ -17,7 +17,6 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from gaitlib.model import frame_size_of
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso_settings import HessoSettings, Sparsity
@@ -66,7 +65,7 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
         )
     device = next(model.parameters()).device
     if example is None:
-        example = dummy_batch(device, (*EXAMPLE_SHAPE[:3], *frame_size_of(model)))
+        example = dummy_batch(device, (*EXAMPLE_SHAPE[:3], *model.frame_size))
     example = example.to(device)
     twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
     twin.zero_grad(set_to_none=True)

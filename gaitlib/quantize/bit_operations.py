@@ -13,11 +13,10 @@ from collections.abc import Mapping
 import pandas as pd
 from torch import nn
 
+from gaitlib.model import BACKBONE
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bytes
 from gaitlib.quantize.packing import stored_tensors
 from gaitlib.system.errors import UserError
-
-_BACKBONE = "Backbone."
 
 
 def bops_table(
@@ -113,7 +112,7 @@ def disk_bits(model: nn.Module, weight_bits: Mapping[str, float]) -> int:
 
 
 def _per(layers: pd.DataFrame) -> pd.Series:
-    return layers["layer"].map(lambda name: "frame" if name.startswith(_BACKBONE) else "clip")
+    return layers["layer"].map(lambda name: "frame" if name.startswith(BACKBONE) else "clip")
 
 
 def _mean(values: pd.Series, weights: pd.Series) -> float:

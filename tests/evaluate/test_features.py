@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gaitlib.data.batches import inference_batches
+from gaitlib.data.samplers import InferenceSampling
 from gaitlib.data.transforms import build_transform
 from gaitlib.evaluate import collect, distance, embed, embed_batches
 
@@ -94,7 +95,9 @@ class Grey:
 
 def test_the_samplers_batches_and_the_transform_fit():
     transform = build_transform({"type": "BaseSilCuttingTransform"})
-    features = embed(MeanOfClip(), inference_batches(Grey(), batch_size=2), transform)
+    features = embed(
+        MeanOfClip(), inference_batches(Grey(), InferenceSampling(batch_size=2)), transform
+    )
     torch.testing.assert_close(features.flatten(), torch.arange(5) / 5, atol=1e-3, rtol=0)
 
 
@@ -110,11 +113,15 @@ def test_every_sequence_is_needed_once(groups, message):
 @pytest.mark.parametrize(("batch_size", "world_size"), [(2, 2), (1, 3), (4, 3)])
 def test_the_shares_of_several_processes_are_the_features_of_one(batch_size, world_size):
     transform = build_transform({"type": "BaseSilCuttingTransform"})
-    whole = embed(MeanOfClip(), inference_batches(Grey(), batch_size=batch_size), transform)
+    whole = embed(
+        MeanOfClip(), inference_batches(Grey(), InferenceSampling(batch_size=batch_size)), transform
+    )
     shares = [
         embed_batches(
             MeanOfClip(),
-            inference_batches(Grey(), batch_size=batch_size, rank=rank, world_size=world_size),
+            inference_batches(
+                Grey(), InferenceSampling(batch_size=batch_size), rank=rank, world_size=world_size
+            ),
             transform,
         )
         for rank in range(world_size)

@@ -54,7 +54,7 @@ def test_pyramid_refuses_a_height_that_does_not_split():
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_fcs_are_one_matrix_a_part(norm):
-    fcs, x = SeparateFCs(5, 3, 4, norm), torch.randn(2, 3, 5)
+    fcs, x = SeparateFCs(3, 4, 5, norm), torch.randn(2, 3, 5)
     for p in range(5):
         matrix = fcs.fc_bin[p]
         if norm:
@@ -66,7 +66,7 @@ def test_fcs_are_one_matrix_a_part(norm):
 @pytest.mark.parametrize("training", [True, False])
 def test_bnnecks_agree_with_a_part_by_part_loop(parallel, training):
     n, c, k, p = 6, 3, 4, 5
-    necks = SeparateBNNecks(p, c, k, parallel_BN1d=parallel).train(training)
+    necks = SeparateBNNecks(k, c, p, parallel_BN1d=parallel).train(training)
     for norm in [necks.bn1d] if parallel else necks.bn1d:
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
@@ -87,7 +87,7 @@ def test_bnnecks_agree_with_a_part_by_part_loop(parallel, training):
 
 
 def test_bnnecks_without_norm_are_plain_products():
-    necks, x = SeparateBNNecks(2, 3, 4, norm=False).eval(), torch.randn(5, 3, 2)
+    necks, x = SeparateBNNecks(4, 3, 2, norm=False).eval(), torch.randn(5, 3, 2)
     features, logits = necks(x)
     torch.testing.assert_close(
         features, x, atol=1e-4, rtol=1e-4
@@ -96,10 +96,10 @@ def test_bnnecks_without_norm_are_plain_products():
 
 
 def test_heads_have_the_checkpoint_keys_of_opengait():
-    assert {k: tuple(v.shape) for k, v in SeparateFCs(5, 3, 4).state_dict().items()} == {
+    assert {k: tuple(v.shape) for k, v in SeparateFCs(3, 4, 5).state_dict().items()} == {
         "fc_bin": (5, 3, 4)
     }
-    joint = SeparateBNNecks(5, 3, 4).state_dict()
+    joint = SeparateBNNecks(4, 3, 5).state_dict()
     assert joint["fc_bin"].shape == (5, 3, 4) and joint["bn1d.running_mean"].shape == (15,)
-    apart = SeparateBNNecks(5, 3, 4, parallel_BN1d=False).state_dict()
+    apart = SeparateBNNecks(4, 3, 5, parallel_BN1d=False).state_dict()
     assert apart["bn1d.4.weight"].shape == (3,)

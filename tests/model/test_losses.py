@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gaitlib.model import CrossEntropyLoss, GaitOutput, TripletLoss, build_losses
-from gaitlib.model.losses import divergence
+from gaitlib.model import GaitOutput, build_losses
+from gaitlib.model.losses import CrossEntropyLoss, TripletLoss, divergence
 
 EQUAL = [0, 0, 1, 1, 2, 2]
 UNEQUAL = [3, 1, 3, 0, 3, 1, 2]
@@ -133,7 +133,7 @@ def test_the_total_is_the_weighted_sum_and_the_log_says_whose():
     ("cfg", "message"),
     [
         ([], "empty"),
-        ({"type": "TripletLos"}, "'TripletLos'.*CrossEntropyLoss.*TripletLoss"),
+        ([{"type": "TripletLos"}], "'TripletLos'.*CrossEntropyLoss.*TripletLoss"),
         ([{"type": "TripletLoss"}] * 2, "log_prefix 'triplet'"),
     ],
 )
@@ -144,9 +144,8 @@ def test_loss_settings_that_mean_nothing_are_refused(cfg, message):
 
 def test_a_loss_on_logits_needs_logits():
     with pytest.raises(ValueError, match="'softmax' needs logits"):
-        build_losses({"type": "CrossEntropyLoss"})(
-            GaitOutput(torch.zeros(2, 2, 2), None), torch.tensor([0, 1])
-        )
+        losses = build_losses([{"type": "CrossEntropyLoss"}])
+        losses(GaitOutput(torch.zeros(2, 2, 2), None), torch.tensor([0, 1]))
 
 
 def test_divergence_is_torchs_for_each_part_and_zero_from_oneself():

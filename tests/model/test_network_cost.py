@@ -17,19 +17,7 @@ from gaitlib.model.network_cost import (
 
 @pytest.fixture(scope="module")
 def gaitbase():
-    return build_model(
-        {
-            "type": "ResNet9",
-            "block": "BasicBlock",
-            "channels": [64, 128, 256, 512],
-            "layers": [1, 1, 1, 1],
-            "strides": [1, 2, 2, 1],
-            "maxpool": False,
-        },
-        {"parts_num": 16, "in_channels": 512, "out_channels": 256},
-        {"parts_num": 16, "in_channels": 256, "class_num": 74},
-        [16],
-    )
+    return build_model({"type": "ResNet9"}, {}, {}, [16])
 
 
 def plain(words, bins, width, out=256):
@@ -107,17 +95,6 @@ def test_profiling_leaves_the_model_as_it_was():
     assert model.training and not model.BNNecks.training
     assert not any(m._forward_hooks for m in model.modules())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="frames 0"):
-        measure_latency(model, frames=0)
-
-
-@pytest.mark.gpu
-def test_latency_on_cuda_leaves_the_model_on_its_device():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    model = plain("BC-4 M", [2, 1], 4, 8)
-    assert measure_latency(model, repeats=3, device="cuda") > 0
-    assert next(model.parameters()).device.type == "cpu"
 
 
 def test_bytes_of_a_file_and_of_a_folder(tmp_path):
@@ -125,5 +102,3 @@ def test_bytes_of_a_file_and_of_a_folder(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"1234")
     (tmp_path / "deep" / "b.bin").write_bytes(b"12")
     assert file_bytes(tmp_path / "a.bin") == 4 and file_bytes(tmp_path) == 6
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        file_bytes(tmp_path / "nothing")

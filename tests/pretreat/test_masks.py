@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 import zipfile
+from dataclasses import replace
 from itertools import cycle
 
 import cv2
@@ -18,6 +19,7 @@ from gaitlib.data.casia_b import SilhouetteDataset, index_tree
 from gaitlib.data.sequence_file import read_sequence, write_sequence
 from gaitlib.data.silhouettes import mask_fault
 from workbook.cli import app
+from workbook.pretreat.mask_options import MaskOptions
 from workbook.pretreat.pretreat import pretreat_tree
 
 
@@ -116,12 +118,13 @@ def test_masks_that_say_nothing_are_refused_with_the_option_that_decides(content
 def test_what_is_told_decides_and_is_not_mixed_with_what_was_read_before(tmp_path):
     labels = walk(content=lambda m: image(m // 255 * 3 + (np.indices(m.shape)[0] > 60)))
     write(tmp_path / "raw", labels)
-    told = {"workers": 1, "threshold": 2}
-    assert pretreat_tree(tmp_path / "raw", tmp_path / "pkl", **told).written == 1
+    told = MaskOptions(threshold=2)
+    report = pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1, masks=told)
+    assert report.written == 1
     path = tmp_path / "pkl/001/nm-01/090/090.pkl"
     np.testing.assert_array_equal(read_sequence(path), EXPECTED)
     with pytest.raises(ValueError, match="made from masks read as .* make it again with --overwri"):
-        pretreat_tree(tmp_path / "raw", tmp_path / "pkl", **told, invert=True)
+        pretreat_tree(tmp_path / "raw", tmp_path / "pkl", masks=replace(told, invert=True))
     assert json.loads((tmp_path / "pkl/pretreat_read_as.json").read_text())["above"] == 2
 
 

@@ -135,7 +135,7 @@ def test_a_folder_and_archives_give_the_same_tree(tmp_path):
 def test_frames_stand_in_the_order_of_their_numbers(tmp_path):
     frames = {2: person(width=20), 10: person(width=40), 100: person(width=60)}
     write_folder(tmp_path, {f"001/nm-01/090/f-{n}.png": png(f) for n, f in frames.items()})
-    pretreat_tree(tmp_path, tmp_path / "pkl", workers=1, min_frames=1)
+    pretreat_tree(tmp_path, tmp_path / "pkl", workers=1)
     sequence = read_sequence(tmp_path / "pkl/001/nm-01/090/090.pkl")
     np.testing.assert_array_equal(sequence, [align_frame(f) for f in frames.values()])
 

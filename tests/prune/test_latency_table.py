@@ -14,7 +14,7 @@ from gaitlib.model.widths import layer_widths
 from gaitlib.prune import latency_table
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.prune.latency_table import (
-    Grid,
+    LayerLatency,
     conv_shapes,
     grid_widths,
     read_or_measure,
@@ -56,13 +56,13 @@ def measured(graph, folder, divisible=1, **rest):
 
 
 def test_between_measured_widths_a_layer_is_interpolated_and_never_cheaper_when_wider():
-    grid = Grid((2, 4), (1, 5), ((1.0, 3.0), (2.0, 8.0)))
+    grid = LayerLatency((2, 4), (1, 5), ((1.0, 3.0), (2.0, 8.0)))
     assert grid.at(2, 1) == 1.0 and grid.at(4, 5) == 8.0
     assert grid.at(3, 2) == 2.5  # 1.5 at (2, 2), 3.5 at (4, 2)
     assert grid.at(1, 9) == 3.0  # beyond the ends the nearest counts
-    spikes = Grid((1, 2, 3), (1, 2), ((4.0, 2.0), (1.0, 5.0), (6.0, 3.0))).monotone()
-    assert spikes.ms == ((4.0, 4.0), (4.0, 5.0), (6.0, 6.0))
-    assert Grid((1,), (3,), ((7.0,),)).at(5, 2) == 7.0
+    spikes = LayerLatency((1, 2, 3), (1, 2), ((4.0, 2.0), (1.0, 5.0), (6.0, 3.0)))
+    assert spikes.rising == [[4.0, 4.0], [4.0, 5.0], [6.0, 6.0]]
+    assert LayerLatency((1,), (3,), ((7.0,),)).at(5, 2) == 7.0
 
 
 def test_widths_are_measured_at_multiples_of_the_divisor():

@@ -5,7 +5,13 @@ import pytest
 import torch
 from test_gallery import at
 
-from workbook.recognise import open_set_curve, principal_components, rank_curve, rates, trials
+from workbook.recognise.accuracy import (
+    open_set_curve,
+    principal_components,
+    rank_curve,
+    rates,
+    trials,
+)
 from workbook.recognise.gallery import new_gallery
 
 

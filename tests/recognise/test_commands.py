@@ -13,7 +13,7 @@ from gaitlib.data.sequence_file import write_sequence
 from gaitlib.deploy.network_file import write_network
 from walkers.scene import sequence_frames
 from workbook.cli import app
-from workbook.recognise import read_gallery
+from workbook.recognise.gallery import read_gallery
 
 ARGUMENTS = resnet(4, 8, embedding=16, bins=(16,), classes=None)
 

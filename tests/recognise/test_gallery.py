@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from workbook.recognise import Embeddings, read_embeddings, read_gallery, threshold_for
-from workbook.recognise.gallery import UNKNOWN, new_gallery
+from workbook.recognise.gallery import UNKNOWN, new_gallery, read_gallery, threshold_for
+from workbook.recognise.private_files import Embeddings, read_embeddings
 
 
 def at(*places, subjects="", network="n"):

@@ -6,7 +6,7 @@ import torch
 from nets import build, resnet, with_statistics
 
 from gaitlib.deploy.network_file import write_network
-from workbook.recognise import Recogniser
+from workbook.recognise.recogniser import Recogniser
 
 ARGUMENTS = resnet(2, 4, classes=None)
 
@@ -36,7 +36,6 @@ def test_every_form_of_one_walk_has_one_embedding(recogniser):
     expected = recogniser.network.embed(torch.from_numpy(cut / np.float32(255))[None])[0]
     for form in (whole, cut, torch.from_numpy(whole), whole / np.float32(255), cut / 255):
         torch.testing.assert_close(recogniser.embed(form), expected)
-    assert recogniser.embed_all([whole, whole[:2]]).shape == (2, *expected.shape)
 
 
 def _changed(change):
@@ -97,9 +96,7 @@ def test_a_damaged_onnx_file_and_one_of_another_network_are_refused(recogniser, 
     model = onnx.load(path)
     model.graph.output[0].name = model.graph.node[-1].output[0] = "logits"
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(
-        ValueError, match=r"the outputs \['logits'\], where `gaitlib export` writes"
-    ):
+    with pytest.raises(ValueError, match="'logits'.*, where `gaitlib export` writes"):
         Recogniser(tmp_path / "other.onnx")
 
 

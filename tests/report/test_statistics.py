@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from gaitlib.data.casia_b import SilhouetteDataset, index_tree, load_split, write_sequence
+from gaitlib.data.casia_b import SilhouetteDataset, index_tree, load_split
+from gaitlib.data.sequence_file import write_sequence
 from workbook.report.statistics import (
     energy_image,
     energy_images,
@@ -105,7 +106,8 @@ def test_the_report_lists_what_is_missing_short_and_unreadable(parts):
 
 
 def test_a_subject_that_is_not_on_disk_is_a_problem_of_the_partition(parts, tmp_path):
-    partition = {"TRAIN_SET": ["001"], "TEST_SET": ["002", "007"]}
+    partition = tmp_path / "partition.json"
+    partition.write_text('{"TRAIN_SET": ["001"], "TEST_SET": ["002", "007"]}')
     table = report({"test": load_split(tmp_path / "test", partition, "TEST_SET")})
     (found,) = table[table["kind"] == "partition"].to_dict("records")
     assert (found["split"], found["subject"]) == ("test", "007")

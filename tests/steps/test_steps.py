@@ -15,6 +15,7 @@ import torch
 from small_experiment import SMALL, small_experiment
 
 from gaitlib.data.batches import training_batches
+from gaitlib.data.samplers import TripletSampling
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.deploy.network_file import load_network
 from gaitlib.model.network_cost import layer_table
@@ -66,9 +67,9 @@ def test_a_mapped_file_gives_loading_processes_the_same_batches(data, tmp_path, 
     assert (
         len(list((tmp_path / "data" / "mapped").glob("*.bin"))) == 2
     )  # of training and of testing
-    settings = {"seed": 0, "start": 0, "stop": 2, "batch_size": (2, 2), "frames_num_fixed": 4}
-    expected = list(training_batches(data[1].train, **settings))
-    found = list(training_batches(mapped.train, **settings, num_workers=2))
+    sampling = TripletSampling(batch_size=(2, 2), frames_num_fixed=4)
+    expected = list(training_batches(data[1].train, sampling, 0, range(2)))
+    found = list(training_batches(mapped.train, sampling, 0, range(2), num_workers=2))
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.clips, theirs.clips) and torch.equal(ours.labels, theirs.labels)
 

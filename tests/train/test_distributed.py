@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from small_experiment import LATE_BITS, small_experiment
 
 from gaitlib.data.batches import training_batches
+from gaitlib.data.samplers import TripletSampling
 from gaitlib.evaluate import to_results
 from gaitlib.model import build_losses
 from gaitlib.prune import oto
@@ -46,7 +47,8 @@ def _gradients(experiment, data):
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    (batch,) = training_batches(data.train, seed=1, start=0, stop=1, batch_size=(2, 2), **share)
+    sampling = TripletSampling(batch_size=(2, 2))
+    (batch,) = training_batches(data.train, sampling, 1, range(1), **share)
     losses = build_losses([term.model_dump() for term in experiment.loss_cfg])
     clips = transform_of(experiment.evaluator_cfg)(batch.clips)
     with distributed.data_parallel(model) as network:

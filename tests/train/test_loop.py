@@ -10,6 +10,7 @@ import torch
 from nets import build, hesso_settings, resnet, traced
 
 from gaitlib.data.batches import training_batches
+from gaitlib.data.samplers import TripletSampling
 from gaitlib.data.transforms import build_transform
 from gaitlib.model import GaitOutput, build_losses
 from gaitlib.model.network_cost import forward_macs, training_macs
@@ -67,9 +68,8 @@ def _build_pruning(**keys):
 
 
 def _fit(model, optimizer, scheduler, start, stop, **options):
-    batches = training_batches(
-        Squares(), seed=1, start=start, stop=stop, batch_size=(3, 2), frames_num_fixed=3
-    )
+    sampling = TripletSampling(batch_size=(3, 2), frames_num_fixed=3)
+    batches = training_batches(Squares(), sampling, 1, range(start, stop))
     losses = build_losses(LOSSES)
     transform = build_transform(TRANSFORM)
     told = {"on_save", "save_iter", "total_iter"} & options.keys()

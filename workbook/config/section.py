@@ -6,8 +6,9 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from gaitlib.model.widths import MAX_CLASSES, MAX_WIDTH
@@ -55,30 +56,37 @@ class Built(Section):
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
-        self.build()
+        with torch.device("meta"):  # a network takes no memory there and no random numbers
+            self.build()
         return self
 
     def build(self) -> Any:
         """Call the constructor with this section's values."""
-        return self._constructor(**{k: _built(getattr(self, k)) for k in type(self).model_fields})
+        keys = type(self).model_fields.keys() - {"type"}
+        return self._constructor(**{key: _built(getattr(self, key)) for key in keys})
 
 
 def _built(value: Any) -> Any:
     return value.build() if isinstance(value, Built) else value
 
 
-def section_of(constructor: Callable[..., Any], name: str, **narrower: Any) -> type[Built]:
+def section_of(
+    constructor: Callable[..., Any], name: str, type_: str = "", **narrower: Any
+) -> type[Built]:
     """Return the section of a constructor's arguments, by its signature.
 
     Args:
         constructor: a class or function whose arguments have types and, but for required ones,
             defaults. Its docstring describes the keys.
         name: of the section's class.
+        type_: the value of the section's first key ``type``, which chooses the constructor; without
+            it there is no such key.
         narrower: types of arguments whose own says less than a file may hold, such as a range.
     """
     arguments_of = constructor.__init__ if isinstance(constructor, type) else constructor
     hints = typing.get_type_hints(arguments_of)
-    fields = {
+    fields = {"type": (Literal[type_], type_)} if type_ else {}
+    fields |= {
         key: (
             narrower.get(key) or _of_yaml(hints[key]),
             ... if argument.default is argument.empty else argument.default,

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from gaitlib.data.samplers import InferenceSampling, TripletSampling
 from gaitlib.system.errors import UserError
 from workbook.config.protocol_cfg import EVAL_FUNCS, ProtocolCfg, protocol_of
 from workbook.config.section import (
@@ -32,6 +33,7 @@ from workbook.config.section import (
     WeightDecay,
     Words,
     nearest,
+    section_of,
 )
 
 LossWeight = Annotated[float, Field(ge=0, le=1e6)]
@@ -228,82 +230,25 @@ class SchedulerCfg(Section):
 
 # ---------------------------------------------------------------------------- training and testing
 
-SampleType = Literal[
-    "fixed_unordered",
-    "fixed_ordered",
-    "fixed_allordered",
-    "unfixed_unordered",
-    "unfixed_allordered",
-    "unfixed_ordered",
-    "all_unordered",
-    "all_ordered",
-]
-
 FramesLimit = Annotated[int, Field(ge=1, le=10**9)] | Literal[-1]  # -1: no limit
 Hint = StepsFrom0 | PathText
 
 
-class TripletSampling(Section):
-    """How a training batch is drawn: P subjects, K clips each.
-
-    - ``type``: the only one.
-    - ``batch_size``: P and K.
-    - ``batch_shuffle``: mix the clips of a batch.
-    - ``sample_type``: ``fixed_*`` takes ``frames_num_fixed`` frames of each sequence, ``unfixed_*``
-      a number between ``frames_num_min`` and ``frames_num_max``, ``all_*`` all. ``unordered`` draws
-      frames anywhere, ``ordered`` from a stretch of the sequence, ``allordered`` from all of it in
-      order.
-    - ``frames_num_fixed``: frames of a clip.
-    - ``frames_num_min``, ``frames_num_max``: bounds of the frames of an ``unfixed_*`` clip.
-      Sequences below the minimum are counted as short.
-    - ``frames_skip_num``: how many frames of the stretch of an ``*_ordered`` clip are dropped.
-    - ``frames_all_limit``: the most frames of an ``all_*`` clip; -1: no limit.
-    """
-
-    type: Literal["TripletSampler"] = "TripletSampler"
-    batch_size: Annotated[tuple[Clips, Clips], Field(strict=False)] = (8, 16)
-    batch_shuffle: bool = False
-    sample_type: SampleType = "fixed_unordered"
-    frames_num_fixed: Frames = 30
-    frames_num_min: Frames = 25
-    frames_num_max: Frames = 50
-    frames_skip_num: Annotated[int, Field(ge=0, le=100_000)] = 0
-    frames_all_limit: FramesLimit = 720
-
-    @model_validator(mode="after")
-    def _a_triplet_can_be_drawn(self) -> "TripletSampling":
-        if self.batch_size[0] < 2 or self.batch_size[1] < 2:
-            raise UserError(
-                f"batch_size is {list(self.batch_size)}: a triplet needs 2 subjects and 2 clips "
-                "of one subject; write at least [2, 2]"
-            )
-        if self.frames_num_min > self.frames_num_max:
-            raise UserError(
-                f"frames_num_min {self.frames_num_min} exceeds frames_num_max {self.frames_num_max}"
-            )
-        return self
-
-
-class InferenceSampling(Section):
-    """How test sequences are read: all of each, or its first ``frames_all_limit`` frames.
-
-    - ``type``: the only one.
-    - ``batch_size``: sequences at a time.
-    - ``sample_type``: the only one.
-    - ``frames_all_limit``: the most frames of a sequence; -1: no limit.
-    """
-
-    type: Literal["InferenceSampler"] = "InferenceSampler"
-    batch_size: Clips = 4
-    sample_type: SampleType = "all_ordered"
-    frames_all_limit: FramesLimit = 720
-
-    @field_validator("sample_type")
-    @classmethod
-    def _all_frames(cls, value: str) -> str:
-        if value != "all_ordered":
-            raise UserError(f"sample_type is {value!r}: testing reads 'all_ordered' sequences")
-        return value
+#: How a training batch is drawn.
+TripletSamplerCfg = section_of(
+    TripletSampling,
+    "TripletSamplerCfg",
+    batch_size=Annotated[tuple[Clips, Clips], Field(strict=False)],
+    frames_num_fixed=Frames,
+    frames_num_min=Frames,
+    frames_num_max=Frames,
+    frames_skip_num=Annotated[int, Field(ge=0, le=100_000)],
+    frames_all_limit=FramesLimit,
+)
+#: How test sequences are read.
+InferenceSamplerCfg = section_of(
+    InferenceSampling, "InferenceSamplerCfg", batch_size=Clips, frames_all_limit=FramesLimit
+)
 
 
 class TransformCfg(BaseModel):
@@ -374,7 +319,7 @@ class TrainerCfg(Section):
     find_unused_parameters: bool = False
     process_timeout: Annotated[float, Field(ge=1, le=1e6)] = 600.0
     teacher: Annotated[PathText, Field(min_length=1)] | None = None
-    sampler: TripletSampling = TripletSampling()
+    sampler: TripletSamplerCfg = TripletSamplerCfg()
     transform: Transforms = (TransformCfg(),)
 
     _one_transform = field_validator("transform", mode="before")(
@@ -419,7 +364,7 @@ class EvaluatorCfg(Section):
     save_name: FileName = "GaitBase"
     protocol: ProtocolCfg | None = None
     eval_func: str = "evaluate_indoor_dataset"
-    sampler: InferenceSampling = InferenceSampling()
+    sampler: InferenceSamplerCfg = InferenceSamplerCfg()
     metric: Literal["euc", "cos"] = "euc"
     transform: Transforms = (TransformCfg(),)
     cross_view_gallery: bool = False

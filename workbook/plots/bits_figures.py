@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
+from gaitlib.model import BACKBONE
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bytes
 from gaitlib.system.errors import UserError
 from workbook.plots.style import (
@@ -24,7 +25,6 @@ from workbook.plots.style import (
     model_colour,
 )
 
-BACKBONE_PREFIX = "Backbone.forward_block."  # removed from names
 KINDS = ("weights", "activations")
 BOPS_COLOUR, BYTES_COLOUR = SPARE_COLOURS[:2]
 LONGEST_BIT_AXIS = 16  # in bits
@@ -142,7 +142,7 @@ def _name_ends(
         layer = column.partition(":")[2]
         x, y = ends[column].index[-1], ends[column].iloc[-1]
         ax.annotate(
-            f"{layer.removeprefix(BACKBONE_PREFIX)}  {y:.3g}",
+            f"{layer.removeprefix(BACKBONE)}  {y:.3g}",
             (x, y),
             (1.04, height),
             textcoords=ax.get_yaxis_transform(),
@@ -258,7 +258,7 @@ def bits_by_layer(table: pd.DataFrame) -> Figure:
     axes[2].set_xlim(0, 1.25 * max(widest, 1))
     axes[2].grid(axis="y", visible=False)
     axes[2].xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
-    axes[0].set_yticks(y, [name.removeprefix(BACKBONE_PREFIX) for name in table["layer"]])
+    axes[0].set_yticks(y, [name.removeprefix(BACKBONE) for name in table["layer"]])
     axes[0].set_ylim(len(table) - 0.4, -0.6)
     _draw_legend(fig, {label: colour for _, _, colour, label in shares})
     plt.close(fig)

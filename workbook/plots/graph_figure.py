@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path
 
+from gaitlib.model import BACKBONE
 from gaitlib.system.errors import UserError
 from workbook.plots.style import PALE_GREY, STYLE
 
@@ -31,7 +32,7 @@ ENDS = ("input", "output")
 def dependency_graph(
     network: nx.DiGraph,
     hide: Collection[str] = (),
-    strip: str = "Backbone.forward_block.",
+    strip: str = BACKBONE,
 ) -> Figure:
     """Draw layers from input to output, one colour per group of layers that share channels.
 

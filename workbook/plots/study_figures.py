@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from gaitlib.model import BACKBONE
 from gaitlib.model.network_cost import FLOAT_BITS
 from gaitlib.system.errors import UserError
-from workbook.plots.bits_figures import BACKBONE_PREFIX
 from workbook.plots.style import (
     METHOD_COLOURS,
     PALE_GREY,
@@ -340,7 +340,7 @@ def cuts_by_method(table: pd.DataFrame) -> Figure:
     Raises:
         UserError: no method cut or rounded anything.
     """
-    table = table.assign(layer=table["layer"].str.removeprefix(BACKBONE_PREFIX))
+    table = table.assign(layer=table["layer"].str.removeprefix(BACKBONE))
     settings = table.groupby(["method", "values"])
     cut = table[settings["share"].transform("min") < 100]
     rounded = table[settings["weight_bits"].transform("min") < FLOAT_BITS]

@@ -13,13 +13,9 @@ GREW's names become those of OpenGait's ``datasets/GREW``: ``<id>train/00/<video
 ``02`` for the gallery's videos in the order of their names, and ``probe/03/<video>``.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-
-from gaitlib.system.errors import UserError
 
 Key = tuple[str, str, str]  # subject, type, view
 
@@ -30,10 +26,6 @@ _OUMVLP = re.compile(r"Silhouette_([0-9]{3})-([0-9]{2})")
 _TYPE_VIEW = re.compile(r"(nm|bg|cl)-[0-9]{2}/[0-9]{3}")  # CASIA-B's
 
 
-def _id_type_view(folders: Sequence[str]) -> Key | None:
-    return tuple(folders[-3:]) if len(folders) >= 3 else None
-
-
 def _oumvlp(folders: Sequence[str]) -> Key | None:
     if len(folders) < 2 or not (found := _OUMVLP.fullmatch(folders[-2])):
         return None
@@ -41,65 +33,42 @@ def _oumvlp(folders: Sequence[str]) -> Key | None:
 
 
 def _grew(folders: Sequence[str]) -> Key | None:
-    part = list(folders[-4:])
-    if part[-3:-2] == ["train"]:
-        return f"{part[-2]}train", "00", part[-1]
-    if part[-4:-2] == ["test", "gallery"] or part[-3:-2] == ["gallery"]:
-        return part[-2], GALLERY, part[-1]
-    return ("probe", "03", part[-1]) if part[-2:-1] == ["probe"] else None
+    *_, half, subject, video = ("", "", "", *folders)
+    if half == "train":
+        return f"{subject}train", "00", video
+    if half == "gallery":
+        return subject, GALLERY, video
+    return ("probe", "03", video) if subject == "probe" else None
 
 
-def _id_seq(folders: Sequence[str]) -> Key | None:
-    return (*folders[-2:], VIEW) if len(folders) >= 2 else None
-
-
-def _walk(folders: Sequence[str]) -> Key | None:
-    return (folders[-1], "00", VIEW) if folders else None
-
-
-def _type_view(folders: Sequence[str]) -> Key | None:
-    return tuple(folders) if len(folders) == 3 else None  # the set's name is the first
-
-
-#: By name: from a frame's folders, outermost first, to its walk; None if they are others.
+#: By name: from a frame's folders, outermost first, to its walk; None if they are others. Those of
+#: ``type/view`` begin with the set's own name.
 LAYOUTS: dict[str, Callable[[Sequence[str]], Key | None]] = {
-    "id/type/view": _id_type_view,
+    "id/type/view": lambda folders: tuple(folders[-3:]) if len(folders) >= 3 else None,
     "oumvlp": _oumvlp,
     "grew": _grew,
-    "id/seq": _id_seq,
-    "walk": _walk,
-    "type/view": _type_view,
+    "id/seq": lambda folders: (*folders[-2:], VIEW) if len(folders) >= 2 else None,
+    "walk": lambda folders: (folders[-1], "00", VIEW),
+    "type/view": lambda folders: tuple(folders) if len(folders) == 3 else None,
 }
 
 
-def check_layout(layout: str) -> str:
-    """Return a layout's name.
-
-    Raises:
-        UserError: it is unknown.
-    """
-    if layout not in LAYOUTS:
-        raise UserError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
-    return layout
-
-
-def find_layout(folders: Iterable[Sequence[str]]) -> str:
-    """Return the layout of a set, from the folders of some of its frames.
+def find_layout(folders: Sequence[Sequence[str]]) -> str:
+    """Return the layout of a set, from the folders of some of its frames, at least one.
 
     OU-MVLP's, GREW's and those of one subject of CASIA-B's have names of their own. Otherwise the
     usual depth decides: three folders and more, two, or one.
     """
-    found = list(folders)
     named = {
-        "oumvlp": LAYOUTS["oumvlp"],
-        "grew": LAYOUTS["grew"],
+        "oumvlp": _oumvlp,
+        "grew": _grew,
         "type/view": lambda names: _TYPE_VIEW.fullmatch("/".join(names)),
     }
     for name, fits in named.items():
-        if found and sum(fits(f) is not None for f in found) >= 0.8 * len(found):
+        if sum(fits(f) is not None for f in folders) >= 0.8 * len(folders):
             return name
-    depth = Counter(min(len(f), 3) for f in found).most_common(1)
-    return {3: "id/type/view", 2: "id/seq"}.get(depth[0][0] if depth else 3, "walk")
+    [(depth, _)] = Counter(min(len(f), 3) for f in folders).most_common(1)
+    return {3: "id/type/view", 2: "id/seq"}.get(depth, "walk")
 
 
 def walk_of(layout: str, folders: Sequence[str], top: str) -> tuple[Key | None, str]:
@@ -122,9 +91,8 @@ def walk_of(layout: str, folders: Sequence[str], top: str) -> tuple[Key | None, 
 
 def number_galleries(keys: Iterable[Key]) -> dict[Key, Key]:
     """Return each walk's final name: GREW's gallery videos get types 01, 02, ... by their names."""
-    keys, count = sorted(keys), Counter()
-    names = {}
-    for key in keys:
+    count, names = Counter(), {}
+    for key in sorted(keys):
         subject, kind, view = key
         if kind == GALLERY:
             count[subject] += 1

@@ -1,30 +1,26 @@
-"""Masks: whether silhouettes are such as networks see, and what the values of an image file mean.
+"""What the values of a mask's image file mean, and how they become those of a silhouette.
 
-A silhouette here is uint8, 0 where there is background and 255 where there is the person; edges may
-be grey. `mask_fault` is the one test of that. It is used when a data set is opened, when raw masks
-are pretreated, and when a walk is embedded.
+A silhouette is uint8, 0 where there is background and 255 where there is the person; edges may be
+grey. `gaitlib.data.silhouettes.mask_fault` tests that.
 """
-
-from __future__ import annotations
 
 import io
 import struct
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gaitlib.data.silhouettes import border_brightness
 from gaitlib.system.errors import UserError
+from workbook.pretreat.mask_options import MaskOptions
 
 MAX_IMAGE_BYTES = 1 << 24  # of one file; CASIA-B's have about 1,500
 MAX_PIXELS = 1 << 24  # of one frame; CASIA-B's have 76,800
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"} | dict.fromkeys(
-    (".tif", ".tiff"), "TIFF"
-)
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # endings of files
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY_BYTES = b"\x08\x00"  # bit depth and colour type of a PNG of 8-bit greys
 
@@ -52,25 +48,22 @@ def decode_mask(content: bytes) -> RawMask:
     Raises:
         UserError: it is no such image; the message is the reason alone.
     """
-    if content[:8] == _PNG and content[24:26] == _GREY_BYTES:
-        _check_size(*struct.unpack_from(">II", content, 16))  # of its first chunk, IHDR
-        try:
-            grey = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
-        except cv2.error as error:
-            raise UserError(f"not an image: {' '.join(str(error).split())}") from error
-        if grey is None:
-            raise UserError("not an image")
-        return RawMask(grey)
     try:
+        if content[:8] == _PNG and content[24:26] == _GREY_BYTES:  # the quick way, for most masks
+            _check_size(*struct.unpack_from(">II", content, 16))  # of its first chunk, IHDR
+            grey = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+            if grey is None:
+                raise UserError("not an image")
+            return RawMask(grey)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is checked here
-            image = Image.open(io.BytesIO(content), formats=sorted(set(FORMATS.values())))
+            image = Image.open(io.BytesIO(content), formats=["BMP", "JPEG", "PNG", "TIFF"])
         _check_size(*image.size)
         return _values(image)
-    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(
-            "not an image" if "cannot identify" in str(error) else f"not an image: {error}"
-        ) from error
+    except UnidentifiedImageError as error:
+        raise UserError("not an image") from error
+    except (cv2.error, OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"not an image: {' '.join(str(error).split())}") from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -79,24 +72,22 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _values(image: Image.Image) -> RawMask:
-    lossy, mode = image.format == "JPEG", image.mode
-    if mode in ("P", "PA"):  # a palette's order means nothing, its colours do
-        image = image.convert("RGBA" if "transparency" in image.info or mode == "PA" else "RGB")
+    if image.mode in ("P", "PA"):  # a palette's order means nothing, its colours do
+        has_alpha = "transparency" in image.info or image.mode == "PA"
+        image = image.convert("RGBA" if has_alpha else "RGB")
+    if image.mode == "1":
+        image = image.convert("L")
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UserError("not a mask: it has values beyond 16 bits")
         return RawMask(values.astype(np.uint16))
-    if image.mode == "1":
-        image = image.convert("L")
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        raise UserError(f"not a mask: its pixels are {mode}, not grey, palette, RGB or RGBA")
-    values = np.asarray(image)
-    if values.ndim == 2:
-        return RawMask(values, lossy=lossy)
-    colours = 1 if values.shape[2] == 2 else 3
-    alpha = values[:, :, colours] if values.shape[2] > colours else None
-    return RawMask(values[:, :, :colours].max(axis=2), alpha, lossy)
+        raise UserError(f"not a mask: its pixels are {image.mode}, not grey, palette, RGB or RGBA")
+    values = np.atleast_3d(image)  # (h, w, channels)
+    if image.mode.endswith("A"):
+        return RawMask(values[:, :, :-1].max(axis=2), values[:, :, -1])
+    return RawMask(values.max(axis=2), lossy=image.format == "JPEG")
 
 
 @dataclass(frozen=True)
@@ -107,13 +98,11 @@ class MaskReading:
         alpha: take the alpha channel.
         above: values above this are the person; None keeps the greys (of 16 bits the upper 8).
         inverted: the background is bright.
-        words: what was understood, for people.
     """
 
     alpha: bool = False
     above: int | None = None
     inverted: bool = False
-    words: str = ""
 
     def apply(self, raw: RawMask) -> np.ndarray:
         """Return the silhouette, ``(h, w)`` uint8."""
@@ -125,10 +114,8 @@ class MaskReading:
         return 255 - mask if self.inverted else mask
 
 
-def understand_masks(
-    masks: Sequence[RawMask], invert: bool | None = None, threshold: int | None = None
-) -> MaskReading:
-    """Find out from some masks of a set how all of it is read.
+def understand_masks(masks: Sequence[RawMask], told: MaskOptions) -> tuple[MaskReading, str]:
+    """Find out from some masks of a set how all of it is read, and say what was understood.
 
     - Alpha is the mask if it is not the same everywhere.
     - Two values, such as 0 and 1, or 0 and a palette's colour, are background and person.
@@ -138,58 +125,59 @@ def understand_masks(
     - It is inverted if the border is bright in four of five masks.
 
     Args:
-        masks: of several walks.
-        invert: whether the background is bright; None finds out.
-        threshold: values above it are the person; None finds out.
+        masks: of several walks, at least one.
+        told: what is not to be found out.
 
     Raises:
         UserError: it cannot be told; the message says which option decides it.
     """
     alpha = any(m.alpha is not None and m.alpha.min() != m.alpha.max() for m in masks)
     values = [m.alpha if alpha and m.alpha is not None else m.values for m in masks]
-    levels = sorted({int(v) for array in values for v in np.unique(array)})
     kinds = {array.dtype.itemsize * 8 for array in values}
-    bits = max(kinds, default=8)
-    if threshold is not None and not 0 <= threshold < 2**bits - 1:
-        raise UserError(
-            f"a threshold of {threshold} for masks of {bits} bits: give 0 to {2**bits - 2}"
-        )
+    bits = max(kinds)
     source = "the alpha channel" if alpha else f"{bits}-bit values"
-    above, words = threshold, f"{source}, those above {threshold} are the person"
-    if threshold is None:
-        above, words = _cut(levels, bits, any(m.lossy for m in masks), source)
+    if told.threshold is None:
+        levels = sorted({int(v) for array in values for v in np.unique(array)})
+        above, words = _cut(levels, bits, any(m.lossy for m in masks))
         if len(kinds) > 1 and above is None:
             raise UserError(
                 "some masks have 8 bits and some 16: say with --threshold which values are the "
                 "person, or pretreat them apart"
             )
-    reading = MaskReading(alpha, above)
-    if invert is None:
-        invert, polarity = _is_inverted([reading.apply(m) for m in masks]), "found"
+    elif 0 <= told.threshold < 2**bits - 1:
+        above, words = told.threshold, f", those above {told.threshold} are the person"
     else:
-        polarity = "as told"
-    words += f"; the background is {'bright, so they are inverted' if invert else 'dark'}"
-    return MaskReading(alpha, above, invert, f"{words} ({polarity})")
+        raise UserError(
+            f"a threshold of {told.threshold} for masks of {bits} bits: give 0 to {2**bits - 2}"
+        )
+    reading = MaskReading(alpha, above)
+    if told.invert is None:
+        inverted, polarity = _is_inverted([reading.apply(m) for m in masks]), "found"
+    else:
+        inverted, polarity = told.invert, "as told"
+    background = "bright, so they are inverted" if inverted else "dark"
+    words = f"{source}{words}; the background is {background} ({polarity})"
+    return replace(reading, inverted=inverted), words
 
 
-def _cut(levels: list[int], bits: int, lossy: bool, source: str) -> tuple[int | None, str]:
+def _cut(levels: list[int], bits: int, lossy: bool) -> tuple[int | None, str]:
     """Return above which value the person is (None: keep the greys), and what was understood."""
-    full = 2**bits - 1
-    if len(levels) < 2:
-        return None, f"{source}, nothing but {levels[0] if levels else 'no'} in those looked at"
+    middle = 2 ** (bits - 1) - 1
+    if len(levels) == 1:
+        return None, f", nothing but {levels[0]} in those looked at"
     if len(levels) == 2:
         low, high = levels
         above = None if (low, high) == (0, 255) and bits == 8 else low
-        return above, f"{source}, {low} is background and {high} the person"
+        return above, f", {low} is background and {high} the person"
     shown = f"{len(levels)} levels from {levels[0]} to {levels[-1]}"
-    if levels[-1] <= full // 2:
+    if levels[-1] <= middle:
         raise UserError(
             f"the masks have {shown}, of {bits} bits: no silhouettes of one person. Say which "
             f"values are the person: --threshold {levels[0]} takes all above {levels[0]}"
         )
     if lossy:
-        return full // 2, f"{source} of JPEG, {shown}, those above {full // 2} are the person"
-    return None, f"{source}, {shown}, edges stay grey"
+        return middle, f" of JPEG, {shown}, those above {middle} are the person"
+    return None, f", {shown}, edges stay grey"
 
 
 def _is_inverted(masks: list[np.ndarray]) -> bool:

@@ -71,17 +71,14 @@ def _read(path: Path) -> np.ndarray:
     """Return all frames, ``(T, h, w, 3)`` uint8."""
     video = cv2.VideoCapture(str(path))
     frames: list[np.ndarray] = []
-    try:
-        while len(frames) <= MAX_FRAMES:
-            there, frame = video.read()
-            if not there:
-                break
-            scale = ROWS / frame.shape[0]
-            if scale < 1:
-                frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            frames.append(frame)
-    finally:
-        video.release()
+    there, frame = video.read()
+    while there and len(frames) <= MAX_FRAMES:
+        scale = ROWS / frame.shape[0]
+        if scale < 1:
+            frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        frames.append(frame)
+        there, frame = video.read()
+    video.release()
     if not frames:
         raise UserError(f"{path} is no video that OpenCV reads: convert it to an .mp4 or .avi")
     if len(frames) > MAX_FRAMES:

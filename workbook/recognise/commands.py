@@ -1,29 +1,21 @@
-"""The commands ``gaitlib embed``, ``enroll``, ``identify`` and ``forget``."""
+"""The commands ``gaitlib embed``, ``enroll``, ``identify`` and ``forget``.
 
+Each imports what it calls when it is called, so that `gaitlib --help` is quick.
+"""
+
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
-import torch
 import typer
 
 from gaitlib.system.errors import UserError
-from workbook.pretreat.pretreat_command import Invert, Layout, Threshold
-from workbook.recognise.gallery import Gallery, new_gallery, read_gallery
-from workbook.recognise.private_files import (
-    COLUMNS,
-    Embeddings,
-    is_embeddings,
-    read_embeddings,
-)
-from workbook.recognise.recogniser import Recogniser
-from workbook.recognise.walks import embed_walks, find_walks
-
-FALSE_ACCEPTS = 0.01
+from workbook.pretreat.mask_options import NOTHING_TOLD, MaskOptions, with_mask_options
 
 SOURCES = "a video, masks (folders or archives), CASIA-B pickles, or a file of `gaitlib embed`"
+GalleryFile = Annotated[Path, typer.Argument(help="The gallery's file.")]
 Network = Annotated[
     Path | None,
     typer.Option(
@@ -32,74 +24,45 @@ Network = Annotated[
 ]
 
 
-def _embeddings(
-    sources: Sequence[Path],
-    network: Path | None,
-    layout: str | None,
-    invert: bool | None,
-    mask_threshold: int | None,
-) -> tuple[Embeddings, int]:
-    """Embed or read some sources; return them as one, and how much was left out.
+@contextlib.contextmanager
+def _left_out() -> Iterator[list[tuple[str, str]]]:
+    """Yield a list for the path and reason of what is left out.
 
-    Raises:
-        OSError, ValueError: none of the sources can be used; one is no file of embeddings, and no
-            network was given; or two files are of different networks.
+    At the end it is printed, and the command ends with status 1 if there is any.
     """
-    recogniser = None if network is None else Recogniser(network)
-    found, left_out = [], []
-    for number, source in enumerate(sources, 1):
-        stored = is_embeddings(source)
-        if recogniser is None and source.exists() and not stored:
-            raise UserError(f"{source} has to be embedded first: add --network FILE")
-        try:
-            if stored:
-                found.append(read_embeddings(source))
-                continue
-            if not source.exists():
-                raise FileNotFoundError(f"nothing is at {source}: give {SOURCES}")
-            walks, bad = find_walks(source, recogniser.stored_size, layout, invert, mask_threshold)
-            embeddings, refused = embed_walks(recogniser, walks)
-        except (OSError, ValueError) as error:
-            if number == len(sources) and not found:
-                _list_left_out(left_out)
-                raise
-            left_out.append((source, str(error)))
-            continue
-        found.append(embeddings)
-        left_out += [*bad, *refused]
-    networks = {embeddings.network for embeddings in found}
-    if len(networks) > 1:
-        raise UserError(f"the embeddings are of {len(networks)} networks: embed all with one file")
-    _list_left_out(left_out)
-    table = pd.concat([e.table for e in found], ignore_index=True)
-    return Embeddings(table, torch.cat([e.features for e in found]), networks.pop()), len(left_out)
+    left_out: list[tuple[str, str]] = []
+    try:
+        yield left_out
+    finally:
+        for path, reason in left_out:
+            typer.echo(f"left out: {path}: {reason}", err=True)
+    if left_out:
+        raise typer.Exit(1)
 
 
-def _list_left_out(left_out: Sequence[tuple[Path | str, str]]) -> None:
-    for path, reason in left_out:
-        typer.echo(f"left out: {path}: {reason}", err=True)
-
-
+@with_mask_options()
 def embed_command(
     src: Annotated[Path, typer.Argument(help=SOURCES)],
     out: Annotated[Path, typer.Argument(help="OUT.safetensors and OUT.csv are written.")],
     network: Network = None,
-    layout: Layout = None,
-    invert: Invert = None,
-    threshold: Threshold = None,
+    masks: MaskOptions = NOTHING_TOLD,
 ) -> None:
     """Embed the walks in SRC with a compressed network, into a table of embeddings.
 
     It ends with status 1 if something was left out.
     """
-    embeddings, left_out = _embeddings([src], network, layout, invert, threshold)
-    path, rows = embeddings.write(out)
-    typer.echo(f"{len(embeddings.table)} walks: {path}, listed in {rows}")
-    typer.echo("these tell people apart, as fingerprints do: only you may read the files (0600)")
-    if left_out:
-        raise typer.Exit(1)
+    from workbook.recognise.walks import embed_sources
+
+    with _left_out() as left_out:
+        embeddings = embed_sources([src], network, masks, left_out)
+        path, rows = embeddings.write(out)
+        typer.echo(f"{len(embeddings.table)} walks: {path}, listed in {rows}")
+        typer.echo(
+            "these tell people apart, as fingerprints do: only you may read the files (0600)"
+        )
 
 
+@with_mask_options(threshold="mask_threshold")
 def enroll_command(
     gallery: Annotated[Path, typer.Argument(help="The gallery's file; made if it is missing.")],
     src: Annotated[list[Path] | None, typer.Argument(help=f"Each: {SOURCES}.")] = None,
@@ -114,93 +77,77 @@ def enroll_command(
     ] = None,
     false_accepts: Annotated[
         float, typer.Option(help="Share of the held-out walks that may get a name.")
-    ] = FALSE_ACCEPTS,
-    layout: Layout = None,
-    invert: Invert = None,
-    mask_threshold: Threshold = None,
+    ] = 0.01,
+    masks: MaskOptions = NOTHING_TOLD,
 ) -> None:
     """Add people to a gallery, and set beyond which distance a walk is of nobody known.
 
     It ends with status 1 if something was left out.
     """
+    from workbook.recognise.gallery import new_gallery, read_gallery
+    from workbook.recognise.walks import embed_sources
+
     if not src and not held_out:
         raise UserError("nothing to do: give walks to enrol, or --held-out ones")
-    told = layout, invert, mask_threshold
-    known = read_gallery(gallery) if gallery.exists() else None
-    left_out = 0
-    if src:
-        embeddings, left_out = _embeddings(src, network, *told)
-        subjects = embeddings.table["subject"].tolist()
-        names = subjects if name is None else [name] * len(subjects)
-        known = (known or new_gallery(embeddings.network)).enroll(names, embeddings)
-    elif known is None:
-        raise FileNotFoundError(f"no gallery at {gallery}: enrol somebody first")
-    if held_out:
-        strangers, others = _embeddings(held_out, network, *told)
-        known, left_out = known.with_threshold(strangers, false_accepts), left_out + others
-    known.write(gallery)
-    typer.echo(f"{len(set(known.names))} people, {len(known.names)} walks: {gallery} (mode 0600)")
-    typer.echo(_threshold_words(known))
-    if left_out:
-        raise typer.Exit(1)
+    known = read_gallery(gallery) if gallery.exists() or not src else None
+    with _left_out() as left_out:
+        if src:
+            embeddings = embed_sources(src, network, masks, left_out)
+            subjects = embeddings.table["subject"].tolist()
+            names = subjects if name is None else [name] * len(subjects)
+            known = (known or new_gallery(embeddings.network)).enroll(names, embeddings)
+        if held_out:
+            strangers = embed_sources(held_out, network, masks, left_out)
+            known = known.with_threshold(strangers, false_accepts)
+        known.write(gallery)
+        people = len(set(known.names))
+        typer.echo(f"{people} people, {len(known.names)} walks: {gallery} (mode 0600)")
+        typer.echo(known.threshold_words())
 
 
-def _threshold_words(gallery: Gallery) -> str:
-    told = gallery.false_accepts
-    if gallery.threshold is None or told is None:
-        return "no threshold: nobody will be unknown until --held-out walks set one"
-    resolution = ""
-    if told["asked"] * told["walks"] < 1:
-        resolution = f"; {told['walks']} walks are too few to tell {told['asked']:.2%} from 0"
-    return (
-        f"unknown beyond {gallery.threshold:.4g}: {told['reached']:.2%} of {told['walks']} "
-        f"held-out walks get a name, {told['asked']:.2%} may{resolution}"
-    )
-
-
+@with_mask_options(threshold="mask_threshold")
 def identify_command(
-    gallery: Annotated[Path, typer.Argument(help="The gallery's file.")],
+    gallery: GalleryFile,
     src: Annotated[list[Path], typer.Argument(help=f"Each: {SOURCES}.")],
     network: Network = None,
     top: Annotated[int, typer.Option(min=1, help="Names to list for each walk.")] = 3,
     threshold: Annotated[
         float | None, typer.Option(help="Distance beyond which a walk is unknown.")
     ] = None,
-    layout: Layout = None,
-    invert: Invert = None,
-    mask_threshold: Threshold = None,
+    masks: MaskOptions = NOTHING_TOLD,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say whose each walk in SRC is: the nearest names with their distances, or unknown.
 
     It ends with status 1 if something was left out.
     """
+    from workbook.recognise.gallery import read_gallery
+    from workbook.recognise.walks import embed_sources
+
     known = read_gallery(gallery)
-    embeddings, left_out = _embeddings(src, network, layout, invert, mask_threshold)
-    found = known.identify(embeddings, threshold)
-    walks = embeddings.table[list(COLUMNS)].to_dict("records")
-    if as_json:
-        rows = [
-            walk | {"name": row.name, "distance": row.distance, "nearest": row.nearest[:top]}
-            for walk, row in zip(walks, found.itertuples(index=False, name="Found"), strict=True)
-        ]
-        typer.echo(json.dumps(rows, indent=1))
-    else:
-        for walk, name, nearest in zip(walks, found["name"], found["nearest"], strict=True):
-            listed = ", ".join(f"{who} {apart:.4g}" for who, apart in nearest[:top])
-            place = "/".join((walk["subject"], walk["type"], walk["view"]))
-            typer.echo(f"{place} ({walk['frames']} frames): {name}   [{listed}]")
+    with _left_out() as left_out:
+        embeddings = embed_sources(src, network, masks, left_out)
+        found = known.identify(embeddings, threshold)
+        walks = embeddings.table.join(found).to_dict("records")
+        if as_json:
+            walks = [walk | {"nearest": walk["nearest"][:top]} for walk in walks]
+            typer.echo(json.dumps(walks, indent=1))
+            return
+        for walk in walks:
+            listed = ", ".join(f"{who} {apart:.4g}" for who, apart in walk["nearest"][:top])
+            place = f"{walk['subject']}/{walk['type']}/{walk['view']} ({walk['frames']} frames)"
+            typer.echo(f"{place}: {walk['name']}   [{listed}]")
         if threshold is None and known.threshold is None:
             typer.echo("no threshold: every walk gets a name; see `gaitlib enroll --held-out`")
-    if left_out:
-        raise typer.Exit(1)
 
 
 def forget_command(
-    gallery: Annotated[Path, typer.Argument(help="The gallery's file.")],
+    gallery: GalleryFile,
     name: Annotated[str, typer.Argument(help="Who is removed.")],
 ) -> None:
     """Remove a person's walks from a gallery's file."""
+    from workbook.recognise.gallery import read_gallery
+
     known = read_gallery(gallery).forget(name)
     known.write(gallery)
     typer.echo(f"{name} is forgotten; {len(set(known.names))} people are left in {gallery}")

@@ -65,9 +65,8 @@ class Gallery:
         """
         kept = [i for i, other in enumerate(self.names) if other != name]
         if len(kept) == len(self.names):
-            raise UserError(
-                f"nobody is called {name!r}; known are {', '.join(sorted(set(self.names)))}"
-            )
+            known = ", ".join(sorted(set(self.names)))
+            raise UserError(f"nobody is called {name!r}; known are {known}")
         names = tuple(self.names[i] for i in kept)
         return replace(self, names=names, features=self.features[kept])
 
@@ -152,6 +151,19 @@ class Gallery:
                 "embed both with the same file; after a change of networks enrol everybody again"
             )
 
+    def threshold_words(self) -> str:
+        """Say how the threshold was set, and how well it can be trusted."""
+        told = self.false_accepts
+        if told is None:
+            return "no threshold: nobody will be unknown until --held-out walks set one"
+        resolution = ""
+        if told["asked"] * told["walks"] < 1:
+            resolution = f"; {told['walks']} walks are too few to tell {told['asked']:.2%} from 0"
+        return (
+            f"unknown beyond {self.threshold:.4g}: {told['reached']:.2%} of {told['walks']} "
+            f"held-out walks get a name, {told['asked']:.2%} may{resolution}"
+        )
+
     def write(self, path: Path | str) -> Path:
         """Write the gallery to a file of mode 0600."""
         rows = [{"name": name} for name in self.names]
@@ -184,13 +196,8 @@ def read_gallery(path: Path | str) -> Gallery:
         UserError: it is damaged, or another kind of file.
     """
     features, content = read_private(path, GALLERY)
-    names = tuple(row.get("name") for row in content["rows"])
-    threshold = content.get("threshold")
-    if not all(isinstance(name, str) for name in names) or not (
-        threshold is None or isinstance(threshold, float)
-    ):
-        raise UserError(f"{path} is damaged: its names or its threshold are none")
-    told = (threshold, content.get("false_accepts"))
+    names = tuple(row["name"] for row in content["rows"])
+    told = content["threshold"], content["false_accepts"]
     return Gallery(names, features, content["network"], *told)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -98,25 +97,15 @@ def read_private(path: Path | str, kind: str) -> tuple[Tensor, dict[str, Any]]:
         raise FileNotFoundError(f"no {kind} file at {path}")
     try:
         with safe_open(path, "pt") as file:
-            content = json.loads((file.metadata() or {}).get(_METADATA, "null"))
-            names = list(file.keys())
-            features = file.get_tensor("embeddings") if "embeddings" in names else None
-    except (SafetensorError, ValueError, RecursionError, OSError) as error:
+            content = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+            found = content.get("kind")
+            features = file.get_tensor("embeddings") if found == kind else None
+    except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    found = content.get("kind") if isinstance(content, dict) else None
-    if found != kind:
+    if features is None:
         raise UserError(f"{path} is no {kind} file" + (f", but of {found}" if found else ""))
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} has format {content.get('format')!r}, this version reads {FORMAT}")
-    rows = content.get("rows")
-    if (
-        features is None
-        or (features.ndim, features.dtype) != (3, torch.float32)
-        or not isinstance(rows, list)
-        or len(rows) != len(features)
-        or not all(isinstance(row, dict) for row in rows)
-        or not isinstance(content.get("network"), str)
-        or not features.isfinite().all()
-    ):
+    if content["format"] != FORMAT:
+        raise UserError(f"{path} has format {content['format']!r}, this version reads {FORMAT}")
+    if len(content["rows"]) != len(features) or not features.isfinite().all():
         raise UserError(f"{path} is damaged: its rows and its embeddings do not fit")
     return features, content

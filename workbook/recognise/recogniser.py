@@ -1,7 +1,6 @@
 """Embed walks with a compressed network's file, in torch or in ONNX Runtime."""
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,7 @@ class Recogniser:
 
     Args:
         path: of a compressed network: ``.safetensors``, ``.pt`` with the network file beside it, or
-            ``.onnx``, float or of integers.
-        threads: that ONNX Runtime uses; as many as torch by default.
+            ``.onnx``, float or of integers, for ONNX Runtime, in as many threads as torch has.
 
     Attributes:
         frame_size: rows and columns of the network's input.
@@ -35,19 +33,16 @@ class Recogniser:
         ModuleNotFoundError: an ONNX file needs the extra ``onnx``.
     """
 
-    def __init__(self, path: Path | str, threads: int | None = None) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(
-                f"no network at {path}: give a compressed network's file, as `gaitlib export` "
-                "writes it"
-            )
+            raise FileNotFoundError(f"no network at {path}: `gaitlib export` writes its file")
         if self.path.suffix not in FILES:
             raise UserError(f"{path} is no network's file: those end with {', '.join(FILES)}")
         if self.path.suffix == ONNX:
             from gaitlib.deploy import onnx_export  # an extra: pip install gaitlib[onnx]
 
-            self.network = onnx_export.OnnxNetwork(path, threads or torch.get_num_threads())
+            self.network = onnx_export.OnnxNetwork(path, torch.get_num_threads())
         elif is_network_file(self.path):
             self.network = load_network(self.path)
         else:
@@ -57,11 +52,6 @@ class Recogniser:
             )
         self.frame_size: tuple[int, int] = tuple(self.network.frame_size)
         self.fingerprint = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
-
-    @property
-    def stored_size(self) -> int:
-        """Rows of a pretreated frame, which has as many columns before the cut."""
-        return self.frame_size[0]
 
     def prepare(self, silhouettes: np.ndarray | Tensor) -> Tensor:
         """Return a walk as the network's input.
@@ -79,16 +69,11 @@ class Recogniser:
         """
         frames = _as_tensor(silhouettes)
         if frames.ndim != 3:
-            raise UserError(
-                f"a walk is (T, H, W), got {tuple(frames.shape)}: give one walk at a time, without "
-                "axes for batch and channel"
-            )
-        if not len(frames):
-            raise UserError("a walk of T = 0 frames: nobody was found in it; segment it again")
+            raise UserError(f"a walk is (T, H, W), got {tuple(frames.shape)}: give one at a time")
         if not frames.numel():
-            raise UserError(f"frames of {frames.shape[1]} x {frames.shape[2]}: nothing is in them")
-        levels = _as_levels(frames)
-        if fault := mask_fault(levels.numpy()):
+            t, height, width = frames.shape
+            raise UserError(f"a walk of T = {t} frames of {height} x {width}: nothing is in it")
+        if fault := mask_fault(_as_levels(frames).numpy()):
             raise UserError(f"the walk has {fault}")
         rows, columns = self.frame_size
         height, width = frames.shape[1:]
@@ -109,10 +94,6 @@ class Recogniser:
         with torch.inference_mode():
             return self.network.embed(self.prepare(silhouettes))[0].float()
 
-    def embed_all(self, walks: Iterable[np.ndarray | Tensor]) -> Tensor:
-        """Return the embeddings of some walks, float32 ``(n, C, P)``; see `prepare`."""
-        return torch.stack([self.embed(walk) for walk in walks])
-
 
 def _as_tensor(silhouettes: np.ndarray | Tensor) -> Tensor:
     """Return an array as a tensor on the CPU; also one that is mirrored, or may not be written.
@@ -126,7 +107,7 @@ def _as_tensor(silhouettes: np.ndarray | Tensor) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"a walk is an array (T, H, W) of numbers, got {type(silhouettes).__name__} of "
-            f"{array.dtype}: `workbook.recognise.find_walks` reads files"
+            f"{array.dtype}: `workbook.recognise.walks.find_walks` reads files"
         )
     return torch.from_numpy(array.copy())
 
@@ -140,10 +121,8 @@ def _as_levels(frames: Tensor) -> Tensor:
     if frames.dtype == torch.uint8:
         return frames
     if not frames.is_floating_point():
-        raise UserError(
-            f"a walk of {str(frames.dtype).removeprefix('torch.')}: give uint8 of 0 to 255, or "
-            "float of 0 to 1"
-        )
+        kind = str(frames.dtype).removeprefix("torch.")
+        raise UserError(f"a walk of {kind}: give uint8 of 0 to 255, or float of 0 to 1")
     low, high = frames.min().item(), frames.max().item()
     if not (low >= 0 and high <= 1):  # NaN is refused too
         fix = "divide by 255, or give uint8" if 1 < high <= 255 and low >= 0 else "scale it"

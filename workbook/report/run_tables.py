@@ -6,14 +6,14 @@ from typing import Any
 import pandas as pd
 
 from gaitlib.evaluate import conditions_of
-from gaitlib.model import GaitBase, network_cost
+from gaitlib.model import BACKBONE, GaitBase, network_cost
 from gaitlib.system.errors import UserError
 from workbook import runs
 
 
 def short_name(layer: str) -> str:
     """Return a layer's name as tables show it: without the backbone's prefix."""
-    return layer.removeprefix("Backbone.forward_block.")
+    return layer.removeprefix(BACKBONE)
 
 
 def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
         UserError: if the two have different layers.
     """
     before, after = (
-        table[table["layer"].str.startswith("Backbone.")]
+        table[table["layer"].str.startswith(BACKBONE)]
         for table in (network_cost.layer_table(dense), network_cost.layer_table(small))
     )
     if list(before["layer"]) != list(after["layer"]):

@@ -13,6 +13,7 @@ from gaitlib.data.alignment import SIZE
 from gaitlib.data.batches import training_batches
 from gaitlib.data.casia_b import DataSplit, load_split, missing_sequences, stored_size
 from gaitlib.data.partition import SPLITS, read_partition
+from gaitlib.data.samplers import TripletSampling
 from gaitlib.data.transforms import Transform, build_transform
 from gaitlib.model import FRAME
 from gaitlib.system import distributed
@@ -173,10 +174,12 @@ def calibration_clips(
         count: number of batches.
     """
     sampler = experiment.trainer_cfg.sampler
-    settings = sampler.model_dump(include={"batch_size", "frames_num_fixed"})
+    sampling = TripletSampling(
+        batch_size=sampler.batch_size, frames_num_fixed=sampler.frames_num_fixed
+    )
     transform = transform_of(experiment.evaluator_cfg)
-    first = CALIBRATION_ITERATION
-    batches = training_batches(data.train, **settings, seed=seed, start=first, stop=first + count)
+    iterations = range(CALIBRATION_ITERATION, CALIBRATION_ITERATION + count)
+    batches = training_batches(data.train, sampling, seed, iterations)
     return [transform(batch.clips) for batch in batches]
 
 

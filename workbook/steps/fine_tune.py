@@ -2,7 +2,6 @@
 
 from gaitlib.deploy.network_file import network_path, write_network
 from gaitlib.deploy.state_dict_export import export_state_dict
-from gaitlib.prune.torch_pruning import prune_to_macs
 from workbook.runs import Run
 from workbook.steps.dataset import network_arguments, open_data
 from workbook.steps.networks import baseline_weights, build_network, build_optimizer
@@ -11,9 +10,6 @@ from workbook.steps.run_stage import prepare_process
 from workbook.steps.train_stage import Watch, train_stage
 
 STAGE = "torch_pruning"
-#: The largest share of its channels that a group loses in isomorphic pruning. It leaves each group
-#: what the default ``min_channels_share`` of a budget does.
-MAX_PRUNING_RATIO = 0.9
 
 
 def cut_and_fine_tune(
@@ -31,8 +27,7 @@ def cut_and_fine_tune(
         run: of a dense experiment, whose steps fine-tune; its baseline is finished.
         macs: of the backbone per frame, that are to be left.
         watch: who is told how it goes.
-        isomorphic: compare only groups of the same structure, and cut at most MAX_PRUNING_RATIO of
-            each; else compare the channels of all groups.
+        isomorphic: as in `prune_to_macs`.
 
     Raises:
         MissingRunError: if the baseline has not been trained.
@@ -43,13 +38,14 @@ def cut_and_fine_tune(
 
 
 def _cut_and_fine_tune(run: Run, macs: int, watch: Watch, isomorphic: bool) -> None:
+    from workbook.steps.torch_pruning_rival import prune_to_macs  # an extra
+
     data = open_data(run.experiment)
     check_test_set(run.experiment, data)
     prepare_process(run)
     dense = build_network(run.experiment, run.device)
     baseline_weights(run, dense)
-    ratio = MAX_PRUNING_RATIO if isomorphic else 1.0
-    model = prune_to_macs(dense, macs, isomorphic=isomorphic, max_pruning_ratio=ratio)
+    model = prune_to_macs(dense, macs, isomorphic=isomorphic)
     optimizer = build_optimizer(run.experiment, model)
     train_stage(run, STAGE, model, data, optimizer, watch)
     model.eval()

@@ -62,8 +62,7 @@ def evaluate_network(
     cfg, device = experiment.evaluator_cfg, next(model.parameters(), torch.empty(0)).device
     batches = inference_batches(
         data.test,
-        batch_size=cfg.sampler.batch_size,
-        frames_all_limit=cfg.sampler.frames_all_limit,
+        cfg.sampler.build(),
         num_workers=experiment.data_cfg.num_workers,
         pin_memory=device.type == "cuda",
         rank=distributed.rank(),

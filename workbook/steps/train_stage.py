@@ -228,10 +228,9 @@ def _fit(job: _Job) -> pd.DataFrame:
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     batches = training_batches(
         job.data.train,
-        **cfg.sampler.model_dump(exclude={"type"}),
-        seed=job.run.seed,
-        start=job.start.iteration,
-        stop=cfg.total_iter,
+        cfg.sampler.build(),
+        job.run.seed,
+        range(job.start.iteration, cfg.total_iter),
         num_workers=experiment.data_cfg.num_workers,
         pin_memory=job.device.type == "cuda",
         **share,

@@ -364,5 +364,7 @@ def _with_channels(network: ModelCfg, widths: Mapping[int, int]) -> ModelCfg:
         layers = ["-".join([t[0], *(str(widths[int(c)]) for c in t[1:2]), *t[2:]]) for t in tokens]
         changed = {"layers_cfg": tuple(layers)}
     backbone = before.model_copy(update=changed)
-    heads = network.SeparateFCs.model_copy(update={"in_channels": backbone.out_channels})
+    with torch.device("meta"):  # takes no memory and no random numbers
+        width = backbone.build().out_channels
+    heads = network.SeparateFCs.model_copy(update={"in_channels": width})
     return network.model_copy(update={"backbone_cfg": backbone, "SeparateFCs": heads})

@@ -13,11 +13,12 @@ from gaitlib.model import build_model
 from gaitlib.model.network_cost import macs_per_frame
 from gaitlib.model.widths import layer_widths
 from gaitlib.prune import oto
-from gaitlib.prune.torch_pruning import _package, prune_to_macs
 from gaitlib.quantize.quantization import quantize_network
 from gaitlib.system.errors import UserError
 
 pytest.importorskip("torch_pruning")
+
+from workbook.steps.torch_pruning_rival import prune_to_macs  # noqa: E402
 
 CLIPS = clips(2, 2)
 HEADS = {"embedding": 6, "bins": (4, 2)}
@@ -43,7 +44,7 @@ def graph_of(model):
     return oto.trace(twin, CLIPS[:1, :, None])
 
 
-def ranking(model, graph, degree=2):
+def ranking(model, graph):
     """Rank the channels that may go, loop by loop: (group, channel), the least important first."""
     ranked = []
     for group in graph.prunable():
@@ -54,17 +55,12 @@ def ranking(model, graph, degree=2):
             if cut.name.endswith(("weight", "fc_bin"))
         ]
         scores = [
-            sum(w.detach().select(dim, c).abs().pow(degree).sum().item() for w, dim in weights)
+            sum(w.detach().select(dim, c).square().sum().item() for w, dim in weights)
             for c in range(group.channels)
         ]
         mean, best = sum(scores) / len(scores), max(scores)
         ranked += [(s / mean, group.id, c) for c, s in enumerate(scores) if s < best]
     return [(id_, channel) for _, id_, channel in sorted(ranked)]
-
-
-def outputs(model):
-    """Count the channels of a plain backbone."""
-    return sum(width["out"] for name, width in layer_widths(model).items() if "feature" in name)
 
 
 def without(model, graph, gone):
@@ -134,7 +130,7 @@ def test_a_wider_network_comes_within_two_percent_in_every_stage():
 def test_isomorphic_pruning_ends_within_a_percent_and_keeps_a_tenth_of_each_group(channels, share):
     model = build_model(**resnet(*channels, **HEADS))
     target = round(share * macs_per_frame(model))
-    small = prune_to_macs(model, target, isomorphic=True, max_pruning_ratio=0.9)
+    small = prune_to_macs(model, target, isomorphic=True)
     assert macs_per_frame(small) == pytest.approx(target, rel=0.01)
     before, after = layer_widths(model), layer_widths(small)
     for name in [n for n in before if n.startswith("Backbone")]:
@@ -151,17 +147,6 @@ def test_isomorphic_pruning_cuts_the_same_share_of_each_kind_of_group():
     first, last = kept[f"{layer}1.0.conv2"] / 8, kept[f"{layer}4.0.conv2"] / 64
     assert [inner, middle, last] == pytest.approx([inner] * 3, abs=0.03)
     assert first == pytest.approx(inner, abs=1.5 / 8)  # eight channels
-
-
-def test_the_degree_of_the_norm_decides():
-    model = network("plain")
-    graph = graph_of(model)
-    assert ranking(model, graph, 1) != ranking(model, graph, 2)
-    for importance, degree in (("group_l1", 1), ("group_l2", 2)):
-        small = prune_to_macs(model, macs_per_frame(model) // 2, importance=importance)
-        gone = ranking(model, graph, degree)[: outputs(model) - outputs(small)]
-        expected = without(model, graph, gone)[1].state_dict()
-        assert all(torch.equal(value, expected[key]) for key, value in small.state_dict().items())
 
 
 def test_it_is_written_and_loaded_as_any_compressed_network(tmp_path):
@@ -222,8 +207,6 @@ def test_it_repeats_and_leaves_model_and_process_as_they_were():
 
 def test_what_it_cannot_prune_is_refused():
     model = network("plain")
-    with pytest.raises(ValueError, match="unknown importance 'l2'.*group_l1.*group_l2"):
-        prune_to_macs(model, 1, importance="l2")
     with pytest.raises(
         ValueError, match=r"macs 1 cannot be reached: with one channel in each of 3"
     ):
@@ -244,14 +227,6 @@ def test_channels_of_zeros_leave_first_and_one_of_them_stays():
     zeroed, _ = without(model, graph, [(first.id, c) for c in range(first.channels)])
     small = prune_to_macs(zeroed, macs_per_frame(model) // 2)
     assert small.Backbone.forward_block.feature[0].conv.weight.shape[0] == 1
-
-
-def test_without_the_package_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    _package.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gaitlib\[torch-pruning\]'"):
-        prune_to_macs(network("plain"), 1)
-    _package.cache_clear()
 
 
 @pytest.mark.gpu
