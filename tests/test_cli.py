@@ -99,9 +99,6 @@ def test_help_waits_for_nothing_that_takes_long_to_import():
 import sys
 from typer.testing import CliRunner
 from workbook.cli import app
-from workbook.report import summary
-from workbook.steps import FORMATS
-from workbook.steps.run_stage import TRAINABLE
 done = CliRunner().invoke(app, ["--help"])
 assert done.exit_code == 0 and "walkers" in done.stdout
 heavy = "torch pandas pydantic matplotlib scipy cv2 only_train_once workbook.config workbook.steps"

@@ -93,7 +93,9 @@ def section_of(
         )
         for key, argument in inspect.signature(constructor).parameters.items()
     }
-    made = create_model(name, __base__=Built, __doc__=inspect.getdoc(constructor), **fields)
+    module = inspect.currentframe().f_back.f_globals["__name__"]  # where pickle looks it up
+    about = {"__base__": Built, "__module__": module, "__doc__": inspect.getdoc(constructor)}
+    made = create_model(name, **about, **fields)
     made._constructor = staticmethod(constructor)
     return made
 
