@@ -306,7 +306,7 @@ def check_resume(
 def study(
     file: Annotated[Path, typer.Argument(help="Such as params/studies/quickstart.yaml.")],
     scheduler: Annotated[
-        str | None, typer.Option(help="A Dask scheduler: tcp://host:port, or its --scheduler-file.")
+        str | None, typer.Option(help="A Dask scheduler: tcp://host:port, or its file, *.json.")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Points at once here; else as cores and memory allow.")

@@ -11,7 +11,7 @@ from workbook import runs
 from workbook.config import load_experiment
 from workbook.steps import build_network
 from workbook.study import METHODS, expand, read_plan
-from workbook.study.methods import absolute_macs, narrowed, resolve
+from workbook.study.methods import absolute_macs, narrowed
 from workbook.system.folders import PARAMS
 
 SPARSITY = "geta_optimizer_cfg.target_group_sparsity"
@@ -205,16 +205,9 @@ def test_macs_are_counted_on_frames_of_the_data_sets_own_size():
     assert _macs(narrowed(large, asked)) == pytest.approx(asked, rel=0.01)
 
 
-def test_the_uniform_network_trains_as_long_as_the_pruned_one_with_its_baseline():
-    schedule = {"scheduler": "MultiStepLR", "milestones": [4, 8]}
-    values = SMALL | {"scheduler_cfg": schedule, "hesso_optimizer_cfg.start_from": "baseline"}
-    long = resolve("uniform", load_experiment(None, values))
-    assert long.trainer_cfg.total_iter == 20 and long.compression is None
-    assert long.scheduler_cfg.arguments()["milestones"] == [8, 16]
-    values |= {"hesso_optimizer_cfg.start_from": "scratch"}
-    plain = resolve("uniform", load_experiment(None, values))
-    assert plain.trainer_cfg.total_iter == 10
-    assert narrowed(plain, 0).model_cfg.backbone_cfg.layers_cfg == ("BC-1", "M", "BC-1")
+def test_a_plain_networks_layers_are_narrowed_too():
+    small = narrowed(load_experiment(None, SMALL), 0)
+    assert small.model_cfg.backbone_cfg.layers_cfg == ("BC-1", "M", "BC-1")
 
 
 def test_methods_of_a_budget_end_at_it_by_one_rule_and_need_no_other_point_for_its_macs(plan):

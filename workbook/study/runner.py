@@ -70,10 +70,10 @@ def run_study(
     Args:
         run: of the study, below runs/.
         points: from `workbook.study.plan.expand`.
-        scheduler: address of a Dask scheduler, ``tcp://host:port``, or the file that holds it; its
-            workers have one thread each and see this ``runs/``. When a worker dies, the scheduler
-            first retries its task as often as its own ``distributed.scheduler.allowed-failures``
-            says.
+        scheduler: address of a Dask scheduler, ``tcp://host:port``, or the file ``*.json`` that
+            holds it, which is waited for; its workers have one thread each and see this ``runs/``.
+            When a worker dies, the scheduler first retries its task as often as its own
+            ``distributed.scheduler.allowed-failures`` says.
         workers: number of points at once without a scheduler. Default: one per core, as far as
             the memory that a smoke run measures allows; one on a GPU.
         device: as `gaitlib.system.device.choose_device`, for each worker.
@@ -111,7 +111,7 @@ def run_study(
 def _connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
     """Yield a client of the given cluster, or of a local one that is closed afterwards."""
     if scheduler:
-        key = "address" if "://" in scheduler else "scheduler_file"
+        key = "scheduler_file" if scheduler.endswith(".json") else "address"
         with Client(**{key: scheduler}) as client:
             yield client
         return
