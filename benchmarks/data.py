@@ -13,7 +13,8 @@ import numpy as np
 from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.system.processes import cores
-from walkers import TYPES, VIEWS, make_walkers
+from walkers.scene import TYPES, VIEWS
+from walkers.walker_dataset import make_walkers
 from workbook.pretreat.pretreat import pretreat_tree
 
 

@@ -9,7 +9,7 @@ from gaitlib.data.casia_b import SilhouetteDataset, load_split
 from gaitlib.data.samplers import InferenceSampling
 from gaitlib.evaluate import embed_batches
 from gaitlib.system.device import keep_freed_memory
-from walkers import make_walkers
+from walkers.walker_dataset import make_walkers
 from workbook.steps.dataset import transform_of
 
 

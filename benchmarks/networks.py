@@ -17,7 +17,7 @@ from gaitlib.prune.hesso import build_hesso
 from gaitlib.prune.hesso_settings import HessoSettings, Sparsity
 from gaitlib.prune.schedules import PruningSchedule
 from gaitlib.train.loop import Report, fit
-from walkers import make_walkers
+from walkers.walker_dataset import make_walkers
 from workbook.config import Experiment, load_experiment
 from workbook.steps.dataset import transform_of
 

@@ -53,6 +53,28 @@ LATE_BITS = {
     },
 }
 
+#: Changes to SMALL: choose bits while training, from the baseline.
+QUANTIZED = {
+    "compression_optimizer": "geta",
+    "hesso_optimizer_cfg": None,
+    "geta_optimizer_cfg": {
+        "start_from": "baseline",
+        "variant": "adamw",
+        "lr": 0.01,
+        "start_projection_step": 1,
+        "projection_steps": 2,
+        "projection_periods": 2,
+        "max_bit_wt": 8,
+        "min_bit_wt": 4,
+        "min_bit_act": 8,
+        "max_bit_act": 8,
+        "start_pruning_step": 3,
+        "pruning_steps": 4,
+        "pruning_periods": 1,
+    },
+    "scheduler_cfg.cycle_momentum": False,
+}
+
 
 def small_experiment(root: Path, **trainer_cfg: object) -> Experiment:
     """Return the experiment with its walkers in ``root`` and some keys of trainer_cfg changed."""

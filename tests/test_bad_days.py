@@ -18,7 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from typer.testing import CliRunner
 
 from gaitlib.data.casia_b import SilhouetteDataset
-from walkers import make_walkers
+from walkers.walker_dataset import make_walkers
 from workbook import runs
 from workbook.cli import app
 from workbook.steps import dataset as stages_data
@@ -208,7 +208,7 @@ def test_what_cannot_be_measured_is_named_once_and_null(root, gaitlib, caplog):
     caplog.clear()
     rank1 = {}
     for removed in (False, True):
-        done = gaitlib("test", "--iter", "2", remove_no_gallery=removed)
+        done = gaitlib("test", "-o", "evaluator_cfg.restore_hint=2", remove_no_gallery=removed)
         assert done.exit_code == 0, done.output
         (file,) = runs.runs_folder().glob("bad/baseline/test-*.json")
         found = json.loads(file.read_text())
@@ -246,6 +246,6 @@ def test_a_killed_loading_process_is_one_line_and_the_checkpoint_stays(root, gai
     monkeypatch.setattr(
         SilhouetteDataset, "sequence", lambda *_: signal.raise_signal(signal.SIGKILL)
     )
-    done = gaitlib("test", "--iter", "1", num_workers=1)
+    done = gaitlib("test", "-o", "evaluator_cfg.restore_hint=1", num_workers=1)
     assert_refused(done, "died by SIGKILL", "data_cfg.num_workers is 1", "restore_hint: latest")
     assert len(list(runs.runs_folder().rglob("*.pt"))) == 1

@@ -1,6 +1,8 @@
 """The command line: what it prints, and the exit status of a request that cannot be met."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ from typer.testing import CliRunner
 
 from gaitlib.data.casia_b import read_sequence
 from workbook.cli import app
+from workbook.report import summary
+from workbook.steps import FORMATS
+from workbook.steps.run_stage import TRAINABLE
 from workbook.system.folders import PARAMS
 
 QUICKSTART = str(PARAMS / "quickstart.yaml")
@@ -31,7 +36,7 @@ def test_describe_says_what_a_budget_means_before_anything_is_trained():
     done = _run("describe", "--cfgs", QUICKSTART, *quarter, "--json")
     budget, dense = json.loads(done.stdout)["budget"], json.loads(done.stdout)["macs_per_frame"]
     assert (budget["dense"], budget["limit"]) == (dense, dense // 4)
-    line = f"budget: at most {dense // 4:,} of {dense:,} MACs per frame (25.0%)"
+    line = f"budget: at most {dense // 4:,} of {dense:,} MACs per frame (25.00%)"
     assert line in _run("describe", "--cfgs", QUICKSTART, *quarter).stdout
     assert (
         "bits: at most 31,258 of 500,128 bytes (6.25%)"
@@ -61,7 +66,6 @@ def test_describe_says_what_a_budget_means_before_anything_is_trained():
         (("train", "--cfgs", str(PARAMS / "casia_b/gaitbase.yaml")), "path/to/CASIA-B-pkl"),
         (("test", "--cfgs", QUICKSTART, "--checkpoint", "none.pt"), "none.pt"),
         (("train", "--cfgs", QUICKSTART, "--stage", "baselin"), "'baselin': choose from"),
-        (("train", "--cfgs", QUICKSTART, "--device", "gpu"), "not one of auto, cpu"),
         (
             ("train", "--stage", "geta", "--cfgs", str(PARAMS / "casia_b/gaitbase.yaml")),
             "add `compression_optimizer: hesso`",
@@ -80,6 +84,32 @@ def test_a_request_that_cannot_be_met_is_one_message_and_status_2(arguments, wor
 def test_on_a_command_line_1e_3_is_a_number():
     done = _run("describe", "--cfgs", QUICKSTART, "-o", "optimizer_cfg.lr=1e-3")
     assert done.exit_code == 0, done.output
+
+
+def test_a_bug_keeps_its_traceback_and_ends_with_status_1(monkeypatch):
+    monkeypatch.setattr(summary, "summary_table", lambda run: list(zip([run], [], strict=True)))
+    done = _run("summary", "a-run")
+    assert done.exit_code == 1 and "error: " not in done.output
+    assert isinstance(done.exception, ValueError)  # which Python prints with its traceback
+
+
+def test_help_waits_for_nothing_that_takes_long_to_import():
+    code = """
+import sys
+from typer.testing import CliRunner
+from workbook.cli import app
+done = CliRunner().invoke(app, ["--help"])
+assert done.exit_code == 0 and "walkers" in done.stdout
+heavy = "torch pandas pydantic matplotlib scipy cv2 only_train_once workbook.config workbook.steps"
+print([name for name in heavy.split() if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_formats_and_stages_that_help_names_are_all():
+    assert all(name in _run("export", "--help").stdout for name in FORMATS)
+    assert all(name in _run("train", "--help").stdout for name in TRAINABLE)
 
 
 @pytest.mark.slow

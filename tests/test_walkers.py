@@ -18,12 +18,22 @@ import walkers
 from gaitlib.data import casia_b
 from gaitlib.data.alignment import align_frame
 from gaitlib.system.processes import WorkerError
-from walkers import LAYOUTS, TYPES, VIEWS, make_walkers, sequence_frames
 from walkers.body import draw_body
-from walkers.command import walkers_command
+from walkers.command import NAMES, walker_video_command, walkers_command
+from walkers.layouts import LAYOUTS
 from walkers.motion import JOINTS, pose_at, walk_cycle
 from walkers.norms import measures
-from walkers.scene import draw_person, draw_walk, noisy_view, render
+from walkers.scene import (
+    TYPES,
+    VIEWS,
+    draw_person,
+    draw_walk,
+    noisy_view,
+    render,
+    sequence_frames,
+)
+from walkers.video import write_video
+from walkers.walker_dataset import make_walkers
 from workbook import cli
 
 TINY = {"subjects": 2, "train": 1, "types": ("nm-01", "cl-01"), "views": ("000", "090")}
@@ -237,10 +247,10 @@ def test_a_script_without_a_main_guard_draws_in_processes_by_its_own_modules(tmp
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(home)!r})\n"
-        "import walkers.walker_dataset\n"
-        "walkers.walker_dataset.WALKS_PER_PROCESS = 1\n"
+        "from walkers import walker_dataset\n"
+        "walker_dataset.WALKS_PER_PROCESS = 1\n"
         "for workers in (1, 2):\n"
-        f"    walkers.make_walkers({str(tmp_path)!r} + f'/{{workers}}', workers=workers,\n"
+        f"    walker_dataset.make_walkers({str(tmp_path)!r} + f'/{{workers}}', workers=workers,\n"
         "        subjects=2, train=1, types=('nm-01',), views=('090',), frames=(2, 2))\n"
     )
     subprocess.run([sys.executable, str(script)], check=True, cwd=tmp_path)
@@ -270,11 +280,13 @@ def test_both_command_lines_draw_the_same_walkers_as_the_function(tmp_path):
     assert tree_bytes(tmp_path / "gaitlib") == expected == tree_bytes(tmp_path / "alone")
 
 
-def test_the_commands_defaults_are_the_functions():
-    command = inspect.signature(walkers_command).parameters
-    function = inspect.signature(make_walkers).parameters
-    for name in command.keys() - {"dst"}:
-        assert command[name].default == function[name].default, name
+def test_the_commands_defaults_and_names_are_the_functions():
+    pairs = ((walkers_command, make_walkers), (walker_video_command, write_video))
+    for command, function in pairs:
+        own, its = (inspect.signature(one).parameters for one in (command, function))
+        for name in own.keys() & its.keys() - {"subject", "type", "view"}:
+            assert own[name].default == its[name].default, name
+    assert NAMES == f"{', '.join([*LAYOUTS][:-1])} or {[*LAYOUTS][-1]}"
 
 
 def test_the_command_reports_a_refused_folder_in_one_line(tmp_path):
@@ -286,15 +298,15 @@ def test_the_command_reports_a_refused_folder_in_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_gaitlib_imports_walkers_in_one_file_and_walkers_only_two_rooms_of_gaitlib():
+def test_walkers_have_two_doors_and_import_only_two_rooms_of_gaitlib():
     home = Path(walkers.__file__).parent
     imported = re.compile(r"^\s*(?:from|import) (gaitlib[.\w]*|walkers\b)", re.MULTILINE)
     users = [
         path.relative_to(home.parent).as_posix()
-        for path in (home.parent / "gaitlib").rglob("*.py")
+        for path in (home.parent / "workbook").rglob("*.py")
         if "walkers" in imported.findall(path.read_text())
     ]
-    assert users == ["workbook/steps/dataset.py"]
+    assert sorted(users) == ["workbook/cli.py", "workbook/steps/dataset.py"]
     for path in home.glob("*.py"):
         names = set(imported.findall(path.read_text())) - {"walkers"}
         assert all(n.startswith(("gaitlib.system.", "gaitlib.data.")) for n in names), path

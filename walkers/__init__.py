@@ -4,9 +4,3 @@ A walker's identity lives in body proportions and in motion. View, clothing and 
 The data set exercises every line of code that reads, trains on and plots CASIA-B. It says nothing
 about real people.
 """
-
-from walkers.layouts import LAYOUTS
-from walkers.scene import TYPES, VIEWS, sequence_frames
-from walkers.walker_dataset import make_walkers
-
-__all__ = ["LAYOUTS", "TYPES", "VIEWS", "make_walkers", "sequence_frames"]

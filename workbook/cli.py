@@ -5,47 +5,32 @@
 Exit status: 0 for success, 2 for an error that the user can fix (one line says how), 1 for a crash
 or for work that was done in part (a subject lost, a study's point failed), 128 + the signal's
 number for a run that a signal stopped.
+
+What takes time to import, such as torch, is imported by the verb that needs it.
 """
 
-import contextlib
 import functools
+import importlib.util
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from gaitlib.evaluate import Evaluation, to_results
-from gaitlib.model import network_cost
-from gaitlib.system import distributed
 from gaitlib.system.errors import UserError
-from gaitlib.system.files import write_atomically
 from gaitlib.system.signals import TrainingStopped, exit_on_sigterm
-from workbook import runs, steps
-from workbook.config import ConfigError, Experiment, load_experiment, read_value, read_yaml
-from workbook.plots import save_figure, view_heatmaps
-from workbook.pretreat.pretreat_command import pretreat_command
-from workbook.recognise.commands import (
-    embed_command,
-    enroll_command,
-    forget_command,
-    identify_command,
-)
-from workbook.report.run_tables import compressed_stage
-from workbook.report.summary import summary_table, tests_table
-from workbook.runs import Run
-from workbook.steps import Watch
-from workbook.steps.dataset import CHECKS, walker_video_command, walkers_command
+from walkers import command as draw
+from workbook.pretreat import pretreat_command as pretreat
+from workbook.recognise import commands as recognise
 from workbook.system.folders import PARAMS, name_fault
-from workbook.system.live_line import LiveLine
 
 if TYPE_CHECKING:
-    from workbook.study import Point
+    from gaitlib.evaluate import Evaluation
+    from workbook.config import Experiment
 
 app = typer.Typer(
     help="Compress GaitBase in one training run.",
@@ -56,9 +41,6 @@ app = typer.Typer(
 
 #: Errors a user can fix, reported in one line. Anything else is a bug and keeps its traceback.
 USER_ERRORS = (UserError, OSError)
-
-#: The default experiment of ``check-resume``.
-CHECK_RESUME_CFGS = PARAMS / "check_resume.yaml"
 
 Cfgs = Annotated[Path, typer.Option("--cfgs", help="The experiment's YAML file.")]
 Overrides = Annotated[
@@ -74,23 +56,19 @@ RunName = Annotated[
 ]
 Stage = Annotated[
     str,
-    typer.Option(
-        help="baseline, geta (channels and bits) or hesso (channels only); by default the stage of "
-        "the file's compression_optimizer."
-    ),
+    typer.Option(help="baseline, hesso (cuts channels) or geta (and bits); else the file's own."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Seed = Annotated[
-    int | None,
-    typer.Option(help="For weights, batches and augmentation; by default the file's, or 0."),
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be done.")]
 
 
-def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
+def _reporting(verb: Callable[..., None]) -> Callable[..., None]:
     """Report errors that a user can fix in one line, with exit status 2."""
 
     @functools.wraps(verb)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        from gaitlib.system import distributed
+
         rank = distributed.launched_rank()
         who = f"rank {rank}: " if rank else ""
         level = logging.WARNING if rank else logging.INFO
@@ -98,24 +76,43 @@ def _one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             with exit_on_sigterm():
                 verb(*args, **kwargs)
-            distributed.end_process(0)
+            status, text = 0, ""
         except TrainingStopped as stop:
-            if not rank:
-                typer.echo(str(stop), err=True)
-            distributed.end_process(128 + stop.signal)
-            raise typer.Exit(128 + stop.signal) from stop
+            status, text = 128 + stop.signal, "" if rank else str(stop)
         except USER_ERRORS as error:
+            status, text = 2, f"{who}error: {error}"
             if rank:  # if rank 0 has the same error, it reports it and torchrun ends this process
                 time.sleep(3)
-            typer.echo(f"{who}error: {error}", err=True)
-            distributed.end_process(2)
-            raise typer.Exit(2) from error
+        if text:
+            typer.echo(text, err=True)
+        distributed.end_process(status)
+        raise typer.Exit(status)
 
     return wrapped
 
 
-def _load(cfgs: Path, overrides: list[str]) -> Experiment:
+def _verb(verb: Callable[..., None]) -> Callable[..., None]:
+    """Add a function to the command line; the verb is its name."""
+    return app.command(verb.__name__.removesuffix("_command").replace("_", "-"))(_reporting(verb))
+
+
+for _command in (
+    draw.walkers_command,
+    draw.walker_video_command,
+    pretreat.pretreat_command,
+    recognise.embed_command,
+    recognise.enroll_command,
+    recognise.identify_command,
+    recognise.forget_command,
+):
+    _verb(_command)
+
+
+def _load(cfgs: Path, overrides: list[str]) -> "Experiment":
     """Load an experiment's file and apply ``section.key=value`` overrides."""
+    from workbook.config import ConfigError, load_experiment, read_value
+    from workbook.steps.dataset import CHECKS
+
     values = {}
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -125,128 +122,106 @@ def _load(cfgs: Path, overrides: list[str]) -> Experiment:
     return load_experiment(cfgs, values, CHECKS)
 
 
-for _name, _command in {
-    "walkers": walkers_command,
-    "walker-video": walker_video_command,
-    "pretreat": pretreat_command,
-    "embed": embed_command,
-    "enroll": enroll_command,
-    "identify": identify_command,
-    "forget": forget_command,
-}.items():
-    app.command(_name)(_one_line_errors(_command))
+def _needs(extras: str, *packages: str) -> None:
+    """Refuse to go on without some packages; the message names the extras to install."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise UserError(f'no {", ".join(missing)}: install it with pip install -e ".[{extras}]"')
 
 
-@app.command("notebooks")
-@_one_line_errors
-def notebooks_(
+@_verb
+def notebooks(
     notebooks: Annotated[list[Path], typer.Argument(help="In the order in which they run.")],
     run: Annotated[str, typer.Option(help="Folder below runs/.")],
-    cfgs: Annotated[
-        Path | None, typer.Option("--cfgs", help="An experiment's YAML file; else the defaults.")
-    ] = None,
+    cfgs: Annotated[Path | None, typer.Option(help="The experiment's YAML file.")] = None,
 ) -> None:
     """Execute notebooks in order into runs/<run>/notebooks, with one line of progress."""
-    with _needs_extras("notebooks", verb="notebooks"):
-        from workbook.study.workbook import NotebookFailedError, execute_in_order
+    _needs("notebooks", "papermill")
+    from workbook.study.point_notebooks import PointError, execute_in_order
+
     try:
-        execute_in_order(notebooks, run, cfgs, LiveLine())
-    except NotebookFailedError as error:
+        execute_in_order(notebooks, run, cfgs)
+    except PointError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
 
 
-@app.command()
-@_one_line_errors
+@_verb
 def describe(
     cfgs: Cfgs,
     override: Overrides = [],  # noqa: B006 (typer needs a list)
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the parameters and MACs of an experiment's network by block, and its budget."""
+    import torch
+
+    from gaitlib.model import network_cost
+    from workbook import steps
+
     experiment = _load(cfgs, override)
     model = steps.build_network(experiment, torch.device("cpu"))
-    budget = bits = None
-    if experiment.compression is not None:
-        graph = steps.trace(experiment, model)
-        budget = steps.describe_budget(experiment.compression, graph)
-        bits = steps.describe_bit_budget(experiment.compression, graph)
     blocks = network_cost.block_table(model)
-    totals = {
+    found = {
         "params": network_cost.count_parameters(model),
         "macs_per_frame": network_cost.macs_per_frame(model),
+        "blocks": blocks.to_dict("records"),
     }
+    if experiment.compression is not None:
+        graph = steps.trace(experiment, model)
+        budgets = {
+            "budget": steps.describe_budget(experiment.compression, graph),
+            "bit_budget": steps.describe_bit_budget(experiment.compression, graph),
+        }
+        found |= {key: budget for key, budget in budgets.items() if budget is not None}
     if as_json:
-        found = {**totals, "blocks": blocks.to_dict("records")}
-        budgets = {"budget": budget, "bit_budget": bits}
-        typer.echo(json.dumps(found | {k: v for k, v in budgets.items() if v is not None}))
+        typer.echo(json.dumps(found))
         return
     typer.echo(blocks.to_string(index=False))
-    gmacs = totals["macs_per_frame"] / 1e9
-    typer.echo(f"{totals['params']:,} parameters, {gmacs:.3f} GMAC per frame")
-    if budget is not None:
-        limit, dense, least = budget["limit"], budget["dense"], budget["least"]
-        typer.echo(
-            f"budget: at most {limit:,} of {dense:,} {budget['unit']} ({limit / dense:.1%}); "
-            f"the layers' floors allow {least:,}"
-        )
-    if bits is not None:
-        limit, dense = bits["limit"], bits["dense"]
-        typer.echo(f"bits: at most {limit:,} of {dense:,} {bits['unit']} ({limit / dense:.2%})")
+    gmacs = found["macs_per_frame"] / 1e9
+    typer.echo(f"{found['params']:,} parameters, {gmacs:.3f} GMAC per frame")
+    for name, key in (("budget", "budget"), ("bits", "bit_budget")):
+        if (budget := found.get(key)) is not None:
+            limit, dense = budget["limit"], budget["dense"]
+            share = f"{limit:,} of {dense:,} {budget['unit']} ({limit / dense:.2%})"
+            floors = f"; the layers' floors allow {budget['least']:,}" if "least" in budget else ""
+            typer.echo(f"{name}: at most {share}{floors}")
 
 
-@app.command()
-@_one_line_errors
+@_verb
 def train(
     cfgs: Cfgs,
     override: Overrides = [],  # noqa: B006
     run: RunName = "",
     stage: Stage = "",
     device: Device = "auto",
-    seed: Seed = None,
-    with_test: Annotated[
-        bool, typer.Option("--test/--no-test", help="Test after training and write results.json.")
-    ] = True,
-    compress: Annotated[
-        bool,
-        typer.Option(
-            "--compress/--no-compress",
-            help="Cut the trained network and write its files, or stop after training.",
-        ),
-    ] = True,
-    force: Annotated[
-        bool,
-        typer.Option(help="Resume even if the experiment differs from the checkpoint's."),
-    ] = False,
+    seed: Annotated[int | None, typer.Option(help="By default the file's, or 0.")] = None,
+    test: Annotated[bool, typer.Option(help="Test it and write results.json.")] = True,
+    compress: Annotated[bool, typer.Option(help="Cut the network, or stop before.")] = True,
+    force: Annotated[bool, typer.Option(help="Resume a changed experiment too.")] = False,
 ) -> None:
     """Train and test a stage and write runs/<run>/<stage>/, as notebooks 02 and 03 do."""
+    from gaitlib.system import distributed
+    from workbook import runs, steps
+    from workbook.config import read_yaml
+    from workbook.report.summary import summary_table
+
     experiment = _load(cfgs, override)
     seed = read_yaml(cfgs).get("seed", 0) if seed is None else seed
     with distributed.process_group(device, experiment.trainer_cfg.process_timeout) as where:
-        this = Run(run or cfgs.stem, experiment, seed, where)
+        this = runs.Run(run or cfgs.stem, experiment, seed, where)
         stage = steps.choose_stage(this, stage)
-        watch = Watch(progress=sys.stderr.isatty())
-        steps.run_stage(this, stage, watch, test=with_test, compress=compress, force=force)
-        if with_test and compress and distributed.is_main():
+        watch = steps.Watch(progress=sys.stderr.isatty())
+        steps.run_stage(this, stage, watch, test=test, compress=compress, force=force)
+        if test and compress and distributed.is_main():
             typer.echo(summary_table(this.name))
 
 
-@app.command()
-@_one_line_errors
+@_verb
 def test(
-    cfgs: Annotated[
-        list[Path],
-        typer.Option("--cfgs", help="The experiment's YAML file; repeat it for further data sets."),
-    ],
+    cfgs: Annotated[list[Path], typer.Option(help="As train's; repeat it for more data sets.")],
     override: Overrides = [],  # noqa: B006
     run: RunName = "",
     stage: Stage = "",
-    iteration: Annotated[
-        int | None, typer.Option("--iter", help="The checkpoint's iteration.")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Any checkpoint, or a compressed_*.pt or .safetensors.")
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Any, or a network's file.")] = None,
     device: Device = "auto",
 ) -> None:
     """Test a checkpoint (default: evaluator_cfg.restore_hint) and write test-<name>.json.
@@ -254,26 +229,27 @@ def test(
     It may have been trained on another data set. With several files --cfgs it is tested on the data
     set of each, and one table lists them all.
     """
+    from gaitlib.evaluate import to_results
+    from gaitlib.system import distributed
+    from gaitlib.system.files import write_atomically
+    from workbook import runs, steps
+    from workbook.report.summary import tests_table
+
     experiments = [_load(path, override) for path in cfgs]
     names = [experiment.data_cfg.dataset_name for experiment in experiments]
-    for i, (path, dataset) in enumerate(zip(cfgs, names, strict=True) if len(cfgs) > 1 else ()):
-        if dataset in names[:i]:
-            raise ConfigError(
-                f"{path} tests {dataset}, as an earlier file does: give it a data_cfg."
-                "dataset_name of its own (data_cfg.test_dataset_name chooses the protocol)"
-            )
-        if fault := name_fault(dataset, longest=100):  # a part of the names of files
-            raise ConfigError(
-                f"{path}: data_cfg.dataset_name {dataset!r} cannot name a file: {fault}. Give "
+    for name in names if len(names) > 1 else ():  # it is a part of the names of files
+        if fault := "two files have it" if names.count(name) > 1 else name_fault(name, longest=100):
+            raise UserError(
+                f"data_cfg.dataset_name {name!r} cannot name a file of results: {fault}. Give "
                 "another (data_cfg.test_dataset_name chooses the protocol)"
             )
-    timeout = experiments[0].trainer_cfg.process_timeout
-    with distributed.process_group(device, timeout) as where:
+    with distributed.process_group(device, experiments[0].trainer_cfg.process_timeout) as where:
         tested = {}
-        for dataset, experiment in zip(names, experiments, strict=True):
-            this = Run(run or cfgs[0].stem, experiment, device=where)
+        for experiment in experiments:
+            this = runs.Run(run or cfgs[0].stem, experiment, device=where)
             stage = steps.choose_stage(this, stage)
-            checkpoint = checkpoint or steps.find_tested_checkpoint(this, stage, iteration)
+            checkpoint = checkpoint or steps.find_tested_checkpoint(this, stage)
+            dataset = experiment.data_cfg.dataset_name
             name = f"{checkpoint.stem}-{dataset}" if len(cfgs) > 1 else checkpoint.stem
             progress = sys.stderr.isatty()
             found = steps.evaluate_checkpoint(this, stage, checkpoint, progress=progress, name=name)
@@ -288,34 +264,36 @@ def test(
             typer.echo(f"written: {target}")
 
 
-def _show_evaluation(evaluation: Evaluation, path: Path, run: str, stage: str) -> None:
+def _show_evaluation(evaluation: "Evaluation", path: Path, run: str, stage: str) -> None:
     """Print the accuracies of a test and save a figure of them view by view."""
-    results = to_results(evaluation)
+    from gaitlib.evaluate import to_results
+    from workbook import runs
+    from workbook.plots import save_figure, view_heatmaps
+
+    results, name = to_results(evaluation), path.stem.removeprefix("test-")
     for metric in ("rank1", *evaluation.scores):
         for condition in evaluation.rank1:
             value = results[metric][condition]
             typer.echo(f"{metric} {condition} {'-' if value is None else f'{value} %'}")
     typer.echo(f"written: {path}")
     if evaluation.submission is not None:
-        name = path.stem.removeprefix("test-")
         typer.echo(f"for the server: {path.with_name(f'submission-{name}.csv')}")
     if maps := evaluation.rank1_by_view:
-        figure = f"{run}/test-{stage}-{path.stem.removeprefix('test-')}"
+        figure = f"{run}/test-{stage}-{name}"
         save_figure(view_heatmaps({runs.STAGES[stage].words: maps}), figure)
         typer.echo(f"figure, view by view: {runs.figures_folder() / figure}.png")
 
 
-@app.command("check-resume")
-@_one_line_errors
-def check_resume_(
-    cfgs: Annotated[
-        Path, typer.Option("--cfgs", help="The experiment that is run and killed.")
-    ] = CHECK_RESUME_CFGS,
+@_verb
+def check_resume(
+    cfgs: Cfgs = PARAMS / "check_resume.yaml",
     override: Overrides = [],  # noqa: B006
     kills: Annotated[int, typer.Option(help="Number of kills.")] = 50,
     seed: Annotated[int, typer.Option(help="For the runs and for the moments of the kills.")] = 0,
 ) -> None:
     """Kill a run at random moments, resume it, and compare it bit by bit with an unkilled run."""
+    from workbook import steps
+
     table = steps.check_resume(_load(cfgs, override), kills, seed=seed, on_kill=typer.echo)
     counts = table.groupby(["stage", "phase"], sort=False).agg(
         kills=("writing", "size"), while_writing=("writing", "sum")
@@ -324,53 +302,42 @@ def check_resume_(
     typer.echo(f"{kills} kills: weights, groups, optimizer state and metrics are identical")
 
 
-@app.command("study")
-@_one_line_errors
-def study_(
-    file: Annotated[
-        Path, typer.Argument(help="The study's file, for example params/studies/quickstart.yaml.")
-    ],
+@_verb
+def study(
+    file: Annotated[Path, typer.Argument(help="Such as params/studies/quickstart.yaml.")],
     scheduler: Annotated[
-        str | None, typer.Option(help="A Dask scheduler, tcp://host:port; by default this machine.")
-    ] = None,
-    scheduler_file: Annotated[
-        Path | None, typer.Option(help="A file with the Dask scheduler's address.")
+        str | None, typer.Option(help="A Dask scheduler: tcp://host:port, or its file, *.json.")
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(help="Points at once on this machine; by default as cores and memory allow."),
+        int | None, typer.Option(min=1, help="Points at once here; else as cores and memory allow.")
     ] = None,
     device: Device = "auto",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the points and their estimated cost.")
-    ] = False,
+    dry_run: DryRun = False,
     table: Annotated[
         bool, typer.Option("--table", help="Only write and print the table of finished points.")
     ] = False,
 ) -> None:
     """Run a study's points that are not done yet, and write runs/<study>/table.csv."""
+    _needs("notebooks,study", "papermill", "distributed", "pyarrow")
+    from workbook import runs
     from workbook.study import expand, layer_table, point_table, read_plan, write_tables
+    from workbook.study.estimate import cost_words, estimate
+    from workbook.study.runner import run_study
 
     plan = read_plan(file)
-    run, points = plan.name, expand(plan)
+    run, points, failed = plan.name, expand(plan), []
     if dry_run:
-        _show_cost(run, points, workers, device)
+        cost = estimate(run, points, device)
+        for row in cost.itertuples():
+            typer.echo(f"{row.state:8}{row.seconds / 60:6.1f} min  {row.point} ({row.source})")
+        typer.echo(cost_words(cost, workers, device))
         return
-    failed = []
     if not table:
-        with _needs_extras("notebooks", "study"):
-            from workbook.study.runner import run_study
-
-        cluster = {"scheduler": scheduler, "scheduler_file": scheduler_file, "workers": workers}
-        line = LiveLine()
-        watch = {"on_line": line.keep, "on_progress": line.show}
-        failed = run_study(run, points, **cluster, device=device, **watch).failed
-        line.clear()
+        failed = run_study(run, points, scheduler=scheduler, workers=workers, device=device).failed
     rows = point_table(run, points)
     if len(rows):
         typer.echo(rows.to_string(index=False))
-        with _needs_extras("study"):
-            path = write_tables(runs.runs_folder() / run, rows, layer_table(run, points))
+        path = write_tables(runs.runs_folder() / run, rows, layer_table(run, points))
         typer.echo(f"{len(rows)} of {len(points)} points: {path}")
     else:
         typer.echo(f"none of {len(points)} points is done")
@@ -379,80 +346,42 @@ def study_(
         raise typer.Exit(1)
 
 
-@contextlib.contextmanager
-def _needs_extras(*names: str, verb: str = "study") -> Iterator[None]:
-    """Turn a failed import into an error that names the extras to install."""
-    try:
-        yield
-    except ImportError as error:
-        raise ConfigError(
-            f'gaitlib {verb}: {error}; install it with pip install -e ".[{",".join(names)}]"'
-        ) from error
-
-
-def _show_cost(run: str, points: Sequence["Point"], workers: int | None, device: str) -> None:
-    """Print a study's points with their measured or estimated time, and the total."""
-    with _needs_extras("study"):
-        from workbook.study.estimate import estimate, workers_for
-
-    cost = estimate(run, points, device)
-    for row in cost.itertuples():
-        typer.echo(f"{row.state:8}{row.seconds / 60:6.1f} min  {row.point} ({row.source})")
-    missing = cost[cost["state"] != "done"]
-    count = workers or workers_for(cost["memory"].max(), device)
-    total = f"{len(points)} points, {len(points) - len(missing)} done"
-    if len(missing):
-        seconds, memory = missing["seconds"].sum() / count, cost["memory"].max()
-        total += f"; the others about {seconds / 60:.0f} min, {count} at once, "
-        total += f"each with {memory / 1e9:.1f} GB at most"
-    typer.echo(total)
-
-
-@app.command()
-@_one_line_errors
+@_verb
 def export(
     run: Annotated[str, typer.Option(help="Folder below runs/.")],
     form: Annotated[
-        str, typer.Option("--format", help=f"One of {', '.join(steps.FORMATS)}.")
+        str, typer.Option("--format", help="pt, safetensors, onnx or onnx-int8.")
     ] = "pt",
-    stage: Annotated[
-        str,
-        typer.Option(
-            help=f"One of {', '.join(runs.STAGES)}; by default the run's compressed network. "
-            "baseline is the dense one."
-        ),
-    ] = "",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder; by default one in the stage's own.")
-    ] = None,
-    round_sums: Annotated[
-        bool, typer.Option(help="onnx-int8: also round residual sums; faster, needs the data.")
-    ] = False,
+    stage: Annotated[str, typer.Option(help="Such as baseline; else the compressing one.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder; by default in the stage's own.")] = None,
+    round_sums: Annotated[bool, typer.Option(help="onnx-int8: sums too; needs data.")] = False,
 ) -> None:
     """Export a network of a run without its classifier: silhouettes in, embeddings out."""
+    from workbook import runs, steps
+    from workbook.config import load_experiment
+    from workbook.report.run_tables import compressed_stage
+
     stage = stage or compressed_stage(run)
-    this = Run(run, load_experiment(runs.config_file(run, stage)))
+    this = runs.Run(run, load_experiment(runs.config_file(run, stage)))
     data = steps.open_data(this.experiment) if round_sums else None
     folder = out or this.folder(stage) / "compressed" / "embedding"
     path = steps.export_network(this, form, folder, data, stage)
     typer.echo(f"{path.stat().st_size:,} bytes: {path}")
 
 
-@app.command()
-@_one_line_errors
+@_verb
 def summary(run: str) -> None:
     """Print the accuracy and the costs of a finished run's networks in one table."""
+    from workbook.report.summary import summary_table
+
     typer.echo(summary_table(run))
 
 
-@app.command()
-@_one_line_errors
-def clean(
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would be removed.")
-    ] = False,
-) -> None:
+@_verb
+def clean(dry_run: DryRun = False) -> None:
     """Remove what killed processes left, mapped files of changed data, and earlier networks."""
+    from workbook import steps
+
     found = steps.find_leftovers()
     for leftover in found:
         typer.echo(f"{leftover.size:>15,}  {leftover.path}: {leftover.reason}")

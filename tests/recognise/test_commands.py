@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from gaitlib.data.alignment import align_frame
 from gaitlib.data.sequence_file import write_sequence
 from gaitlib.deploy.network_file import write_network
-from walkers import sequence_frames
+from walkers.scene import sequence_frames
 from workbook.cli import app
 from workbook.recognise.gallery import read_gallery
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from small_experiment import SMALL, small_experiment, write_experiment
+from small_experiment import QUANTIZED, small_experiment, write_experiment
 
 from gaitlib.model import network_cost
 from workbook import runs
@@ -114,19 +114,8 @@ def test_a_slim_rival_learns_from_the_dense_network_of_its_seed(study):
 
 @pytest.mark.slow
 def test_every_method_starts_from_the_baseline_and_takes_as_many_steps_in_all(study):
-    bits = {"start_projection_step": 1, "projection_steps": 1, "projection_periods": 1}
-    bits |= {"min_bit_wt": 4, "max_bit_wt": 8, "min_bit_act": 8, "max_bit_act": 8}
-    section = SMALL["hesso_optimizer_cfg"] | bits | {"start_pruning_step": 2}
     methods = ["uniform", "torch_pruning", "only_train_once", "magnitude", "dense_longer", "ptq"]
-    points = study(
-        overrides={
-            "compression_optimizer": "geta",
-            "hesso_optimizer_cfg": None,
-            "geta_optimizer_cfg": section | {"start_from": "baseline"},
-            "scheduler_cfg.cycle_momentum": False,
-        },
-        methods=methods,
-    )
+    points = study(overrides=QUANTIZED, methods=methods)
     for point in points:
         _run("s", point)
     table = point_table("s", points).set_index("method")

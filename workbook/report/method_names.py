@@ -21,8 +21,6 @@ METHOD_WORDS = {
     "uniform_extra": "uniformly slim, the extra steps alone",
     "torch_pruning": STAGES["torch_pruning"].words,
 }
-#: The methods' present names, by their names in earlier versions.
-FORMER_METHODS = {"pruned": "hesso"}
 
 
 def words_of(method: str) -> str:

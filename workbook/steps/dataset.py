@@ -17,8 +17,7 @@ from gaitlib.data.samplers import TripletSampling
 from gaitlib.data.transforms import Transform, build_transform
 from gaitlib.model import FRAME
 from gaitlib.system import distributed
-from walkers import make_walkers
-from walkers.command import walker_video_command, walkers_command
+from walkers.walker_dataset import make_walkers
 from workbook.config import ConfigError, Experiment
 from workbook.runs import data_folder, locate
 
@@ -27,8 +26,6 @@ __all__ = [
     "make_walkers",
     "open_data",
     "transform_of",
-    "walker_video_command",
-    "walkers_command",
 ]
 
 log = logging.getLogger(__name__)

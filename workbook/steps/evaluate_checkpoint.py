@@ -64,14 +64,14 @@ def evaluate_checkpoint(
     return evaluation, target
 
 
-def find_tested_checkpoint(run: Run, stage: str, iteration: int | None = None) -> Path:
-    """Return the checkpoint that a test reads: ``evaluator_cfg.restore_hint``, or an iteration.
+def find_tested_checkpoint(run: Run, stage: str) -> Path:
+    """Return the checkpoint that a test reads: ``evaluator_cfg.restore_hint``, or the latest.
 
     Raises:
         CheckpointError: if the stage has no such checkpoint.
     """
     run = run.of_stage(stage)
-    hint = run.experiment.evaluator_cfg.restore_hint if iteration is None else iteration
+    hint = run.experiment.evaluator_cfg.restore_hint
     folder, name = run.folder(stage) / "checkpoints", run.experiment.trainer_cfg.save_name
     path = find_checkpoint(folder, name, hint or "latest")
     if path is None:

@@ -6,14 +6,12 @@ the other modules do not.
 
 from workbook.study.methods import METHODS
 from workbook.study.plan import StudyPlan, expand, read_plan
-from workbook.study.points import Point, read_point, state_of
-from workbook.study.tables import TIMINGS, layer_table, point_table, read_tables, write_tables
+from workbook.study.points import read_point
+from workbook.study.tables import layer_table, point_table, read_tables, write_tables
 from workbook.study.train_point import run_point
 
 __all__ = [
     "METHODS",
-    "TIMINGS",
-    "Point",
     "StudyPlan",
     "expand",
     "layer_table",
@@ -22,6 +20,5 @@ __all__ = [
     "read_point",
     "read_tables",
     "run_point",
-    "state_of",
     "write_tables",
 ]

@@ -6,16 +6,16 @@ thread. All smoke runs share one child process, which reports its peak memory.
 
 import itertools
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import psutil
+import torch
 
 from gaitlib.data.batches import inference_batches, training_batches
 from gaitlib.evaluate import embed_batches
@@ -39,8 +39,7 @@ OVERHEAD_SECONDS = 25
 MEMORY_SHARE = 0.8
 
 
-@dataclass(frozen=True)
-class SmokeRun:
+class SmokeRun(NamedTuple):
     """What a smoke run measured.
 
     Attributes:
@@ -67,34 +66,32 @@ def estimate(run: str, points: Sequence[Point], device: str = "auto") -> pd.Data
         points: from `workbook.study.plan.expand`.
         device: as in `gaitlib.system.device.choose_device`.
     """
-    states = {point.name: state_of(run, point) for point in points}
-    measured: dict[tuple[str, str, int], list[float]] = {}
-    for point in points:
-        if states[point.name] == "done":
-            measured.setdefault(_duration_key(point), []).append(load_point(run, point)["seconds"])
-    trained = {point.name: _as_trained(point) for point in points}
-    todo = [experiment for name, experiment in trained.items() if states[name] != "done"]
-    smokes = smoke_runs({_cost_key(experiment): experiment for experiment in todo}, device)
-    rows = []
-    for point in points:
-        state, smoke = states[point.name], smokes.get(_cost_key(trained[point.name]))
-        if state == "done":
-            seconds, source = load_point(run, point)["seconds"], "measured"
-        elif _duration_key(point) in measured:
-            seconds, source = np.mean(measured[_duration_key(point)]), "measured for its method"
-        else:
-            steps_trained = 0 if point.stage == "ptq" else point.experiment.trainer_cfg.total_iter
-            seconds = OVERHEAD_SECONDS + steps_trained * smoke.step_seconds + smoke.test_seconds
-            source = "smoke run"
-        memory = np.nan if smoke is None else smoke.peak_bytes
-        rows.append((point.name, state, seconds, memory, source))
-    return pd.DataFrame(rows, columns=["point", "state", "seconds", "memory", "source"])
-
-
-def _duration_key(point: Point) -> tuple[str, str, int]:
-    """Return a key that is equal for points that take equally long."""
-    experiment = _as_trained(point)
-    return point.method, _cost_key(experiment), experiment.trainer_cfg.total_iter
+    trained = [_as_trained(point) for point in points]
+    table = pd.DataFrame(
+        {
+            "point": [point.name for point in points],
+            "state": [state_of(run, point) for point in points],
+            "method": [point.method for point in points],
+            "cost": [_cost_key(experiment) for experiment in trained],
+            "steps": [experiment.trainer_cfg.total_iter for experiment in trained],
+        }
+    )
+    done = table["state"] == "done"
+    results = [load_point(run, p) if d else {} for p, d in zip(points, done, strict=True)]
+    measured = pd.Series([found.get("seconds", np.nan) for found in results])
+    alike = measured.groupby([table["method"], table["cost"], table["steps"]]).transform("mean")
+    to_run = zip(table["cost"], trained, done, strict=True)
+    smokes = smoke_runs({key: experiment for key, experiment, d in to_run if not d}, device)
+    smoked = pd.DataFrame(
+        [smokes.get(key, [np.nan] * 3) for key in table["cost"]], columns=SmokeRun._fields
+    )
+    steps_trained = table["steps"].where(table["method"] != "ptq", 0)
+    expected = OVERHEAD_SECONDS + steps_trained * smoked["step_seconds"] + smoked["test_seconds"]
+    table["seconds"] = measured.fillna(alike).fillna(expected)
+    table["memory"] = smoked["peak_bytes"]
+    sources = ["measured", "measured for its method"]
+    table["source"] = np.select([done, alike.notna()], sources, "smoke run")
+    return table[["point", "state", "seconds", "memory", "source"]]
 
 
 def _as_trained(point: Point) -> Experiment:
@@ -106,17 +103,11 @@ def _as_trained(point: Point) -> Experiment:
 
 def _cost_key(experiment: Experiment) -> str:
     """Return a key that is equal for experiments whose steps and tests cost the same."""
-    compression = experiment.compression
-    return digest(
-        {
-            "network": experiment.model_cfg.model_dump(mode="json"),
-            "training": experiment.trainer_cfg.model_dump(mode="json", exclude={"total_iter"}),
-            "test": experiment.evaluator_cfg.model_dump(mode="json"),
-            "data": experiment.data_cfg.model_dump(mode="json"),
-            "optimizer": None if compression is None else compression.implementation,
-            "quantizes": experiment.quantizes,
-        }
-    )
+    sections = {"model_cfg", "trainer_cfg", "evaluator_cfg", "data_cfg"}
+    values = experiment.model_dump(mode="json", include=sections)
+    del values["trainer_cfg"]["total_iter"]
+    optimizer = getattr(experiment.compression, "implementation", None)
+    return digest(values | {"optimizer": optimizer, "quantizes": experiment.quantizes})
 
 
 def workers_for(memory: float, device: str = "auto") -> int:
@@ -135,22 +126,34 @@ def workers_for(memory: float, device: str = "auto") -> int:
     return max(1, min(cores(), fitting))
 
 
+def cost_words(cost: pd.DataFrame, workers: int | None, device: str = "auto") -> str:
+    """Say what a study takes until all points are done.
+
+    Args:
+        cost: from `estimate`.
+        workers: points at once; None as `workers_for` this machine.
+        device: as in `gaitlib.system.device.choose_device`.
+    """
+    todo, memory = cost[cost["state"] != "done"], cost["memory"].max()
+    words = f"{len(cost)} points, {len(cost) - len(todo)} done"
+    if todo.empty:
+        return words
+    workers = workers or workers_for(memory, device)
+    minutes = todo["seconds"].sum() / workers / 60
+    return (
+        f"{words}; the others about {minutes:.0f} min, {workers} at once, each with "
+        f"{memory / 1e9:.1f} GB at most"
+    )
+
+
 def smoke_runs(experiments: dict[str, Experiment], device: str = "auto") -> dict[str, SmokeRun]:
     """Make a smoke run of each experiment, one after another in one child process."""
     if not experiments:
         return {}
     context = multiprocessing.get_context("spawn")
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # a new process reads it before it loads torch
-    try:
-        with ProcessPoolExecutor(1, context) as pool:
-            found = pool.map(_smoke_run, experiments.values(), [device] * len(experiments))
-            return dict(zip(experiments, found, strict=True))
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (1,)) as pool:
+        found = pool.map(_smoke_run, experiments.values(), itertools.repeat(device))
+        return dict(zip(experiments, found, strict=True))
 
 
 def _smoke_run(experiment: Experiment, device: str) -> SmokeRun:

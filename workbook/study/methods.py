@@ -32,28 +32,12 @@ WIDTH_STEPS = 1000
 PROBE = 1009
 
 
-def own_steps(experiment: Experiment, start: int) -> int:
-    """Return the experiment's own number of steps."""
-    return experiment.trainer_cfg.total_iter
-
-
-def total_steps(experiment: Experiment, start: int) -> int:
-    """Return the steps that train a compressed network, including those of its baseline."""
-    return experiment.trainer_cfg.total_iter + start
-
-
 @dataclass(frozen=True)
 class Method:
     """One way to a small network.
 
     Attributes:
         stage: the folder of a point's run that holds its files.
-        resolve: turns a grid point's experiment into the one that this method trains; raises
-            ConfigError if it cannot.
-        needs: the methods whose points with the same settings and seed must be done first.
-        steps: how long it trains, from the grid point's experiment and the steps of the baseline
-            that this starts from (0 if it starts from random weights). Another number than the
-            experiment's own stretches its schedules.
         is_cut_to_macs: whether a dense network is made to have the MACs that ``target_macs`` asks
             for, or without that key those of the needed ``hesso`` point.
         is_taught: whether it learns from ``trainer_cfg.teacher``, if there is one. The dense
@@ -61,43 +45,171 @@ class Method:
     """
 
     stage: str
-    resolve: Callable[[Experiment], Experiment]
-    needs: Callable[[Experiment], tuple[str, ...]]
-    steps: Callable[[Experiment, int], int] = own_steps
     is_cut_to_macs: bool = False
-    is_taught: bool = False
-
-    def experiment(self, given: Experiment, baseline_steps: int | None = None) -> Experiment:
-        """Return what this method trains.
-
-        Args:
-            given: a grid point's experiment.
-            baseline_steps: of the network that it starts from; None means as many as its own.
-
-        Raises:
-            ConfigError: if the method cannot run with it.
-        """
-        if given.compression is not None and given.compression.steps is not None:
-            raise ConfigError(
-                f"steps {given.compression.steps}: a study compares methods of as many steps, and "
-                "budget_longer is the one with more: leave the key out"
-            )
-        if not self.is_taught:
-            given = without_teacher(given)
-        resolved = self.resolve(given)
-        steps = self.steps(given, steps_of_start(given, baseline_steps))
-        return stretch(resolved, steps)
+    is_taught: bool = True
 
 
-def without_teacher(experiment: Experiment) -> Experiment:
-    """Return the experiment whose stages learn from labels alone."""
-    untaught = experiment.trainer_cfg.model_copy(update={"teacher": None})
-    return experiment.model_copy(update={"trainer_cfg": untaught})
+#: By the name in a study's file, in the order of tables and figures.
+METHODS = {
+    "baseline": Method("baseline", is_taught=False),
+    "dense_longer": Method("baseline", is_taught=False),
+    "dense_half": Method("baseline"),
+    "budget": Method("hesso"),
+    "budget_longer": Method("hesso"),
+    "geta": Method("geta"),
+    "hesso": Method("hesso"),
+    "ptq": Method("ptq", is_taught=False),
+    "magnitude": Method("hesso"),
+    "only_train_once": Method("hesso"),
+    "uniform": Method("baseline", is_cut_to_macs=True),
+    "uniform_longer": Method("baseline", is_cut_to_macs=True),
+    "uniform_extra": Method("baseline", is_cut_to_macs=True),
+    "torch_pruning": Method("torch_pruning", is_cut_to_macs=True),
+}
+
+
+def resolve(method: str, given: Experiment, baseline_steps: int | None = None) -> Experiment:
+    """Return the experiment that a method trains, with its own number of steps.
+
+    Args:
+        method: a name of METHODS.
+        given: a grid point's experiment.
+        baseline_steps: of the network that it starts from; None means as many as its own.
+
+    Raises:
+        ConfigError: if the method cannot run with it.
+    """
+    if given.compression is not None and given.compression.steps is not None:
+        raise ConfigError(
+            f"steps {given.compression.steps}: a study compares methods of as many steps, and "
+            "budget_longer is the one with more: leave the key out"
+        )
+    if method not in ("baseline", "dense_half"):
+        require_compression(given)
+    if not METHODS[method].is_taught:
+        given = with_trainer(given, teacher=None)
+    resolved = _resolved(method, given)
+    start = steps_of_start(given, baseline_steps)
+    return stretch(resolved, _steps(method, given, resolved.trainer_cfg.total_iter, start))
+
+
+def _resolved(method: str, given: Experiment) -> Experiment:
+    """Return what a method trains, before its steps are set.
+
+    With a budget ``hesso`` ranks channels by its five scores until the budget is met, so that it
+    ends at the same cost as ``budget``; they stay as zeros, as published. only_train_once does not
+    know budgets: its ``target_group_sparsity`` is known when the needed ``hesso`` point is done
+    (`workbook.study.train_point`).
+    """
+    has_budget = budget_of(given) is not None
+    match method:
+        case "geta" | "ptq":
+            if not given.quantizes:
+                raise ConfigError(
+                    "the experiment chooses no bits, so geta and ptq would only prune: write "
+                    "hesso, or give geta_optimizer_cfg bits (params/quickstart.yaml shows them)"
+                )
+            return given
+        case "budget" | "budget_longer":
+            if not has_budget:
+                why = "the method budget ends at a budget, and the experiment has none"
+                raise _needs_target_macs(given, why)
+            if method == "budget":
+                return pruned_with(given, importance="taylor")
+            return at_equal_compute(pruned_with(given, importance="taylor", steps="equal_compute"))
+        case "hesso" | "magnitude":
+            changed = {"importance": "hesso", "shrink": False} if has_budget else {}
+            if method == "magnitude":  # the only saliency score, of the five
+                changed["importance_score_criteria"] = {"magnitude": 1.0}
+            return pruned_with(given, **changed)
+        case "only_train_once":
+            budget = (*TARGETS, *WITH_BUDGET, "latency", "shrink") if has_budget else ()
+            return pruned_with(given, implementation="only_train_once", **dict.fromkeys(budget))
+        case "torch_pruning" if importlib.util.find_spec("torch_pruning") is None:
+            raise ConfigError('torch_pruning needs its package: pip install -e ".[torch-pruning]"')
+    sections = ("compression_optimizer", "hesso_optimizer_cfg", "geta_optimizer_cfg")
+    return given.model_copy(update=dict.fromkeys(sections))  # dense
+
+
+def _steps(method: str, given: Experiment, own: int, start: int) -> int:
+    """Return how many steps a method trains.
+
+    Args:
+        method: a name of METHODS.
+        given: the experiment that it compares with.
+        own: steps of the method's experiment.
+        start: steps of the baseline that the compressing methods start from; 0 without one.
+    """
+    match method:
+        case "baseline":
+            return start or own
+        case "dense_longer" | "uniform":
+            return own + start
+        case "dense_half":  # torch-pruning cuts it after these
+            return -(-own // 2)
+        case "torch_pruning":
+            return own if start else own // 2
+        case "uniform_longer":  # as many multiply-adds as the dense network
+            return round((own + start) / _share_of_macs(given))
+        case _:
+            return own
+
+
+def _share_of_macs(experiment: Experiment) -> float:
+    """Return the MACs of the uniform network as a share of the dense one's.
+
+    Raises:
+        ConfigError: without ``target_macs``: the slim network's cost is not known beforehand; with
+            a teacher.
+    """
+    if (budget := macs_budget(experiment)) is None:
+        raise _needs_target_macs(experiment, "uniform_longer needs its MACs before it trains")
+    if experiment.trainer_cfg.teacher is not None:
+        raise ConfigError(
+            "uniform_longer does not count what a teacher costs: leave trainer_cfg.teacher "
+            f"{experiment.trainer_cfg.teacher} or the method out"
+        )
+    slim, size = narrowed(experiment, absolute_macs(experiment, budget)), input_size(experiment)
+    return _macs(slim.model_cfg, size) / _macs(experiment.model_cfg, size)
+
+
+def needs_of(method: str, experiment: Experiment) -> tuple[str, ...]:
+    """Return the methods whose points with the same settings and seed must be done first.
+
+    Args:
+        method: a name of METHODS.
+        experiment: a grid point's.
+    """
+    start = ("baseline",) if steps_of_start(experiment) else ()
+    macs = () if macs_budget(experiment) is not None else ("hesso",)
+    match method:
+        case "baseline" | "dense_longer" | "dense_half":
+            return ()
+        case "uniform" | "uniform_longer" | "uniform_extra":
+            return macs
+        case "torch_pruning":
+            return (*(start or ("dense_half",)), *macs)
+        case "only_train_once" if budget_of(experiment) is not None:
+            return (*start, "hesso")
+        case "ptq":
+            return (*start, rounded_method(experiment), "geta")
+        case _:
+            return start
+
+
+def rounded_method(experiment: Experiment) -> str:
+    """Return the method whose network ptq rounds: it chooses channels as geta does, but no bits."""
+    return "budget" if experiment.compression.importance == "taylor" else "hesso"
+
+
+def starts_from(needs: Iterable[str]) -> str | None:
+    """Return the needed method whose weights are the start; None if it starts from random."""
+    return next((method for method in needs if method in ("baseline", "dense_half")), None)
 
 
 def steps_of_start(experiment: Experiment, baseline_steps: int | None = None) -> int:
     """Return the steps of the baseline that a compressing run starts from; 0 without one."""
-    if not _starts_from_baseline(experiment):
+    if experiment.compression is None or experiment.compression.start_from != "baseline":
         return 0
     return baseline_steps or experiment.trainer_cfg.total_iter
 
@@ -134,174 +246,28 @@ def absolute_macs(experiment: Experiment, budget: float) -> int:
     return macs
 
 
-def dense(experiment: Experiment) -> Experiment:
-    """Return the experiment without its compression."""
-    sections = ("compression_optimizer", "hesso_optimizer_cfg", "geta_optimizer_cfg")
-    return experiment.model_copy(update=dict.fromkeys(sections))
+def with_trainer(experiment: Experiment, **changed: Any) -> Experiment:
+    """Return the experiment with some keys of ``trainer_cfg`` changed."""
+    cfg = experiment.trainer_cfg.model_copy(update=changed)
+    return experiment.model_copy(update={"trainer_cfg": cfg})
 
 
-def dense_rival(experiment: Experiment) -> Experiment:
-    """Return the dense experiment that a compressing one is compared with."""
-    require_compression(experiment)
-    return dense(experiment)
-
-
-def channels_only(experiment: Experiment) -> Experiment:
-    """Return the experiment that cuts channels and chooses no bits."""
-    require_compression(experiment)
-    return experiment.without_bits()
-
-
-def cut_to_budget(experiment: Experiment) -> Experiment:
-    """Return the experiment that only cuts channels, by their Taylor importance per cost.
-
-    Raises:
-        ConfigError: if it has no budget.
-    """
-    require_compression(experiment)
-    if budget_of(experiment) is None:
-        section = _section(experiment)
-        raise ConfigError(
-            f"the method budget ends at a budget, and the experiment has none: give {section}."
-            f"target_macs (for example 0.25) and write {section}.target_group_sparsity: null, or "
-            "leave the method out"
-        )
-    return _pruned_with(experiment, {"importance": "taylor"})
-
-
-def pruned_by_hesso(experiment: Experiment) -> Experiment:
-    """Return the experiment that only cuts channels, by HESSO's five scores.
-
-    With a budget the channels of lowest score leave until the period's budget is met, so that it
-    ends at the same cost as `cut_to_budget`. They stay as zeros, as published.
-    """
-    if budget_of(experiment) is None:
-        return channels_only(experiment)
-    return _pruned_with(experiment, {"importance": "hesso", "shrink": False})
-
-
-def quantized(experiment: Experiment) -> Experiment:
-    """Return the experiment itself.
-
-    Raises:
-        ConfigError: if it chooses no bits.
-    """
-    require_compression(experiment)
-    if not experiment.quantizes:
-        raise ConfigError(
-            "the experiment chooses no bits, so geta and ptq would only prune: write hesso, or "
-            "give geta_optimizer_cfg bits (params/quickstart.yaml shows them)"
-        )
-    return experiment
-
-
-def pruned_by_only_train_once(experiment: Experiment) -> Experiment:
-    """Return the experiment that prunes with only_train_once's own HESSO, on its own graph.
-
-    With a budget, which the package does not know, its ``target_group_sparsity`` is only known when
-    the needed ``hesso`` point is done: see `with_group_sparsity`.
-    """
-    changed: dict[str, Any] = {"implementation": "only_train_once"}
-    if budget_of(experiment) is not None:
-        changed |= dict.fromkeys((*TARGETS, *WITH_BUDGET, "latency", "shrink"))
-    return _pruned_with(experiment, changed)
-
-
-def with_group_sparsity(experiment: Experiment, sparsity: float) -> Experiment:
-    """Return the experiment of only_train_once with another share of channels to remove."""
-    return _pruned_with(experiment, {"target_group_sparsity": sparsity})
-
-
-def pruned_by_magnitude(experiment: Experiment) -> Experiment:
-    """Return the experiment whose only saliency score, of the five, is a channel's norm."""
-    return _pruned_with(pruned_by_hesso(experiment), {"importance_score_criteria": MAGNITUDE})
-
-
-#: ``importance_score_criteria`` of the method ``magnitude``.
-MAGNITUDE = {"magnitude": 1.0}
-
-
-def _pruned_with(experiment: Experiment, changed: Mapping[str, Any]) -> Experiment:
+def pruned_with(experiment: Experiment, **changed: Any) -> Experiment:
     """Return the experiment that only cuts channels, with some keys of its section changed."""
-    experiment = channels_only(experiment)
-    keys = {f"{_section(experiment)}.{key}": value for key, value in changed.items()}
+    experiment = experiment.without_bits()
+    if not changed:
+        return experiment
+    section = f"{experiment.compression_optimizer}_optimizer_cfg"
+    keys = {f"{section}.{key}": value for key, value in changed.items()}
     return load_experiment(experiment.sections(), keys)
 
 
-def _section(experiment: Experiment) -> str:
-    return f"{experiment.compression_optimizer}_optimizer_cfg"
-
-
-def fine_tuned(experiment: Experiment) -> Experiment:
-    """Return the dense experiment that fine-tunes a network after torch-pruning has cut it.
-
-    Raises:
-        ConfigError: if torch_pruning is not installed.
-    """
-    if importlib.util.find_spec("torch_pruning") is None:
-        raise ConfigError(
-            'torch_pruning needs its package: pip install -e ".[torch-pruning]", or leave it out'
-        )
-    return dense(experiment)
-
-
-def steps_of_fine_tuning(experiment: Experiment, start: int) -> int:
-    """Return all of the experiment's steps if that starts from a baseline, else half of them."""
-    own = experiment.trainer_cfg.total_iter
-    return own if start else own // 2
-
-
-def cut_at_equal_compute(experiment: Experiment) -> Experiment:
-    """Return the experiment of `cut_to_budget` with the steps of ``steps: equal_compute``.
-
-    Raises:
-        ConfigError: if its steps do not get cheaper by a known share.
-    """
-    longer = _pruned_with(cut_to_budget(experiment), {"steps": "equal_compute"})
-    return at_equal_compute(longer)
-
-
-def steps_at_equal_compute(experiment: Experiment, start: int) -> int:
-    """Return the steps that make the pruned network's run cost what the experiment's dense does."""
-    return cut_at_equal_compute(experiment).trainer_cfg.total_iter
-
-
-def half_of_the_steps(experiment: Experiment, start: int) -> int:
-    """Return half of the experiment's steps, rounded up, for the network that is cut then."""
-    return -(-experiment.trainer_cfg.total_iter // 2)
-
-
-def steps_of_baseline(experiment: Experiment, start: int) -> int:
-    """Return the steps of the dense network that others start from, or else the experiment's."""
-    return start or experiment.trainer_cfg.total_iter
-
-
-def steps_at_equal_training_macs(experiment: Experiment, start: int) -> int:
-    """Return the steps for which training the uniform network costs what the dense one's costs.
-
-    Raises:
-        ConfigError: without ``target_macs``: the slim network's cost is not known beforehand; with
-            a teacher.
-    """
-    require_compression(experiment)
-    if macs_budget(experiment) is None:
-        raise ConfigError(
-            f"uniform_longer needs to know its MACs before it trains: give {_section(experiment)}."
-            "target_macs, or leave the method out"
-        )
-    if experiment.trainer_cfg.teacher is not None:
-        raise ConfigError(
-            "uniform_longer does not count what a teacher costs: leave trainer_cfg.teacher "
-            f"{experiment.trainer_cfg.teacher} or the method out"
-        )
-    slim = narrowed(experiment, absolute_macs(experiment, macs_budget(experiment)))
-    size = input_size(experiment)
-    share = _macs(slim.model_cfg, size) / _macs(experiment.model_cfg, size)
-    return round(total_steps(experiment, start) / share)
-
-
-def _starts_from_baseline(experiment: Experiment) -> bool:
-    return experiment.compression is not None and experiment.compression.start_from == "baseline"
+def _needs_target_macs(experiment: Experiment, why: str) -> ConfigError:
+    section = f"{experiment.compression_optimizer}_optimizer_cfg"
+    return ConfigError(
+        f"{why}: give {section}.target_macs (for example 0.25) and write "
+        f"{section}.target_group_sparsity: null, or leave the method out"
+    )
 
 
 def narrowed(experiment: Experiment, macs: int) -> Experiment:
@@ -402,84 +368,3 @@ def _with_channels(network: ModelCfg, widths: Mapping[int, int]) -> ModelCfg:
         width = backbone.build().out_channels
     heads = network.SeparateFCs.model_copy(update={"in_channels": width})
     return network.model_copy(update={"backbone_cfg": backbone, "SeparateFCs": heads})
-
-
-def starts_from(needs: Iterable[str]) -> str | None:
-    """Return the needed method whose weights are the start; None if it starts from random."""
-    return next((method for method in needs if method in ("baseline", "dense_half")), None)
-
-
-def _needs_nothing(experiment: Experiment) -> tuple[str, ...]:
-    return ()
-
-
-def _needs_its_start(experiment: Experiment) -> tuple[str, ...]:
-    """Return the baseline if the experiment starts from it, else nothing."""
-    return ("baseline",) if require_compression(experiment).start_from == "baseline" else ()
-
-
-def _needs_macs(experiment: Experiment) -> tuple[str, ...]:
-    """Return the method whose MACs are the aim; none if the experiment gives them."""
-    return () if macs_budget(experiment) is not None else ("hesso",)
-
-
-def _needs_dense_and_macs(experiment: Experiment) -> tuple[str, ...]:
-    """Return the dense network to cut, and the method whose MACs it is cut to."""
-    return (*(_needs_its_start(experiment) or ("dense_half",)), *_needs_macs(experiment))
-
-
-def _needs_its_start_and_sparsity(experiment: Experiment) -> tuple[str, ...]:
-    """Return the baseline, and the method whose group sparsity is the aim, as far as needed."""
-    needs_hesso = budget_of(experiment) is not None
-    return (*_needs_its_start(experiment), *(("hesso",) if needs_hesso else ()))
-
-
-def _needs_what_is_rounded(experiment: Experiment) -> tuple[str, ...]:
-    """Return the start, the pruned network to round, and the network that chose the bits."""
-    return (*_needs_its_start(experiment), rounded_method(experiment), "geta")
-
-
-def rounded_method(experiment: Experiment) -> str:
-    """Return the method whose network ptq rounds: it chooses channels as geta does, but no bits."""
-    return "budget" if require_compression(experiment).importance == "taylor" else "hesso"
-
-
-#: By the name in a study's file, in the order of tables and figures.
-METHODS = {
-    "baseline": Method("baseline", dense, _needs_nothing, steps_of_baseline),
-    "dense_longer": Method("baseline", dense_rival, _needs_nothing, total_steps),
-    "dense_half": Method("baseline", dense, _needs_nothing, half_of_the_steps, is_taught=True),
-    "budget": Method("hesso", cut_to_budget, _needs_its_start, is_taught=True),
-    "budget_longer": Method(
-        "hesso", cut_at_equal_compute, _needs_its_start, steps_at_equal_compute, is_taught=True
-    ),
-    "geta": Method("geta", quantized, _needs_its_start, is_taught=True),
-    "hesso": Method("hesso", pruned_by_hesso, _needs_its_start, is_taught=True),
-    "ptq": Method("ptq", quantized, _needs_what_is_rounded),
-    "magnitude": Method("hesso", pruned_by_magnitude, _needs_its_start, is_taught=True),
-    "only_train_once": Method(
-        "hesso", pruned_by_only_train_once, _needs_its_start_and_sparsity, is_taught=True
-    ),
-    "uniform": Method(
-        "baseline", dense_rival, _needs_macs, total_steps, is_cut_to_macs=True, is_taught=True
-    ),
-    "uniform_longer": Method(
-        "baseline",
-        dense_rival,
-        _needs_macs,
-        steps_at_equal_training_macs,
-        is_cut_to_macs=True,
-        is_taught=True,
-    ),
-    "uniform_extra": Method(
-        "baseline", dense_rival, _needs_macs, own_steps, is_cut_to_macs=True, is_taught=True
-    ),
-    "torch_pruning": Method(
-        "torch_pruning",
-        fine_tuned,
-        _needs_dense_and_macs,
-        steps_of_fine_tuning,
-        is_cut_to_macs=True,
-        is_taught=True,
-    ),
-}

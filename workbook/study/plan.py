@@ -3,34 +3,18 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from gaitlib.system.errors import UserError
 from workbook.config import ConfigError, Experiment, load_experiment, read_yaml
 from workbook.config.run_changes import digest, harmless_keys
 from workbook.config.section import Section, nearest
-from workbook.report.method_names import FORMER_METHODS
 from workbook.runs import locate, run_dir
-from workbook.study.methods import (
-    METHODS,
-    absolute_macs,
-    budget_of,
-    macs_budget,
-    starts_from,
-    steps_of_start,
-)
+from workbook.study import methods
 from workbook.study.points import TEACHER, Point
 
 #: Keys that do not affect results. A point is not trained again when they change.
@@ -41,9 +25,6 @@ for _key in harmless_keys("results"):
 
 #: The key of ``notebooks`` that is about all methods, and its default: the notebook that trains.
 ALL_METHODS, TRAINING_NOTEBOOKS = "all", ("notebooks/point.ipynb",)
-
-#: The methods' names in earlier versions, by their present names.
-FORMER_NAMES = {present: former for former, present in FORMER_METHODS.items()}
 
 #: The most characters that one value takes in a point's name.
 LONGEST_VALUE = 40
@@ -73,39 +54,17 @@ class StudyPlan(Section):
     baseline_steps: PositiveInt | None = None
     notebooks: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = {}
 
-    @field_validator("methods")
-    @classmethod
-    def _methods_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for method in value:
-            if method in FORMER_METHODS:
-                raise UserError(f"method {method!r} is called {FORMER_METHODS[method]!r} now")
-            if method not in METHODS:
-                raise UserError(f"unknown method {method!r}; {nearest(method, METHODS)}")
-        return value
-
-    @field_validator("notebooks")
-    @classmethod
-    def _notebooks_exist(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for method in value:
-            if method in FORMER_METHODS:
-                raise UserError(f"method {method!r} is called {FORMER_METHODS[method]!r} now")
-            if method != ALL_METHODS and method not in METHODS:
-                choices = {ALL_METHODS, *METHODS}
-                raise UserError(f"unknown method {method!r}; {nearest(method, choices)}")
-        for path in itertools.chain(*value.values()):
+    @model_validator(mode="after")
+    def _can_run(self) -> "StudyPlan":
+        for method in (*self.methods, *(self.notebooks.keys() - {ALL_METHODS})):
+            if method not in methods.METHODS:
+                raise UserError(f"unknown method {method!r}; {nearest(method, methods.METHODS)}")
+        for path in itertools.chain(*self.notebooks.values()):
             if not locate(path).exists():
                 raise UserError(f"the notebook {path} is not there")
-        return {ALL_METHODS: TRAINING_NOTEBOOKS} | value
-
-    @field_validator("seeds", "methods")
-    @classmethod
-    def _nothing_stands_twice(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(value)) < len(value):
-            raise UserError(f"{list(value)} names one twice: remove the second")
-        return value
-
-    @model_validator(mode="after")
-    def _a_grid_has_values(self) -> "StudyPlan":
+        for values in (self.seeds, self.methods):
+            if len(set(values)) < len(values):
+                raise UserError(f"{list(values)} names one twice: remove the second")
         for key, values in self.grid.items():
             if not values:
                 raise UserError(f"grid: {key} has no values: give some, or leave it out")
@@ -152,26 +111,23 @@ def expand(plan: StudyPlan) -> list[Point]:
             try:
                 experiment = load_experiment(locate(plan.base), {**plan.overrides, **settings})
                 _check_start(experiment, plan.baseline_steps)
-                if (budget := macs_budget(experiment)) is not None:
-                    absolute_macs(experiment, budget)  # refuses one that no network can have
+                if (budget := methods.macs_budget(experiment)) is not None:
+                    methods.absolute_macs(
+                        experiment, budget
+                    )  # refuses one that no network can have
                 for method in plan.methods:
-                    _add_point(found, method, experiment, settings, seed, plan.baseline_steps)
+                    _add_point(found, plan, method, experiment, settings, seed)
             except ConfigError as error:
                 where = ", ".join(f"{key}: {value}" for key, value in settings.items())
                 raise ConfigError(f"{where}: {error}" if where else str(error)) from error
     names: dict[str, Point] = {}
     for point in found.values():
-        if point.name in names:
+        if (other := names.setdefault(point.name, point)) is not point:
             raise ConfigError(
-                f"two points would be called {point.name}: {dict(names[point.name].settings)} and "
+                f"two points would be called {point.name}: {dict(other.settings)} and "
                 f"{dict(point.settings)}; write values that differ in spelling"
             )
-        names[point.name] = point
-    common = plan.notebooks.get(ALL_METHODS, TRAINING_NOTEBOOKS)
-    return [
-        replace(point, notebooks=(*common, *plan.notebooks.get(point.method, ())))
-        for point in names.values()
-    ]
+    return list(names.values())
 
 
 def _check_start(experiment: Experiment, baseline_steps: int | None) -> None:
@@ -181,7 +137,7 @@ def _check_start(experiment: Experiment, baseline_steps: int | None) -> None:
         ConfigError: if ``trainer_cfg.restore_hint`` is set, or ``baseline_steps`` is and the
             experiment does not start from a baseline.
     """
-    if baseline_steps and not steps_of_start(experiment):
+    if baseline_steps and not methods.steps_of_start(experiment):
         raise ConfigError(
             f"baseline_steps is {baseline_steps}, but no method starts from the baseline: write "
             "start_from: baseline in the compression section, or leave baseline_steps out"
@@ -195,59 +151,71 @@ def _check_start(experiment: Experiment, baseline_steps: int | None) -> None:
 
 def _add_point(
     found: dict[str, Point],
+    plan: StudyPlan,
     method: str,
     experiment: Experiment,
     settings: Mapping[str, Any],
     seed: int,
-    baseline_steps: int | None,
 ) -> Point:
     """Return a method's point. If it is new, append it to ``found`` after the points it needs.
 
     Args:
         found: the points so far, by digest.
+        plan: the study.
         method: the point's method.
         experiment: of this combination of the grid.
         settings: of this combination, by dotted key.
         seed: of the point.
-        baseline_steps: of the plan.
     """
-    definition = METHODS[method]
-    resolved = definition.experiment(experiment, baseline_steps)
-    needed = {
-        other: _add_point(found, other, experiment, settings, seed, baseline_steps)
-        for other in definition.needs(experiment)
-    }
+    definition, resolved = (
+        methods.METHODS[method],
+        methods.resolve(method, experiment, plan.baseline_steps),
+    )
+    sources = {other: other for other in methods.needs_of(method, experiment)}
     if definition.is_taught and experiment.trainer_cfg.teacher == "baseline":
-        needed[TEACHER] = _add_point(found, "baseline", experiment, settings, seed, baseline_steps)
-    read = {key: value for key, value in settings.items() if _reads(resolved, key, experiment)}
+        sources[TEACHER] = "baseline"
+    needed = {
+        role: _add_point(found, plan, other, experiment, settings, seed)
+        for role, other in sources.items()
+    }
+    cut_to = methods.macs_budget(experiment) if definition.is_cut_to_macs else None
+    read = {key for key in settings if _reads(resolved, key, experiment)}
     has_milestones = "milestones" in experiment.scheduler_cfg.arguments()
-    if method == "baseline" and baseline_steps and not has_milestones:
-        read.pop("trainer_cfg.total_iter", None)  # milestones are scaled from it
-    cut_to = macs_budget(experiment) if definition.is_cut_to_macs else None
+    if method == "baseline" and plan.baseline_steps and not has_milestones:
+        read.discard("trainer_cfg.total_iter")  # milestones are scaled from it
     if cut_to is not None:
         asked = f"{experiment.compression_optimizer}_optimizer_cfg.target_macs."
-        read |= {key: value for key, value in settings.items() if asked.startswith(f"{key}.")}
-    for point in needed.values():
-        read |= point.settings
-    read = {key: settings[key] for key in settings if key in read}
-    matters = {  # with the names of earlier versions, so that their points still count as done
-        "method": FORMER_NAMES.get(method, method),
+        read |= {key for key in settings if asked.startswith(f"{key}.")}
+    read |= {key for point in needed.values() for key in point.settings}
+    matters = {
+        "method": method,
         "seed": seed,
         "study": _what_matters(resolved),
-        "needs": {FORMER_NAMES.get(m, m): point.digest for m, point in needed.items()},
+        "needs": {role: point.digest for role, point in needed.items()},
     }
     if cut_to is not None:  # else it is in ``study``, or in what is needed
         matters["target_macs"] = cut_to
     key = digest(matters)
     if key not in found:
-        name = "-".join([method, *_spelled_settings(read, settings), f"seed{seed}"])
-        needs = {m: point.name for m, point in needed.items()}
-        steps = resolved.trainer_cfg.total_iter
-        if (start := starts_from(needed)) is not None:
-            steps += needed[start].total_iterations
-        budgets = [cut_to, budget_of(resolved), *(point.budget for point in needed.values())]
-        budget = next((value for value in budgets if value is not None), None)
-        found[key] = Point(name, method, seed, read, resolved, needs, key, steps, budget=budget)
+        start, steps = methods.starts_from(needed), resolved.trainer_cfg.total_iter
+        budgets = [
+            cut_to,
+            methods.budget_of(resolved),
+            *(point.budget for point in needed.values()),
+        ]
+        own = plan.notebooks.get(method, ())
+        found[key] = Point(
+            name="-".join([method, *_spelled_settings(read, settings), f"seed{seed}"]),
+            method=method,
+            seed=seed,
+            settings={key: value for key, value in settings.items() if key in read},
+            experiment=resolved,
+            needs={role: point.name for role, point in needed.items()},
+            digest=key,
+            total_iterations=steps + (needed[start].total_iterations if start else 0),
+            notebooks=(*plan.notebooks.get(ALL_METHODS, TRAINING_NOTEBOOKS), *own),
+            budget=next((value for value in budgets if value is not None), None),
+        )
     return found[key]
 
 
@@ -268,27 +236,29 @@ def _reads(resolved: Experiment, key: str, experiment: Experiment) -> bool:
 
 def _has_key(values: Any, key: str) -> bool:
     """Return whether nested mappings and lists hold a dotted key."""
-    for step in key.split("."):
-        if isinstance(values, list) and step.isdigit() and int(step) < len(values):
-            values = values[int(step)]
-        elif isinstance(values, Mapping) and step in values:
-            values = values[step]
-        else:
-            return False
+    try:
+        for step in key.split("."):
+            values = values[int(step) if isinstance(values, list) else step]
+    except (LookupError, ValueError, TypeError):
+        return False
     return True
 
 
-def _spelled_settings(read: Mapping[str, Any], grid: Mapping[str, Any]) -> list[str]:
+def _spelled_settings(read: Collection[str], settings: Mapping[str, Any]) -> list[str]:
     """Write settings as ``key=value`` for a folder's name.
 
     The key is its last part, or all of it where two keys of the grid end in the same part.
+
+    Args:
+        read: the keys to write.
+        settings: all of the grid, by dotted key.
     """
-    last = [key.rpartition(".")[2] for key in grid]
+    last = [key.rpartition(".")[2] for key in settings]
     spelled = []
-    for key, value in sorted(read.items()):  # so that their order in the file does not matter
-        leaf = key.rpartition(".")[2]
-        text = re.sub(r"[^A-Za-z0-9.+-]+", "_", str(value)).strip("_")
+    for key in sorted(read):  # so that their order in the file does not matter
+        leaf, value = key.rpartition(".")[2], str(settings[key])
+        text = re.sub(r"[^A-Za-z0-9.+-]+", "_", value).strip("_")
         if len(text) > LONGEST_VALUE:
-            text = f"{text[:30]}_{hashlib.sha256(str(value).encode()).hexdigest()[:8]}"
+            text = f"{text[:30]}_{hashlib.sha256(value.encode()).hexdigest()[:8]}"
         spelled.append(f"{leaf if last.count(leaf) == 1 else key}={text}")
     return spelled

@@ -3,15 +3,21 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from workbook.config import ConfigError
-from workbook.runs import locate
-from workbook.study.points import Point, has_results, notebook_of, prepare, run_of
+from workbook import runs
+from workbook.config import ConfigError, read_yaml
+from workbook.study.points import Point, has_results, notebook_of, prepare
+from workbook.study.progress import training_words
+from workbook.system.live_line import live_line
+
+log = logging.getLogger(__name__)
 
 #: Dask sets this variable of its workers to 64 KiB. glibc then returns torch's memory to the system
 #: in every step and asks for it again, which took half of the training time.
@@ -20,10 +26,10 @@ _COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class PointError(RuntimeError):
-    """A notebook failed; the message is its traceback."""
+    """A notebook failed; the message has its traceback and where its cells are kept."""
 
 
-class PointKilledError(RuntimeError):
+class PointKilledError(PointError):
     """The process that ran a notebook was killed."""
 
 
@@ -47,15 +53,15 @@ def execute_point(run: str, point: Point, device: str) -> None:
     prepare(run, point)
     os.environ.pop(TRIM_VARIABLE, None)  # a kernel inherits the environment
     values = point.experiment.sections()
-    values |= {"run": run_of(run, point.name), "seed": point.seed, "device": device}
+    values |= {"run": f"{run}/{point.name}", "seed": point.seed, "device": device}
     trained = has_results(run, point)
     for notebook in point.notebooks:
-        output = notebook_of(run, point, notebook)
+        source, output = runs.locate(notebook), notebook_of(run, point, notebook)
+        if not source.exists():
+            raise ConfigError(f"{source} is not there: see `notebooks` in the study's file")
         if not (trained and output.exists()):
-            source = _existing(locate(notebook))
-            known = papermill.inspect_notebook(str(source)).keys()
-            own = {name: value for name, value in values.items() if name in known}
-            execute(source, output, own)
+            known = papermill.inspect_notebook(str(source)).keys() & values.keys()
+            execute(source, output, {name: values[name] for name in known})
     if not has_results(run, point):
         raise ConfigError(
             f"none of the notebooks {list(point.notebooks)} has written results.json: the first "
@@ -63,25 +69,13 @@ def execute_point(run: str, point: Point, device: str) -> None:
         )
 
 
-def _existing(source: Path) -> Path:
-    if not source.exists():
-        raise ConfigError(f"{source} is not there: see `notebooks` in the study's file")
-    return source
-
-
-def execute(
-    source: Path,
-    output: Path,
-    values: Mapping[str, object],
-    on_cell: Callable[..., None] | None = None,
-) -> None:
+def execute(source: Path, output: Path, values: Mapping[str, object]) -> None:
     """Execute one notebook; it gets ``output``'s name once all its cells have run.
 
     Args:
         source: the notebook.
         output: the executed copy. Until it is complete, its name begins with ``unfinished-``.
         values: of its parameters.
-        on_cell: called with ``cell`` and ``cell_index`` when a cell starts.
 
     Raises:
         PointError: if a cell raised.
@@ -90,7 +84,6 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f"unfinished-{output.name}")
     logging.getLogger("papermill").setLevel(logging.WARNING)  # it logs its arguments
-    hooks = {} if on_cell is None else {"on_cell_start": on_cell}
     try:
         papermill.execute_notebook(
             str(source),
@@ -100,10 +93,35 @@ def execute(
             cwd=str(source.parent),
             progress_bar=False,
             extra_arguments=["--log-level=CRITICAL"],  # else the kernel logs its sockets
-            **hooks,
         )
     except papermill.PapermillExecutionError as error:
-        raise PointError(_COLOUR_CODES.sub("", str(error)).strip()) from None
+        told = _COLOUR_CODES.sub("", str(error)).strip()
+        raise PointError(f"{source} failed, its cells are in {unfinished}:\n{told}") from None
     except DeadKernelError as error:
         raise PointKilledError(f"{source.name}: {error}") from None
     unfinished.rename(output)
+
+
+def execute_in_order(notebooks: Sequence[Path], run: str, cfgs: Path | None) -> None:
+    """Execute notebooks into ``runs/<run>/notebooks``; each reads what the one before wrote.
+
+    `live_line` shows which notebook runs, and how far its training is.
+
+    Args:
+        notebooks: the files.
+        run: their parameter ``run``.
+        cfgs: a YAML file of further parameters, such as an experiment's sections.
+
+    Raises:
+        ConfigError: if a notebook does not exist, or the YAML file cannot be read.
+        PointError: if a cell raised, or the kernel was killed. Later ones do not run.
+    """
+    values = (read_yaml(cfgs) if cfgs else {}) | {"run": run}
+    folder = runs.run_dir(run)
+    if missing := [path for path in notebooks if not path.exists()]:
+        raise ConfigError(f"no notebook {missing[0]}: name files such as notebooks/0*.ipynb")
+    for number, path in enumerate(notebooks, 1):
+        title, began = f"notebook {number} of {len(notebooks)}, {path.stem}", time.time()
+        with live_line(partial(training_words, title, folder, began)):
+            execute(path, folder / "notebooks" / path.name, values)
+        log.info(f"{title}: done in {(time.time() - began) / 60:.1f} min")

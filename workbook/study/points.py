@@ -11,7 +11,6 @@ import yaml
 from gaitlib.system.files import read_json, write_atomically
 from workbook import runs
 from workbook.config import Experiment, load_experiment, read_yaml
-from workbook.report.method_names import FORMER_METHODS
 from workbook.study.methods import METHODS, starts_from
 
 #: The entry of a point's ``needs`` whose network it learns from.
@@ -64,30 +63,13 @@ class Point:
         return starts_from(self.needs)
 
 
-def run_of(run: str, name: str) -> str:
-    """Return a point's run. It is a run like any other: `gaitlib summary` reads it.
-
-    If an earlier version began the point under its method's former name, it keeps that folder.
-
-    Args:
-        run: the study's folder below runs/.
-        name: the point's name.
-    """
-    for former, present in FORMER_METHODS.items():
-        if name.startswith(f"{present}-") and not (runs.runs_folder() / run / name).exists():
-            before = former + name.removeprefix(present)
-            if (runs.runs_folder() / run / before).exists():
-                return f"{run}/{before}"
-    return f"{run}/{name}"
-
-
 def point_dir(run: str, point: Point) -> Path:
     """Return ``runs/<study>/<point>``.
 
     Raises:
         UserError: if the study's name points outside the runs folder.
     """
-    return runs.stage_dir(run_of(run, point.name), point.stage).parent
+    return runs.run_dir(f"{run}/{point.name}")
 
 
 def notebook_of(run: str, point: Point, notebook: str) -> Path:
@@ -147,10 +129,6 @@ def read_point(run: str) -> tuple[str, Point]:
         ConfigError: if the run is not a point of a study.
     """
     values = read_yaml(runs.runs_folder() / run / POINT)
-    if "study" in values:  # the key's name in earlier versions
-        values["experiment"] = values.pop("study")
     values["experiment"] = load_experiment(values["experiment"])
-    values["method"] = FORMER_METHODS.get(values["method"], values["method"])
-    values["needs"] = {FORMER_METHODS.get(m, m): name for m, name in values["needs"].items()}
     values["notebooks"] = tuple(values["notebooks"])
     return run.rpartition("/")[0], Point(**values)

@@ -9,12 +9,12 @@ import contextlib
 import logging
 import multiprocessing
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
+from traceback import format_exception
 
 import dask
 from distributed import CancelledError, Client, Future, KilledWorker, LocalCluster, get_worker, wait
@@ -23,18 +23,17 @@ from distributed.utils import get_mp_context
 from gaitlib.system.files import write_atomically
 from workbook import runs, steps
 from workbook.config import ConfigError
-from workbook.study.estimate import estimate, workers_for
+from workbook.study.estimate import cost_words, estimate, workers_for
 from workbook.study.point_notebooks import PointError, PointKilledError, execute_point
 from workbook.study.points import FAILED, Point, point_dir, state_of
-from workbook.study.progress import last_row
+from workbook.study.progress import training_words
+from workbook.system.live_line import live_line
 
 log = logging.getLogger(__name__)
 
 LOOK = 1  # seconds between two checks of the workers
 #: Seconds without any worker on this machine until new ones start, and for a cluster to close.
 LOST, CLOSE = 120, 60
-
-OnLine = Callable[[str], None]
 
 
 @dataclass
@@ -57,99 +56,63 @@ def run_study(
     points: Sequence[Point],
     *,
     scheduler: str | None = None,
-    scheduler_file: str | Path | None = None,
     workers: int | None = None,
     device: str = "auto",
-    on_line: OnLine = log.info,
-    on_progress: OnLine = lambda text: None,
 ) -> Outcome:
     """Run the points that have no results yet, or results of other settings.
 
     A failed point writes its traceback to ``runs/<study>/<point>/failed.txt``; the points that do
     not need it still run. A point whose process is killed gets a second try, which continues from
-    its checkpoint. On this machine each point computes with one thread.
+    its checkpoint. On this machine each point computes with one thread. A line is logged when a
+    point starts, ends or fails; between them `live_line` says how far the running ones are, and how
+    many minutes are left.
 
     Args:
         run: of the study, below runs/.
         points: from `workbook.study.plan.expand`.
-        scheduler: address of a Dask scheduler, ``tcp://host:port``; its workers have one thread
-            each and see this ``runs/``. When a worker dies, the scheduler first retries its task
-            as often as its own ``distributed.scheduler.allowed-failures`` says.
-        scheduler_file: file that holds the scheduler's address.
+        scheduler: address of a Dask scheduler, ``tcp://host:port``, or the file ``*.json`` that
+            holds it, which is waited for; its workers have one thread each and see this ``runs/``.
+            When a worker dies, the scheduler first retries its task as often as its own
+            ``distributed.scheduler.allowed-failures`` says.
         workers: number of points at once without a scheduler. Default: one per core, as far as
             the memory that a smoke run measures allows; one on a GPU.
         device: as `gaitlib.system.device.choose_device`, for each worker.
-        on_line: called with a line when a point starts, ends or fails.
-        on_progress: called each second with a line on how far the running points are, and on the
-            minutes left (by the estimate of the smoke run that chooses ``workers``).
 
     Raises:
         ConfigError: if the requests contradict each other, or a data set does not fit its study.
         OSError: if there is no scheduler at the address.
     """
-    if scheduler and scheduler_file:
-        raise ConfigError("--scheduler and --scheduler-file name a cluster each: give one of them")
-    if workers is not None and (scheduler or scheduler_file):
+    if workers is not None and scheduler:
         raise ConfigError("--workers is for this machine: a scheduler brings its own workers")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"--workers {workers}: give at least 1, or leave it out")
-    outcome, todo = Outcome(), []
-    for point in points:
-        kept = state_of(run, point) == "done"
-        outcome.kept.append(point.name) if kept else todo.append(point)
-    on_line(f"{run}: {len(points)} points, {len(outcome.kept)} done, {len(todo)} to run")
+    outcome = Outcome(kept=[point.name for point in points if state_of(run, point) == "done"])
+    todo = {point.name: point for point in points if point.name not in outcome.kept}
+    log.info(f"{run}: {len(points)} points, {len(outcome.kept)} done, {len(todo)} to run")
     if not todo:
         return outcome
-    _check_data(todo)
-    seconds: dict[str, float] = {}
-    if workers is None and not (scheduler or scheduler_file):
+    # opened once here, so that walkers are made now and not by several workers
+    experiments = [point.experiment for point in todo.values()]
+    for experiment in {repr((e.data_cfg, e.protocol)): e for e in experiments}.values():
+        steps.check_test_set(experiment, steps.open_data(experiment))
+    if workers is None and not scheduler:
         cost = estimate(run, points, device)
-        seconds = dict(zip(cost["point"], cost["seconds"], strict=True))
         workers = workers_for(cost["memory"].max(), device)
-        left = cost.loc[cost["state"] != "done", "seconds"].sum() / workers
-        on_line(
-            f"about {left / 60:.0f} min, {workers} at once; the largest takes "
-            f"{cost['memory'].max() / 1e9:.1f} GB (smoke run)"
-        )
-    with _errors_only(), _connect(scheduler, scheduler_file, workers) as client:
-        on_line(f"dashboard: {client.dashboard_link}")
-        batch = _Batch(run, todo, outcome, client, workers, device, on_line)
-        batch.run(lambda: on_progress(batch.progress(seconds)))
+        log.info(cost_words(cost, workers))
+    # Dask tells of every process and socket
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    with _connect(scheduler, workers) as client:
+        log.info(f"dashboard: {client.dashboard_link}")
+        batch = _Batch(run, todo, outcome, client, workers, device)
+        with live_line(batch.progress):
+            batch.run()
     return outcome
 
 
-def _check_data(points: Sequence[Point]) -> None:
-    """Open each data set once, so that walkers are made here and not by several workers."""
-    seen = set()
-    for point in points:
-        parts = (point.experiment.data_cfg, point.experiment.protocol)
-        if (key := repr(parts)) not in seen:
-            seen.add(key)
-            steps.check_test_set(point.experiment, steps.open_data(point.experiment))
-
-
 @contextlib.contextmanager
-def _errors_only() -> Iterator[None]:
-    """Hide Dask's messages on every process and socket in this process, except errors."""
-    dask_log = logging.getLogger("distributed")
-    level = dask_log.level
-    dask_log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        dask_log.setLevel(level)
-
-
-@contextlib.contextmanager
-def _connect(
-    scheduler: str | None, scheduler_file: str | Path | None, workers: int | None
-) -> Iterator[Client]:
+def _connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
     """Yield a client of the given cluster, or of a local one that is closed afterwards."""
-    if scheduler or scheduler_file:
-        where = (
-            {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": scheduler}
-        )
-        with Client(**where) as client:
+    if scheduler:
+        key = "scheduler_file" if scheduler.endswith(".json") else "address"
+        with Client(**{key: scheduler}) as client:
             yield client
         return
     settings = {
@@ -179,6 +142,7 @@ def _connect(
                 cluster.close(timeout=CLOSE)
 
 
+@dataclass
 class _Batch:
     """The points of one call: submits each, retries killed ones and collects the outcome.
 
@@ -188,29 +152,25 @@ class _Batch:
     tasks that waited there too, so that points would fail without having run.
     """
 
-    def __init__(
-        self,
-        run: str,
-        todo: Sequence[Point],
-        outcome: Outcome,
-        client: Client,
-        workers: int | None,
-        device: str,
-        on_line: OnLine,
-    ) -> None:
-        self.name, self.outcome, self.client, self.on_line = run, outcome, client, on_line
-        self.workers = workers  # on this machine; None where a scheduler brings its own
-        self.arguments = {"device": device, "folder": str(runs.runs_folder())}
-        self.points = {point.name: point for point in todo}
-        needs = {point.name: self.points.keys() & point.needs.values() for point in todo}
-        self.graph = TopologicalSorter(needs)
-        self.ready: deque[Point] = deque()
-        self.running: dict[Future, Point] = {}
-        self.killed: set[str] = set()  # names of points that are on their second try
-        self.seen = time.monotonic()  # when there was a worker last
+    name: str  # of the study's run
+    points: dict[str, Point]  # to run, by name
+    outcome: Outcome
+    client: Client
+    workers: int | None  # on this machine; None where a scheduler brings its own
+    device: str
+    ready: deque[Point] = field(default_factory=deque)
+    running: dict[Future, Point] = field(default_factory=dict)
+    killed: set[str] = field(default_factory=set)  # names of points that are on their second try
+    began: float = field(default_factory=time.monotonic)
 
-    def run(self, on_look: Callable[[], None]) -> None:
-        """Return when every point is done or has failed; call ``on_look`` each second."""
+    def __post_init__(self) -> None:
+        points = self.points.values()
+        needs = {point.name: self.points.keys() & point.needs.values() for point in points}
+        self.graph = TopologicalSorter(needs)
+        self.seen = self.began  # when there was a worker last
+
+    def run(self) -> None:
+        """Return when every point is done or has failed."""
         self.graph.prepare()
         while self.graph.is_active():
             self._replace_lost_workers()
@@ -220,7 +180,6 @@ class _Batch:
                     wait(list(self.running), timeout=LOOK, return_when="FIRST_COMPLETED")
             for future in [future for future in self.running if future.done()]:
                 self._end(self.running.pop(future), future)
-            on_look()
 
     def _replace_lost_workers(self) -> None:
         """Start new workers on this machine when Dask has not restarted a single one.
@@ -248,28 +207,26 @@ class _Batch:
         free = max(len(self.client.nthreads()), 1) - len(self.running)
         for _ in range(min(free, len(self.ready))):
             point = self.ready.popleft()
-            future = self.client.submit(
-                _run_on_worker, self.name, point, **self.arguments, pure=False
-            )
-            self.running[future] = point
+            arguments = (self.name, point, self.device, str(runs.runs_folder()))
+            self.running[self.client.submit(_run_on_worker, *arguments, pure=False)] = point
             self._say(f"{point.name} starts")
 
     def _end(self, point: Point, future: Future) -> None:
-        killed, error = False, "cancelled by the scheduler\n"
-        if not future.cancelled():
-            problem = future.exception()
-            killed = isinstance(problem, KilledWorker | PointKilledError)
-            error = future.result() if problem is None else f"{problem}\n"
-        if killed and point.name not in self.killed:
-            self.killed.add(point.name)
-            self.ready.appendleft(point)
-            self._say(f"{point.name}: its process was killed, once more")
-        elif error:
-            self._fail(point, error)
-        else:
+        cancelled = CancelledError("cancelled by the scheduler")
+        problem = cancelled if future.cancelled() else future.exception()
+        killed = isinstance(problem, KilledWorker | PointKilledError)
+        if problem is None:
             self.outcome.done.append(point.name)
             self.graph.done(point.name)
             self._say(f"{point.name} done")
+        elif killed and point.name not in self.killed:
+            self.killed.add(point.name)
+            self.ready.appendleft(point)
+            self._say(f"{point.name}: its process was killed, once more")
+        elif isinstance(problem, CancelledError | KilledWorker | PointError):
+            self._fail(point, f"{problem}\n")
+        else:
+            self._fail(point, "".join(format_exception(None, problem, future.traceback())))
 
     def _fail(self, point: Point, text: str) -> None:
         path = write_atomically(point_dir(self.name, point) / FAILED, text)
@@ -278,51 +235,36 @@ class _Batch:
         self._say(f"{point.name} failed, {text.strip().splitlines()[-1]} ({path})")
 
     def _say(self, what: str) -> None:
-        self.on_line(f"{self._count()}; {what}")
+        log.info(f"{self._count()}; {what}")
 
     def _count(self) -> str:
         done, failed = len(self.outcome.done), len(self.outcome.failed)
         return f"{done} of {len(self.points)} done" + (f", {failed} failed" if failed else "")
 
-    def progress(self, seconds: Mapping[str, float]) -> str:
-        """Return how many points are done, how far the running ones are, and the minutes left.
+    def progress(self) -> str:
+        """Return how many points are done, the minutes left, and how far the running ones are.
 
-        Args:
-            seconds: that each point takes in all; without an entry no minutes are given.
+        The minutes follow from the points that have ended so far.
         """
+        ended = len(self.outcome.done) + len(self.outcome.failed)
+        words = [self._count()]
+        if ended:
+            left = (time.monotonic() - self.began) * (len(self.points) / ended - 1)
+            words.append(f"about {left / 60:.0f} min left")
         running = list(self.running.values())
-        logs = [last_row(point_dir(self.name, point) / point.stage) for point in running]
-        words, share = [], {}
-        for point, row in zip(running, logs, strict=True):
-            total = point.experiment.trainer_cfg.total_iter
-            share[point.name] = min(1.0, row["iteration"] / total) if row else 0.0
-            told = f" {row['iteration']:.0f}/{total} loss {row['total']:.2f}" if row else ""
-            words.append(point.name + told)
-        ended = {*self.outcome.done, *self.outcome.failed}
-        todo = [name for name in self.points if name not in ended]
-        parts = [self._count()]
-        if todo and all(name in seconds for name in todo):
-            left = sum(seconds[name] * (1 - share.get(name, 0.0)) for name in todo)
-            parts.append(f"about {left / self.workers / 60:.0f} min left")
-        parts.append(f"running: {', '.join(words)}" if words else "")
-        return "; ".join(filter(None, parts))
+        words += [training_words(point.name, point_dir(self.name, point)) for point in running]
+        return "; ".join(words)
 
 
-def _run_on_worker(run: str, point: Point, *, device: str, folder: str) -> str:
-    """Run a point in a worker; return its traceback if it fails, else an empty string."""
-    try:
-        _check_worker(folder)
-        execute_point(run, point, device)
-    except PointKilledError:
-        raise
-    except PointError as error:
-        return f"{error}\n"
-    except Exception:
-        return traceback.format_exc()
-    return ""
+def _run_on_worker(run: str, point: Point, device: str, folder: str) -> None:
+    """Run a point in a worker.
 
-
-def _check_worker(folder: str) -> None:
+    Args:
+        run: the study's folder below runs/.
+        point: the points that it needs are done.
+        device: as in `gaitlib.system.device.choose_device`.
+        folder: of all runs, as the study's process sees it.
+    """
     if str(runs.runs_folder()) != folder:
         raise ConfigError(
             f"this worker's runs are in {runs.runs_folder()}, the study's in {folder}: start "
@@ -333,3 +275,4 @@ def _check_worker(folder: str) -> None:
             f"this worker runs {threads} points at once, which would share a working folder: "
             "start workers with --nthreads 1"
         )
+    execute_point(run, point, device)

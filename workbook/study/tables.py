@@ -11,14 +11,11 @@ import pandas as pd
 from gaitlib.evaluate import conditions_of
 from gaitlib.system.files import replacing
 from workbook import runs
-from workbook.report.method_names import FORMER_METHODS
 from workbook.study.points import Point, load_point, state_of
 from workbook.system.folders import ROOT
 
 #: Files of the points' table and of the layers' table.
 TABLE, LAYERS = "table.csv", "layers.csv"
-#: Columns that differ when the same study runs again.
-TIMINGS = ("ms_1_clip", "ms_16_clips", "seconds")
 
 
 def point_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
@@ -49,7 +46,8 @@ def point_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     for key in keys if rows else ():
         if table[key].dtype == object:  # a Parquet column has one type
-            table[key] = table[key].map(_as_text, na_action="ignore")
+            as_text = table[key].map(lambda v: v if isinstance(v, str) else json.dumps(v), "ignore")
+            table[key] = as_text
     return table
 
 
@@ -75,10 +73,6 @@ def _row(point: Point, results: dict[str, Any], keys: Sequence[str]) -> dict[str
         "ms_16_clips": results["latency_ms"]["batch_16"],
         "seconds": results["seconds"],
     }
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def layer_table(run: str, points: Sequence[Point]) -> pd.DataFrame:
@@ -119,10 +113,7 @@ def read_tables(run: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     own = runs.runs_folder() / run
     for folder in (own, runs.figures_folder() / run, ROOT / "figures" / run):
         if (folder / TABLE).exists() and (folder / LAYERS).exists():
-            points, layers = (pd.read_csv(folder / name) for name in (TABLE, LAYERS))
-            for table in (points, layers):
-                table["method"] = table["method"].replace(FORMER_METHODS)
-            return points, layers
+            return pd.read_csv(folder / TABLE), pd.read_csv(folder / LAYERS)
     raise runs.MissingRunError(
         f"{own / TABLE} is not there: run `gaitlib study params/studies/<file>.yaml`"
         f" of the study {run!r} first"

@@ -18,22 +18,8 @@ from workbook.config import Experiment
 from workbook.report.run_tables import channels_kept, short_name
 from workbook.runs import Run
 from workbook.steps.networks import newest_checkpoint
-from workbook.study.methods import (
-    METHODS,
-    absolute_macs,
-    narrowed,
-    rounded_method,
-    with_group_sparsity,
-)
-from workbook.study.points import (
-    RESULTS,
-    TEACHER,
-    Point,
-    has_results,
-    load_point,
-    point_dir,
-    run_of,
-)
+from workbook.study import methods
+from workbook.study.points import RESULTS, TEACHER, Point, has_results, load_point, point_dir
 
 OnHistory = Callable[[pd.DataFrame], None]
 
@@ -65,18 +51,23 @@ def run_point(
     extra = {}
     if point.starts_from is not None:
         _link_stage(run, point, point.starts_from)
-    if point.stage == "baseline" and METHODS[point.method].is_cut_to_macs:
-        experiment = narrowed(experiment, _macs_asked(run, point))
-        extra["dense"] = _costs_of(point.experiment)
+    if point.stage == "baseline" and methods.METHODS[point.method].is_cut_to_macs:
+        experiment = methods.narrowed(experiment, _macs_asked(run, point))
+        dense = steps.build_network(point.experiment, torch.device("cpu"))
+        extra["dense"] = {
+            "params": network_cost.count_parameters(dense),
+            "macs_per_frame": network_cost.macs_per_frame(dense),
+        }
     if point.method == "only_train_once" and "hesso" in point.needs:
         sparsity = _results_of(run, point, "hesso")["group_sparsity"]
-        experiment = with_group_sparsity(experiment, sparsity)
+        experiment = methods.pruned_with(experiment, target_group_sparsity=sparsity)
     if TEACHER in point.needs:
-        experiment = _taught(run, point, experiment)
-    this = Run(run_of(run, point.name), experiment, point.seed, device)
+        teacher = newest_checkpoint(Run(f"{run}/{point.needs[TEACHER]}", experiment), "baseline")
+        experiment = methods.with_trainer(experiment, teacher=str(teacher))
+    this = Run(f"{run}/{point.name}", experiment, point.seed, device)
     match point.method:
         case "ptq":
-            for method in [m for m in point.needs if m != point.starts_from]:
+            for method in point.needs.keys() - {point.starts_from}:
                 _link_stage(run, point, method)
             steps.round_hesso(this, steps.open_data(experiment))
         case "torch_pruning":
@@ -112,29 +103,20 @@ def _resumed_if_begun(run: str, point: Point) -> Experiment:
     can_resume = compression is None or compression.implementation == "gaitlib"
     if not (has_begun and can_resume):
         return point.experiment
-    resuming = cfg.model_copy(
-        update={"restore_hint": "latest", "optimizer_reset": False, "scheduler_reset": False}
-    )
-    return point.experiment.model_copy(update={"trainer_cfg": resuming})
-
-
-def _taught(run: str, point: Point, experiment: Experiment) -> Experiment:
-    """Return the experiment that learns from the last checkpoint of the point's teacher."""
-    path = newest_checkpoint(Run(run_of(run, point.needs[TEACHER]), experiment), "baseline")
-    taught = experiment.trainer_cfg.model_copy(update={"teacher": str(path)})
-    return experiment.model_copy(update={"trainer_cfg": taught})
+    again = {"restore_hint": "latest", "optimizer_reset": False, "scheduler_reset": False}
+    return methods.with_trainer(point.experiment, **again)
 
 
 def _macs_asked(run: str, point: Point) -> int:
     """Return the MACs of the needed ``hesso`` point, or without one those of the budget."""
     if "hesso" in point.needs:
         return _results_of(run, point, "hesso")["macs_per_frame"]
-    return absolute_macs(point.experiment, point.budget)
+    return methods.absolute_macs(point.experiment, point.budget)
 
 
 def _results_of(run: str, point: Point, method: str) -> dict[str, Any]:
     """Return the results of a needed point."""
-    return runs.load_results(run_of(run, point.needs[method]), METHODS[method].stage)
+    return runs.load_results(f"{run}/{point.needs[method]}", methods.METHODS[method].stage)
 
 
 def _total_training_macs(run: str, point: Point) -> dict[str, int]:
@@ -145,18 +127,10 @@ def _total_training_macs(run: str, point: Point) -> dict[str, int]:
         point: its stage is finished.
     """
     # ptq rounds a network and trains none
-    trained = rounded_method(point.experiment) if point.method == "ptq" else point.method
-    stages = [METHODS[m].stage for m in (point.starts_from, trained) if m is not None]
+    trained = methods.rounded_method(point.experiment) if point.method == "ptq" else point.method
+    stages = [methods.METHODS[m].stage for m in (point.starts_from, trained) if m is not None]
     parts = [runs.load_results(run, stage).get("training_macs") for stage in stages]
     return {} if None in parts else {"total_training_macs": sum(parts)}
-
-
-def _costs_of(experiment: Experiment) -> dict[str, int]:
-    model = steps.build_network(experiment, torch.device("cpu"))
-    return {
-        "params": network_cost.count_parameters(model),
-        "macs_per_frame": network_cost.macs_per_frame(model),
-    }
 
 
 def _layers(point: Point, run: Run, results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -181,9 +155,9 @@ def _link_stage(run: str, point: Point, method: str) -> None:
         point: the point that needs the stage.
         method: the method of the point that has it.
     """
-    stage = METHODS[method].stage
-    source = runs.stage_dir(run_of(run, point.needs[method]), stage)
-    target = runs.stage_dir(run_of(run, point.name), stage)
+    stage = methods.METHODS[method].stage
+    source = runs.stage_dir(f"{run}/{point.needs[method]}", stage)
+    target = runs.stage_dir(f"{run}/{point.name}", stage)
     if target.exists():  # from an earlier attempt
         shutil.rmtree(target)
     shutil.copytree(source, target, copy_function=_link_or_copy)
