@@ -16,6 +16,7 @@ _HOMES = {
     "gaitlib.model.network_cost": ("count_parameters", "macs_per_frame"),
     "gaitlib.model.widths": ("layer_widths",),
     "gaitlib.evaluate": ("embed_batches", "evaluate_features"),
+    "gaitlib.evaluate.protocols": ("PROTOCOLS", "Protocol"),
     "gaitlib.prune.oto": ("trace",),
     "gaitlib.prune.schedules": ("PruningSchedule",),
     "gaitlib.prune.hesso_settings": ("Budget", "HessoSettings", "Scores", "Sparsity"),

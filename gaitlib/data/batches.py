@@ -101,7 +101,7 @@ def training_batches(
 
 def inference_batches(
     dataset: Sequences,
-    sampling: InferenceSampling,
+    sampling: InferenceSampling = InferenceSampling(),  # noqa: B008 (frozen)
     *,
     num_workers: int = 0,
     pin_memory: bool = False,

@@ -140,12 +140,7 @@ class Experiment(Section):
                 f"{num_train} subjects: write {num_train}. If you expect more, see whether files "
                 "of some are absent or damaged"
             )
-        subjects_per_batch = self.trainer_cfg.sampler.batch_size[0]
-        if subjects_per_batch > num_train:
-            raise UserError(
-                f"trainer_cfg.sampler.batch_size[0] is {subjects_per_batch}, but the training set "
-                f"has {num_train} subjects: write at most {num_train}"
-            )
+        self.trainer_cfg.sampler.build().check_subjects(num_train)
 
     @property
     def protocol(self) -> Protocol:
