@@ -63,9 +63,7 @@ def integers(setting: Setting, clips: int) -> Work:
     quantization = quantize_network(model, weight_bits=8, activation_bits=8, uniform=True)
     calibrate(model, quantization, [sils[:1]], training=False)
     model = drop_bnnecks(model)
-    weights, inputs = quantization_of(model).grids()
-    grids = {"weight_grids": weights, "activation_grids": inputs, "calibration": sils[:1]}
-    network = _onnx(setting, model, f"int8-{clips}", **grids)
+    network = _onnx(setting, model, f"int8-{clips}", quantization_of(model).grids(), sils[:1])
     return Work(lambda: network.embed(sils), clips)
 
 
@@ -89,9 +87,9 @@ def _embedding(
     return run
 
 
-def _onnx(setting: Setting, model: torch.nn.Module, name: str, **grids: Any) -> OnnxNetwork:
+def _onnx(setting: Setting, model: torch.nn.Module, name: str, *grids: Any) -> OnnxNetwork:
     path = Path(setting.folder) / f"{name}.onnx"
-    return OnnxNetwork(export_onnx(model.cpu(), path, **grids))
+    return OnnxNetwork(export_onnx(model.cpu(), path, *grids))
 
 
 NAMES = {"torch": "torch", "onnx": "ONNX Runtime"}

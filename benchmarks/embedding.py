@@ -7,7 +7,7 @@ from benchmarks.timing import Row, Setting, Work
 from gaitlib.data.batches import inference_batches
 from gaitlib.data.casia_b import SilhouetteDataset, load_split
 from gaitlib.data.samplers import InferenceSampling
-from gaitlib.evaluate import embed
+from gaitlib.evaluate import embed_batches
 from gaitlib.system.device import keep_freed_memory
 from walkers.walker_dataset import make_walkers
 from workbook.steps.dataset import transform_of
@@ -37,7 +37,7 @@ def ours(setting: Setting, size: str, frames: tuple[int, int]) -> Work:
 
     def run() -> None:
         batches = inference_batches(data, InferenceSampling(batch_size=cfg.sampler.batch_size))
-        embed(model, batches, transform, setting.device)
+        embed_batches(model, batches, transform, setting.device)
 
     return Work(run, len(data))
 

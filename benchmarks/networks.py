@@ -11,10 +11,11 @@ from gaitlib.data.casia_b import SilhouetteDataset, load_split
 from gaitlib.data.samplers import TripletSampling
 from gaitlib.model import GaitBase, build_losses, build_model
 from gaitlib.prune import oto
+from gaitlib.prune.channel_rules import SparsityRule
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import build_hesso
-from gaitlib.prune.hesso_settings import HessoSettings
-from gaitlib.prune.importance import choose
+from gaitlib.prune.hesso_settings import HessoSettings, Sparsity
+from gaitlib.prune.schedules import PruningSchedule
 from gaitlib.train.loop import Report, fit
 from walkers.walker_dataset import make_walkers
 from workbook.config import Experiment, load_experiment
@@ -40,18 +41,19 @@ def network_of(size: str, setting: Setting) -> GaitBase:
 
 def graph_of(model: GaitBase) -> Graph:
     """Find the channel groups of a network."""
-    return oto.trace(model, oto.dummy_batch(shape=TRACED_SHAPE))
+    return oto.trace(model, oto.dummy_batch(TRACED_SHAPE))
 
 
 def compressed(model: GaitBase, divisible: int = 1, share: float = 0.5) -> nn.Module:
     """Return the network without ``share`` of its channels, chosen by random scores."""
     graph = graph_of(model)
-    groups = graph.prunable()
+    at_once = PruningSchedule(start=0, steps=1, periods=1)
+    settings = HessoSettings(Sparsity(share), at_once, group_divisible=divisible)
+    groups = [group for group in graph.param_groups() if group["is_prunable"]]
     torch.manual_seed(1)
-    scores = [torch.rand(group.channels).tolist() for group in groups]
-    quota = int(share * graph.num_channels)
-    chosen = choose(scores, [[] for _ in groups], quota, divisible)
-    graph.zero(dict(zip((group.id for group in groups), chosen, strict=True)))
+    scores = {group["id"]: torch.rand(group["num_groups"]).tolist() for group in groups}
+    rule = SparsityRule(groups, settings)
+    graph.zero(rule.choose(scores, {id_: [] for id_ in scores}, period=0))
     return graph.slice().eval()
 
 

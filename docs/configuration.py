@@ -10,16 +10,18 @@ import re
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+import torch
 from pydantic_core import PydanticUndefined
 
 from gaitlib.data.transforms import STEPS
 from gaitlib.prune.hesso_settings import WITH_BUDGET
-from gaitlib.quantize.bit_settings import FloatFirst, Qasso
+from gaitlib.quantize.bit_settings import ORDERS, bit_keys
 from workbook.config import Experiment
-from workbook.config.compression_cfg import GetaCfg
-from workbook.config.section import Section
+from workbook.config.compression_cfg import GetaCfg, HessoCfg
+from workbook.config.section import Section, default_of, sections_in
+from workbook.config.torch_cfg import OPTIMIZERS, SCHEDULERS
 from workbook.config.training_cfg import TransformCfg
 from workbook.study import StudyPlan
 
@@ -66,18 +68,9 @@ TELLING = 1e4
 def sections(root: type[Section]) -> Iterator[tuple[str, type]]:
     """Yield every section that a file can have, with its dotted name, in the order of the keys."""
     for name, field in root.model_fields.items():
-        for inner in _models(field.annotation):
+        for inner in sections_in(field.annotation):
             yield name, inner
             yield from ((f"{name}.{below}", model) for below, model in sections(inner))
-
-
-def _models(annotation: Any) -> Iterator[type]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        if issubclass(annotation, Section | TransformCfg):
-            yield annotation
-        return
-    for part in get_args(annotation):
-        yield from _models(part)
 
 
 def words_of_keys(section: type) -> dict[str, str]:
@@ -133,9 +126,8 @@ def _range_words(schema: Mapping[str, Any]) -> str:
 def default_words(section: type, key: str) -> str:
     """Return a key's default in words: "required", a value, or which other keys set it."""
     field = section.model_fields[key]
-    if field.default is PydanticUndefined:
-        return "required"
-    early, late = {"order": "qasso"} | vars(Qasso()), vars(FloatFirst())
+    early, late = ({k: default_of(ORDERS[o], k) for k in bit_keys(o)} for o in ORDERS)
+    early["order"] = "qasso"
     if section is GetaCfg and key in early:
         differs = key in late and late[key] != early[key]
         also = f"; with `order: float_first` {_value(late[key])}" if differs else ""
@@ -148,6 +140,8 @@ def default_words(section: type, key: str) -> str:
 
 
 def _value(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
     return "none" if value in (None, "") else f"`{json.dumps(_plain(value))}`".replace('"', "")
 
 
@@ -166,7 +160,7 @@ def table(section: type) -> str:
     schema = section.model_json_schema()["properties"]
     said = words_of_keys(section)
     rows = ["| key | value | default | what it does |", "|---|---|---|---|"]
-    extended = getattr(section.__base__, "model_fields", {})
+    extended = HessoCfg.model_fields if section is GetaCfg else {}
     for key in section.model_fields:
         if key not in extended:
             words = _as_markdown(said[key]).removesuffix(".")
@@ -184,33 +178,62 @@ def _heading(section: type) -> str:
     return f"{first} (The keys above, and these.)" if section is GetaCfg else first
 
 
-def transforms_table() -> str:
-    """Return the Markdown table of transforms and their arguments."""
-    rows = ["| type | arguments and defaults | what it does |", "|---|---|---|"]
-    for name, step in STEPS.items():
-        arguments = [f"`{p.name}`: {_value(p.default)}" for p in _parameters(step)]
-        rows.append(f"| `{name}` | {', '.join(arguments) or 'none'} | {_heading(step)} |")
+def table_of_classes(key: str, classes: Mapping[type, Mapping[str, Any]]) -> str:
+    """Return the Markdown table of the classes that a key chooses from.
+
+    Args:
+        key: holds the name of one.
+        classes: the arguments of each, by name, and their defaults.
+    """
+    rows = [f"| `{key}` | arguments and defaults | what it does |", "|---|---|---|"]
+    for of, arguments in classes.items():
+        said = [f"`{name}`: {_value(default)}" for name, default in arguments.items()]
+        rows.append(f"| `{of.__name__}` | {', '.join(said) or 'none'} | {_heading(of)} |")
     return "\n".join(rows)
 
 
-def _parameters(step: type) -> list[inspect.Parameter]:
-    return list(inspect.signature(step).parameters.values())
+def _defaults(of: type) -> dict[str, Any]:
+    return {name: argument.default for name, argument in inspect.signature(of).parameters.items()}
+
+
+def torch_classes(
+    module: types.ModuleType, cfgs: Mapping[str, type[Section]]
+) -> dict[type, dict[str, Any]]:
+    """Return the classes that sections are named after, with the arguments that a file may give."""
+    found: dict[type, dict[str, Any]] = {}
+    for name, cfg in cfgs.items():
+        of = getattr(module, name)
+        given = {key: field.default for key, field in cfg.model_fields.items()}
+        found[of] = {
+            key: given[key] if given[key] is not None else default
+            for key, default in _defaults(of).items()
+            if key in given
+        }
+    return found
 
 
 def page() -> str:
     """Return the whole page."""
     parts = [INTRODUCTION, f"## The sections\n\n{table(Experiment)}\n"]
-    named: dict[type, str] = {}
+    optimizers = torch_classes(torch.optim, OPTIMIZERS)
+    schedulers = torch_classes(torch.optim.lr_scheduler, SCHEDULERS)
+    tables = {
+        "optimizer_cfg": lambda cfg: table_of_classes("solver", optimizers),
+        "scheduler_cfg": lambda cfg: table_of_classes("scheduler", schedulers),
+    }
+    named: set[type | str] = set()
     for name, section in sections(Experiment):
-        if section in named:
+        if section in named or name in named & tables.keys():
             continue
+        named |= {name, section}
         kind = section.model_fields.get("type")
         title = f"{name}, {kind.default}" if kind and section is not TransformCfg else name
-        named[section] = name
         level = "##" if "." not in name else "###"
-        parts.append(f"{level} {title}\n\n{_heading(section)}\n\n{table(section)}\n")
+        body = tables.get(name, table)(section)
+        parts.append(f"{level} {title}\n\n{_heading(section)}\n\n{body}\n")
         if section is TransformCfg:
-            parts.append(transforms_table() + "\n")
+            steps = {step: _defaults(step) for step in STEPS.values()}
+            parts.append(table_of_classes("type", steps) + "\n")
     parts.append(f"{STUDIES}\n{table(StudyPlan)}\n")
     return "\n".join(parts)
 

@@ -104,6 +104,15 @@ def fill_gradients(model: nn.Module, step: int, scale: float = 0.1) -> None:
         p.grad = scale * torch.randn(p.shape, generator=generator).to(p.device)
 
 
+def run_steps(
+    optimizer: torch.optim.Optimizer, model: nn.Module, steps: int, start: int = 0
+) -> None:
+    """Take some steps with random gradients, of the numbers from ``start``."""
+    for step in range(start, start + steps):
+        fill_gradients(model, step)
+        optimizer.step()
+
+
 #: Base optimizers with little beside ``lr``: no decay, and no momentum that torch does not have.
 _BASES = {
     "sgd": {"weight_decay": 0.0, "first_momentum": 0.0},

@@ -93,7 +93,7 @@ class Training:
         self.model = nets.build(ARCHITECTURE).to(device)
         if cfg is None:
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
-        elif getattr(cfg, "bit_plan", None) is None:
+        elif getattr(cfg, "bits", None) is None:
             self.optimizer = build_hesso(traced(self.model), cfg)
         else:
             quantization = quantize_network(self.model, weight_bits=8, activation_bits=8)

@@ -176,7 +176,7 @@ def kind_and_check(words):
         return check_gaitlib(rest)
     if name == "torchrun":
         parsed = get_args_parser().parse_args(rest)
-        assert parsed.training_script == "gaitlib" and parsed.module
+        assert parsed.training_script == "workbook" and parsed.module
         check_gaitlib(parsed.training_script_args)
         return "torchrun"
     if name == "papermill":

@@ -26,6 +26,10 @@ PACKAGES = ("gaitlib", "workbook", "walkers")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
+#: Files that may import a module by a name in a variable.
+BY_VARIABLE = ("oto_compat.py", "__init__.py")
+
+
 def module_of(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -52,9 +56,12 @@ def imports(path):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if name in ("import_module", "__import__"):
                 (argument,) = (*node.args, *(keyword.value for keyword in node.keywords))
-                known = isinstance(argument, ast.Constant) or path.name == "oto_compat.py"
+                known = isinstance(argument, ast.Constant) or path.name in (
+                    "oto_compat.py",
+                    "__init__.py",
+                )
                 assert known, f"{path}: import a module by its literal name"
-                found.add(getattr(argument, "value", ""))
+                found.add(argument.value if isinstance(argument, ast.Constant) else "")
     return found
 
 

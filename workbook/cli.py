@@ -272,7 +272,7 @@ def _show_evaluation(evaluation: "Evaluation", path: Path, run: str, stage: str)
 
     results, name = to_results(evaluation), path.stem.removeprefix("test-")
     for metric in ("rank1", *evaluation.scores):
-        for condition in evaluation.conditions:
+        for condition in evaluation.rank1:
             value = results[metric][condition]
             typer.echo(f"{metric} {condition} {'-' if value is None else f'{value} %'}")
     typer.echo(f"written: {path}")

@@ -50,29 +50,27 @@ class Augmentation:
         """Change each clip as drawn for it. May write to ``clips``."""
         raise NotImplementedError
 
+    def overwrite(
+        self, clips: Tensor, generator: Generator | None, rank: int = 0, world_size: int = 1
+    ) -> Tensor:
+        """Draw and apply. May write to the clips passed in.
 
-def draw_and_overwrite(
-    step: Augmentation, clips: Tensor, generator: Generator | None, rank: int, world_size: int
-) -> Tensor:
-    """Apply one augmentation. May write to the clips passed in.
+        Several processes share a batch as `gaitlib.data.samplers.TripletSampler` splits it. Each
+        one draws for the whole batch and keeps the rows of its clips. So every clip changes as it
+        would in one process that has the whole batch.
 
-    Several processes share a batch as `gaitlib.data.samplers.TripletSampler` splits it. Each one
-    draws for the whole batch and keeps the rows of its clips. So every clip changes as it would in
-    one process that has the whole batch.
+        Args:
+            clips: ``(N, T, H, W)``: clips rank, rank + world_size, ... of N * world_size.
+            generator: in the same state in all processes.
+            rank: the number of this process.
+            world_size: the number of processes.
 
-    Args:
-        step: the augmentation.
-        clips: ``(N, T, H, W)``: clips rank, rank + world_size, ... of N * world_size.
-        generator: in the same state in all processes.
-        rank: the number of this process.
-        world_size: the number of processes.
-
-    Raises:
-        UserError: no generator, or frames too small for ``step``.
-    """
-    n, t, h, w = clips.shape
-    draws = step.draw((n * world_size, t, h, w), generator)
-    return step.apply(clips, *(draw[rank::world_size] for draw in draws))
+        Raises:
+            UserError: no generator, or frames too small.
+        """
+        n, *shape = clips.shape
+        draws = self.draw((n * world_size, *shape), generator)
+        return self.apply(clips, *(draw[rank::world_size] for draw in draws))
 
 
 class RandomHorizontalFlip(Augmentation):

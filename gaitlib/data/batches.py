@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from gaitlib.data.frames import choose_frames
 from gaitlib.data.samplers import Draws, InferenceSampling, TripletSampler, TripletSampling
 from gaitlib.data.sequence_file import SequenceError
-from gaitlib.system.processes import LoaderError, describe_exit
+from gaitlib.system.processes import WorkerError, describe_exit
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def training_batches(
     Raises:
         UserError: a batch that ``world_size`` does not divide.
         SequenceError: while iterating, a sequence can no longer be read.
-        LoaderError: while iterating, a loading process died.
+        WorkerError: while iterating, a loading process died.
     """
     sampler = TripletSampler(dataset.labels, sampling, seed, iterations, rank, world_size)
     counts, k = [len(sequences) for sequences in sampler.by_subject], sampling.batch_size[1]
@@ -101,7 +101,7 @@ def training_batches(
 
 def inference_batches(
     dataset: Sequences,
-    sampling: InferenceSampling,
+    sampling: InferenceSampling = InferenceSampling(),  # noqa: B008 (frozen)
     *,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -123,7 +123,7 @@ def inference_batches(
 
     Raises:
         SequenceError: while iterating, a sequence can no longer be read.
-        LoaderError: while iterating, a loading process died.
+        WorkerError: while iterating, a loading process died.
     """
     size, count = sampling.batch_size, len(dataset)
     batches = [
@@ -194,7 +194,7 @@ class _Loader(DataLoader):
             if workers:
                 batches._shutdown_workers()  # now: the traceback would keep them alive
             if dead:
-                raise LoaderError(
+                raise WorkerError(
                     f"a process that loads batches died {describe_exit(dead[0].exitcode)}. "
                     f"data_cfg.num_workers is {self.num_workers}: lower it (0 loads in the main "
                     "process). trainer_cfg.restore_hint: latest continues training from the last "

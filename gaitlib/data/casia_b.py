@@ -66,9 +66,9 @@ def index_tree(
                 rows.append((*folder.parts[-3:], str(path), problem))
     if not rows:
         raise FileNotFoundError(
-            f"no sequence <subject>/<type>/<view>/*.pkl under {root}"
-            + ("" if subjects is None else f" for the subjects {join_some(names)}")
-            + "; make it with `gaitlib pretreat` from raw frames, or with `gaitlib walkers`"
+            f"no sequence <subject>/<type>/<view>/*.pkl under {root} for the subjects "
+            f"{join_some(names)}; make it with `gaitlib pretreat` from raw frames, or with "
+            "`gaitlib walkers`"
         )
     return pd.DataFrame(rows, columns=PROBLEM_COLUMNS, dtype=str)
 

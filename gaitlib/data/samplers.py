@@ -73,6 +73,14 @@ class TripletSampling:
             if getattr(self, key) < bound:
                 raise UserError(f"{key} is {getattr(self, key)}: write {bound} or more")
 
+    def check_subjects(self, count: int) -> None:
+        """Raise `UserError` if P exceeds the number of training subjects."""
+        if self.batch_size[0] > count:
+            raise UserError(
+                f"trainer_cfg.sampler.batch_size[0] is {self.batch_size[0]}, but the training set "
+                f"has {count} subjects: write at most {count}"
+            )
+
 
 @dataclass(frozen=True)
 class InferenceSampling:
@@ -100,7 +108,7 @@ class TripletSampler(Sampler[Draws]):
     process would draw, with the same frames.
 
     Args:
-        labels: the subject of each sequence, P different ones or more.
+        labels: the subject of each sequence.
         sampling: gives P, K, and whether the clips of a subject stay adjacent.
         seed: of the whole run.
         iterations: to draw batches for.
@@ -111,7 +119,7 @@ class TripletSampler(Sampler[Draws]):
         The batch of one iteration.
 
     Raises:
-        UserError: a batch that ``world_size`` does not divide.
+        UserError: fewer than P subjects, or a batch that ``world_size`` does not divide.
     """
 
     def __init__(
@@ -124,6 +132,7 @@ class TripletSampler(Sampler[Draws]):
         world_size: int = 1,
     ) -> None:
         subjects, subject_of = np.unique(np.asarray(labels), return_inverse=True)
+        sampling.check_subjects(len(subjects))
         clips = sampling.batch_size[0] * sampling.batch_size[1]
         if clips % world_size:
             divisors = [str(n) for n in range(1, clips + 1) if clips % n == 0]

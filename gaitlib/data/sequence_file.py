@@ -113,14 +113,11 @@ def read_sequence(path: str | Path) -> np.ndarray:
         raise SequenceError(f"{path} holds a {kind}, not a pickled (T, H, W) uint8 array")
     shape, dtype, order, data = loaded.content
     dtype = dtype.name if isinstance(dtype, _Dtype) else dtype
-    if dtype not in ("u1", "|u1"):
+    sizes = isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int for n in shape)
+    if dtype not in ("u1", "|u1") or not sizes:
         raise SequenceError(
-            f"{path} holds dtype {dtype!r}, so it is no silhouette sequence: those are uint8 ('u1')"
-        )
-    if not (isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int for n in shape)):
-        raise SequenceError(
-            f"{path} holds an array of shape {shape}, so it is no silhouette sequence: those are "
-            "(T, H, W)"
+            f"{path} holds dtype {dtype!r} of shape {shape}, so it is no silhouette sequence: "
+            "those are uint8 ('u1') of (T, H, W)"
         )
     if min(shape) < 1:
         raise SequenceError(f"{path} is empty: shape {shape}")

@@ -19,7 +19,6 @@ from gaitlib.data.augment import (
     RandomHorizontalFlip,
     RandomPerspective,
     RandomRotate,
-    draw_and_overwrite,
 )
 from gaitlib.data.part_augment import RandomPartBlur, RandomPartDilate
 from gaitlib.system.errors import UserError
@@ -141,7 +140,7 @@ class Transform:
             if random and lengths is not None and generator is not None:
                 clips = _change_each(step, clips, lengths, generator, rank, world_size)
             elif random:
-                clips = draw_and_overwrite(step, clips, generator, rank, world_size)
+                clips = step.overwrite(clips, generator, rank, world_size)
             else:
                 clips = step(clips)
         return clips
@@ -168,7 +167,7 @@ def _change_each(
     lengths = torch.as_tensor(lengths).tolist()
     seeds = torch.randint(2**62, (len(lengths) * world_size,), generator=generator)
     changed = [
-        draw_and_overwrite(step, clip, Generator().manual_seed(int(seed)), 0, 1)
+        step.overwrite(clip, Generator().manual_seed(int(seed)))
         for clip, seed in zip(clips.split(lengths, dim=1), seeds[rank::world_size], strict=True)
     ]
     return torch.cat(changed, dim=1)

@@ -48,9 +48,8 @@ from torch import Tensor, nn
 from gaitlib.deploy.network_description import NetworkDescription
 from gaitlib.deploy.state_dict_export import read_state_dict
 from gaitlib.model import GaitBase, build_model, outline
-from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bits, stored_bytes
-from gaitlib.model.widths import MAX_CLASSES, MAX_WIDTH, layer_widths
+from gaitlib.model.widths import MAX_CLASSES, MAX_WIDTH, layer_widths, weight_names
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.packing import pack, stored_tensors, unpack
 from gaitlib.quantize.quantization import quantization_of
@@ -194,13 +193,6 @@ def is_network_file(path: Path | str) -> bool:
     """Say whether ``path`` is a compressed network's file, rather than a training checkpoint."""
     path = Path(path)
     return path.suffix == SUFFIX or path.with_suffix(SUFFIX).is_file()
-
-
-def weight_names(model: nn.Module) -> dict[str, str]:
-    """Return the parameter that multiplies the input, by layer: of convolutions and heads."""
-    kinds = {nn.Conv2d: "weight", SeparateFCs: "fc_bin", SeparateBNNecks: "fc_bin"}
-    layers = {name: layer for name, layer in model.named_modules() if type(layer) in kinds}
-    return {name: f"{name}.{kinds[type(layer)]}" for name, layer in layers.items()}
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+Grids = tuple[Mapping[str, Grid], Mapping[str, Grid]]  # of weights and of inputs
 VERSION = f"onnxruntime {onnxruntime.__version__}"
 OPSET = 21  # the first whose DequantizeLinear takes int16
 INPUT, OUTPUT = "silhouettes", "embeddings"
@@ -58,9 +59,7 @@ _LARGEST_BIAS = 2**30  # in steps: kernels add biases as int32
 def export_onnx(
     model: GaitBase,
     path: Path | str,
-    *,
-    weight_grids: Mapping[str, Grid] | None = None,
-    activation_grids: Mapping[str, Grid] | None = None,
+    grids: Grids = ({}, {}),
     calibration: Tensor | None = None,
 ) -> Path:
     """Write a network that embeds clips.
@@ -77,8 +76,8 @@ def export_onnx(
             weights are those before quantization: for t other than 1, quantizing twice is not
             quantizing once.
         path: of the file, which replaces one that is there.
-        weight_grids: grid of each quantized weight, by parameter name (``FCs.fc_bin``).
-        activation_grids: grid of each quantized input, by layer name (``FCs``).
+        grids: of each quantized weight, by parameter name (``FCs.fc_bin``), and of each quantized
+            input, by layer name (``FCs``), as `Quantization.grids`.
         calibration: clips ``(N, T, H, W)`` like those to come. The range of a rounded output is
             the largest magnitude that it has on them.
 
@@ -88,30 +87,24 @@ def export_onnx(
     Raises:
         UserError: if a grid is of nothing in the model, or a weight's has no sign.
     """
-    grids = weight_grids or {}, activation_grids or {}
     refuse_unsigned(grids[0])
     names = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
     if strangers := sorted({*grids[0], *grids[1]} - names):
         raise UserError(f"{strangers} have grids, but nothing in the model is called so")
-    ranges = {} if calibration is None else _embedding(model, *grids, {}).measure(calibration)
-    content = _embedding(model, *grids, ranges).proto()
+    ranges = {} if calibration is None else _embedding(model, grids, {}).measure(calibration)
+    content = _embedding(model, grids, ranges).proto()
     onnx.checker.check_model(content, full_check=True)
     with replacing(path) as part:
         part.write_bytes(content.SerializeToString(deterministic=True))
     return Path(path)
 
 
-def _embedding(
-    model: GaitBase,
-    weight_grids: Mapping[str, Grid],
-    activation_grids: Mapping[str, Grid],
-    ranges: Mapping[str, float],
-) -> _Graph:
+def _embedding(model: GaitBase, grids: Grids, ranges: Mapping[str, float]) -> _Graph:
     """Return the graph of a network up to its embeddings."""
     parts, _, width = model.FCs.fc_bin.shape
     layers = {module: name for name, module in model.named_modules()}
     shapes = ["N", "T", *model.frame_size], ["N", width, parts]
-    graph = _Graph(layers, *shapes, weight_grids, activation_grids, ranges)
+    graph = _Graph(layers, *shapes, grids, ranges)
     size = graph.integers(-1, 1, *model.frame_size)
     frames = graph.add("Reshape", INPUT, size)  # (N T, 1, H, W)
     maps = graph.backbone(frames, model.Backbone.forward_block)  # (N T, C', H', W')
@@ -185,7 +178,7 @@ class OnnxConvolution(nn.Module):
         super().__init__()
         conv, *norms, _ = layers
         given, returned = ["N", conv.in_channels, "H", "W"], ["N", conv.out_channels, "H'", "W'"]
-        graph = _Graph({conv: "conv"}, given, returned, {}, {}, {})
+        graph = _Graph({conv: "conv"}, given, returned, ({}, {}), {})
         graph.add("Relu", graph.convolution(INPUT, conv, *norms), output=OUTPUT)
         self.session = _session(graph.proto().SerializeToString(), threads)
 
@@ -219,7 +212,7 @@ class _Graph:
     Args:
         names: of the layers; they begin the names of the weights.
         given, returned: shapes of `INPUT` and `OUTPUT`.
-        weight_grids, activation_grids: as in `export_onnx`.
+        grids: as in `export_onnx`.
         ranges: largest magnitude of each output to round to 8 bits, by layer name.
     """
 
@@ -228,12 +221,11 @@ class _Graph:
         names: Mapping[nn.Module, str],
         given: Sequence[int | str],
         returned: Sequence[int | str],
-        weight_grids: Mapping[str, Grid],
-        activation_grids: Mapping[str, Grid],
+        grids: Grids,
         ranges: Mapping[str, float],
     ) -> None:
         self.names, self.given, self.returned = names, given, returned
-        self.weight_grids, self.activation_grids = weight_grids, activation_grids
+        self.weight_grids, self.activation_grids = grids
         self.ranges = ranges
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []

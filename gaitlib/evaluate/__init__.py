@@ -2,21 +2,18 @@
 
 from gaitlib.evaluate.compare import bootstrap_drop, examples, nearest, worst_pairs
 from gaitlib.evaluate.evaluation import (
-    CONDITIONS,
     Averaging,
     Evaluation,
     averaging_of,
     conditions_of,
     mean_rank1,
     probe_view_means,
-    rank1_by_view,
 )
 from gaitlib.evaluate.evaluation_records import from_results, read_hits, to_results, write_hits
-from gaitlib.evaluate.features import collect, distance, embed, embed_batches
+from gaitlib.evaluate.features import collect, distance, embed_batches
 from gaitlib.evaluate.protocol import check_test_set, evaluate_features
 
 __all__ = [
-    "CONDITIONS",
     "Averaging",
     "Evaluation",
     "averaging_of",
@@ -25,7 +22,6 @@ __all__ = [
     "collect",
     "conditions_of",
     "distance",
-    "embed",
     "embed_batches",
     "evaluate_features",
     "examples",
@@ -33,7 +29,6 @@ __all__ = [
     "mean_rank1",
     "nearest",
     "probe_view_means",
-    "rank1_by_view",
     "read_hits",
     "to_results",
     "worst_pairs",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import torch
@@ -9,9 +11,12 @@ from torch import Tensor
 
 from gaitlib.evaluate.evaluation import PROBE_KEYS, Averaging
 from gaitlib.evaluate.features import distance
-from gaitlib.evaluate.protocols import PROTOCOLS, Protocol
+from gaitlib.evaluate.protocols import Protocol
+from gaitlib.evaluate.ranking import are_equal
 from gaitlib.evaluate.roles import Lists, assign_roles, view_names
 from gaitlib.system.errors import UserError
+
+TAILS = [2.5, 97.5]  # per cent: intervals hold the middle 95
 
 
 def bootstrap_drop(
@@ -20,7 +25,6 @@ def bootstrap_drop(
     n: int = 2000,
     *,
     seed: int = 0,
-    level: float = 95.0,
     averaging: Averaging = Averaging(),  # noqa: B008 (frozen)
 ) -> pd.DataFrame:
     """Estimate the change of rank-1 from model a to model b, with an interval over test subjects.
@@ -28,7 +32,7 @@ def bootstrap_drop(
     Probes of one person are alike, so whole subjects are drawn. Each of the ``n`` draws takes as
     many subjects as there are, with replacement, and recomputes both models' rank-1, averaged as in
     the test, on the probes of those subjects. Both models get the same draw (paired), so it
-    cancels how hard the subjects are. The interval holds the middle ``level`` per cent of the
+    cancels how hard the subjects are. The interval holds the middle 95 per cent of the
     differences. The gallery does not change, because a smaller one would be an easier task. The
     interval does not cover the spread between training seeds.
 
@@ -37,7 +41,6 @@ def bootstrap_drop(
         hits_b: the same probes under the other model (the compressed one).
         n: draws.
         seed: of the draws.
-        level: of the interval, in per cent.
         averaging: ``Evaluation.averaging`` of the two.
 
     Returns:
@@ -48,31 +51,26 @@ def bootstrap_drop(
     Raises:
         UserError: the two tables hold different probes or columns.
     """
-    conditions = list(hits_a["condition"].unique())  # in the protocol's order
-    hits_a, hits_b = _in_same_order(hits_a, hits_b)
+    conditions = hits_a["condition"].unique()  # in the protocol's order
+    tables = _in_same_order(hits_a, hits_b)
     rng = np.random.default_rng(seed)
     rows = []
     for condition in conditions:
-        of_condition = (hits_a["condition"] == condition).to_numpy()
-        subjects = hits_a.loc[of_condition, "subject"].nunique()
+        tested = [table[table["condition"] == condition] for table in tables]
+        subjects = tested[0]["subject"].nunique()
         weights = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=n)
         weights = np.vstack([np.ones(subjects, dtype=int), weights])  # row 0: everyone once
-        a = _weighted_rank1(hits_a[of_condition], weights, averaging)
-        b = _weighted_rank1(hits_b[of_condition], weights, averaging)
-        tail = (100 - level) / 2
+        a, b = (_weighted_rank1(hits, weights, averaging) for hits in tested)
         low, high = np.nan, np.nan
         if subjects > 1 and np.isfinite(b[0] - a[0]):
-            low, high = np.nanpercentile((b - a)[1:], [tail, 100 - tail])
-        rows.append(
-            {"condition": condition, "rank1_a": a[0], "rank1_b": b[0], "difference": b[0] - a[0]}
-            | {"low": low, "high": high, "subjects": subjects}
-        )
+            low, high = np.nanpercentile((b - a)[1:], TAILS)
+        rows.append((condition, a[0], b[0], b[0] - a[0], low, high, subjects))
     columns = ["condition", "rank1_a", "rank1_b", "difference", "low", "high", "subjects"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _in_same_order(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Sort both tables in the same order; raise ValueError if they hold different probes."""
+    """Sort both tables in the same order; refuse different probes."""
     keys = list(PROBE_KEYS)
     if set(a.columns) != set(b.columns):
         raise UserError(f"columns differ: {sorted(set(a.columns) ^ set(b.columns))}")
@@ -86,11 +84,7 @@ def _in_same_order(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
     return a, b
 
 
-def _weighted_rank1(
-    hits: pd.DataFrame,
-    weights: np.ndarray,
-    averaging: Averaging = Averaging(),  # noqa: B008 (frozen)
-) -> np.ndarray:
+def _weighted_rank1(hits: pd.DataFrame, weights: np.ndarray, averaging: Averaging) -> np.ndarray:
     """Return rank-1 (%) per row of subject weights ``(draws, subjects)``."""
     scores = ["rank1"] if "rank1" in hits else [c for c in hits.columns if c not in PROBE_KEYS]
     values = hits[scores]
@@ -104,19 +98,9 @@ def _weighted_rank1(
     seen = weights @ counts.fillna(0).to_numpy()
     rate = np.divide(total, seen, out=np.full(total.shape, np.nan), where=seen > 0)
     rate = rate.reshape(len(weights), len(scores), -1)  # (draws, gallery views, probe views)
-    return 100 * _nanmean(_nanmean(rate))
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Return the mean over axis 1 without NaN; NaN, and no warning, if all are NaN."""
-    there = ~np.isnan(values)
-    count = there.sum(1)
-    return np.divide(
-        np.where(there, values, 0).sum(1),
-        count,
-        out=np.full(count.shape, np.nan),
-        where=count > 0,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of means without a number, which are NaN
+        return 100 * np.nanmean(np.nanmean(rate, 1), 1)
 
 
 def worst_pairs(
@@ -126,7 +110,6 @@ def worst_pairs(
     *,
     n: int = 2000,
     seed: int = 0,
-    level: float = 95.0,
 ) -> pd.DataFrame:
     """Return the ``k`` pairs of different views that lose the most accuracy, and what chance does.
 
@@ -140,11 +123,10 @@ def worst_pairs(
         k: number of rows.
         n: draws.
         seed: of the draws.
-        level: of the intervals, in per cent.
 
     Returns:
         condition, probe and gallery view, difference (b - a in percentage points), probes (how many
-        the pair has), low and high: between these, chance alone holds ``level`` per cent of this
+        the pair has), low and high: between these, chance alone holds 95 per cent of this
         pair's differences. The largest loss comes first. ``attrs["worst_by_chance"]`` is the same
         interval of the largest loss among all pairs, which is what the first row is to be compared
         with. Without a pair of different views there is no row.
@@ -156,12 +138,10 @@ def worst_pairs(
     order = list(hits_a["condition"].unique())
     hits_a, hits_b = _in_same_order(hits_a, hits_b)
     views = [column for column in hits_a if column not in PROBE_KEYS and column != "rank1"]
-    if not views:  # one gallery of all views
-        return pd.DataFrame(columns=columns)
     keys = hits_a[list(PROBE_KEYS)]
     changes = keys.join(hits_b[views] - hits_a[views]).melt(PROBE_KEYS, views, "gallery", "change")
     changes = changes[changes["view"] != changes["gallery"]].dropna(subset="change")
-    if changes.empty:
+    if changes.empty:  # one gallery of all views, or none of another view
         return pd.DataFrame(columns=columns)
     cell = ["condition", "view", "gallery"]
     sums = changes.pivot_table(
@@ -171,13 +151,12 @@ def worst_pairs(
     rng = np.random.default_rng(seed)
     signs = np.vstack([np.ones(len(sums)), rng.choice([-1, 1], (n, len(sums)))])  # row 0: as it is
     differences = 100 * (signs @ sums.to_numpy()) / probes.to_numpy()  # (1 + n, pairs)
-    tails = [(100 - level) / 2, (100 + level) / 2]
-    low, high = np.percentile(differences[1:], tails, axis=0)
+    low, high = np.percentile(differences[1:], TAILS, axis=0)
     found = probes.rename("probes").reset_index().rename(columns={"view": "probe"})
     found = found.assign(difference=differences[0], low=low, high=high)
     found = found.sort_values("condition", key=lambda c: c.map(order.index), kind="stable")
     found = found.sort_values("difference", kind="stable").head(k).reset_index(drop=True)[columns]
-    found.attrs["worst_by_chance"] = tuple(np.percentile(differences[1:].min(1), tails))
+    found.attrs["worst_by_chance"] = tuple(np.percentile(differences[1:].min(1), TAILS))
     return found
 
 
@@ -185,8 +164,8 @@ def nearest(
     features: Tensor,
     table: pd.DataFrame,
     condition: str,
-    metric: str = "euc",
-    protocol: Protocol | None = None,
+    metric: str,
+    protocol: Protocol,
     lists: Lists | None = None,
 ) -> pd.DataFrame:
     """Find each probe's nearest gallery sequence; at other views, if identical ones do not count.
@@ -196,7 +175,7 @@ def nearest(
         table: n rows with columns subject, type, view.
         condition: one of the protocol's.
         metric: "euc" or "cos".
-        protocol: CASIA-B's by default.
+        protocol: who is gallery and probe.
         lists: the partition's lists of sequences.
 
     Returns:
@@ -206,35 +185,34 @@ def nearest(
     Raises:
         UserError: the condition is unknown, or the table holds no gallery.
     """
-    protocol = protocol or PROTOCOLS["casia-b"]
-    if condition not in protocol.conditions:
+    roles = assign_roles(table, protocol, lists)
+    if condition not in roles:
         raise UserError(f"unknown condition {condition!r}; choose from {protocol.conditions}")
-    table = table.reset_index(drop=True)
-    probe, gallery = assign_roles(table, protocol, lists or {})[condition]
-    if not len(gallery):
+    rows, gallery_rows = roles[condition]
+    if not len(gallery_rows):
         of = protocol.gallery_of(condition)
         raise UserError(f"no gallery: none of the {len(table)} sequences is {of}")
     table = table.assign(view=view_names(table, protocol))
-    subject, view = table["subject"].to_numpy(), table["view"].to_numpy()
+    probe, gallery = table.iloc[rows], table.iloc[gallery_rows]
     at = {"device": features.device}
-    between = distance(
-        features[torch.as_tensor(probe, **at)], features[torch.as_tensor(gallery, **at)], metric
-    )
-    same_view = torch.as_tensor(view[probe][:, None] == view[gallery][None], **at)
+    sides = (features[torch.as_tensor(side, **at)] for side in (rows, gallery_rows))
+    between = distance(*sides, metric)
+    same_view = are_equal(probe, gallery, "view", features.device)
     if protocol.identical_views == "excluded" and not same_view.all():
         between = between.masked_fill(same_view, torch.inf)
     between, column = between.min(1)
-    match = gallery[column.cpu().numpy()]
+    column = column.cpu().numpy()
+    match = gallery.iloc[column]
     pairs = pd.DataFrame(
         {
-            "probe": probe,
-            "gallery": match,
-            "probe_subject": subject[probe],
-            "gallery_subject": subject[match],
-            "probe_view": view[probe],
-            "gallery_view": view[match],
+            "probe": rows,
+            "gallery": gallery_rows[column],
+            "probe_subject": probe["subject"].to_numpy(),
+            "gallery_subject": match["subject"].to_numpy(),
+            "probe_view": probe["view"].to_numpy(),
+            "gallery_view": match["view"].to_numpy(),
             "distance": between.cpu().numpy(),
-            "hit": subject[probe] == subject[match],
+            "hit": probe["subject"].to_numpy() == match["subject"].to_numpy(),
         }
     )
     return pairs[np.isfinite(pairs["distance"])].reset_index(drop=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-#: CASIA-B's conditions, for results that do not list theirs.
-CONDITIONS = ("NM", "BG", "CL")
+from gaitlib.evaluate.protocols import Protocol
+
 PROBE_KEYS = ("condition", "subject", "type", "view")  # the columns that identify a probe
 
 
@@ -34,8 +34,7 @@ class Evaluation:
 
     Attributes:
         metric: "euc" or "cos".
-        protocol: its name.
-        conditions: of the protocol, in order.
+        protocol: who was gallery and probe, and what is measured.
         views: the V views, in the order of every matrix.
         rank1: condition -> rank-1.
         rank1_by_view: condition -> ``(V, V)`` frame, probe views in rows, gallery views in
@@ -44,22 +43,26 @@ class Evaluation:
             view (NaN if there is no gallery); with one gallery of all views the columns are
             rank<k>, ap and inp, as far as they are reported.
         scores: further measures by their names in results.json -> condition -> %.
-        averaging: of rank-1.
         submission: the file for a server, if the protocol writes one; nothing else is measured.
         problems: what was missing, one sentence each.
     """
 
     metric: str
-    protocol: str
-    conditions: tuple[str, ...]
+    protocol: Protocol
     views: tuple[str, ...]
     rank1: dict[str, float]
     rank1_by_view: dict[str, pd.DataFrame]
     hits: pd.DataFrame
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    averaging: Averaging = Averaging()
     submission: pd.DataFrame | None = None
     problems: tuple[str, ...] = ()
+
+    @property
+    def averaging(self) -> Averaging:
+        """How rank-1 is averaged."""
+        cfg = self.protocol
+        mean_over = cfg.mean_over if cfg.ranking == "whole_gallery" else "views"
+        return Averaging(mean_over, cfg.identical_views)
 
 
 def rank1_by_view(hits: pd.DataFrame, views: Sequence[str]) -> pd.DataFrame:
@@ -110,15 +113,10 @@ def _probe_means(by_view: pd.DataFrame, averaging: Averaging) -> pd.Series:
 
 
 def conditions_of(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the conditions of a results.json in the protocol's order.
-
-    A file of an earlier version does not list them, and has CASIA-B's.
-    """
-    rank1 = results["rank1"]
-    listed = results.get("conditions") or [c for c in CONDITIONS if c in rank1]
-    return tuple(listed)
+    """Return the conditions of a results.json in the protocol's order."""
+    return tuple(results["conditions"])
 
 
 def averaging_of(results: Mapping[str, Any]) -> Averaging:
     """Return how the rank-1 of a results.json was averaged."""
-    return Averaging(**{"mean_over": "views", **(results.get("averaging") or {})})
+    return Averaging(**results["averaging"])

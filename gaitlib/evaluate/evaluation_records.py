@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ def to_results(evaluation: Evaluation) -> dict[str, Any]:
     ``rank1_by_view``. Percentages have two decimals; None means not measurable.
     """
     results: dict[str, Any] = {
-        "protocol": evaluation.protocol,
-        "conditions": list(evaluation.conditions),
+        "protocol": evaluation.protocol.name,
+        "conditions": list(evaluation.protocol.conditions),
         "rank1": _rounded(evaluation.rank1),
         "views": list(evaluation.views),
         "metric": evaluation.metric,
-        "cross_view_gallery": evaluation.protocol.endswith("-cross-view"),
+        "cross_view_gallery": evaluation.protocol.name.endswith("-cross-view"),
         "averaging": dataclasses.asdict(evaluation.averaging),
         **{name: _rounded(values) for name, values in evaluation.scores.items()},
     }
@@ -47,20 +48,14 @@ def from_results(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     For a protocol with one gallery of all views the tables have one cell, ``all`` against ``all``:
     its rank-1.
     """
-    views = list(results["views"])
-    tables = results.get("rank1_by_view")
+    views, tables = results["views"], results.get("rank1_by_view")
     if tables is None:
         views = [ONE_CONDITION]
         tables = {condition: [[value]] for condition, value in results["rank1"].items()}
+    probe, gallery = pd.Index(views, name="probe"), pd.Index(views, name="gallery")
     return {
-        condition: pd.DataFrame(
-            rows,
-            index=pd.Index(views, name="probe"),
-            columns=pd.Index(views, name="gallery"),
-            dtype=float,
-        )
+        condition: pd.DataFrame(tables[condition], probe, gallery, dtype=float)
         for condition in conditions_of(results)
-        if (rows := tables.get(condition)) is not None
     }
 
 
@@ -71,9 +66,8 @@ def write_hits(hits: pd.DataFrame, path: str | Path) -> None:
 
 def read_hits(path: str | Path) -> pd.DataFrame:
     """Read the file of :func:`write_hits`; subjects and views are text ("001" is not 1)."""
-    hits = pd.read_csv(path, dtype=dict.fromkeys(PROBE_KEYS, str))
-    scores = [column for column in hits if column not in PROBE_KEYS]
-    return hits.astype(dict.fromkeys(scores, "float64"))
+    types = defaultdict(lambda: "float64", dict.fromkeys(PROBE_KEYS, str))
+    return pd.read_csv(path, dtype=types)
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float | None]:

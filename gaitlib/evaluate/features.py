@@ -1,25 +1,21 @@
 """Embed whole sequences and measure how far apart they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gaitlib.data.batches import Batch
 from gaitlib.model.eval_mode import in_eval_mode
 from gaitlib.system.errors import UserError
-
-if TYPE_CHECKING:
-    from gaitlib.data.batches import Batch
 
 METRICS = ("euc", "cos")
 
 #: Squared distances below this share of the features' squared lengths (minus the gallery's mean)
 #: are summed from differences: products lose two of float32's seven digits there.
 NEAR_SHARE = 1e-2
+PROBES_PER_PIECE = 256  # compared at a time
 PAIRS_PER_PIECE = 2**13  # summed from differences at a time
 
 
@@ -44,9 +40,6 @@ def embed_batches(
     Returns:
         The sequences' indices, int64 ``(m,)``, and their features, float32 ``(m, C, P)``, in the
         order of the batches and on the CPU; without batches ``(0,)`` and ``(0, 0, 0)``.
-
-    Raises:
-        UserError: the number of embeddings of a batch is not its number of sequences.
     """
     found = [torch.empty(0, dtype=torch.int64)]
     pieces = []
@@ -55,11 +48,6 @@ def embed_batches(
             seq_l = None if batch.seqL is None else batch.seqL.to(device)
             sils = transform(batch.clips.to(device, non_blocking=True))
             embeddings = model(sils, seq_l).embeddings  # (N, C, P)
-            if len(embeddings) != len(batch.indices):
-                raise UserError(
-                    f"{len(embeddings)} embeddings for {len(batch.indices)} sequences: "
-                    "concatenated clips need their lengths in seqL"
-                )
             pieces.append(embeddings.float().cpu())
             found.append(batch.indices.cpu())
     return torch.cat(found), torch.cat(pieces) if pieces else torch.empty(0, 0, 0)
@@ -76,59 +64,30 @@ def collect(indices: Tensor, features: Tensor) -> Tensor:
         ``(n, C, P)``; row i is the sequence with index i.
 
     Raises:
-        UserError: there are none, or an index is missing or repeated.
+        ValueError: an index is missing or repeated.
     """
-    n = len(indices)
-    if not n:
-        raise UserError("no batches to embed: the data set holds no sequence")
-    if len(features) != n or not torch.equal(indices.sort().values, torch.arange(n)):
-        raise UserError(
-            f"{len(features)} features came with {n} indices {indices.min()}..{indices.max()}, "
-            f"{len(indices.unique())} of them different: each of 0..{n - 1} is needed once"
-        )
+    n = len(features)
+    if not torch.equal(indices.sort().values, torch.arange(n)):
+        raise ValueError(f"{n} features need each index of 0..{n - 1} once: {indices.tolist()}")
     ordered = torch.empty(features.shape, dtype=features.dtype)
     ordered[indices] = features
     return ordered  # (n, C, P)
 
 
-def embed(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    transform: Callable[[Tensor], Tensor],
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Run ``model`` once over every sequence of a set: :func:`embed_batches`, then :func:`collect`.
-
-    Args:
-        model: see :func:`embed_batches`, like the following.
-        batches: all of the set; together their ``indices`` hold 0..n-1 once each, in any order.
-        transform: uint8 ``(N, T, H, W)`` to float ``(N, T, H, W')``, on ``device``.
-        device: to move the clips to.
-
-    Returns:
-        float32 ``(n, C, P)`` on the CPU; row i is the sequence with index i.
-
-    Raises:
-        UserError: there are no batches, or an index is missing or repeated.
-    """
-    return collect(*embed_batches(model, batches, transform, device))
-
-
-def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 256) -> Tensor:
+def distance(probe: Tensor, gallery: Tensor, metric: str = "euc") -> Tensor:
     """Return the distance from every probe to every gallery item, as OpenGait measures it.
 
     ``euc`` is the mean over parts of the Euclidean distance, ``cos`` is one minus the mean over
     parts of the cosine. Euclidean distances are expanded into float32 products, as in OpenGait, but
     after subtracting the mean of the gallery. Features of one network share a large mean, next to
     which their differences would be lost in rounding. For nearly equal features, distances are
-    summed from differences, so equal features are at distance 0.
+    summed from differences, so equal features are at distance 0. Besides the result, this needs
+    memory for ``4 * PROBES_PER_PIECE * m`` numbers and twice the gallery.
 
     Args:
         probe: ``(n, C, P)`` on any device, finite.
         gallery: ``(m, C, P)`` on the same device, finite.
         metric: "euc" or "cos".
-        chunk: probes at a time. Besides the result, this needs memory for ``4 * chunk * m`` numbers
-            and twice the gallery.
 
     Returns:
         float32 ``(n, m)``, smaller is closer.
@@ -151,12 +110,12 @@ def distance(probe: Tensor, gallery: Tensor, metric: str = "euc", chunk: int = 2
         mean = gallery.mean(1, keepdim=True)  # (P, 1, C)
         centred = gallery - mean
     rows = []
-    for piece in probe.split(chunk):
-        piece = piece.permute(2, 0, 1).contiguous()  # (P, chunk, C)
+    for piece in probe.split(PROBES_PER_PIECE):
+        piece = piece.permute(2, 0, 1).contiguous()  # (P, piece, C)
         if metric == "euc":
-            rows.append(_euclidean(piece, piece - mean, gallery, centred))  # (chunk, m)
+            rows.append(_euclidean(piece, piece - mean, gallery, centred))  # (piece, m)
         else:
-            rows.append(1 - torch.bmm(piece, gallery.transpose(1, 2)).mean(0))  # (chunk, m)
+            rows.append(1 - torch.bmm(piece, gallery.transpose(1, 2)).mean(0))  # (piece, m)
     return torch.cat(rows)
 
 

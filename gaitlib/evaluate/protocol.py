@@ -7,6 +7,7 @@ Silhouette-based Gait Recognition" (2022).
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,10 +19,17 @@ from gaitlib.data.casia_b import join_some
 from gaitlib.evaluate.evaluation import Averaging, Evaluation, mean_rank1, rank1_by_view
 from gaitlib.evaluate.features import distance
 from gaitlib.evaluate.protocols import PROTOCOLS, Protocol
-from gaitlib.evaluate.ranking import hits_per_view, nearest_subjects, rank_in_whole_gallery
+from gaitlib.evaluate.ranking import (
+    hits_per_view,
+    measure_columns,
+    nearest_subjects,
+    rank_in_whole_gallery,
+)
 from gaitlib.evaluate.reranking import rerank
 from gaitlib.evaluate.roles import (
+    COLUMNS,
     Lists,
+    Roles,
     assign_roles,
     idle_patterns,
     patterns_of,
@@ -35,19 +43,17 @@ logger = logging.getLogger(__name__)
 
 MAX_DISTANCES = 2**26  # in memory at a time: 256 MiB
 FEATURES_PER_PIECE = 2048  # checked, or compared with the probes, at a time
-AVERAGES = {"mAP": "ap", "mINP": "inp"}  # by their names in results.json: the column of hits
 ONE_VIEW = "default"  # HID's name of the only view: the type is the video
 
 
 def evaluate_features(
     features: Tensor,
     table: pd.DataFrame,
-    protocol: Protocol | None = None,
+    protocol: Protocol,
     metric: str = "euc",
     *,
     lists: Lists | None = None,
     remove_no_gallery: bool = False,
-    chunk: int = 256,
 ) -> Evaluation:
     """Measure the accuracy of the probes of each condition.
 
@@ -61,109 +67,69 @@ def evaluate_features(
     it has no average precision.
 
     Args:
-        features: ``(n, C, P)``; distances are computed on its device.
+        features: ``(n, C, P)``; distances are computed on its device, some at a time.
         table: n rows in the order of ``features``, with columns subject, type, view.
-        protocol: CASIA-B's by default.
+        protocol: who is gallery and probe, and what is measured.
         metric: "euc" or "cos".
         lists: the partition's lists of sequences, such as PROBE_SET.
         remove_no_gallery: exclude probes whose subject has no gallery sequence (at a view), instead
             of counting a miss.
-        chunk: probes at a time. Except for ``hits``, memory does not grow with their number.
 
     Raises:
         UserError: features and table differ in length, a feature is not finite, or the table
             cannot be measured at all, see :func:`check_test_set`.
     """
-    protocol = protocol or PROTOCOLS["casia-b"]
     check_test_set(table, protocol, lists)
-    views = views_of(table, protocol)
-    roles = assign_roles(table.reset_index(drop=True), protocol, lists or {})
-    table = _check_features(features, table)
-    absent = _list_absent(table, protocol, lists or {})
+    _check_features(features, table)
+    table = table[list(COLUMNS)].reset_index(drop=True)
+    problems = _list_absent(table, protocol, lists or {})
+    roles, views = assign_roles(table, protocol, lists), views_of(table, protocol)
     if protocol.submission is not None:
-        return _submission(features, table, protocol, roles, metric, views, chunk)
+        return _submission(features, table, protocol, roles, metric)
     table["view"] = view_names(table, protocol)
-    parts: dict[str, list[pd.DataFrame]] = {}
+    pieces = defaultdict(list)
     for condition, (probe_rows, gallery_rows) in roles.items():
-        if not len(probe_rows) or not len(gallery_rows):
-            continue
         gallery = table.iloc[gallery_rows]
-        keys = table.iloc[probe_rows].reset_index(drop=True)
-        keys.insert(0, "condition", condition)
-        found: dict[str, list[pd.DataFrame]] = {}
-        for rows, between in _in_pieces(features, probe_rows, gallery_rows, metric, chunk):
-            probe = table.iloc[rows]
-            for name, ranked in _rank(
-                between, gallery, probe, protocol, views, remove_no_gallery
-            ).items():
-                found.setdefault(name, []).append(ranked)
-        for name, ranked in found.items():
-            whole = pd.concat([keys, pd.concat(ranked, ignore_index=True)], axis=1)
-            parts.setdefault(name, []).append(whole)
-    ranked = {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
-    problems = absent + _list_problems(table, roles, protocol, views, remove_no_gallery)
+        for rows, between in _in_pieces(features, probe_rows, gallery_rows, metric):
+            probe = table.iloc[rows].reset_index(drop=True)
+            ranked = {}
+            if protocol.ranking != "whole_gallery":
+                ranked = hits_per_view(between, gallery, probe, views, protocol, remove_no_gallery)
+            if protocol.ranking != "view_pairs":
+                args = between, gallery, probe, protocol, remove_no_gallery
+                ranked["whole"] = rank_in_whole_gallery(*args)
+            probe.insert(0, "condition", condition)
+            for name, scores in ranked.items():
+                pieces[name].append(pd.concat([probe, scores], axis=1))
+    ranked = {name: pd.concat(tables, ignore_index=True) for name, tables in pieces.items()}
+    problems += _list_problems(table, roles, protocol, views, remove_no_gallery)
     for problem in problems:
         logger.warning("%s", problem)
     return _evaluation(ranked, protocol, metric, views, tuple(problems))
 
 
-def _rank(
-    between: Tensor,
-    gallery: pd.DataFrame,
-    probe: pd.DataFrame,
-    protocol: Protocol,
-    views: Sequence[str],
-    remove_no_gallery: bool,
-) -> dict[str, pd.DataFrame]:
-    """Return the results of some probes: ``whole``, and rank-k per view under ``rank<k>``."""
-    found = {}
-    if protocol.ranking != "whole_gallery":
-        by_rank = hits_per_view(between, gallery, probe, views, protocol.ranks, remove_no_gallery)
-        found = {f"rank{k}": hits for k, hits in by_rank.items()}
-    if protocol.ranking != "view_pairs":
-        whole = rank_in_whole_gallery(
-            between,
-            gallery,
-            probe,
-            protocol.ranks,
-            exclude_own_view=protocol.identical_views == "excluded",
-            leave_out=remove_no_gallery or protocol.unmatched == "left_out",
-        )
-        unasked = [column for name, column in AVERAGES.items() if name not in protocol.report]
-        found["whole"] = whole.drop(columns=unasked)
-    return found
-
-
 def _in_pieces(
-    features: Tensor, probe: np.ndarray, gallery: np.ndarray, metric: str, chunk: int
+    features: Tensor, probe: np.ndarray, gallery: np.ndarray, metric: str
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Yield rows of probes and their distances ``(n, m)``, MAX_DISTANCES at a time."""
-    for rows in np.array_split(probe, -(-len(probe) * len(gallery) // MAX_DISTANCES)):
-        yield rows, _distances(features, rows, gallery, metric, chunk)
+    count = -(-len(probe) * len(gallery) // MAX_DISTANCES)
+    for rows in np.array_split(probe, count) if count else ():
+        yield rows, _distances(features, rows, gallery, metric)
 
 
-def _distances(
-    features: Tensor, probe: np.ndarray, gallery: np.ndarray, metric: str, chunk: int
-) -> Tensor:
+def _distances(features: Tensor, probe: np.ndarray, gallery: np.ndarray, metric: str) -> Tensor:
     """Return the distances ``(n, m)`` between rows of ``features``, without copying all of them."""
-    probe = torch.as_tensor(probe, device=features.device)
-    gallery = torch.as_tensor(gallery, device=features.device)
-    between = torch.empty(len(probe), len(gallery), device=features.device)
-    probe_features = features[probe]
-    pieces = gallery.split(FEATURES_PER_PIECE), between.split(FEATURES_PER_PIECE, dim=1)
-    for rows, columns in zip(*pieces, strict=True):
-        columns.copy_(distance(probe_features, features[rows], metric, chunk))
-    return between
+    probe = features[torch.as_tensor(probe, device=features.device)]
+    gallery = torch.as_tensor(gallery, device=features.device).split(FEATURES_PER_PIECE)
+    return torch.cat([distance(probe, features[rows], metric) for rows in gallery], dim=1)
 
 
-def check_test_set(
-    table: pd.DataFrame, protocol: Protocol | None = None, lists: Lists | None = None
-) -> None:
+def check_test_set(table: pd.DataFrame, protocol: Protocol, lists: Lists | None = None) -> None:
     """Refuse a test set that cannot be measured. Call it before training.
 
     Args:
         table: one row per sequence, with columns subject, type, view.
-        protocol: CASIA-B's by default.
+        protocol: to measure it by.
         lists: the partition's lists of sequences.
 
     Raises:
@@ -171,24 +137,20 @@ def check_test_set(
             probes at all; the partition lacks a list; a submission cannot be written; or a probe
             would find itself in its gallery.
     """
-    protocol = protocol or PROTOCOLS["casia-b"]
-    if protocol.views is not None:
-        known = {*protocol.views, *protocol.without_views}
-        unknown = sorted(set(view_names(table, protocol)) - known)
-        if unknown:
-            raise UserError(
-                f"the test set has views {unknown}, which are not among {list(protocol.views)}: "
-                "rename the folders, leave them out, or choose another evaluator_cfg.protocol than "
-                f"{protocol.name}"
-            )
-    roles = assign_roles(table.reset_index(drop=True), protocol, lists or {})
-    conditions = protocol.conditions
-    galleries = [protocol.gallery_of(condition) for condition in conditions]
-    sides = {"probe": [protocol.probes_of(c) for c in protocol.conditions], "gallery": galleries}
-    for i, name in ((1, "gallery"), (0, "probe")):
-        if not any(len(rows[i]) for rows in roles.values()):
+    known = {*(protocol.views or ()), *protocol.without_views}
+    unknown = sorted(set(view_names(table, protocol)) - known)
+    if protocol.views is not None and unknown:
+        raise UserError(
+            f"the test set has views {unknown}, which are not among {list(protocol.views)}: "
+            "rename the folders, leave them out, or choose another evaluator_cfg.protocol than "
+            f"{protocol.name}"
+        )
+    roles = assign_roles(table, protocol, lists)
+    sides = (("gallery", 1, protocol.gallery_of), ("probe", 0, protocol.probes_of))
+    for name, side, patterns in sides:
+        if not any(len(rows[side]) for rows in roles.values()):
             found = ", ".join(sorted(table["type"].unique()))
-            wanted = ", ".join(dict.fromkeys(p for side in sides[name] for p in side))
+            wanted = ", ".join(dict.fromkeys(p for c in roles for p in patterns(c)))
             raise UserError(
                 f"no {name}: none of the {len(table)} test sequences is of the types {wanted}; "
                 f"they are of {found}. Protocol {protocol.name}; evaluator_cfg.protocol chooses "
@@ -196,21 +158,26 @@ def check_test_set(
             )
     if not any(len(probe) and len(gallery) for probe, gallery in roles.values()):
         raise UserError(
-            f"none of the conditions {', '.join(conditions)} has both probes and a gallery in the "
+            f"none of the conditions {', '.join(roles)} has both probes and a gallery in the "
             f"test set (protocol {protocol.name})"
         )
-    _check_submission(table, protocol, roles)
-    _check_not_itself(table, protocol, roles)
+    if protocol.submission is not None:
+        _check_submission(table, protocol, roles)
+    pairs = protocol.ranking == "view_pairs" and len(views_of(table, protocol)) > 1
+    own_view_excluded = pairs or protocol.ranking == "whole_gallery"
+    for condition, (probe, gallery) in roles.items():
+        both = len(np.intersect1d(probe, gallery))
+        if both and not (own_view_excluded and protocol.identical_views == "excluded"):
+            raise UserError(
+                f"{both} test sequences are both probes and gallery of condition {condition} "
+                f"(protocol {protocol.name}), so each would find itself: let gallery and probes "
+                "select different ones"
+            )
 
 
-def _check_submission(
-    table: pd.DataFrame, protocol: Protocol, roles: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> None:
+def _check_submission(table: pd.DataFrame, protocol: Protocol, roles: Roles) -> None:
     """Refuse a gallery that the lines of a submission cannot be made of."""
-    cfg = protocol.submission
-    if cfg is None:
-        return
-    listed = len(cfg.columns) - 1
+    listed = len(protocol.submission.columns) - 1
     for _, rows in roles.values():
         if len(rows) < listed:
             raise UserError(
@@ -220,28 +187,11 @@ def _check_submission(
             )
         subjects = table["subject"].iloc[rows]
         texts = sorted(set(subjects[~subjects.str.fullmatch("[0-9]+")]))
-        if cfg.numbers and texts:
+        if protocol.submission.numbers and texts:
             raise UserError(
                 f"the submission of protocol {protocol.name} writes subjects as numbers, and the "
                 f"gallery has {join_some(texts)}: rename the folders, or declare an "
                 "evaluator_cfg.protocol with submission.numbers: false"
-            )
-
-
-def _check_not_itself(
-    table: pd.DataFrame, protocol: Protocol, roles: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> None:
-    """Refuse a sequence that is probe and gallery at once where it would count as its own match."""
-    pairs = protocol.ranking == "view_pairs" and len(views_of(table, protocol)) > 1
-    excluded = protocol.identical_views == "excluded"
-    if excluded and (pairs or protocol.ranking == "whole_gallery"):
-        return
-    for condition, (probe, gallery) in roles.items():
-        if both := len(np.intersect1d(probe, gallery)):
-            raise UserError(
-                f"{both} test sequences are both probes and gallery of condition {condition} "
-                f"(protocol {protocol.name}), so each would find itself: let gallery and probes "
-                "select different ones"
             )
 
 
@@ -253,96 +203,78 @@ def _evaluation(
     problems: tuple[str, ...],
 ) -> Evaluation:
     """Average the probes' results."""
-    conditions, scores, by_view = protocol.conditions, {}, {}
-    averaging = Averaging("views", protocol.identical_views)
-    if protocol.ranking != "whole_gallery":
-        hits = ranked["rank1"]
+    scores, by_view, of_whole = {}, {}, {}
+    if protocol.ranking != "view_pairs":
+        of_whole = _whole_gallery_scores(ranked["whole"], protocol)
+    if protocol.ranking == "whole_gallery":
+        scores = of_whole
+    else:
+        averaging = Averaging("views", protocol.identical_views)
         for k in protocol.ranks:
             table = ranked[f"rank{k}"]
-            matrices = {c: rank1_by_view(table[table["condition"] == c], views) for c in conditions}
+            matrices = {
+                condition: rank1_by_view(table[table["condition"] == condition], views)
+                for condition in protocol.conditions
+            }
             scores[f"rank{k}"] = {c: mean_rank1(m, averaging) for c, m in matrices.items()}
             by_view = by_view or matrices  # of rank 1, the first
-    if protocol.ranking == "whole_gallery":
-        hits = ranked["whole"]
-        averaging = Averaging(protocol.mean_over, protocol.identical_views)
-        scores = _whole_gallery_scores(hits, protocol)
-    elif protocol.ranking == "both":
-        included = Averaging("views", "included")
-        scores["rank1_with_identical_view"] = {
-            c: mean_rank1(matrix, included) for c, matrix in by_view.items()
-        }
-        of_whole = _whole_gallery_scores(ranked["whole"], protocol)
+    if protocol.ranking == "both":
+        included = {c: mean_rank1(m, Averaging("views", "included")) for c, m in by_view.items()}
+        scores["rank1_with_identical_view"] = included
         scores |= {f"reid_{name}": values for name, values in of_whole.items()}
-    rank1 = scores.pop("rank1")
-    return Evaluation(
-        metric, protocol.name, conditions, views, rank1, by_view, hits, scores, averaging,
-        problems=problems,
-    )  # fmt: skip
+    rank1, hits = scores.pop("rank1"), ranked["rank1" if by_view else "whole"]
+    return Evaluation(metric, protocol, views, rank1, by_view, hits, scores, problems=problems)
 
 
 def _whole_gallery_scores(hits: pd.DataFrame, protocol: Protocol) -> dict[str, dict[str, float]]:
     """Return each reported measure of the whole gallery by condition, in %."""
-    columns = [AVERAGES.get(name, name) for name in protocol.report]
+    keys = ["condition", "view"] if protocol.mean_over == "views" else ["condition"]
+    means = hits.groupby(keys)[measure_columns(protocol)].mean()
     if protocol.mean_over == "views":
-        means = hits.groupby(["condition", "view"])[columns].mean().groupby("condition").mean()
-    else:
-        means = hits.groupby("condition")[columns].mean()
-    means = 100 * means.reindex(list(protocol.conditions))
-    return {
-        name: {c: float(means.at[c, column]) for c in protocol.conditions}
-        for name, column in zip(protocol.report, columns, strict=True)
-    }
+        means = means.groupby("condition").mean()
+    means = (100 * means.reindex(list(protocol.conditions))).set_axis(protocol.report, axis=1)
+    return means.to_dict()
 
 
 def _submission(
-    features: Tensor,
-    table: pd.DataFrame,
-    protocol: Protocol,
-    roles: dict[str, tuple[np.ndarray, np.ndarray]],
-    metric: str,
-    views: tuple[str, ...],
-    chunk: int,
+    features: Tensor, table: pd.DataFrame, protocol: Protocol, roles: Roles, metric: str
 ) -> Evaluation:
     """Return the file for a server: the probes' videos and the subjects of the nearest items."""
     cfg, lines = protocol.submission, []
+    video, *ranks = cfg.columns
     for probe_rows, gallery_rows in roles.values():
         gallery = table.iloc[gallery_rows]
+        pieces = _in_pieces(features, probe_rows, gallery_rows, metric)
         if cfg.rerank:
             everyone = np.concatenate([probe_rows, gallery_rows])
-            between = _distances(features, everyone, everyone, metric, chunk)
+            between = _distances(features, everyone, everyone, metric)
             pieces = [(probe_rows, rerank(between, len(probe_rows)))]
-        else:
-            pieces = _in_pieces(features, probe_rows, gallery_rows, metric, chunk)
         for rows, between in pieces:
-            subjects = nearest_subjects(between, gallery, len(cfg.columns) - 1)
+            subjects = nearest_subjects(between, gallery, len(ranks))
             probe = table.iloc[rows]
             videos = probe["view"].where(probe["view"] != ONE_VIEW, probe["type"])
-            lines.append(pd.DataFrame(subjects, columns=list(cfg.columns[1:])))
-            lines[-1].insert(0, cfg.columns[0], videos.to_numpy())
+            lines.append(pd.DataFrame(subjects, columns=ranks))
+            lines[-1].insert(0, video, videos.to_numpy())
     answers = pd.concat(lines, ignore_index=True)
     if cfg.numbers:
-        answers[list(cfg.columns[1:])] = answers[list(cfg.columns[1:])].astype(int)
-    unknown = dict.fromkeys(protocol.conditions, np.nan)
+        answers[ranks] = answers[ranks].astype(int)
     problem = f"{protocol.name}: the server knows the probes' subjects, so no accuracy is measured"
     problem += "; the gallery is re-ranked" if cfg.rerank else ""
     logger.info("%s", problem)
-    empty = pd.DataFrame(columns=["condition", "subject", "type", "view", "rank1"])
-    return Evaluation(
-        metric, protocol.name, protocol.conditions, views, unknown, {}, empty,
-        averaging=Averaging(protocol.mean_over, protocol.identical_views),
-        submission=answers, problems=(problem,),
-    )  # fmt: skip
+    unknown = dict.fromkeys(protocol.conditions, np.nan)
+    hits = pd.DataFrame(columns=["condition", *COLUMNS, "rank1"])
+    views = views_of(table, protocol)
+    return Evaluation(metric, protocol, views, unknown, {}, hits, {}, answers, (problem,))
 
 
-def _check_features(features: Tensor, table: pd.DataFrame) -> pd.DataFrame:
-    """Refuse features that give wrong results; return the table's three columns, index 0..n-1."""
+def _check_features(features: Tensor, table: pd.DataFrame) -> None:
+    """Refuse features that give wrong results."""
     if len(features) != len(table):
         raise UserError(f"{len(features)} features for a table of {len(table)} sequences")
     finite = [piece.isfinite().flatten(1).all(1) for piece in features.split(FEATURES_PER_PIECE)]
     bad = int((~torch.cat(finite)).sum())
     if bad:
         raise UserError(f"{bad} of {len(features)} features are not finite: training diverged?")
-    return table[["subject", "type", "view"]].reset_index(drop=True)
 
 
 def _list_absent(table: pd.DataFrame, protocol: Protocol, lists: Lists) -> list[str]:
@@ -365,7 +297,7 @@ def _list_absent(table: pd.DataFrame, protocol: Protocol, lists: Lists) -> list[
 
 def _list_problems(
     table: pd.DataFrame,
-    roles: dict[str, tuple[np.ndarray, np.ndarray]],
+    roles: Roles,
     protocol: Protocol,
     views: Sequence[str],
     remove_no_gallery: bool,
@@ -376,20 +308,16 @@ def _list_problems(
     problems = []
     if protocol.ranking != "whole_gallery" or protocol.mean_over == "views":
         problems += _list_missing_views(probes, galleries, views)
-    problems += [
-        f"{condition}: no probe sequence, so nothing to measure"
-        for condition, rows in probes.items()
-        if not len(rows)
-    ]
-    groups = [(c, [c]) for c in probes] if isinstance(protocol.gallery, dict) else [("", probes)]
-    for name, conditions in groups:
+    empty = [condition for condition, probe in probes.items() if not len(probe)]
+    problems += [f"{condition}: no probe sequence, so nothing to measure" for condition in empty]
+    groups = {f"{c}: ": [c] for c in roles} if isinstance(protocol.gallery, dict) else {"": roles}
+    for prefix, conditions in groups.items():
         gallery = galleries[next(iter(conditions))]
-        probe = pd.concat([probes[c] for c in conditions])
-        if not len(gallery):
-            problems.append(f"{name}: no gallery sequence, so nothing to measure")
-            continue
-        found = _list_missing_gallery(gallery, probe, protocol, remove_no_gallery)
-        problems += [f"{name}: {line}" if name else line for line in found]
+        found = ["no gallery sequence, so nothing to measure"]
+        if len(gallery):
+            probe = pd.concat([probes[c] for c in conditions])
+            found = _list_missing_gallery(gallery, probe, protocol, remove_no_gallery)
+        problems += [prefix + line for line in found]
     return problems
 
 
@@ -399,50 +327,50 @@ def _list_missing_views(
     """List the views that have no data to measure."""
     in_gallery = {view for gallery in galleries.values() for view in gallery["view"]}
     in_probes = {view for probe in probes.values() for view in probe["view"]}
-    nowhere = [v for v in views if v not in in_gallery | in_probes]
-    nothing = _at_views("no gallery and no probe sequence", nowhere)
-    problems = [f"{problem}: not measured" for problem in nothing]
-    problems += _at_views("no gallery sequence", [v for v in views if v in in_probes - in_gallery])
+    present, problems = in_gallery | in_probes, []
+
+    def report(what: str, missing: set[str], how: str = "") -> None:
+        names = ", ".join(view for view in views if view in missing)
+        problems.extend([f"{what} at view {names}{how}"] if names else [])
+
+    report("no gallery and no probe sequence", set(views) - present, ": not measured")
+    report("no gallery sequence", in_probes - in_gallery)
     for condition, probe in probes.items():
         if len(probe):
-            seen = set(probe["view"])
-            missing = [v for v in views if v not in seen and v not in nowhere]
-            problems += _at_views(f"{condition}: no probe sequence", missing)
-    if len(in_gallery | in_probes) == 1:
+            report(f"{condition}: no probe sequence", present - set(probe["view"]))
+    if len(present) == 1:
         problems.append(f"one view, {', '.join(in_probes)}: its accuracy is of identical views")
     return problems
-
-
-def _at_views(problem: str, views: Sequence[str]) -> list[str]:
-    """Return the problem with the views it concerns; nothing if there are none."""
-    return [f"{problem} at view {', '.join(views)}"] if views else []
 
 
 def _list_missing_gallery(
     gallery: pd.DataFrame, probe: pd.DataFrame, protocol: Protocol, remove_no_gallery: bool
 ) -> list[str]:
     """List the subjects without a gallery sequence, and how their probes are counted."""
-    at = {subject: set(rows) for subject, rows in gallery.groupby("subject")["view"]}
+    whole = protocol.ranking == "whole_gallery"
     done = "each counts as a miss; data_cfg.remove_no_gallery: true leaves them out"
-    lack = "no gallery sequence"
-    if protocol.ranking == "whole_gallery" and protocol.identical_views == "excluded":
-        pairs = zip(probe["subject"], probe["view"], strict=True)
-        strangers = probe.loc[[not at.get(s, set()) - {v} for s, v in pairs], "subject"]
-        lack = "no gallery sequence of another view"
-    else:
-        strangers = probe.loc[~probe["subject"].isin(list(at)), "subject"]
     if remove_no_gallery:
         done = "they are left out (data_cfg.remove_no_gallery)"
-    elif protocol.ranking == "whole_gallery" and protocol.unmatched == "left_out":
+    elif whole and protocol.unmatched == "left_out":
         done = f"they are left out, as protocol {protocol.name} says"
+    views_of_subject = {subject: set(rows) for subject, rows in gallery.groupby("subject")["view"]}
+    own_view_excluded = whole and protocol.identical_views == "excluded"
+    matches = [
+        views_of_subject.get(subject, set()) - ({view} if own_view_excluded else set())
+        for subject, view in zip(probe["subject"], probe["view"], strict=True)
+    ]
+    strangers = probe.loc[[not views for views in matches], "subject"]
     problems = []
     if len(strangers):
+        lack = "no gallery sequence" + (" of another view" if own_view_excluded else "")
         names = join_some(sorted(strangers.unique()))
         problems.append(f"{len(strangers)} probes of {names} have {lack}: {done}")
-    seen = set(gallery["view"])
-    absent = {s: seen - at[s] for s in sorted(set(probe["subject"]) & at.keys())}
-    gaps = [f"{s} at {', '.join(sorted(views))}" for s, views in absent.items() if views]
-    if gaps and protocol.ranking != "whole_gallery":
+    gaps = [
+        f"{subject} at {', '.join(sorted(missing))}"
+        for subject in sorted(set(probe["subject"]) & views_of_subject.keys())
+        if (missing := set(gallery["view"]) - views_of_subject[subject])
+    ]
+    if gaps and not whole:
         missing = f"no gallery sequence of {join_some(gaps, separator='; ')}"
         problems.append(f"{missing}; their probes against these views: {done}")
     return problems

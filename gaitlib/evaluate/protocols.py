@@ -43,7 +43,7 @@ class Protocol:
     - ``gallery``: patterns; or one list of patterns per condition.
     - ``probes``: patterns per condition, or one list.
     - ``name``: in results.json.
-    - ``views``: the views, in order; None takes those of the test set.
+    - ``views``: the views, in order; left out, those of the test set.
     - ``without_views``: views that are left out.
     - ``view_ends_at``: text at which a folder's name stops being its view: with ``_``, ``01_2`` is
       view 01.
@@ -52,7 +52,7 @@ class Protocol:
     - ``identical_views``: whether the probe's own view counts. ``excluded``: view pairs leave it
       out of the means, and the whole gallery loses the probe's subject at its view.
     - ``unmatched``: whether a probe whose subject is not in the whole gallery is a ``miss`` or is
-      ``left_out``. (For view pairs ``remove_no_gallery`` of `evaluate_features` says it.)
+      ``left_out``. (For view pairs that is ``data_cfg.remove_no_gallery``.)
     - ``mean_over``: of the whole gallery: ``probes``, or the ``views`` of probes.
     - ``report``: measures; view pairs have ranks only.
     - ``submission``: write this file instead.
@@ -93,7 +93,7 @@ class Protocol:
             raise UserError(f"report is {list(self.report)}: add rank1, which tables show")
         if self.submission is not None and self.ranking != "whole_gallery":
             raise UserError(
-                f"a submission with ranking: {self.ranking}: write ranking: whole_gallery"
+                f"a submission with ranking {self.ranking}: write ranking: whole_gallery"
             )
 
     @property
@@ -125,104 +125,88 @@ _OPEN_WORLD = {"ranking": "whole_gallery", "identical_views": "included"}
 _RETRIEVAL = _OPEN_WORLD | {"report": ("rank1", "rank5", "rank10", "mAP", "mINP")}
 _CASIA_E_SCENES = ("scene2", "scene3", "scene3_s")
 
+_GALLERY_SET, _PROBE_SET, _REST = ("GALLERY_SET",), ("PROBE_SET",), ("rest",)
+
 #: The built-in protocols by name.
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol(
-            name="casia-b",
-            gallery=("nm-01", "nm-02", "nm-03", "nm-04"),
-            probes={
-                "NM": ("nm-05", "nm-06"),
-                "BG": ("bg-01", "bg-02"),
-                "CL": ("cl-01", "cl-02"),
-            },
+            ("nm-01", "nm-02", "nm-03", "nm-04"),
+            {"NM": ("nm-05", "nm-06"), "BG": ("bg-01", "bg-02"), "CL": ("cl-01", "cl-02")},
+            "casia-b",
             views=_CASIA_B_VIEWS,
         ),
         Protocol(
-            name="casia-b-cross-view",
-            gallery=("nm-02", "bg-02", "cl-02"),
-            probes={"NM": ("nm-01",), "BG": ("bg-01",), "CL": ("cl-01",)},
+            ("nm-02", "bg-02", "cl-02"),
+            {"NM": ("nm-01",), "BG": ("bg-01",), "CL": ("cl-01",)},
+            "casia-b-cross-view",
             views=_CASIA_B_VIEWS,
             **_CROSS_VIEW,
         ),
-        Protocol(name="oumvlp", gallery=("01",), probes={"NM": ("00",)}),
-        Protocol(name="oumvlp-cross-view", gallery=("01",), probes={"NM": ("00",)}, **_CROSS_VIEW),
+        Protocol(("01",), {"NM": ("00",)}, "oumvlp"),
+        Protocol(("01",), {"NM": ("00",)}, "oumvlp-cross-view", **_CROSS_VIEW),
         Protocol(
-            name="casia-e",
-            gallery=("[HL]-scene1-nm-[12]",),
-            probes={
+            ("[HL]-scene1-nm-[12]",),
+            {
                 kind.upper(): tuple(f"[HL]-{scene}-{kind}-[12]" for scene in _CASIA_E_SCENES)
                 for kind in ("nm", "bg", "cl")
             },
+            "casia-e",
             without_views=("270",),
         ),
         Protocol(
-            name="sustech1k",
-            gallery=("*00-nm*",),
-            probes={
+            ("*00-nm*",),
+            {
                 "NM": ("*01-nm*",),
                 **{k.upper(): (f"*{k}*",) for k in ("bg", "cl", "cr", "ub", "uf", "oc", "nt")},
                 "all": ("*01*", "*02*", "*03*", "*04*"),
             },
+            "sustech1k",
             report=("rank1", "rank5"),
         ),
         Protocol(
-            name="ccpg",
-            gallery={
+            {
                 "CL": ("U1_D1", "U2_D2", "U3_D3"),
                 "UP": ("U0_D3",),
                 "DN": ("U1_D1",),
                 "BG": ("U0_D0",),
             },
-            probes={
+            {
                 "CL": ("U0_D0_BG", "U0_D0"),
                 "UP": ("U3_D3",),
                 "DN": ("U1_D0",),
                 "BG": ("U0_D0_BG",),
             },
+            "ccpg",
             view_ends_at="_",
             ranking="both",
             unmatched="left_out",
             report=("rank1", "mAP", "mINP"),
         ),
+        Protocol(_REST, _PROBE_SET, "gait3d", unmatched="left_out", **_RETRIEVAL),
         Protocol(
-            name="gait3d",
-            gallery=("rest",),
-            probes=("PROBE_SET",),
-            unmatched="left_out",
-            **_RETRIEVAL,
-        ),
-        Protocol(
-            name="grew",
-            gallery=("01", "02"),
-            probes=("03",),
+            ("01", "02"),
+            ("03",),
+            "grew",
             submission=Submission(("videoId", *(f"rank{k}" for k in range(1, 21))), numbers=True),
             **_OPEN_WORLD,
         ),
         Protocol(
-            name="grew-labelled",
-            gallery=("01",),
-            probes=("02",),
+            ("01",),
+            ("02",),
+            "grew-labelled",
             report=("rank1", "rank5", "rank10", "rank20"),
             **_OPEN_WORLD,
         ),
         Protocol(
-            name="hid",
-            gallery=("rest",),
-            probes=("probe/*/*",),
+            _REST,
+            ("probe/*/*",),
+            "hid",
             submission=Submission(("videoID", "label"), rerank=True),
             **_OPEN_WORLD,
         ),
-        Protocol(
-            name="ccgr-mini",
-            gallery=("GALLERY_SET",),
-            probes=("rest",),
-            unmatched="left_out",
-            **_RETRIEVAL,
-        ),
-        Protocol(
-            name="gallery_probe", gallery=("GALLERY_SET",), probes=("PROBE_SET",), **_RETRIEVAL
-        ),
+        Protocol(_GALLERY_SET, _REST, "ccgr-mini", unmatched="left_out", **_RETRIEVAL),
+        Protocol(_GALLERY_SET, _PROBE_SET, "gallery_probe", **_RETRIEVAL),
     )
 }

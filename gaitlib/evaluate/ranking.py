@@ -9,15 +9,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gaitlib.evaluate.protocols import Protocol
+
+#: Averages by their names in results.json: the column of hits.
+AVERAGES = {"mAP": "ap", "mINP": "inp"}
+
 
 def hits_per_view(
     between: Tensor,
     gallery: pd.DataFrame,
     probe: pd.DataFrame,
     views: Sequence[str],
-    ranks: Sequence[int] = (1,),
+    protocol: Protocol,
     remove_no_gallery: bool = False,
-) -> dict[int, pd.DataFrame]:
+) -> dict[str, pd.DataFrame]:
     """Return 1 where one of a view's k nearest gallery items shows the probe's subject, else 0.
 
     Args:
@@ -25,42 +30,39 @@ def hits_per_view(
         gallery: m rows with columns subject and view.
         probe: n rows with column subject.
         views: the V views.
-        ranks: the k.
+        protocol: gives the k.
         remove_no_gallery: NaN instead of 0 if the view has no gallery item of the subject.
 
     Returns:
-        k -> ``(n, V)``; NaN at a view without gallery.
+        ``rank<k>`` -> ``(n, V)``; NaN at a view without gallery.
     """
     subjects = probe["subject"].to_numpy()
-    found: dict[int, dict[str, np.ndarray]] = {k: {} for k in ranks}
+    found = {f"rank{k}": {} for k in protocol.ranks}
     for view in views:
         columns = np.flatnonzero(gallery["view"] == view)
         gallery_subjects = gallery["subject"].to_numpy()[columns]
         at_view = between[:, torch.as_tensor(columns, device=between.device)]
-        for k in ranks:
+        for k, hits in zip(protocol.ranks, found.values(), strict=True):
             if not len(columns):
-                found[k][view] = np.full(len(probe), np.nan, dtype=np.float32)
+                hits[view] = np.full(len(probe), np.nan, dtype=np.float32)
                 continue
             if k == 1:
                 nearest = at_view.argmin(1)[:, None]
             else:
                 nearest = at_view.topk(min(k, len(columns)), dim=1, largest=False).indices
             match = gallery_subjects[nearest.cpu().numpy()] == subjects[:, None]  # (n, k)
-            hit = match.any(1).astype(np.float32)
+            hits[view] = match.any(1).astype(np.float32)
             if remove_no_gallery:
-                hit[~np.isin(subjects, gallery_subjects)] = np.nan
-            found[k][view] = hit
-    return {k: pd.DataFrame(columns) for k, columns in found.items()}
+                hits[view][~np.isin(subjects, gallery_subjects)] = np.nan
+    return {name: pd.DataFrame(hits) for name, hits in found.items()}
 
 
 def rank_in_whole_gallery(
     between: Tensor,
     gallery: pd.DataFrame,
     probe: pd.DataFrame,
-    ranks: Sequence[int],
-    *,
-    exclude_own_view: bool,
-    leave_out: bool,
+    protocol: Protocol,
+    remove_no_gallery: bool = False,
 ) -> pd.DataFrame:
     """Return rank-k (0 or 1), average precision and inverse negative penalty of each probe.
 
@@ -71,32 +73,39 @@ def rank_in_whole_gallery(
         between: distances ``(n, m)``.
         gallery: m rows with columns subject and view.
         probe: n rows with the same columns.
-        ranks: the k.
-        exclude_own_view: remove the probe's subject at the probe's view from its gallery.
-        leave_out: a probe without match in its gallery is NaN everywhere, instead of a miss in
-            rank-k and NaN in the others.
+        protocol: gives the k; whether the probe's subject at its view leaves its gallery; and
+            whether a probe without match is NaN everywhere, or a miss in rank-k and NaN elsewhere.
+        remove_no_gallery: it is NaN everywhere, whatever the protocol says.
 
     Returns:
-        columns rank<k> for each k, ap and inp (0 to 1).
+        columns rank<k> for each k, ap and inp (0 to 1), those that the protocol reports.
     """
-    match = _equal(probe, gallery, "subject", between.device)  # (n, m)
+    match = are_equal(probe, gallery, "subject", between.device)  # (n, m)
     excluded = torch.zeros_like(match)
-    if exclude_own_view:
-        excluded = match & _equal(probe, gallery, "view", between.device)
+    if protocol.identical_views == "excluded":
+        excluded = match & are_equal(probe, gallery, "view", between.device)
     order = between.masked_fill(excluded, torch.inf).argsort(dim=1, stable=True)
     ranked = (match & ~excluded).gather(1, order).double()  # (n, m); the excluded come last
     seen = ranked.cumsum(1)
     position = torch.arange(1, ranked.shape[1] + 1, device=between.device)
     total = seen[:, -1]
-    scores = {f"rank{k}": ranked[:, :k].amax(1) for k in ranks}
-    if leave_out:
-        scores = {name: value.where(total > 0, torch.nan) for name, value in scores.items()}
+    scores = {f"rank{k}": ranked[:, :k].amax(1) for k in protocol.ranks}
     averages = {
         "ap": (ranked * seen / position).sum(1) / total,  # precision at each match
         "inp": total / (ranked * position).amax(1),
     }
-    scores |= {name: value.where(total > 0, torch.nan) for name, value in averages.items()}
-    return pd.DataFrame({name: value.cpu().numpy() for name, value in scores.items()})
+    for name, values in (scores | averages).items():
+        if name in averages or remove_no_gallery or protocol.unmatched == "left_out":
+            values = values.where(total > 0, torch.nan)
+        scores[name] = values.cpu().numpy()
+    return pd.DataFrame(
+        {name: scores[name] for name in scores if name in measure_columns(protocol)}
+    )
+
+
+def measure_columns(protocol: Protocol) -> list[str]:
+    """Return the columns of hits of the measures that a protocol reports, in its order."""
+    return [AVERAGES.get(name, name) for name in protocol.report]
 
 
 def nearest_subjects(between: Tensor, gallery: pd.DataFrame, count: int) -> np.ndarray:
@@ -108,7 +117,9 @@ def nearest_subjects(between: Tensor, gallery: pd.DataFrame, count: int) -> np.n
     return gallery["subject"].to_numpy()[nearest]
 
 
-def _equal(probe: pd.DataFrame, gallery: pd.DataFrame, column: str, device: torch.device) -> Tensor:
+def are_equal(
+    probe: pd.DataFrame, gallery: pd.DataFrame, column: str, device: torch.device
+) -> Tensor:
     """Compare one column of every probe with every gallery item: bool ``(n, m)``."""
     same = probe[column].to_numpy()[:, None] == gallery[column].to_numpy()[None, :]
     return torch.as_tensor(same, device=device)

@@ -12,6 +12,7 @@ from gaitlib.evaluate.protocols import Protocol
 from gaitlib.system.errors import UserError
 
 Lists = Mapping[str, Sequence[str]]
+Roles = dict[str, tuple[np.ndarray, np.ndarray]]  # by condition: rows of probes and of gallery
 
 REST = "rest"
 COLUMNS = ("subject", "type", "view")
@@ -31,9 +32,7 @@ def view_names(table: pd.DataFrame, protocol: Protocol) -> pd.Series:
     return table["view"].str.split(protocol.view_ends_at, n=1, regex=False).str[0]
 
 
-def assign_roles(
-    table: pd.DataFrame, protocol: Protocol, lists: Lists
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def assign_roles(table: pd.DataFrame, protocol: Protocol, lists: Lists | None = None) -> Roles:
     """Return the rows of each condition's probes and of its gallery.
 
     Args:
@@ -52,7 +51,7 @@ def assign_roles(
     roles = {}
     for condition in protocol.conditions:
         patterns, others = protocol.probes_of(condition), protocol.gallery_of(condition)
-        probe, gallery = (_select(table, side, lists) for side in (patterns, others))
+        probe, gallery = (_select(table, side, lists or {}) for side in (patterns, others))
         if REST in patterns and REST in others:
             raise UserError(f"protocol {protocol.name}: gallery and probes are both {REST!r}")
         if REST in patterns:
@@ -66,17 +65,12 @@ def assign_roles(
 def _select(table: pd.DataFrame, patterns: Sequence[str], lists: Lists) -> np.ndarray:
     """Return which rows match one of the patterns, bool ``(n,)``; ``rest`` matches none."""
     chosen = np.zeros(len(table), dtype=bool)
-    for pattern in patterns:
-        if pattern == REST:
-            continue
-        if _names_a_list(pattern):
-            chosen |= _listed(table, pattern, lists)
-        else:
-            chosen |= _matching(table, pattern)
+    for pattern in set(patterns) - {REST}:
+        chosen |= _listed(table, pattern, lists) if _is_list(pattern) else _matching(table, pattern)
     return chosen
 
 
-def _names_a_list(pattern: str) -> bool:
+def _is_list(pattern: str) -> bool:
     return pattern.isupper() and pattern.endswith("_SET")
 
 
@@ -94,11 +88,7 @@ def _matching(table: pd.DataFrame, pattern: str) -> np.ndarray:
 
 def patterns_of(protocol: Protocol) -> list[str]:
     """Return the patterns of both sides, each once."""
-    sides = [
-        side
-        for condition in protocol.conditions
-        for side in (protocol.probes_of(condition), protocol.gallery_of(condition))
-    ]
+    sides = [f(c) for c in protocol.conditions for f in (protocol.probes_of, protocol.gallery_of)]
     return list(dict.fromkeys(pattern for side in sides for pattern in side))
 
 
@@ -107,7 +97,7 @@ def idle_patterns(table: pd.DataFrame, protocol: Protocol) -> list[str]:
     return [
         pattern
         for pattern in patterns_of(protocol)
-        if pattern != REST and not _names_a_list(pattern) and not _matching(table, pattern).any()
+        if pattern != REST and not _is_list(pattern) and not _matching(table, pattern).any()
     ]
 
 

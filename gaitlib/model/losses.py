@@ -42,6 +42,9 @@ class TripletLoss(nn.Module):
     Subjects may have different numbers of clips. Memory is P * N * K * (N - k) floats instead of
     P * N**3, where K and k are the most and the fewest clips of one subject in the batch.
 
+    Args:
+        margin: how much nearer a clip of the same subject has to be than one of another.
+
     Shape:
         embeddings: ``(N, C, P)``
         labels: ``(N,)`` integers

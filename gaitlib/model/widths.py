@@ -31,6 +31,12 @@ def _widths_of(layer: nn.Module) -> tuple[str, dict[str, int]]:
     return next((found for kind, found in _WIDTHS_OF.items() if isinstance(layer, kind)), ("", {}))
 
 
+def weight_names(model: nn.Module) -> dict[str, str]:
+    """Return the parameter that multiplies the input, by layer: of convolutions and heads."""
+    tensors = {name: _widths_of(layer) for name, layer in model.named_modules()}
+    return {name: f"{name}.{tensor}" for name, (tensor, sides) in tensors.items() if "in" in sides}
+
+
 def layer_widths(model: nn.Module) -> Widths:
     """Return ``in`` and ``out`` channels of every layer, by module name.
 

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from gaitlib.prune.hesso_settings import HessoSettings
 
-ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-
 
 def build_base(groups: list[dict[str, Any]], settings: HessoSettings) -> torch.optim.Optimizer:
     """Build torch's SGD, Adam or AdamW from only_train_once's argument names.
@@ -18,20 +16,12 @@ def build_base(groups: list[dict[str, Any]], settings: HessoSettings) -> torch.o
         groups: parameter groups; the optimizer keeps these dicts, not copies.
         settings: ``variant``, and the arguments of that variant.
     """
+    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.variant == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=settings.lr,
-            momentum=settings.first_momentum,
-            dampening=settings.dampening,
-            weight_decay=settings.weight_decay,
-        )
-    return ADAMS[settings.variant](
-        groups,
-        lr=settings.lr,
-        betas=(settings.first_momentum, settings.second_momentum),
-        weight_decay=settings.weight_decay,
-    )
+        momentum, dampening = settings.first_momentum, settings.dampening
+        return torch.optim.SGD(groups, momentum=momentum, dampening=dampening, **common)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.variant]
+    return kind(groups, betas=(settings.first_momentum, settings.second_momentum), **common)
 
 
 def next_move(

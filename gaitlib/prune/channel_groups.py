@@ -22,7 +22,6 @@ class Group:
         id: name of its first layer in the model's order; unique.
         names: parameter names, in the model's order, each once.
         dims: for each name, the dimension of the channels.
-        transforms: for each name, only_train_once's class of it (``basic``, ``accessory``, ...).
         channels: G, the number of channels.
         layers: names of the modules that own the parameters.
         reason: why no channel may leave; empty if channels may.
@@ -31,15 +30,9 @@ class Group:
     id: str
     names: tuple[str, ...]
     dims: tuple[int, ...]
-    transforms: tuple[str, ...]
     channels: int
     layers: tuple[str, ...]
-    reason: str = ""
-
-    @property
-    def prunable(self) -> bool:
-        """Whether its channels may leave."""
-        return not self.reason
+    reason: str
 
 
 def channel_rows(tensor: Tensor, dim: int) -> Tensor:

@@ -1,134 +1,209 @@
-"""The rule of a pruning run: how channels are scored, and how many leave in each period."""
+"""Which channels leave in each period of a pruning run: those of the lowest scores.
+
+Channels leave until the network costs no more than a budget. A sparsity is such a budget too: it
+counts channels.
+"""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from torch import Tensor
-
-from gaitlib.prune.importance import PROXIES, choose, five_scores, removable
-from gaitlib.prune.schedules import PruningSchedule
+from gaitlib.prune.channel_cost import ChannelCost, product_cost
+from gaitlib.prune.hesso_settings import Budget, HessoSettings
 from gaitlib.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Moves = Callable[[dict[str, Any]], Sequence[Tensor | None]]
+#: A choice ends at most this share below its budget, unless every bundle of channels is coarser.
+TOLERANCE = 0.01
+#: A saving of at most this share of the cost is rounding.
+_NOTHING = 1e-9
+_MAX_SPARSITY = 0.999  # the largest share of channels to remove, as in only_train_once
 
 
-class ChannelRule(Protocol):
-    """What a `Pruner` asks of its rule. Groups and their channels have a fixed order.
+class ChannelRule:
+    """How far the network shrinks in each period, and which channels leave for that.
+
+    Args:
+        settings: the target, the schedule, the divisor and what ranks the channels.
+        cost: of the network, as a function of its prunable groups' widths.
 
     Attributes:
-        names: names of the rows that `score` returns.
+        budget: the cost to end at, in the unit of ``cost``.
+        least_share: share of its channels that each group keeps at least.
     """
 
-    names: tuple[str, ...]
+    budget: float
+    tolerance: ClassVar[float]
 
-    def observe(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Look at the gradients of a step, before the base optimizer moves."""
+    def __init__(self, settings: HessoSettings, cost: ChannelCost) -> None:
+        self.settings, self.target, self.cost = settings, settings.target, cost
+        self.divisible, limited = settings.group_divisible, isinstance(self.target, Budget)
+        self.least_share = self.target.min_channels_share if limited else 0.0
 
-    def satisfied(self, period: int, removed: Sequence[Sequence[int]]) -> bool:
-        """Return whether no more channels need to leave in ``period`` (from 0)."""
+    def budget_of(self, period: int) -> float:
+        """Return the cost to end ``period`` (from 0) at."""
+        raise NotImplementedError
 
-    def score(self, groups: Sequence[dict[str, Any]], moves: Moves) -> Tensor:
-        """Return the scores of all channels, ``(rows, N)``; their sum ranks the channels."""
+    def check(self) -> None:
+        """Refuse a target that cannot be reached.
+
+        Raises:
+            UserError: with the least that can be reached.
+        """
+        raise NotImplementedError
+
+    def bundle(self, width: int, full: int) -> int:
+        """Return how many channels of a group of ``full`` leave together at ``width``; 0: none.
+
+        Each group keeps a multiple of the divisor m, and its least share. One of fewer than m
+        channels keeps all.
+        """
+        size = width % self.divisible or self.divisible
+        least = max(self.divisible, math.ceil(self.least_share * full - 1e-9))
+        return size if width - size >= least else 0
+
+    def least_widths(self) -> dict[str, int]:
+        """Return the least width of each group, by id."""
+        widths = dict(self.cost.full)
+        for id_, full in self.cost.full.items():
+            while size := self.bundle(widths[id_], full):
+                widths[id_] -= size
+        return widths
+
+    def cost_without(self, removed: Mapping[str, Sequence[int]]) -> float:
+        """Return the cost of the network without the channels ``removed`` of each group."""
+        return self.cost.total({i: n - len(removed[i]) for i, n in self.cost.full.items()})
 
     def choose(
-        self, scores: Sequence[Sequence[float]], removed: Sequence[Sequence[int]], period: int
-    ) -> list[list[int]]:
-        """Return the channels of each group that leave in ``period``."""
+        self,
+        scores: Mapping[str, Sequence[float]],
+        removed: Mapping[str, Sequence[int]],
+        period: int,
+    ) -> dict[str, list[int]]:
+        """Choose channels until the network costs at most the budget of ``period``.
 
-    def narrow(self, kept: Mapping[str, Tensor]) -> None:
-        """Follow channels that leave the network: keep these places of each group that lost some.
+        Bundles leave one at a time, the lowest first: by score per saving with the Taylor
+        importance, else by their mean score. What a bundle saves is computed anew after each, at
+        the widths of the moment. A bundle that would end more than ``tolerance`` below the budget
+        waits for finer ones; if there are none, the one that ends nearest leaves, or none at
+        tolerance 0. A bundle that saves nothing, as a measured cost may have it, leaves only if all
+        others that may leave do so too. Ties are broken by group, then by channel.
 
-        Until the next choice ``removed`` and the scores of ``choose`` still count all channels.
+        Args:
+            scores: for each group, a score for each of its channels.
+            removed: for each group, the channels removed before.
+            period: from 0.
+
+        Returns:
+            For each group, the chosen channels in the order in which they were chosen. If all
+            groups are at their limits, the cost may be above the budget.
         """
+        chosen: dict[str, list[int]] = {id_: [] for id_ in scores}
+        queues = {}  # the remaining channels of each group, lowest score first
+        for id_, values in scores.items():
+            left = set(range(len(values))) - set(removed[id_])
+            queues[id_] = sorted(left, key=lambda c, values=values: (values[c], c))
+        widths = {id_: len(queue) for id_, queue in queues.items()}
+        budget = self.budget_of(period)
+        while (total := self.cost.total(widths)) > budget:
+            candidates = []
+            for position, (id_, queue) in enumerate(queues.items()):
+                if size := self.bundle(len(queue), len(scores[id_])):
+                    saving = self.cost.saving(widths, id_, size)
+                    price = max(saving, 1e-12) if self.settings.by_taylor else size
+                    rank = sum(scores[id_][c] for c in queue[:size]) / price
+                    candidates.append((rank, position, id_, size, saving))
+            candidates = [c for c in candidates if c[-1] > _NOTHING * total] or candidates
+            fitting = [c for c in candidates if total - c[-1] >= (1 - self.tolerance) * budget]
+            if not fitting and self.tolerance:
+                fitting = sorted(candidates, key=lambda c: (c[-1], *c))[:1]
+            if not fitting:
+                break
+            _, _, id_, size, _ = min(fitting)
+            chosen[id_] += queues[id_][:size]
+            del queues[id_][:size]
+            widths[id_] -= size
+        return chosen
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must share, as plain values."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the rule has gathered since the last choice."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state``."""
-
-
-class SparsityRule:
+class SparsityRule(ChannelRule):
     """HESSO's own rule: K channels leave, those of the lowest five scores.
+
+    Where bundles are coarser than what is left of K, up to ``group_divisible - 1`` channels fewer.
 
     Args:
         groups: the prunable parameter groups, from `Graph.param_groups`.
-        schedule: when channels leave.
-        target: K, how many channels leave in all.
-        criteria: weights of the importance proxies, by name.
-        divisible: each group keeps a multiple of this number of channels.
+        settings: with the sparsity.
 
-    Raises:
-        UserError: if the target cannot be reached; the message has the numbers.
+    Attributes:
+        count: K.
     """
 
-    names = PROXIES
+    tolerance = 0.0
 
-    def __init__(
-        self,
-        groups: Sequence[Mapping[str, Any]],
-        schedule: PruningSchedule,
-        target: int,
-        criteria: Mapping[str, float],
-        divisible: int,
-    ) -> None:
-        self.schedule, self.target, self.divisible = schedule, target, divisible
-        self.criteria = dict(criteria)
-        self._check_target([group["num_groups"] for group in groups])
+    def __init__(self, groups: Sequence[Mapping[str, Any]], settings: HessoSettings) -> None:
+        full = {group["id"]: group["num_groups"] for group in groups}
+        super().__init__(settings, product_cost("channels", full, full, {i: (i,) for i in full}))
+        self.channels = sum(full.values())
+        self.count = int(self.channels * min(self.target.share, _MAX_SPARSITY))
+        self.budget = self.channels - self.count
 
-    def observe(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Do nothing: the scores are those of the step that chooses."""
+    def budget_of(self, period: int) -> float:
+        """Return how many channels stay after ``period``."""
+        return self.channels - self.settings.schedule.removed_by(period, self.count)
 
-    def satisfied(self, period: int, removed: Sequence[Sequence[int]]) -> bool:
-        """Return whether ``period`` has no quota left."""
-        return self._quota(period, removed) <= 0
+    def check(self) -> None:
+        """Refuse a target that keeps no channel of a group, or warn if that is by the divisor."""
+        least = self.least_widths()
+        most = self.channels - sum(least.values())
+        if self.count > most:
+            message = (
+                f"target_group_sparsity asks for {self.count} of {self.channels} channels, but each"
+                f" of {len(least)} prunable groups keeps {self.divisible}, so at most {most} can "
+                "leave"
+            )
+            if self.divisible == 1:
+                raise UserError(message)
+            log.warning(message)
 
-    def score(self, groups: Sequence[dict[str, Any]], moves: Moves) -> Tensor:
-        """Return the five weighted proxies, ``(5, N)``."""
-        return five_scores(groups, moves, self.criteria)
 
-    def choose(
-        self, scores: Sequence[Sequence[float]], removed: Sequence[Sequence[int]], period: int
-    ) -> list[list[int]]:
-        """Return the channels of the lowest scores: `importance.choose`."""
-        return choose(scores, removed, self._quota(period, removed), self.divisible)
+class BudgetRule(ChannelRule):
+    """Channels leave until the cost is at most a budget; each period takes an equal part."""
 
-    def narrow(self, kept: Mapping[str, Tensor]) -> None:
-        """Do nothing: it gathers nothing."""
+    tolerance = TOLERANCE
 
-    def settings(self) -> dict[str, Any]:
-        """Return criteria, divisor and target."""
-        return {
-            "criteria": dict(self.criteria),
-            "group_divisible": self.divisible,
-            "target": self.target,
-        }
+    @property
+    def budget(self) -> float:
+        """The cost to end at, in the unit of ``cost``."""
+        asked = self.target.asked
+        return asked * self.cost.total(self.cost.full) if asked < 1 else asked
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: it gathers nothing between choices."""
-        return {}
+    def budget_of(self, period: int) -> float:
+        """Return the cost to end ``period`` at: the cost falls by the same amount in each."""
+        whole = self.cost.total(self.cost.full)
+        return whole + (period + 1) / self.settings.schedule.periods * (self.budget - whole)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
+    def check(self) -> None:
+        """Refuse a budget below the least cost, and warn of one that removes nothing."""
+        asked, least = self.target.asked, self.least_widths()
+        reached, whole = self.cost.total(least), self.cost.total(self.cost.full)
+        said = f"{self.target.key} {asked:g} means {_figure(self.budget)} {self.cost.unit}"
+        if asked >= 1:
+            said += " (a number below 1 is a share)"
+        if reached > self.budget:
+            layer, most = self.cost.most_expensive(least)
+            raise UserError(
+                f"{said}, but with group_divisible {self.divisible} and min_channels_share "
+                f"{self.least_share} the network needs at least {_figure(reached)} of "
+                f"{_figure(whole)}, a share of {math.ceil(1000 * reached / whole) / 1000:g}; "
+                f"{_figure(most)} of them are {layer}'s: raise the budget, or lower these keys"
+            )
+        if whole <= self.budget:
+            log.warning("%s, and the dense network has %s: no channel leaves", said, _figure(whole))
 
-    def _quota(self, period: int, removed: Sequence[Sequence[int]]) -> int:
-        return self.schedule.removed_by(period, self.target) - sum(map(len, removed))
 
-    def _check_target(self, channels: Sequence[int]) -> None:
-        most = sum(removable(n, self.divisible) for n in channels)
-        if self.target <= most:
-            return
-        message = (
-            f"target_group_sparsity asks for {self.target} of {sum(channels)} channels, but each "
-            f"of {len(channels)} prunable groups keeps {self.divisible}, so at most {most} can "
-            "leave"
-        )
-        if self.divisible == 1:
-            raise UserError(message)
-        log.warning(message)
+def _figure(value: float) -> str:
+    """Write a cost: MACs and parameters to the last, milliseconds to three digits."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

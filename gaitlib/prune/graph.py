@@ -6,10 +6,9 @@ A `Graph` holds the traced model, names and numbers, but no object of the tool t
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -17,32 +16,20 @@ from gaitlib.model.widths import replace_tensor, sync_widths
 from gaitlib.prune.channel_groups import Group, zero_channels
 from gaitlib.system.errors import UserError
 
-FROZEN = "holds the frozen parameter {}"
+if TYPE_CHECKING:
+    import networkx as nx
+    import pandas as pd
 
 
-@dataclass(frozen=True)
-class Cut:
-    """One dimension of one tensor that shrinks with a group.
-
-    Attributes:
-        name: a parameter or buffer of the model.
-        dim: the dimension; its length is the group's number of channels.
-        group: id of the group.
-    """
-
-    name: str
-    dim: int
-    group: str
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Graph:
-    """The groups of one model.
+    """The groups of one model, and which of their channels it still has.
 
     Attributes:
         model: the traced model itself, not a copy; optimizers built from this graph train it.
         groups: in the model's order; together they hold every parameter exactly once.
-        cuts: the dimensions that shrink when channels of a group leave.
+        cuts: for each parameter or buffer that shrinks when channels leave, by name: dimension,
+            whose length is the group's number of channels -> group id.
         edges: pairs of layer names in the direction of the data, from ``input`` to ``output``.
         left: the channels of each group that the model still has, by group id and in the order of
             the model; all of them until `narrow` takes some out.
@@ -50,13 +37,12 @@ class Graph:
 
     model: nn.Module
     groups: tuple[Group, ...]
-    cuts: tuple[Cut, ...]
+    cuts: Mapping[str, Mapping[int, str]]
     edges: tuple[tuple[str, str], ...]
-    left: dict[str, list[int]] = field(init=False, compare=False)
+    left: dict[str, list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        left = {group.id: list(range(group.channels)) for group in self.groups}
-        object.__setattr__(self, "left", left)
+        self.left = {group.id: list(range(group.channels)) for group in self.groups}
 
     def reason(self, group: Group) -> str:
         """Return why no channel of ``group`` may leave now; empty if channels may.
@@ -64,12 +50,8 @@ class Graph:
         A frozen parameter (``requires_grad`` is False) never changes, so its group keeps all
         channels.
         """
-        if group.reason:
-            return group.reason
-        for name in group.names:
-            if not self.model.get_parameter(name).requires_grad:
-                return FROZEN.format(name)
-        return ""
+        frozen = [n for n in group.names if not self.model.get_parameter(n).requires_grad]
+        return group.reason or (f"holds the frozen parameter {frozen[0]}" if frozen else "")
 
     def prunable(self) -> list[Group]:
         """Return the groups whose channels may leave, in the model's order."""
@@ -83,20 +65,20 @@ class Graph:
     def shrinking_dims(self) -> dict[str, dict[int, str]]:
         """Return the dimensions of each tensor that shrink: name -> dimension -> prunable group."""
         prunable = {group.id for group in self.prunable()}
-        found: dict[str, dict[int, str]] = {}
-        for cut in sorted(self.cuts, key=lambda cut: cut.dim):
-            if cut.group in prunable:
-                found.setdefault(cut.name, {})[cut.dim] = cut.group
-        return found
+        found = {
+            name: {dim: id_ for dim, id_ in dims.items() if id_ in prunable}
+            for name, dims in self.cuts.items()
+        }
+        return {name: dims for name, dims in found.items() if dims}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups for a torch optimizer, one per group; new dicts at each call.
 
         Every parameter that requires a gradient is in exactly one of them. The keys are
-        only_train_once's: ``id``, ``params``, ``p_names`` and ``p_transform`` (parallel lists),
-        ``num_groups`` (the number of channels), ``is_prunable``, ``is_auxiliary``. gaitlib adds
-        ``p_dims``, the dimension of the channels. All values but ``params`` are plain, so that an
-        optimizer's ``state_dict`` loads with ``weights_only=True``.
+        only_train_once's: ``id``, ``params`` and ``p_names`` (parallel lists), ``num_groups`` (the
+        number of channels), ``is_prunable``; and ``p_dims``, the dimension of the channels. All
+        values but ``params`` are plain, so that an optimizer's ``state_dict`` loads with
+        ``weights_only=True``.
 
         Raises:
             UserError: if channels have left the model since it was traced.
@@ -105,58 +87,60 @@ class Graph:
             raise UserError("channels have left this model since it was traced: trace it again")
         result = []
         for group in self.groups:
-            tensors = [self.model.get_parameter(name) for name in group.names]
-            kept = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-            if kept:
+            trained = {
+                name: dim
+                for name, dim in zip(group.names, group.dims, strict=True)
+                if self.model.get_parameter(name).requires_grad
+            }
+            if trained:
                 result.append(
                     {
                         "id": group.id,
-                        "params": [tensors[i] for i in kept],
-                        "p_names": [group.names[i] for i in kept],
-                        "p_transform": [group.transforms[i] for i in kept],
-                        "p_dims": [group.dims[i] for i in kept],
+                        "params": [self.model.get_parameter(name) for name in trained],
+                        "p_names": list(trained),
+                        "p_dims": list(trained.values()),
                         "num_groups": group.channels,
                         "is_prunable": not self.reason(group),
-                        "is_auxiliary": False,
                     }
                 )
         return result
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """Return one row per group: group, layers, channels, tensors, params, prunable, reason."""
-        rows = []
-        for group in self.groups:
-            tensors = [self.model.get_parameter(name) for name in group.names]
-            rows.append(
-                {
-                    "group": group.id,
-                    "layers": ", ".join(group.layers),
-                    "channels": len(self.left[group.id]),
-                    "tensors": len(tensors),
-                    "params": sum(tensor.numel() for tensor in tensors),
-                    "prunable": not self.reason(group),
-                    "reason": self.reason(group),
-                }
-            )
-        return pd.DataFrame(rows)
+        import pandas as pd  # takes long to import, and training needs no table
 
-    def network(self) -> nx.DiGraph:
+        return pd.DataFrame(
+            {
+                "group": group.id,
+                "layers": ", ".join(group.layers),
+                "channels": len(self.left[group.id]),
+                "tensors": len(group.names),
+                "params": sum(self.model.get_parameter(name).numel() for name in group.names),
+                "prunable": not self.reason(group),
+                "reason": self.reason(group),
+            }
+            for group in self.groups
+        )
+
+    def network(self) -> "nx.DiGraph":
         """Return the layers as a graph to draw.
 
         Nodes are layer names with ``type`` (class name), ``group`` (id), ``prunable`` and
         ``channels``. ``input`` and ``output`` have the group ``""``. Edges pass through layers
         without parameters (activations, sums, pooling).
         """
+        import networkx as nx  # takes long to import, and training draws nothing
+
         home = {layer: group for group in self.groups for layer in group.layers}
         net = nx.DiGraph()
-        for layer in dict.fromkeys(["input", *home, "output"]):
+        for layer in ("input", *home, "output"):
             group = home.get(layer)
             net.add_node(
                 layer,
-                type=layer if group is None else type(self.model.get_submodule(layer)).__name__,
-                group="" if group is None else group.id,
+                type=type(self.model.get_submodule(layer)).__name__ if group else layer,
+                group=group.id if group else "",
                 prunable=group is not None and not self.reason(group),
-                channels=0 if group is None else group.channels,
+                channels=group.channels if group else 0,
             )
         net.add_edges_from(self.edges)
         return net
@@ -189,7 +173,7 @@ class Graph:
             channels: group id -> channel numbers.
 
         Raises:
-            UserError: for an id that is not a prunable group's, or a channel that has left.
+            UserError: for an id that is not a prunable group's.
         """
         named = {group.id: group for group in self.prunable()}
         for id_, chosen in channels.items():
@@ -214,44 +198,35 @@ class Graph:
                 zero[0] = False
             kept[id_] = (~zero).nonzero().flatten()
         for name, dims in self.shrinking_dims().items():
-            _replace(twin, name, select(_tensor(twin, name), dims, kept))
+            _replace(twin, name, select(attrgetter(name)(twin), dims, kept))
         return twin
 
-    def narrow(
-        self, left: Mapping[str, Sequence[int]]
-    ) -> tuple[dict[str, Tensor], list["Narrowed"]]:
+    def narrow(self, left: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """Take channels out of the traced model, in place; its parameters are new tensors then.
 
         Args:
             left: the channels that stay, of each prunable group and in ascending order.
 
         Returns:
-            The places that stay in each group that lost channels, and what was replaced.
+            The places that stay in each group that lost channels.
 
         Raises:
             UserError: if a channel should stay that the model no longer has.
         """
         kept = {}
         for id_, channels in left.items():
-            place = {channel: i for i, channel in enumerate(self.left[id_])}
-            if missing := [channel for channel in channels if channel not in place]:
+            if missing := set(channels) - set(self.left[id_]):
                 raise UserError(
-                    f"{id_} should keep channel {missing[0]}, which has left this model: build it "
-                    "anew"
+                    f"{id_} should keep channel {min(missing)}, which has left this model: build "
+                    "it anew"
                 )
-            if not channels or sorted(set(channels)) != list(channels):
-                raise UserError(f"{id_} should keep {channels}: give one or more, in order")
-            if len(channels) < len(place):
-                kept[id_] = torch.tensor([place[channel] for channel in channels])
-        replaced = []
+            if len(channels) < len(self.left[id_]):
+                kept[id_] = torch.tensor([self.left[id_].index(channel) for channel in channels])
         for name, dims in self.shrinking_dims().items():
-            if not kept.keys() & set(dims.values()):
-                continue
-            old = _tensor(self.model, name)
-            _replace(self.model, name, select(old, dims, kept))
-            replaced.append(Narrowed(old, _tensor(self.model, name), dims, kept))
+            if kept.keys() & set(dims.values()):
+                _replace(self.model, name, select(attrgetter(name)(self.model), dims, kept))
         self.left.update({id_: list(channels) for id_, channels in left.items()})
-        return kept, replaced
+        return kept
 
     def is_narrow(self, model: nn.Module | None = None) -> bool:
         """Return whether channels have left a model; the traced one if None."""
@@ -271,7 +246,7 @@ class Graph:
         twin = copy.deepcopy(self.model if model is None else model)
         full = {group.id: group.channels for group in self.groups}
         for name, dims in self.shrinking_dims().items():
-            tensor = _tensor(twin, name)
+            tensor = attrgetter(name)(twin)
             for dim, id_ in dims.items():
                 if tensor.shape[dim] < full[id_]:
                     narrow, shape = tensor, list(tensor.shape)
@@ -282,26 +257,6 @@ class Graph:
         return twin
 
 
-@dataclass(frozen=True)
-class Narrowed:
-    """A tensor of a model that lost channels.
-
-    Attributes:
-        old, new: before and after.
-        dims: dimension -> group id, of `Graph.shrinking_dims`.
-        kept: the places that stay, by group id; a group that lost none is missing.
-    """
-
-    old: Tensor
-    new: Tensor
-    dims: Mapping[int, str]
-    kept: Mapping[str, Tensor]
-
-    def follow(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of the old shape, such as a momentum, without the same channels."""
-        return select(tensor, self.dims, self.kept)
-
-
 def select(tensor: Tensor, dims: Mapping[int, str], kept: Mapping[str, Tensor]) -> Tensor:
     """Return a tensor with only the kept places of its dimensions, by their groups' ids."""
     tensor = tensor.detach()
@@ -309,12 +264,6 @@ def select(tensor: Tensor, dims: Mapping[int, str], kept: Mapping[str, Tensor]) 
         if id_ in kept:
             tensor = tensor.index_select(dim, kept[id_].to(tensor.device))
     return tensor
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    """Return a parameter or a buffer."""
-    layer, _, last = name.rpartition(".")
-    return getattr(model.get_submodule(layer), last)
 
 
 def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:

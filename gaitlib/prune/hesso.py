@@ -9,18 +9,16 @@ less.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from gaitlib.prune.base_optimizer import build_base, next_move
-from gaitlib.prune.budget_rule import BudgetRule, Limits
 from gaitlib.prune.channel_cost import ChannelCost, macs_cost, params_cost
 from gaitlib.prune.channel_groups import zero_channels
-from gaitlib.prune.channel_rules import ChannelRule, SparsityRule
+from gaitlib.prune.channel_rules import BudgetRule, SparsityRule
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso_settings import Budget, HessoSettings, Sparsity
 from gaitlib.prune.pruner import Pruner
@@ -28,10 +26,11 @@ from gaitlib.prune.removal import Removal, removal_of
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
 from gaitlib.system.errors import UserError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 #: The cost that each budget limits, by its key; a latency is measured, so it has to be given.
 COSTS = {"target_macs": macs_cost, "target_params": params_cost}
-
-_MAX_SPARSITY = 0.999  # the largest share of channels to remove, as in only_train_once
 
 
 class HESSO(torch.optim.Optimizer):
@@ -60,7 +59,7 @@ class HESSO(torch.optim.Optimizer):
       a bias they do not have, which makes its steps 0.15 to 0.8 of ``lr`` for the first 1000.
     * A choice first drops the channels removed before, and is then cut to its quota by score; the
       package cuts by index. Each group keeps one channel, and other groups take its share of the
-      quota, so that exactly K channels leave. See `importance.choose` for ``group_divisible``.
+      quota, so that exactly K channels leave. See `SparsityRule` for ``group_divisible``.
     * ``state_dict`` is complete: a run resumed inside a period continues bit for bit.
     * A channel shrinks in all its tensors, with or without a gradient in this step.
     * In a distributed job all processes use rank 0's scores.
@@ -92,9 +91,15 @@ class HESSO(torch.optim.Optimizer):
         prunable = [group for group in self.param_groups if group["is_prunable"]]
         if not prunable and settings.target != Sparsity(0.0):
             raise UserError(f"{settings.target}, but no group is prunable: Graph.table() shows why")
-        self.num_channels = sum(group["num_groups"] for group in prunable)
-        self.pruner = Pruner(prunable, settings.schedule, _build_rule(prunable, settings, budget))
-        self.removal, self._num_removed = removal, 0
+        if isinstance(settings.target, Sparsity):
+            rule = SparsityRule(prunable, settings)
+        elif budget is not None:
+            rule = BudgetRule(settings, budget.cost)
+        else:
+            raise UserError(f"{settings.target.key} needs the cost of the network: network_budget")
+        taylor = TaylorSums(budget.scored) if settings.by_taylor else None
+        self.pruner, self.removal = Pruner(prunable, rule, taylor), removal
+        self.num_channels = sum(self.pruner.channels.values())
         self._share_groups()
 
     @torch.no_grad()
@@ -104,11 +109,15 @@ class HESSO(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        before = self.pruner.num_pruned
         self.pruner.begin_step(self._moves)
         self._update()
         self.pruner.end_step()
-        if self.removal is not None:
-            self._remove()
+        if self.removal is not None and self.pruner.num_pruned > before:
+            if self.removal.narrows:
+                self._narrow(self.pruner.without_pruned())
+            else:
+                self.removal.clear(self.pruner.pruned, self.param_groups, self.state)
         self._end_step()
         return loss
 
@@ -131,10 +140,8 @@ class HESSO(torch.optim.Optimizer):
 
     def group_sparsity(self) -> float:
         """Measure the share of channels that are exactly zero or gone, of those that may leave."""
-        kept = [(~zero_channels(g["params"], g["p_dims"])).sum() for g in self.pruner.groups]
-        if not kept:
-            return 0.0
-        return (self.num_channels - torch.stack(kept).sum().item()) / self.num_channels
+        kept = sum((~zero_channels(g["params"], g["p_dims"])).sum() for g in self.pruner.groups)
+        return (self.num_channels - int(kept)) / max(self.num_channels, 1)
 
     def budget(self) -> dict[str, Any] | None:
         """Return what was asked for and what is left; None without a budget.
@@ -151,12 +158,12 @@ class HESSO(torch.optim.Optimizer):
             return None
         costs = {
             "limit": rule.budget,
-            "reached": rule.cost_without([self.pruner.pruned[id_] for id_ in rule.ids]),
+            "reached": rule.cost_without(self.pruner.pruned),
             "dense": rule.cost.total(rule.cost.full),
         }
         if not rule.cost.table:  # MACs and parameters are counted
             costs = {name: math.floor(cost + 1e-3) for name, cost in costs.items()}
-        return {"key": rule.key, "asked": rule.asked, **costs, "unit": rule.cost.unit}
+        return {"key": rule.target.key, "asked": rule.target.asked, **costs, "unit": rule.cost.unit}
 
     @property
     def cost_share(self) -> float | None:
@@ -169,7 +176,7 @@ class HESSO(torch.optim.Optimizer):
         """Where pruning ends: a share of the network's cost, or of the prunable channels."""
         budget = self.budget()
         if budget is None:
-            return self.pruner.rule.target / max(self.num_channels, 1)
+            return self.pruner.rule.count / max(self.num_channels, 1)
         return budget["limit"] / budget["dense"]
 
     @property
@@ -177,8 +184,8 @@ class HESSO(torch.optim.Optimizer):
         """Steps so far, including those that `skip_step` counted."""
         return self.pruner.steps
 
-    def importance(self) -> pd.DataFrame:
-        """Return every score of every choice, one row per channel: `importance_table`."""
+    def importance(self) -> "pd.DataFrame":
+        """Return every score of every choice, one row per channel: `Pruner.importance`."""
         return self.pruner.importance()
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,9 +193,7 @@ class HESSO(torch.optim.Optimizer):
 
         It holds only tensors and plain values, so that it loads with ``weights_only=True``.
         """
-        state = super().state_dict()
-        state["hesso"] = {"variant": self.variant} | self.pruner.state_dict()
-        return state
+        return super().state_dict() | {"hesso": self.pruner.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``; channels that are out of its network leave this one.
@@ -202,18 +207,14 @@ class HESSO(torch.optim.Optimizer):
         for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
             if ours["p_names"] != theirs.get("p_names"):
                 raise UserError(
-                    f"the state is of another network: group {ours['id']} holds "
-                    f"{ours['p_names']} here, {theirs.get('p_names')} in the state"
+                    f"the state is of another network: instead of {ours['p_names']} it has "
+                    f"{theirs.get('p_names')}"
                 )
-        saved = state_dict["hesso"]
-        if saved["variant"] != self.variant:
-            raise UserError(f"the state is of variant {saved['variant']!r}, not {self.variant!r}")
-        self.pruner.check_state(saved)
+        self.pruner.check_state(state_dict["hesso"])
         self.narrow_as(state_dict)
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         self._share_groups()
-        self.pruner.load_state_dict(saved)
-        self._num_removed = self.num_channels - sum(map(len, self.pruner.left.values()))
+        self.pruner.load_state_dict(state_dict["hesso"])
 
     def narrow_as(self, state_dict: Mapping[str, Any]) -> None:
         """Let the channels leave that are out of a state's network, so that its weights fit.
@@ -223,7 +224,7 @@ class HESSO(torch.optim.Optimizer):
         Raises:
             UserError: if this network has lost channels that the state's has, or keeps zeros.
         """
-        left = self.pruner.left_in(state_dict.get("hesso", {}))
+        left = state_dict.get("hesso", {}).get("left", {})
         if left.keys() == self.pruner.left.keys():  # else the state is of another network
             self._narrow(left)
 
@@ -232,17 +233,7 @@ class HESSO(torch.optim.Optimizer):
         self._base.param_groups, self._base.state = self.param_groups, self.state
         self.pruner.groups = [group for group in self.param_groups if group["is_prunable"]]
 
-    def _remove(self) -> None:
-        """If channels were removed in this step, let them leave the network, or clear them."""
-        if self._num_removed == self.pruner.num_pruned:
-            return
-        if self.removal.narrows:
-            self._narrow(self.pruner.without_pruned())
-        else:
-            self.removal.clear(self.pruner.pruned, self.param_groups, self.state)
-        self._num_removed = self.pruner.num_pruned
-
-    def _narrow(self, left: Mapping[str, Sequence[int]]) -> None:
+    def _narrow(self, left: dict[str, list[int]]) -> None:
         """Let the network, its groups, the state and the pruner have only these channels."""
         if left == self.pruner.left:
             return
@@ -262,11 +253,10 @@ class HESSO(torch.optim.Optimizer):
 
     def _shrink(self, group: dict[str, Any]) -> None:
         """Multiply redundant channels by the step's factor and set removed ones to zero."""
-        indices = self.pruner.indices(group)
-        for param, dim in zip(group["params"], group["p_dims"], strict=True):
-            if "redundant" in indices:
-                rows = param.index_select(dim, indices["redundant"]).mul_(self.pruner.factor)
-                param.index_copy_(dim, indices["redundant"], rows)
+        if (redundant := self.pruner.indices(group).get("redundant")) is not None:
+            for param, dim in zip(group["params"], group["p_dims"], strict=True):
+                rows = param.index_select(dim, redundant).mul_(self.pruner.factor)
+                param.index_copy_(dim, redundant, rows)
         self._zero_pruned(group)
 
     def _zero_pruned(self, group: dict[str, Any]) -> None:
@@ -311,23 +301,6 @@ def network_budget(
             f"{key} needs layers that were measured: pass network_budget the cost of a LatencyTable"
         )
     return NetworkBudget(cost, scored_tensors(graph))
-
-
-def _build_rule(
-    groups: Sequence[Mapping[str, Any]], settings: HessoSettings, budget: NetworkBudget | None
-) -> ChannelRule:
-    target, criteria = settings.target, asdict(settings.scores)
-    if isinstance(target, Sparsity):
-        channels = sum(group["num_groups"] for group in groups)
-        count = int(channels * min(target.share, _MAX_SPARSITY))
-        return SparsityRule(groups, settings.schedule, count, criteria, settings.group_divisible)
-    if budget is None:
-        raise UserError(
-            f"{target.key} needs the cost of the network: pass network_budget(graph, settings)"
-        )
-    limits = Limits(settings.group_divisible, target.min_channels_share)
-    taylor = TaylorSums(budget.scored) if target.importance == "taylor" else None
-    return BudgetRule(groups, settings.schedule, budget.cost, target, limits, taylor, criteria)
 
 
 def build_hesso(graph: Graph, settings: HessoSettings, latency: ChannelCost | None = None) -> HESSO:

@@ -1,6 +1,5 @@
 """What a pruning run is told: how far to prune, when, and by which base optimizer."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
@@ -140,9 +139,26 @@ class HessoSettings:
         """
         given = {key: value for key, value in keys.items() if value is not None}
         steps = [given.pop(k) for k in ("start_pruning_step", "pruning_steps", "pruning_periods")]
-        target = choose_target(given)
-        rest = {k: v for k, v in given.items() if k not in (*TARGETS, *WITH_BUDGET)}
-        return cls(target, PruningSchedule(*steps), **rest)
+        targets = {key: given.pop(key) for key in TARGETS if key in given}
+        of_budget = {key: given.pop(key) for key in WITH_BUDGET if key in given}
+        if len(targets) > 1:
+            said = ", ".join(f"{key} {value}" for key, value in targets.items())
+            raise UserError(
+                f"{said}: a network is pruned to one target, so leave one of them, and write null "
+                "for those that a base file has"
+            )
+        ((key, value),) = targets.items() or [("target_group_sparsity", Sparsity.share)]
+        if key in BUDGETS:
+            target = Budget(key, value, **of_budget)
+        elif of_budget:
+            name, alone = next(iter(of_budget.items()))
+            raise UserError(
+                f"{name} {alone} is read only with a budget: give one of {', '.join(BUDGETS)} "
+                "instead of target_group_sparsity, or leave it out"
+            )
+        else:
+            target = Sparsity(value)
+        return cls(target, PruningSchedule(*steps), **given)
 
     @property
     def shrinks(self) -> bool:
@@ -153,24 +169,3 @@ class HessoSettings:
     def by_taylor(self) -> bool:
         """Whether the Taylor importance ranks the channels; else the five scores do."""
         return isinstance(self.target, Budget) and self.target.importance == "taylor"
-
-
-def choose_target(keys: Mapping[str, Any]) -> Sparsity | Budget:
-    """Return the target among flat keys; raises as `HessoSettings.of`."""
-    targets = {key: keys[key] for key in TARGETS if keys.get(key) is not None}
-    if len(targets) > 1:
-        said = ", ".join(f"{key} {value}" for key, value in targets.items())
-        raise UserError(
-            f"{said}: a network is pruned to one target, so leave one of them, and write null for "
-            "those that a base file has"
-        )
-    ((key, value),) = targets.items() or [("target_group_sparsity", Sparsity.share)]
-    of_budget = {k: keys[k] for k in WITH_BUDGET if keys.get(k) is not None}
-    if key in BUDGETS:
-        return Budget(key, value, **of_budget)
-    for name, given in of_budget.items():
-        raise UserError(
-            f"{name} {given} is read only with a budget: give one of {', '.join(BUDGETS)} instead "
-            "of target_group_sparsity, or leave it out"
-        )
-    return Sparsity(value)

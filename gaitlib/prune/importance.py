@@ -1,4 +1,4 @@
-"""How important each channel is, and which ones to remove.
+"""How important each channel is by HESSO's five scores.
 
 The five proxies of HESSO (Chen et al., OTOv3, https://arxiv.org/abs/2312.09411, and GETA,
 https://arxiv.org/abs/2502.16638). x is all the numbers that a channel owns, v the base optimizer's
@@ -7,7 +7,6 @@ next move of them. Both are flattened over all tensors of the channel's group.
 Letters: G channels of one group, N channels of all groups.
 """
 
-import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,9 @@ PROXIES = (
     "taylor_first_order",
     "taylor_second_order",
 )
+
+#: Returns the base optimizer's next move of each tensor of a group; None without a gradient.
+Moves = Callable[[dict[str, Any]], Sequence[Tensor | None]]
 
 _EPS = 1e-8  # keeps divisions finite
 
@@ -65,76 +67,14 @@ def weigh(raw: Tensor, criteria: Mapping[str, float]) -> Tensor:
 
     The column sums are the scores. Channels with the lowest scores leave first.
     """
-    weights = raw.new_tensor([criteria.get(name, 0.0) for name in PROXIES])
+    weights = raw.new_tensor([criteria[name] for name in PROXIES])
     length = ((raw**2).sum(dim=1) + _EPS).sqrt() + _EPS
     return raw * (weights / length).unsqueeze(1)
 
 
 def five_scores(
-    groups: Sequence[Mapping[str, Any]],
-    moves: Callable[[dict[str, Any]], Sequence[Tensor | None]],
-    criteria: Mapping[str, float],
+    groups: Sequence[dict[str, Any]], moves: Moves, criteria: Mapping[str, float]
 ) -> Tensor:
     """Return the weighted proxies of the channels of all parameter groups, ``(5, N)``."""
     raw = [proxies(g["params"], moves(g), g["p_dims"]).float() for g in groups]
     return weigh(torch.cat(raw, dim=1), criteria)
-
-
-def removable(channels: int, divisible: int) -> int:
-    """Return how many of a group's channels may leave, so that ``divisible`` or more stay."""
-    return max(channels - max(divisible, 1), 0)
-
-
-def choose(
-    scores: Sequence[Sequence[float]],
-    removed: Sequence[Sequence[int]],
-    quota: int,
-    divisible: int = 1,
-) -> list[list[int]]:
-    """Choose the next channels to remove, over all groups.
-
-    With ``divisible`` 1 it chooses the ``quota`` lowest scores among the remaining channels, but
-    never the last channel of a group.
-
-    With ``divisible`` m, channels leave in bundles, so that each group keeps a multiple of m. The
-    score of a bundle is the mean of its channels' scores. Bundles are taken lowest first, as long
-    as they fit into the quota; up to m - 1 of the quota can remain unused.
-
-    Ties are broken by group, then by channel.
-
-    Args:
-        scores: for each group, a score for each of its channels.
-        removed: for each group, the channels removed before.
-        quota: how many to choose.
-        divisible: m; each group keeps a multiple of it. A group of fewer than m channels keeps all.
-
-    Returns:
-        For each group, the chosen channels in the order in which they were chosen.
-    """
-    m = max(divisible, 1)
-    chosen: list[list[int]] = [[] for _ in scores]
-    queues = []  # the remaining channels of each group, lowest score first
-    for values, gone in zip(scores, removed, strict=True):
-        left = set(range(len(values))) - set(gone)
-        queues.append(sorted(left, key=lambda c, values=values: (values[c], c)))
-
-    def next_bundle(group: int) -> tuple[float, int, list[int]] | None:
-        queue = queues[group]
-        size = len(queue) % m or m
-        if len(scores[group]) < m or len(queue) - size < m:
-            return None
-        bundle = queue[:size]
-        return sum(scores[group][c] for c in bundle) / size, group, bundle
-
-    heap = [bundle for group in range(len(scores)) if (bundle := next_bundle(group))]
-    heapq.heapify(heap)
-    while heap and quota > 0:
-        _, group, bundle = heapq.heappop(heap)
-        if len(bundle) > quota:
-            continue  # a smaller bundle of another group may still fit
-        quota -= len(bundle)
-        chosen[group] += bundle
-        del queues[group][: len(bundle)]
-        if (following := next_bundle(group)) is not None:
-            heapq.heappush(heap, following)
-    return chosen

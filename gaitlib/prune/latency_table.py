@@ -288,7 +288,7 @@ def read_or_measure(
         log.info("measured %d layers for %s", len(layers), path)
     try:
         return LatencyTable.from_text(path.read_text())
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(
             f"{path} is not a table of latencies ({error}): delete it, and it is measured anew"
         ) from error

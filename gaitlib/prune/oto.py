@@ -9,31 +9,28 @@ registers them there, except for a trace ``as_shipped``.
 import contextlib
 import copy
 import functools
-import importlib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso_settings import HessoSettings, Sparsity
-from gaitlib.prune.oto_compat import UnsupportedTorchError, bare_imports, compat, quiet
+from gaitlib.prune.oto_compat import bare_imports, compat, quiet
 from gaitlib.prune.oto_graph import read_graph
 from gaitlib.system.errors import UserError
 
-__all__ = ["UnsupportedTorchError", "dummy_batch", "package_hesso", "trace"]
-
 EXAMPLE_SHAPE = (4, 30, 1, 64, 44)  # N, T, 1, H, W
-EXAMPLE_SEED = 42
 
 
-def dummy_batch(device: torch.device | str = "cpu", shape: Sequence[int] = EXAMPLE_SHAPE) -> Tensor:
+def dummy_batch(shape: Sequence[int] = EXAMPLE_SHAPE) -> Tensor:
     """Return the clips to trace a model with: float32 in 0..1, the same at each call."""
-    generator = torch.Generator().manual_seed(EXAMPLE_SEED)
-    return torch.rand(tuple(shape), generator=generator).to(device)
+    return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(42))
 
 
 def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool = False) -> Graph:
@@ -46,44 +43,37 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
     Args:
         model: a network whose forward returns a tuple, as GaitBase does; not wrapped in
             DataParallel or the like.
-        example: clips to run it on, ``(N, T, 1, H, W)``; `dummy_batch` of the
-            model's frame size if None. Its values do not
-            matter, and a smaller example traces faster.
+        example: clips to run it on, ``(N, T, 1, H, W)``; `dummy_batch` of the model's frame size
+            if None. Its values do not matter, and a smaller example traces faster.
         as_shipped: find what only_train_once 3.0.1 finds by itself, for comparison. It takes the
             matrices of SeparateFCs for bare parameters. The outputs of the last block, FCs and
             BNNecks then form one group, which reaches the output and keeps all its channels.
 
     Raises:
-        UnsupportedTorchError: if only_train_once does not work with this torch.
-        UserError: for a model with SyncBatchNorm, which the package cannot read. Convert batch
-            norms after tracing; the graph finds its tensors by name.
+        UserError: if only_train_once does not work with this torch; and for a model with
+            SyncBatchNorm, which the package cannot read. Convert batch norms after tracing; the
+            graph finds its tensors by name.
     """
     synchronised = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     if synchronised:
         raise UserError(
             f"{synchronised[0]} is a SyncBatchNorm; trace the model first, then convert it"
         )
-    device = next(model.parameters()).device
     if example is None:
-        example = dummy_batch(device, (*EXAMPLE_SHAPE[:3], *model.frame_size))
-    example = example.to(device)
+        example = dummy_batch((*EXAMPLE_SHAPE[:3], *model.frame_size))
     twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
     twin.zero_grad(set_to_none=True)
     if (quantization := quantization_of(twin)) is not None:
         quantization.detach_from(twin)
     run = twin.forward
-
-    def tensors_only(*inputs: Tensor) -> tuple[Tensor, ...]:  # a trace cannot return None
-        outputs = run(*inputs)
-        return tuple(
-            o for o in ([outputs] if isinstance(outputs, Tensor) else outputs) if o is not None
-        )
-
-    twin.forward = tensors_only
+    # a trace cannot return None
+    twin.forward = lambda clips: tuple(o for o in run(clips) if o is not None)
     package = _package()
-    with compat(), _as_shipped() if as_shipped else contextlib.nullcontext():
-        found = package.OTO(twin, example)._graph
-    del twin.forward
+    operators = package.operation.operator.BASIC_MODULES
+    with compat(), contextlib.ExitStack() as undo:
+        if as_shipped:
+            undo.callback(operators.update, SeparateFCs=operators.pop("SeparateFCs"))
+        found = package.OTO(twin, example.to(next(model.parameters()).device))._graph
     return read_graph(found, model)
 
 
@@ -99,42 +89,44 @@ def package_hesso(graph: Graph, settings: HessoSettings) -> torch.optim.Optimize
         UserError: as `check_package`.
     """
     check_package(settings)
-    base = _package().optimizer.HESSO
-    transforms = _package().transform.TensorTransform
+    package, groups = _package(), graph.param_groups()
+    kinds = package.transform.TensorTransform
+    for group in groups:
+        group["p_transform"] = [kinds.TRANSPOSE if dim else kinds.BASIC for dim in group["p_dims"]]
+        group |= {"is_auxiliary": False, "auxiliary_ngs": []}
+    device = groups[0]["params"][0].device
 
-    class OnDevice(base):
+    class ToDevice(TorchFunctionMode):
+        """Calls ``.to(device)`` for ``.cuda()``, which the package writes inside its choice."""
+
+        def __torch_function__(
+            self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.Tensor.cuda:
+                return args[0].to(device)
+            return func(*args, **(kwargs or {}))
+
+    class OnDevice(package.optimizer.HESSO):
         def identify_redundant_groups(self) -> None:
-            device = self.param_groups[0]["params"][0].device
-            torch.Tensor.cuda = lambda tensor: tensor.to(device)  # shadows TensorBase.cuda
-            try:
+            with ToDevice():
                 super().identify_redundant_groups()
-            finally:
-                del torch.Tensor.cuda
 
         def group_sparsity(self) -> float:  # the name that the training loop logs
             return graph.group_sparsity()
 
         target_share = settings.target.share
 
-    groups = graph.param_groups()
-    for group in groups:
-        group["p_transform"] = [transforms[name.upper()] for name in group["p_transform"]]
-        group["auxiliary_ngs"] = []
+    names = ("variant", "lr", "weight_decay", "first_momentum", "second_momentum", "dampening")
+    shared = {name: getattr(settings, name) for name in (*names, "group_divisible")}
     with quiet():
         return OnDevice(
             groups,
-            variant=settings.variant,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            first_momentum=settings.first_momentum,
-            second_momentum=settings.second_momentum,
-            dampening=settings.dampening,
             target_group_sparsity=settings.target.share,
             start_pruning_step=settings.schedule.start,
             pruning_steps=settings.schedule.steps,
             pruning_periods=settings.schedule.periods,
-            group_divisible=settings.group_divisible,
             importance_score_criteria=asdict(settings.scores),
+            **shared,
         )
 
 
@@ -160,41 +152,17 @@ def check_package(settings: HessoSettings) -> None:
 def _package() -> types.ModuleType:
     """Import only_train_once once, and register SeparateFCs with it."""
     with compat(), bare_imports():
-        package = importlib.import_module("only_train_once")
-        operator = importlib.import_module("only_train_once.operation.operator")
-        importlib.import_module("only_train_once.optimizer")
-        importlib.import_module("only_train_once.transform")
+        import only_train_once.optimizer
+        import only_train_once.transform
+        from only_train_once.operation import operator
 
     class SeparateFCsOTO(operator.Operator):
         """OpenGait's SeparateFCs: ``fc_bin`` (P, in, out) has outputs that are new channels."""
 
-        def __init__(
-            self,
-            id: str | None = None,
-            _type: str | None = None,
-            cfg_params: dict | None = None,
-            module: nn.Module | None = None,
-        ) -> None:
-            super().__init__(id, _type, cfg_params or {}, module)
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
             self.is_stem = True
-            self.num_groups = module.fc_bin.shape[2]
-
-        def prune_in_dim(
-            self, pruned_idxes: Sequence[int] = (), param_names: Sequence[str] = ()
-        ) -> None:
-            kept = sorted(set(range(self.module.fc_bin.shape[1])) - {int(i) for i in pruned_idxes})
-            self.module.fc_bin = self.prune_param_and_grad(self.module.fc_bin, kept, 1)
+            self.num_groups = self.module.fc_bin.shape[2]
 
     operator.BASIC_MODULES["SeparateFCs"] = SeparateFCsOTO
-    return package
-
-
-@contextlib.contextmanager
-def _as_shipped() -> Iterator[None]:
-    """Unregister SeparateFCs inside the context."""
-    operators = importlib.import_module("only_train_once.operation.operator").BASIC_MODULES
-    registered = operators.pop("SeparateFCs")
-    try:
-        yield
-    finally:
-        operators["SeparateFCs"] = registered
+    return only_train_once

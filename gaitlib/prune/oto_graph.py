@@ -4,28 +4,26 @@ It reads the package's node groups (tensors that share channels), nodes (operati
 layer) and edges, and does not change them. This file does not import the package.
 """
 
-import functools
-from collections.abc import Iterator, Sequence
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.prune.channel_groups import Group
-from gaitlib.prune.graph import Cut, Graph
+from gaitlib.prune.graph import Graph
 
-_CHANNEL_DIMS = {"BASIC": 0, "ACCESSORY": 0, "TRANSPOSE": 1}
 _INPUT_DIMS = {"Conv2d": 1, "Linear": 1, "SeparateFCs": 1}  # dimension that reads the input
 
 
 @dataclass
 class _Draft:
-    """A group while it is read; ``transforms`` maps parameter name to class name."""
+    """A group while it is read; ``dims`` maps a parameter's name to the dimension of channels."""
 
     channels: int
     reason: str
-    transforms: dict[str, str] = field(default_factory=dict)
+    dims: dict[str, int] = field(default_factory=dict)
 
     def refuse(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -33,44 +31,39 @@ class _Draft:
 
 def read_graph(found: Any, model: nn.Module) -> Graph:
     """Convert the package's graph, made of a copy of ``model``, into a `Graph` of ``model``."""
-    names = [name for name, _ in model.named_parameters()]
-    order = {name: i for i, name in enumerate(names) if not of_quantizer(name)}
+    names = [name for name, _ in model.named_parameters() if not of_quantizer(name)]
     drafts = _draft_groups(found, model)
     inputs = _input_sources(found, drafts, model)
-    spare = _Draft(1, "not used by the traced forward pass")
-    used = {name for draft in drafts.values() for name in draft.transforms}
-    spare.transforms = dict.fromkeys(order.keys() - used, "BASIC")
-
-    groups: list[Group] = []
-    cuts: list[Cut] = []
-    ids: dict[str, str] = {}
-    for node_group_id, draft in [*drafts.items(), ("", spare)]:
-        if not draft.transforms:
+    used = {name for draft in drafts.values() for name in draft.dims}
+    unused = {name: 0 for name in names if name not in used}
+    drafts[""] = _Draft(1, "not used by the traced forward pass", unused)
+    groups: dict[str, Group] = {}  # by the package's id
+    cuts: list[tuple[str, int, str]] = []
+    for key, draft in drafts.items():
+        if not draft.dims:
             continue
-        names = sorted(draft.transforms, key=order.__getitem__)
-        layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))
-        dims = [_channel_dim(draft.transforms[n], model.get_parameter(n)) for n in names]
-        ids[node_group_id] = layers[0] or names[0]
-        kinds = [draft.transforms[n].lower() for n in names]
-        groups.append(
-            Group(
-                ids[node_group_id],
-                tuple(names),
-                tuple(dims),
-                tuple(kinds),
-                draft.channels,
-                layers,
-                draft.reason,
-            )
-        )
+        own = tuple(name for name in names if name in draft.dims)
+        dims = tuple(draft.dims[name] for name in own)
+        layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in own))
+        id_ = layers[0] or own[0]
+        groups[key] = Group(id_, own, dims, draft.channels, layers, draft.reason)
+        statistics = [
+            f"{layer}.{name}"
+            for layer in layers
+            for name, buffer in model.get_submodule(layer).named_buffers(recurse=False)
+            if buffer.dim() == 1
+        ]
         if not draft.reason:
-            cuts += [Cut(name, dim, groups[-1].id) for name, dim in zip(names, dims, strict=True)]
-            cuts += [Cut(name, 0, groups[-1].id) for name in _statistics(model, layers)]
-    for name, (dim, node_group_id) in inputs.items():
-        if not drafts[node_group_id].reason:
-            cuts.append(Cut(name, dim, ids[node_group_id]))
-    groups.sort(key=lambda group: order[group.names[0]])
-    return Graph(model, tuple(groups), tuple(cuts), tuple(_layer_edges(found)))
+            cuts += [(name, dim, id_) for name, dim in zip(own, dims, strict=True)]
+            cuts += [(name, 0, id_) for name in statistics]
+    for name, (dim, source) in inputs.items():
+        if not drafts[source].reason:
+            cuts.append((name, dim, groups[source].id))
+    by_name: dict[str, dict[int, str]] = {}
+    for name, dim, id_ in sorted(cuts, key=lambda cut: cut[1]):
+        by_name.setdefault(name, {})[dim] = id_
+    ordered = sorted(groups.values(), key=lambda group: names.index(group.names[0]))
+    return Graph(model, tuple(ordered), by_name, _layer_edges(found))
 
 
 def _draft_groups(found: Any, model: nn.Module) -> dict[str, _Draft]:
@@ -86,12 +79,9 @@ def _draft_groups(found: Any, model: nn.Module) -> dict[str, _Draft]:
                 draft.refuse(f"shares {name} with another group")
                 owner[name].refuse(f"shares {name} with another group")
                 continue
-            draft.transforms[name] = transform.name
             shape = model.get_parameter(name).shape
-            dim = _channel_dim(transform.name, model.get_parameter(name))
-            if transform.name not in _CHANNEL_DIMS:
-                draft.refuse(f"{name} is laid out by attention heads")
-            elif shape[dim] != draft.channels:
+            draft.dims[name] = dim = int(transform.name == "TRANSPOSE" and len(shape) > 1)
+            if shape[dim] != draft.channels:
                 draft.refuse(f"{name} has {shape[dim]} channels, the group {draft.channels}")
     return drafts
 
@@ -104,10 +94,6 @@ def _refusal(node_group: Any, found: Any) -> str:
     if not node_group.contain_stem_op():
         return "has no layer that makes channels"
     return "" if node_group.is_prunable else "only_train_once marks it unprunable"
-
-
-def _channel_dim(transform: str, tensor: Tensor) -> int:
-    return _CHANNEL_DIMS.get(transform, 0) if tensor.dim() > 1 else 0
 
 
 def _input_sources(
@@ -124,65 +110,44 @@ def _input_sources(
         before = {i for n in found.incoming(node) for i in n.node_group_ids}
         weights = [name for name in node.param_names if model.get_parameter(name).dim() > 1]
         dim = _INPUT_DIMS.get(node.op._type)
-        for source in before:
-            for name in weights:
-                shape = model.get_parameter(name).shape
-                if dim is None or getattr(node.op.module, "groups", 1) != 1:
-                    drafts[source].refuse(f"{name} reads it and has inputs that cannot be cut")
-                    drafts[node.node_group_ids[0]].refuse(f"{name} has inputs that cannot be cut")
-                elif drafts[source].transforms and shape[dim] != drafts[source].channels:
-                    drafts[source].refuse(f"{name} reads {shape[dim]} channels of it")
-                elif sources.setdefault(name, (dim, source)) != (dim, source):
-                    drafts[source].refuse(f"{name} also reads other groups")
-                    drafts[sources[name][1]].refuse(f"{name} also reads other groups")
+        for source, name in itertools.product(before, weights):
+            draft, shape = drafts[source], model.get_parameter(name).shape
+            if dim is None or getattr(node.op.module, "groups", 1) != 1:
+                draft.refuse(f"{name} reads it and has inputs that cannot be cut")
+                drafts[node.node_group_ids[0]].refuse(f"{name} has inputs that cannot be cut")
+            elif draft.dims and shape[dim] != draft.channels:
+                draft.refuse(f"{name} reads {shape[dim]} channels of it")
+            elif sources.setdefault(name, (dim, source)) != (dim, source):
+                for reader in (draft, drafts[sources[name][1]]):
+                    reader.refuse(f"{name} also reads other groups")
     return sources
 
 
-def _statistics(model: nn.Module, layers: Sequence[str]) -> Iterator[str]:
-    """Yield the names of the running statistics of the batch norms among ``layers``."""
-    for layer in layers:
-        for name, buffer in model.get_submodule(layer).named_buffers(recurse=False):
-            if buffer.dim() == 1:
-                yield f"{layer}.{name}"
+def _layer_edges(found: Any) -> tuple[tuple[str, str], ...]:
+    """Return pairs of layers where the first's output reaches the second, through free nodes.
 
-
-def _layer_edges(found: Any) -> Iterator[tuple[str, str]]:
-    """Yield pairs of layers where the first's output reaches the second, through free nodes.
-
-    Nodes without parameters are free: an edge passes through them.
+    Nodes without parameters are free: an edge passes through them. A node that the input does not
+    reach computes on parameters, so they count as those of the nodes that it feeds.
     """
-    after: dict[str, list[str]] = {node: [] for node in found.nodes}
-    before: dict[str, list[str]] = {node: [] for node in found.nodes}
-    for source, target, _ in found.edges:
-        if source in after and target in after:
-            after[source].append(target)
-            before[target].append(source)
-    data, queue = {"dummy_input"}, ["dummy_input"]
-    while queue:  # collect the nodes that the input reaches; the others compute on parameters
-        queue = [node for q in queue for node in after[q] if node not in data]
-        data.update(queue)
+    import networkx as nx  # takes long to import, and a trained network is not traced
 
-    @functools.cache
-    def layers(node: str) -> frozenset[str]:
-        own = {name.rpartition(".")[0] for name in found.nodes[node].param_names}
-        return frozenset(own).union(*(layers(n) for n in before[node] if n not in data))
-
-    def reached(node: str, seen: set[str]) -> Iterator[str]:
-        for target in after[node]:
-            if target in seen:
-                continue
-            seen.add(target)
-            if target == "dummy_output":
-                yield "output"
-            elif layers(target):
-                yield from layers(target)
-            else:
-                yield from reached(target, seen)
-
-    edges: dict[tuple[str, str], None] = {}
-    for node in found.nodes:
-        if node in data and node != "dummy_output":
-            starts = {"input"} if node == "dummy_input" else layers(node)
-            ends = list(reached(node, set())) if starts else []
-            edges.update(dict.fromkeys((s, e) for s in starts for e in ends if s != e))
-    yield from sorted(edges)
+    nodes = nx.DiGraph()
+    nodes.add_nodes_from(found.nodes)
+    nodes.add_edges_from((s, t) for s, t, _ in found.edges if s in found.nodes and t in found.nodes)
+    data = {"dummy_input"} | nx.descendants(nodes, "dummy_input")
+    feeds = nx.restricted_view(nodes, [], [(s, t) for s, t in nodes.edges if s in data])
+    layers = {
+        node: {
+            name.rpartition(".")[0]
+            for part in {node} | nx.ancestors(feeds, node)
+            for name in found.nodes[part].param_names
+        }
+        for node in data
+    }
+    layers |= {"dummy_input": {"input"}, "dummy_output": {"output"}}
+    nodes.remove_nodes_from(found.nodes.keys() - data)
+    for node in [node for node in data if not layers[node]]:
+        nodes.add_edges_from(itertools.product(nodes.pred[node], nodes.succ[node]))
+        nodes.remove_node(node)
+    pairs = {pair for s, t in nodes.edges for pair in itertools.product(layers[s], layers[t])}
+    return tuple(sorted((s, t) for s, t in pairs if s != t))

@@ -10,19 +10,41 @@ A channel's number never changes; its place in a tensor does when others leave.
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.prune.channel_rules import ChannelRule, Moves
-from gaitlib.prune.choices import Choice, importance_table
-from gaitlib.prune.schedules import PruningSchedule
+from gaitlib.prune.channel_rules import ChannelRule
+from gaitlib.prune.importance import PROXIES, Moves, five_scores
+from gaitlib.prune.taylor import TaylorSums
 from gaitlib.system.distributed import from_rank_0
 from gaitlib.system.errors import UserError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of channels.
+
+    Attributes:
+        step: optimizer step at which it was made, from 1.
+        period: pruning period, from 0.
+        scores: of all channels, float32 on the CPU, ``(rows, N)``; their sum ranks the channels.
+        pruned: channels removed before, by group id.
+        chosen: channels chosen now, by group id.
+    """
+
+    step: int
+    period: int
+    scores: Tensor
+    pruned: dict[str, list[int]]
+    chosen: dict[str, list[int]]
 
 
 class Pruner:
@@ -30,12 +52,17 @@ class Pruner:
 
     Args:
         groups: the prunable parameter groups, from `Graph.param_groups`.
-        schedule: when channels leave.
-        rule: which channels leave.
+        rule: which channels leave; its settings have the schedule and the weights of the scores.
+        taylor: gathers the importance, which ranks the channels; None ranks them by the five
+            scores.
+
+    Raises:
+        UserError: if the target cannot be reached.
 
     Attributes:
         steps: optimizer steps so far.
         period: number of pruning periods that have begun.
+        names: names of the rows of scores, whose sum ranks the channels.
         channels: the number of channels of each group at the start, by group id.
         redundant: channels that are shrinking, by group id.
         pruned: channels that are removed, by group id.
@@ -44,50 +71,53 @@ class Pruner:
     """
 
     def __init__(
-        self, groups: Sequence[dict[str, Any]], schedule: PruningSchedule, rule: ChannelRule
+        self, groups: Sequence[dict[str, Any]], rule: ChannelRule, taylor: TaylorSums | None
     ) -> None:
-        self.groups = list(groups)
-        self.schedule = schedule
-        self.rule = rule
-        self.steps = 0
-        self.period = 0
+        self.groups, self.rule, self.schedule = list(groups), rule, rule.settings.schedule
+        self.taylor, self.criteria = taylor, asdict(rule.settings.scores)
+        self.names = ("taylor",) if taylor else PROXIES
+        self.steps = self.period = 0
         self.channels: dict[str, int] = {g["id"]: g["num_groups"] for g in self.groups}
+        # these three are replaced as a whole, never changed: records and states share them
         self.redundant: dict[str, list[int]] = {id_: [] for id_ in self.channels}
         self.pruned: dict[str, list[int]] = {id_: [] for id_ in self.channels}
-        self.left: dict[str, list[int]] = self._all_channels()
+        self.left = {id_: list(range(count)) for id_, count in self.channels.items()}
         self.choices: list[Choice] = []
         self._indices: dict[str, dict[str, Tensor]] = {}
+        self._is_checked = not rule.cost.table
+        if self._is_checked:  # else a resumed run still loads the table that it began with
+            rule.check()
 
     def begin_step(self, moves: Moves) -> None:
         """Count a step and, if a period begins with it, choose channels.
 
         Args:
-            moves: returns, for a parameter group, the base optimizer's next move of each of its
-                tensors (None without a gradient). Called only when channels are chosen.
+            moves: called only when channels are chosen.
+
+        Raises:
+            UserError: at the first step of a run whose budget is out of reach of a measured cost.
         """
         self.steps += 1
-        if self.period < self.schedule.periods:  # a choice is still to come
-            self.rule.observe(self.groups)
+        if not self._is_checked:
+            self.rule.check()
+            self._is_checked = True
+        if self.taylor is not None and self.period < self.schedule.periods:
+            self.taylor.add(self.groups)  # for a choice that is still to come
         due, inside = self.schedule.due(self.steps), self.schedule.shrinks(self.steps)
-        if self.num_redundant and not (inside and due == self.period):
+        if not (inside and due == self.period):
             self._remove()  # because the last step of their period was skipped
         if self.period < due and (inside or self.steps > self.schedule.last):
             self._choose(due - 1, moves)
 
     def end_step(self) -> None:
         """Count redundant channels as pruned if a period ends with this step."""
-        if self.num_redundant and self.factor == 0.0:
+        if self.factor == 0.0:
             self._remove()
 
     @property
     def factor(self) -> float:
         """The factor of the redundant channels in this step; 0 in the last step of a period."""
         return self.schedule.factor(self.steps)
-
-    @property
-    def num_redundant(self) -> int:
-        """The number of channels that are shrinking, over all groups."""
-        return sum(map(len, self.redundant.values()))
 
     @property
     def num_pruned(self) -> int:
@@ -115,63 +145,92 @@ class Pruner:
         gone = {id_: set(channels) for id_, channels in self.pruned.items()}
         return {id_: [c for c in left if c not in gone[id_]] for id_, left in self.left.items()}
 
-    def narrow(self, left: Mapping[str, Sequence[int]], kept: Mapping[str, Tensor]) -> None:
+    def narrow(self, left: dict[str, list[int]], kept: Mapping[str, Tensor]) -> None:
         """Follow channels that leave the network.
 
         Args:
             left: the channels that stay, by group id.
             kept: their present places, for each group that loses channels.
         """
-        self.left = _copy(left)
-        self.rule.narrow(kept)
+        self.left = left
+        if self.taylor is not None:
+            self.taylor.narrow(kept)
         self._indices.clear()
 
-    def importance(self) -> pd.DataFrame:
-        """Return every score of every choice, one row per channel: `importance_table`."""
-        return importance_table(self.choices, self.channels)
+    def importance(self) -> "pd.DataFrame":
+        """Return every score of every choice, one row per choice and channel.
+
+        Returns:
+            Columns ``step``, ``period``, ``group`` (id), ``channel``, ``score`` (the sum of the
+            next columns), the rows of `Choice.scores` by name, and ``state``: ``kept``, ``chosen``
+            now or ``pruned`` before.
+        """
+        import pandas as pd  # takes long to import, and only this table needs it
+
+        columns = ["step", "period", "group", "channel", "score", *self.names, "state"]
+        places = [(id_, c) for id_, count in self.channels.items() for c in range(count)]
+        tables = [pd.DataFrame(columns=columns)]
+        for choice in self.choices:
+            table = pd.DataFrame(places, columns=["group", "channel"])
+            table["step"], table["period"] = choice.step, choice.period
+            parts = choice.scores.split(list(self.channels.values()), dim=1)
+            table["score"] = torch.cat([part.sum(dim=0) for part in parts]).numpy()
+            table[list(self.names)] = choice.scores.T.numpy()
+            state = dict.fromkeys(places, "kept")
+            for name, lists in (("pruned", choice.pruned), ("chosen", choice.chosen)):
+                state |= {(id_, c): name for id_, gone in lists.items() for c in gone}
+            table["state"] = state.values()
+            tables.append(table[columns])
+        return pd.concat(tables[1:] or tables, ignore_index=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state as tensors and plain values."""
+        """Return the whole state as tensors and plain values.
+
+        With the table of a measured cost, so that a resumed run goes on with the one that it began
+        with, also on another machine.
+        """
         return {
             "settings": self._settings(),
             "steps": self.steps,
             "period": self.period,
-            "redundant": _copy(self.redundant),
-            "pruned": _copy(self.pruned),
-            "left": _copy(self.left),
-            "choices": [choice.as_dict() for choice in self.choices],
-            "rule": self.rule.state_dict(),
+            "redundant": self.redundant,
+            "pruned": self.pruned,
+            "left": self.left,
+            "choices": [asdict(choice) for choice in self.choices],
+            "taylor": self.taylor.state_dict() if self.taylor else {},
+            "table": self.rule.cost.table,
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ``UserError``, with the differences, if ``state`` is of another schedule."""
-        differing = {
-            name: (state["settings"].get(name), value)
-            for name, value in self._settings().items()
-            if state["settings"].get(name) != value
-        }
-        if differing:
-            raise UserError(f"the state is of another schedule, (saved, here): {differing}")
+        """Raise ``UserError``, with the differences, if ``state`` is of other settings."""
+        saved = state["settings"]
+        here = self._settings()
+        if differing := {k: (saved.get(k), v) for k, v in here.items() if saved.get(k) != v}:
+            raise UserError(f"the state is of other settings, (saved, here): {differing}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``; see `check_state`. The groups are as wide as its are."""
-        self.check_state(state)
         self.steps, self.period = state["steps"], state["period"]
-        self.redundant, self.pruned = _copy(state["redundant"]), _copy(state["pruned"])
-        self.left = self.left_in(state)
+        self.redundant, self.pruned = state["redundant"], state["pruned"]
+        self.left = state["left"]
         self.choices = [Choice(**c | {"scores": c["scores"].cpu()}) for c in state["choices"]]
-        self.rule.load_state_dict(state.get("rule", {}))  # earlier versions saved none
+        if self.taylor is not None:
+            self.taylor.load_state_dict(state["taylor"])
+        if self.rule.cost.table != state["table"]:
+            log.info("the latencies on file are not those this run began with: it keeps the latter")
+            self.rule.cost = self.rule.cost.from_table(state["table"])
         self._indices.clear()
 
-    def left_in(self, state: Mapping[str, Any]) -> dict[str, list[int]]:
-        """Return the channels that the network of ``state`` has; earlier versions took none out."""
-        return _copy(state.get("left") or self._all_channels())
-
-    def _all_channels(self) -> dict[str, list[int]]:
-        return {id_: list(range(count)) for id_, count in self.channels.items()}
-
     def _settings(self) -> dict[str, Any]:
-        return self.rule.settings() | {
+        """Return what a resumed run must share; of a measured cost the budget as asked."""
+        rule = self.rule
+        return {
+            "variant": rule.settings.variant,
+            "importance": "taylor" if self.taylor else self.criteria,
+            "group_divisible": rule.divisible,
+            "min_channels_share": rule.least_share,
+            "budget": rule.settings.target.asked if rule.cost.table else rule.budget,
+            "unit": rule.cost.unit,
             "start_pruning_step": self.schedule.start,
             "pruning_steps": self.schedule.steps,
             "pruning_periods": self.schedule.periods,
@@ -180,45 +239,33 @@ class Pruner:
     def _choose(self, period: int, moves: Moves) -> None:
         """Let the rule choose this period's channels; they become redundant."""
         self.period = period + 1
-        removed = [self.pruned[g["id"]] for g in self.groups]
-        if self.rule.satisfied(period, removed):
+        if self.rule.cost_without(self.pruned) <= self.rule.budget_of(period):
             return
-        found = from_rank_0(self.rule.score(self.groups, moves)).cpu()
+        if self.taylor is None:
+            found = five_scores(self.groups, moves, self.criteria)
+        else:
+            found = self.taylor.means(self.groups).unsqueeze(0)
+            self.taylor.restart()
+        found = from_rank_0(found).cpu()
         if not found.isfinite().all():
             raise UserError(f"importance scores at step {self.steps} are not finite")
-        scores = self._of_all_channels(found)  # (rows, N)
-        totals = scores.sum(dim=0).split(list(self.channels.values()))
-        chosen = self.rule.choose([t.tolist() for t in totals], removed, period)
-        self.redundant = {
-            g["id"]: sorted(channels) for g, channels in zip(self.groups, chosen, strict=True)
-        }
-        self._indices.clear()
-        log.info("step %d: %d channels become redundant", self.steps, self.num_redundant)
-        self.choices.append(
-            Choice(
-                self.steps,
-                period,
-                scores,
-                _copy(self.pruned),
-                _copy(self.redundant),
-                self.rule.names,
-            )
-        )
-
-    def _of_all_channels(self, scores: Tensor) -> Tensor:
-        """Return scores of the channels left as scores of all; those of the others are 0."""
-        places, first = [], 0
+        places, first = [], 0  # of the channels left, among all; those of the others score 0
         for id_, count in self.channels.items():
             places += [first + channel for channel in self.left[id_]]
             first += count
-        return scores.new_zeros(len(scores), first).index_copy_(1, torch.tensor(places), scores)
+        scores = found.new_zeros(len(found), first).index_copy_(1, torch.tensor(places), found)
+        totals = scores.sum(dim=0).split(list(self.channels.values()))
+        by_group = {id_: total.tolist() for id_, total in zip(self.channels, totals, strict=True)}
+        chosen = self.rule.choose(by_group, self.pruned, period)
+        self.redundant = {id_: sorted(channels) for id_, channels in chosen.items()}
+        self._indices.clear()
+        count = sum(map(len, chosen.values()))
+        log.info("step %d: %d channels become redundant", self.steps, count)
+        self.choices.append(Choice(self.steps, period, scores, self.pruned, self.redundant))
 
     def _remove(self) -> None:
-        for id_, channels in self.redundant.items():
-            self.pruned[id_] = sorted(self.pruned[id_] + channels)
-            self.redundant[id_] = []
-        self._indices.clear()
-
-
-def _copy(lists: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    return {id_: list(channels) for id_, channels in lists.items()}
+        """Count redundant channels, if there are any, as pruned."""
+        if any(self.redundant.values()):
+            self.pruned = {i: sorted(gone + self.redundant[i]) for i, gone in self.pruned.items()}
+            self.redundant = {id_: [] for id_ in self.channels}
+            self._indices.clear()

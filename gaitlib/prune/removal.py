@@ -1,30 +1,32 @@
 """What becomes of channels that a run removes: they leave the network, or stay in it as zeros."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gaitlib.prune.graph import Graph
+from gaitlib.prune.graph import Graph, select
 from gaitlib.prune.hesso_settings import HessoSettings
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
 
+@dataclass(frozen=True)
 class Removal:
     """Removes channels from a network and from the optimizer that trains it.
 
     Both ways remove a channel from all tensors: from those of its group, and from the weights that
     read it. So a run whose channels leave computes what a run with such zeros does.
 
-    Args:
+    Attributes:
         graph: of the network.
         narrows: whether channels leave; else they stay as zeros.
     """
 
-    def __init__(self, graph: Graph, narrows: bool) -> None:
-        self.graph, self.narrows = graph, narrows
+    graph: Graph
+    narrows: bool
 
     def narrow(
         self, left: Mapping[str, Sequence[int]], groups: Sequence[dict[str, Any]], state: State
@@ -39,17 +41,17 @@ class Removal:
         Returns:
             The places that stay in each group that lost channels.
         """
-        kept, narrowed_tensors = self.graph.narrow(left)
-        replaced = {narrowed.old: narrowed for narrowed in narrowed_tensors}
+        kept, dims = self.graph.narrow(left), self.graph.shrinking_dims()
         for group in groups:
-            for i, param in enumerate(group["params"]):
-                if (narrowed := replaced.get(param)) is None:
+            for i, (name, old) in enumerate(zip(group["p_names"], group["params"], strict=True)):
+                new = self.graph.model.get_parameter(name) if name in dims else old
+                if new is old:
                     continue
-                group["params"][i] = narrowed.new
-                if param in state:
-                    state[narrowed.new] = {
-                        name: narrowed.follow(value) if _follows(value, param) else value
-                        for name, value in state.pop(param).items()
+                group["params"][i] = new
+                if old in state:
+                    state[new] = {
+                        key: select(value, dims[name], kept) if _follows(value, old) else value
+                        for key, value in state.pop(old).items()
                     }
             if group["id"] in kept:
                 group["num_groups"] = len(kept[group["id"]])
@@ -57,10 +59,7 @@ class Removal:
 
     @torch.no_grad()
     def clear(
-        self,
-        removed: Mapping[str, Sequence[int]],
-        groups: Sequence[dict[str, Any]],
-        state: State,
+        self, removed: Mapping[str, Sequence[int]], groups: Sequence[dict[str, Any]], state: State
     ) -> None:
         """Set removed channels to zero in every trained parameter that has them, and its state."""
         dims = self.graph.shrinking_dims()
@@ -75,7 +74,7 @@ class Removal:
 
 def _follows(value: Any, param: Tensor) -> bool:
     """Return whether a value of the state has one number for each of the parameter's."""
-    return isinstance(value, Tensor) and value.shape == param.shape and value.dim() > 0
+    return isinstance(value, Tensor) and value.shape == param.shape
 
 
 def removal_of(graph: Graph, settings: HessoSettings) -> Removal | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gaitlib.prune.channel_groups import channel_rows
@@ -25,24 +25,14 @@ def scored_tensors(graph: Graph) -> dict[str, tuple[str, ...]]:
     """
     modules = dict(graph.model.named_modules())
     normalised = {
-        source
-        for source, target in graph.edges
-        if target in modules and isinstance(modules[target], _BatchNorm)
-    }
-    return {
-        group.id: tuple(
-            name for name in group.names if _counts(name, modules[_layer(name)], normalised)
-        )
-        for group in graph.prunable()
+        source for source, target in graph.edges if isinstance(modules.get(target), _BatchNorm)
     }
 
+    def counts(name: str) -> bool:
+        layer = name.rpartition(".")[0]
+        return isinstance(modules[layer], _BatchNorm) or layer not in normalised
 
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _counts(name: str, module: nn.Module, normalised: set[str]) -> bool:
-    return isinstance(module, _BatchNorm) or _layer(name) not in normalised
+    return {group.id: tuple(filter(counts, group.names)) for group in graph.prunable()}
 
 
 class TaylorSums:
@@ -65,20 +55,18 @@ class TaylorSums:
         """Add the change that the gradients of this step predict."""
         self.steps += 1
         for group in groups:
-            change = None
-            for param, name, dim in zip(
-                group["params"], group["p_names"], group["p_dims"], strict=True
-            ):
-                if name in self.scored[group["id"]] and param.grad is not None:
-                    product = param.detach().float() * param.grad.float()
-                    rows = channel_rows(product, dim).sum(dim=1)  # (G,)
-                    change = rows if change is None else change + rows
-            if change is not None:
-                square = change.square_()
-                id_ = group["id"]
-                if id_ in self.sums:  # a loaded state may lie on another device
-                    square += self.sums[id_].to(square.device)
-                self.sums[id_] = square
+            id_ = group["id"]
+            changes = [
+                channel_rows(param.detach().float() * param.grad.float(), dim).sum(dim=1)  # (G,)
+                for param, name, dim in zip(
+                    group["params"], group["p_names"], group["p_dims"], strict=True
+                )
+                if name in self.scored[id_] and param.grad is not None
+            ]
+            if changes:
+                square = sum(changes).square()
+                before = self.sums.get(id_, torch.zeros(()))
+                self.sums[id_] = square + before.to(square.device)  # a loaded one may lie elsewhere
 
     def means(self, groups: Sequence[Mapping[str, Any]]) -> Tensor:
         """Return the mean over the steps so far, ``(N,)``; zero for a group without gradients."""
@@ -100,10 +88,9 @@ class TaylorSums:
         self.steps, self.sums = 0, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums and the number of steps."""
-        return {"steps": self.steps, "sums": {id_: s.clone() for id_, s in self.sums.items()}}
+        """Return the number of steps and the sums."""
+        return {"steps": self.steps, "sums": dict(self.sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``."""
-        self.steps = state["steps"]
-        self.sums = {id_: s.clone() for id_, s in state["sums"].items()}
+        self.steps, self.sums = state["steps"], dict(state["sums"])

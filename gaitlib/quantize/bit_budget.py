@@ -14,19 +14,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gaitlib.model.network_cost import (
-    FLOAT_BITS,
-    backbone_macs,
-    count_parameters,
-    macs_per_frame,
-    stored_bytes,
-)
+from gaitlib.model import network_cost
+from gaitlib.model.network_cost import FLOAT_BITS, stored_bytes
 from gaitlib.prune.graph import Graph
-from gaitlib.quantize.bit_allocation import BitBudgetError, allocate_bits
 from gaitlib.quantize.bit_control import normal_clipping
+from gaitlib.quantize.bit_operations import disk_bits
 from gaitlib.quantize.bit_settings import GetaSettings
 from gaitlib.quantize.grid import Grid, step_size
 from gaitlib.quantize.packing import stored_tensors
@@ -38,21 +34,22 @@ log = logging.getLogger(__name__)
 UNITS = {"target_bops": "bit operations per frame", "target_bytes": "bytes"}
 
 
-def dense_cost(key: str, model: nn.Module) -> int:
-    """Return what a float network costs: all its backbone's BOPs per frame, or all its bytes."""
+def budget_terms(key: str, asked: float, model: nn.Module) -> dict[str, Any]:
+    """Return what a budget means, under the names of results.json.
+
+    Args:
+        key: ``target_bops`` or ``target_bytes``.
+        asked: its value; below 1 a share of what ``model`` costs.
+        model: the dense network, in float.
+
+    Returns:
+        ``key``, ``asked``, ``limit`` and ``dense`` (what the budget and ``model`` are), ``unit``.
+    """
     if key == "target_bytes":
-        return sum(stored_bytes(t.numel(), FLOAT_BITS) for t in stored_tensors(model).values())
-    return macs_per_frame(model) * FLOAT_BITS**2
-
-
-def bit_limit(key: str, asked: float, dense: int) -> int:
-    """Return the cost that a budget means: a share of the dense network's if it is below 1."""
-    return int(asked * dense if asked < 1 else asked)
-
-
-def budget_terms(key: str, asked: float, dense: int) -> dict[str, Any]:
-    """Return ``key``, ``asked``, ``limit``, ``dense`` and ``unit`` of a budget, for results."""
-    limit = bit_limit(key, asked, dense)
+        dense = disk_bits(model, {}) // 8
+    else:
+        dense = network_cost.macs_per_frame(model) * FLOAT_BITS**2
+    limit = int(asked * dense if asked < 1 else asked)
     return {"key": key, "asked": asked, "limit": limit, "dense": dense, "unit": UNITS[key]}
 
 
@@ -70,39 +67,40 @@ class BitBudget:
     def __init__(self, graph: Graph, settings: GetaSettings) -> None:
         self.graph = graph
         bits = settings.bits
-        self.key, self.asked = bits.budget
-        self.dense = dense_cost(self.key, graph.model)
-        self.limit = bit_limit(self.key, self.asked, self.dense)
+        self.terms = budget_terms(*bits.budget, graph.model)
+        self.key, self.limit = self.terms["key"], self.terms["limit"]
         self.options = range(bits.min_bit_wt, bits.max_bit_wt + 1)
         floats = bits.quantize == "weights"
-        self.input_bits = FLOAT_BITS if floats else settings.bit_plan.activations.least
+        self.input_bits = FLOAT_BITS if floats else bits.limits(0)[1][0]
         self._check_reach(settings)
 
     def _check_reach(self, settings: GetaSettings) -> None:
         """Refuse a budget below what the fewest bits cost in a network pruned to its target."""
         known = {"target_bops": "target_macs", "target_bytes": "target_params"}
-        key = known[self.key]
+        key, dense = known[self.key], self.terms["dense"]
         if getattr(settings.target, "key", "") != key or settings.group_divisible > 1:
             return  # what pruning will leave of the network is not known
-        value, whole = settings.target.asked, self.dense // FLOAT_BITS**2
+        asked = settings.target.asked
         if key == "target_params":
-            whole = count_parameters(self.graph.model)
-        left = value * whole if value < 1 else value
-        each = self.options[0] * (self.input_bits if self.key == "target_bops" else 1 / 8)
-        least = int(0.99 * left * each)  # pruning ends at most 1 % below its target
+            whole, each = network_cost.count_parameters(self.graph.model), self.options[0] / 8
+        else:
+            whole, each = dense // FLOAT_BITS**2, self.options[0] * self.input_bits
+        # pruning ends at most 1 % below its target
+        least = int(0.99 * (asked * whole if asked < 1 else asked) * each)
         if least > self.limit:
             raise UserError(
-                f"{self.key} {self.asked:g} means {self.limit:,} {UNITS[self.key]}, but a network "
-                f"of {key} {value:g} needs at least {least:,} with min_bit_wt {self.options[0]} "
-                f"(a share of {least / self.dense:.2g}): raise {self.key}, or lower {key} or "
-                "min_bit_wt"
+                f"{self._meaning} but a network of {key} {asked:g} needs at least {least:,} with "
+                f"min_bit_wt {self.options[0]} (a share of {least / dense:.2g}): raise {self.key}, "
+                f"or lower {key} or min_bit_wt"
             )
 
+    @property
+    def _meaning(self) -> str:
+        terms = self.terms
+        return f"{self.key} {terms['asked']:g} means {self.limit:,} {terms['unit']},"
+
     def choose(
-        self,
-        weights: Mapping[str, Tensor],
-        inputs: Mapping[str, int],
-        sensitivity: Sequence[float],
+        self, weights: Mapping[str, Tensor], inputs: Mapping[str, int], factors: Sequence[float]
     ) -> list[int]:
         """Return the bits of each weight.
 
@@ -112,24 +110,22 @@ class BitBudget:
         Args:
             weights: the quantized parameters by name, zero channels included.
             inputs: bits of each quantized input, by layer name.
-            sensitivity: tr(F_l) / n_l of each weight, up to a common factor.
+            factors: tr(F_l) / n_l of each weight, up to a common factor.
         """
         errors = [
             {bits: 0.5 * factor * squared_error(weight, bits) for bits in self.options}
-            for weight, factor in zip(weights.values(), sensitivity, strict=True)
+            for weight, factor in zip(weights.values(), factors, strict=True)
         ]
         costs, fixed = self._costs(list(weights), inputs)
-        try:
-            return allocate_bits(errors, costs, self.limit - fixed)
-        except BitBudgetError as error:
-            least = error.least + fixed
+        least = fixed + sum(cost[self.options[0]] for cost in costs)
+        if least > self.limit:
             log.warning(
-                "%s %g means %s %s, and this network has at least %s at min_bit_wt %d (a share of "
-                "%.3g): all its weights get that",
-                *(self.key, self.asked, f"{self.limit:,}", UNITS[self.key], f"{least:,}"),
-                *(self.options[0], least / self.dense),
+                "%s and this network has at least %s at min_bit_wt %d (a share of %.3g): all its "
+                "weights get that",
+                *(self._meaning, f"{least:,}", self.options[0], least / self.terms["dense"]),
             )
             return [self.options[0]] * len(costs)
+        return allocate_bits(errors, costs, self.limit - fixed)
 
     def _costs(
         self, names: Sequence[str], inputs: Mapping[str, int]
@@ -139,12 +135,51 @@ class BitBudget:
         if self.key == "target_bytes":
             numbers = {name: tensor.numel() for name, tensor in stored_tensors(small).items()}
             costs = [{b: stored_bytes(numbers[name], b) for b in self.options} for name in names]
-            others = (n for name, n in numbers.items() if name not in set(names))
-            return costs, sum(stored_bytes(n, FLOAT_BITS) for n in others)
-        macs = backbone_macs(small)
+            others = numbers.keys() - set(names)
+            return costs, sum(stored_bytes(numbers[name], FLOAT_BITS) for name in others)
+        macs = network_cost.backbone_macs(small)
         layers = [name.rpartition(".")[0] for name in names]
         each = [macs.get(layer, 0) * inputs.get(layer, FLOAT_BITS) for layer in layers]
         return [{b: one * b for b in self.options} for one in each], 0
+
+
+def allocate_bits(
+    errors: Sequence[Mapping[int, float]], costs: Sequence[Mapping[int, int]], budget: float
+) -> list[int]:
+    """Return the bits of each tensor with the least total error at a total cost within a budget.
+
+    Each tensor takes one of its numbers of bits. Errors and costs add up over tensors, so this is a
+    multiple-choice knapsack problem, which dynamic programming solves exactly.
+
+    Tensor by tensor, this keeps every partial choice that no other one beats in both cost and
+    error. At equal cost and error the choice that comes first wins, so the result does not depend
+    on anything but the arguments.
+
+    Args:
+        errors: for each tensor, the error by its number of bits.
+        costs: for each tensor, the cost by its number of bits, the same numbers as in ``errors``.
+        budget: the most that all may cost together, at least what the fewest bits cost.
+    """
+    least = [min(cost.values()) for cost in costs]
+    rest = np.append(np.cumsum(least[::-1])[::-1], 0)  # of this tensor and those after it
+    cost, error = np.zeros(1, dtype=np.int64), np.zeros(1)
+    steps: list[tuple[list[int], np.ndarray, np.ndarray]] = []
+    for place, (by_bits, cost_by_bits) in enumerate(zip(errors, costs, strict=True)):
+        options = sorted(by_bits)
+        costs_now = cost[:, None] + [cost_by_bits[b] for b in options]  # (choices so far, options)
+        errors_now = error[:, None] + [by_bits[b] for b in options]
+        cost, error = costs_now.ravel(), errors_now.ravel()
+        order = np.lexsort((error, cost))
+        order = order[cost[order] + rest[place + 1] <= budget]
+        best_before = np.minimum.accumulate(np.append(np.inf, error[order]))[:-1]
+        order = order[error[order] < best_before]
+        cost, error = cost[order], error[order]
+        steps.append((options, *np.divmod(order, len(options))))
+    chosen, place = [], len(cost) - 1  # the most expensive choice that is left has the least error
+    for options, parents, numbers in reversed(steps):
+        chosen.append(options[numbers[place]])
+        place = parents[place]
+    return chosen[::-1]
 
 
 def squared_error(weight: Tensor, bits: int) -> float:

@@ -2,25 +2,24 @@
 
 All functions count by the same rule. The BOPs of a layer are its MACs times the bits of its weights
 times the bits of its input. A tensor that is not quantized counts 32 bits, so a float MAC costs
-1024, and one with 4-bit weights on float inputs an eighth of that. Bits are the stored ones:
-real-valued bits, as in training, are rounded first. MACs follow `gaitlib.model.network_cost`: per
-frame in the backbone, per clip in the heads. The backbone's BOPs per frame are the main figure; the
-heads' are reported separately.
+1024, and one with 4-bit weights on float inputs an eighth of that. Bits are whole. MACs follow
+`gaitlib.model.network_cost`: per frame in the backbone, per clip in the heads. The backbone's BOPs
+per frame are the main figure; the heads' are reported separately.
 """
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
 from gaitlib.model import BACKBONE
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bytes
 from gaitlib.quantize.packing import stored_tensors
-from gaitlib.system.errors import UserError
 
 
 def bops_table(
-    layers: pd.DataFrame, weight_bits: Mapping[str, float], activation_bits: Mapping[str, float]
+    layers: pd.DataFrame, weight_bits: Mapping[str, int], activation_bits: Mapping[str, int]
 ) -> pd.DataFrame:
     """Return one row per layer, in the order in which they run.
 
@@ -37,38 +36,28 @@ def bops_table(
         weight_bits, activation_bits: whole; 32 where nothing is quantized.
         bops: per frame or per clip.
 
-    Raises:
-        UserError: if bits are given for a layer that is not in the table.
     """
     by_layer = {name.rpartition(".")[0]: bits for name, bits in weight_bits.items()}
-    for given in (by_layer, activation_bits):
-        if strangers := sorted(given.keys() - set(layers["layer"])):
-            raise UserError(f"no layers are called {strangers}; the table has {list(layers.layer)}")
+    backbone = layers["layer"].str.startswith(BACKBONE)
     table = layers[["layer", "macs"]].copy()
-    table.insert(1, "per", _per(layers))
+    table.insert(1, "per", np.where(backbone, "frame", "clip"))
     # each weight multiplies once per position of the output map
     table["weights"] = layers["macs"] // (layers["height"] * layers["width"])
     for column, bits in (("weight_bits", by_layer), ("activation_bits", activation_bits)):
-        table[column] = [round(bits.get(name, FLOAT_BITS)) for name in layers["layer"]]
+        table[column] = [bits.get(name, FLOAT_BITS) for name in layers["layer"]]
     table["bops"] = table["macs"] * table["weight_bits"] * table["activation_bits"]
     return table
 
 
-def relative_bops(table: pd.DataFrame, dense: pd.DataFrame, per: str = "frame") -> float:
-    """Return the BOPs of a network in percent of a dense float network's, at 1024 per MAC.
+def relative_bops(table: pd.DataFrame, dense: pd.DataFrame) -> float:
+    """Return the BOPs of a backbone in percent of a dense float network's, at 1024 per MAC.
 
     Args:
         table: `bops_table` of the network.
         dense: ``bops_table`` or ``layer_table`` of the network before pruning.
-        per: ``frame`` compares the backbones, ``clip`` the heads.
-
-    Raises:
-        UserError: if the dense table has no MACs of that kind.
     """
-    bops = table.loc[table["per"] == per, "bops"].sum()
-    macs = dense.loc[_per(dense) == per, "macs"].sum()
-    if not macs:
-        raise UserError(f"the dense table has no MACs per {per!r}; choose frame or clip")
+    bops = table.loc[table["per"] == "frame", "bops"].sum()
+    macs = dense.loc[dense["layer"].str.startswith(BACKBONE), "macs"].sum()
     return float(100 * bops / (macs * FLOAT_BITS**2))
 
 
@@ -82,13 +71,12 @@ def average_bits(table: pd.DataFrame) -> dict[str, float]:
         table: `bops_table` of the network.
     """
     backbone = table[table["per"] == "frame"]
-    return {
-        "weights": _mean(table["weight_bits"], table["weights"]),
-        "activations": _mean(backbone["activation_bits"], backbone["macs"]),
-    }
+    weights = np.average(table["weight_bits"], weights=table["weights"])
+    inputs = np.average(backbone["activation_bits"], weights=backbone["macs"])
+    return {"weights": float(weights), "activations": float(inputs)}
 
 
-def disk_bits(model: nn.Module, weight_bits: Mapping[str, float]) -> int:
+def disk_bits(model: nn.Module, weight_bits: Mapping[str, int]) -> int:
     """Return the bits of a network's numbers as `gaitlib.quantize.packing` stores them.
 
     A weight of 2 to 8 bits takes that many bits, and one of 9 to 16 bits takes 16. Everything else
@@ -98,22 +86,8 @@ def disk_bits(model: nn.Module, weight_bits: Mapping[str, float]) -> int:
     Args:
         model: the network, whole or compressed.
         weight_bits: bits of each quantized weight, by parameter name.
-
-    Raises:
-        UserError: if bits are given for a parameter that the model does not have.
     """
-    numbers = {name: tensor.numel() for name, tensor in stored_tensors(model).items()}
-    if strangers := sorted(weight_bits.keys() - numbers.keys()):
-        raise UserError(f"no parameters are called {strangers}; the model has {list(numbers)}")
     return sum(
-        8 * stored_bytes(numel, round(weight_bits.get(name, FLOAT_BITS)))
-        for name, numel in numbers.items()
+        8 * stored_bytes(tensor.numel(), weight_bits.get(name, FLOAT_BITS))
+        for name, tensor in stored_tensors(model).items()
     )
-
-
-def _per(layers: pd.DataFrame) -> pd.Series:
-    return layers["layer"].map(lambda name: "frame" if name.startswith(BACKBONE) else "clip")
-
-
-def _mean(values: pd.Series, weights: pd.Series) -> float:
-    return float((values * weights).sum() / weights.sum())

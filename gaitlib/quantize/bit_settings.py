@@ -1,25 +1,44 @@
-"""What a run that chooses bits is told: GETA's own order, or bits that come after the channels."""
+"""How many bits a run chooses, and when: GETA's own order, or bits that come after the channels."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
 from gaitlib.prune.hesso_settings import HessoSettings
-from gaitlib.prune.schedules import PruningSchedule
-from gaitlib.quantize.bit_plan import BitInterval, BitPlan, ProjectionSchedule
+from gaitlib.prune.schedules import Periods, PruningSchedule
 from gaitlib.system.errors import UserError
 
+MAX_BITS = 24  # bits of float32's significand
 #: The keys that limit the cost of bits; a run has at most one of them.
 BIT_BUDGETS = ("target_bops", "target_bytes")
 #: The keys that say how many bits weights end at; a run has at most one of them.
 BIT_TARGETS = (*BIT_BUDGETS, "target_bits")
+#: The fewest and the most bits, of weights and of activations.
+Limits = tuple[tuple[int, float], tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class ProjectionSchedule(Periods):
+    """When the largest bit width shrinks, before pruning begins; ``start`` steps are warm-up."""
+
+    name: ClassVar[str] = "projection"
+
+    def shrinks_by(self, step: int) -> int:
+        """Return how many times bits have shrunk by the end of ``step``.
+
+        They shrink once per period, at its end. The number depends only on the step, so skipping a
+        step loses no shrink. The last shrink is at ``start + periods * (steps // periods)``, before
+        pruning.
+        """
+        return max(0, min((step - self.start) // self.duration, self.periods))
 
 
 @dataclass(frozen=True)
 class Bits:
-    """What both orders of bits read.
+    """How many bits quantizers may have, and when.
 
     Attributes:
+        pruning: when channels leave.
         quantize: what is rounded.
         min_bit_wt: the fewest bits of weights.
         max_bit_wt: the most bits of weights, at the start.
@@ -41,9 +60,10 @@ class Bits:
             again after the last step; 0 keeps those of training.
 
     Raises:
-        UserError: if bounds contradict each other.
+        UserError: if bounds contradict each other, or steps do.
     """
 
+    pruning: PruningSchedule
     quantize: Literal["weights", "weights_and_activations"] = "weights_and_activations"
     min_bit_wt: int = 2
     max_bit_wt: int = 16
@@ -58,43 +78,41 @@ class Bits:
     batch_norm_batches: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            (self._least_key, self.least_weight_bits, "max_bit_wt"),
-            ("min_bit_act", self.min_bit_act, "max_bit_act"),
-        ):
-            if low > getattr(self, high):
-                raise UserError(f"{name} {low} exceeds {high} {getattr(self, high)}")
-        if self.target_bits is None and self.min_bit_wt < self.max_bit_wt:
-            end = self.max_bit_wt - self.projection_periods * self.bit_reduction
-            if end < self.min_bit_wt:
-                raise UserError(
-                    f"max_bit_wt {self.max_bit_wt} - projection_periods {self.projection_periods} "
-                    f"* bit_reduction {self.bit_reduction} = {end} is below min_bit_wt "
-                    f"{self.min_bit_wt}: lower bit_reduction or projection_periods, or write "
-                    "target_bits"
-                )
+        least = "min_bit_wt" if self.target_bits is None else "target_bits"
+        for low, high in ((least, "max_bit_wt"), ("min_bit_act", "max_bit_act")):
+            if getattr(self, low) > getattr(self, high):
+                raise UserError(f"{low} {getattr(self, low)} exceeds {high} {getattr(self, high)}")
+        end = self.max_bit_wt - self.projection_periods * self.bit_reduction
+        if self.target_bits is None and end < self.min_bit_wt < self.max_bit_wt:
+            raise UserError(
+                f"max_bit_wt {self.max_bit_wt} - projection_periods {self.projection_periods} * "
+                f"bit_reduction {self.bit_reduction} = {end} is below min_bit_wt {self.min_bit_wt}"
+                ": lower bit_reduction or projection_periods, or write target_bits"
+            )
 
-    @property
-    def _least_key(self) -> str:
-        return "min_bit_wt" if self.target_bits is None else "target_bits"
+    def phase(self, step: int) -> str:
+        """Return the name of the phase that ``step`` is in; 0 is in that of step 1."""
+        return [name for name, first in self.phases.items() if first < max(step, 1)][-1]
 
-    @property
-    def least_weight_bits(self) -> int:
-        """The fewest bits that a weight may have."""
-        return self.min_bit_wt if self.target_bits is None else self.target_bits
-
-    def _intervals(self) -> tuple[BitInterval, BitInterval]:
-        """Return the bits that weights and activations may have."""
-        least, each, others = self.least_weight_bits, self.bit_reduction, self.bit_reduction
+    def _after(self, shrinks: int) -> Limits:
+        """Return the limits after the upper ones have shrunk so many times."""
+        least, each, others = self.min_bit_wt, self.bit_reduction, self.bit_reduction
         if self.target_bits is not None:
-            each, others = (self.max_bit_wt - least) / self.projection_periods, 0
-        weights = BitInterval(least, self.max_bit_wt, each, "wt")
-        return weights, BitInterval(self.min_bit_act, self.max_bit_act, others, "act")
+            least, others = self.target_bits, 0
+            each = (self.max_bit_wt - least) / self.projection_periods
+        weights = max(self.max_bit_wt - shrinks * each, least)
+        inputs = max(self.max_bit_act - shrinks * others, self.min_bit_act)
+        return (least, weights), (self.min_bit_act, inputs)
 
 
 @dataclass(frozen=True)
 class Qasso(Bits):
-    """Bits before channels, as GETA's paper has it; `BitPlan` has the phases.
+    """Bits before channels, in GETA's four phases (https://arxiv.org/abs/2502.16638).
+
+    1. Warm-up: bits are free.
+    2. Projection: the upper limits shrink period by period.
+    3. Joint: channels are pruned; the limits stay as they are after projection.
+    4. Cool-down: each quantizer keeps a whole number of bits.
 
     Attributes:
         start_projection_step: steps of warm-up, in which bits are free.
@@ -104,19 +122,41 @@ class Qasso(Bits):
     start_projection_step: int = 0
     projection_steps: int = 1
 
-    def plan(self, pruning: PruningSchedule) -> BitPlan:
-        """Return when bits shrink, in a run that prunes by ``pruning``."""
-        weights, activations = self._intervals()
-        projection = ProjectionSchedule(
-            self.start_projection_step, self.projection_steps, self.projection_periods
-        )
-        follow_until = pruning.end if self.ranges == "follow" else None
-        return BitPlan(self.lr_quant, projection, weights, activations, pruning, follow_until)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.projection.end > self.pruning.start:
+            raise UserError(
+                f"{self.projection} exceeds start_pruning_step {self.pruning.start}: bits shrink "
+                "before channels are pruned"
+            )
+
+    @property
+    def projection(self) -> ProjectionSchedule:
+        """When the upper limits shrink."""
+        start, steps = self.start_projection_step, self.projection_steps
+        return ProjectionSchedule(start, steps, self.projection_periods)
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """The first iteration of each phase (from 0), by name and in order."""
+        first = {"warm-up": 0, "projection": self.start_projection_step}
+        return first | {"joint": self.pruning.start, "cool-down": self.pruning.end}
+
+    @property
+    def follow_until(self) -> float | None:
+        """The last step at which ranges follow what they clip; None if they are always learned."""
+        return self.pruning.end if self.ranges == "follow" else None
+
+    def limits(self, step: int) -> Limits:
+        """Return the fewest and the most bits after ``step``, of weights and of activations."""
+        if self.phase(step) == "warm-up":
+            return (1, MAX_BITS), (1, MAX_BITS)
+        return self._after(self.projection.shrinks_by(step))
 
 
 @dataclass(frozen=True)
 class FloatFirst(Bits):
-    """Channels first, in float; then bits, which are whole at once.
+    """Channels first, in float; then bits, which are whole at once: two phases.
 
     Without a budget for bits they are those that projection would end at.
 
@@ -153,45 +193,40 @@ class FloatFirst(Bits):
         if len(given) > 1:
             said = ", ".join(f"{key} {value:g}" for key, value in given.items())
             raise UserError(f"{said}: one of them decides the bits of weights: leave one")
-        if self.learn_ranges_step is not None and self.ranges != "follow":
-            raise UserError(
-                f"learn_ranges_step {self.learn_ranges_step} is read only with ranges: follow: "
-                "leave it out, or write that"
-            )
+        start, end, learned = self.start, self.pruning.end, self.learn_ranges_step
+        if start < end:
+            raise UserError(f"start_bits_step {start}, before pruning ends: write {end} or more")
+        if learned is not None and self.ranges != "follow":
+            raise UserError(f"learn_ranges_step {learned} is read only with ranges: follow")
+        if learned is not None and learned < start:
+            raise UserError(f"learn_ranges_step {learned}, before bits: write {start} or more")
 
     @property
     def budget(self) -> tuple[str, float] | None:
         """The key of BIT_BUDGETS that is given, and its value; None without one."""
         return next(((k, v) for k in BIT_BUDGETS if (v := getattr(self, k)) is not None), None)
 
-    def start(self, pruning: PruningSchedule) -> int:
-        """Return the last step in float."""
-        return pruning.end if self.start_bits_step is None else self.start_bits_step
+    @property
+    def start(self) -> int:
+        """The last step in float."""
+        return self.pruning.end if self.start_bits_step is None else self.start_bits_step
 
-    def plan(self, pruning: PruningSchedule) -> BitPlan:
-        """Return when bits begin, in a run that prunes by ``pruning``.
+    @property
+    def phases(self) -> dict[str, int]:
+        """The first iteration of each phase (from 0), by name and in order."""
+        return {"float": 0, "bits": self.start}
 
-        Raises:
-            UserError: if ranges are learned before there are bits.
-        """
-        start, learned = self.start(pruning), self.learn_ranges_step
-        if learned is not None and learned < start:
-            raise UserError(
-                f"learn_ranges_step {learned} is before the weights are rounded, at "
-                f"start_bits_step {start}: write {start} or more"
-            )
-        weights, activations = self._intervals()
-        return BitPlan(
-            self.lr_quant,
-            ProjectionSchedule(0, self.projection_periods, self.projection_periods),
-            weights.at_the_end(self.projection_periods)
-            if self.budget is None
-            else BitInterval(weights.least, weights.most, 0, "wt"),
-            activations.at_the_end(self.projection_periods),
-            pruning,
-            (learned or math.inf) if self.ranges == "follow" else None,
-            start,
-        )
+    @property
+    def follow_until(self) -> float | None:
+        """The last step at which ranges follow what they clip; None if they are always learned."""
+        return (self.learn_ranges_step or math.inf) if self.ranges == "follow" else None
+
+    def limits(self, step: int) -> Limits:
+        """Return the fewest and the most bits after ``step``, of weights and of activations."""
+        (least, most), (_, inputs) = self._after(self.projection_periods)
+        at_the_end = round(most), round(most)
+        weights = at_the_end if self.budget is None else (least, self.max_bit_wt)
+        return weights, (round(inputs), round(inputs))
 
 
 #: By the key ``order``.
@@ -218,19 +253,12 @@ class GetaSettings(HessoSettings):
         """
         known = set().union(*map(bit_keys, ORDERS))
         own = {key: value for key in known & keys.keys() if (value := keys.pop(key)) is not None}
+        settings = super().of(**keys)
         if order is None and not own:
-            return super().of(**keys)
-        order = order or "qasso"
-        if unread := sorted(own.keys() - bit_keys(order)):
-            raise UserError(f"{unread[0]} {own[unread[0]]} is not read with order: {order}")
-        return super().of(**keys, bits=ORDERS[order](**own))
-
-    @property
-    def bit_plan(self) -> BitPlan | None:
-        """When bits shrink, and the bounds they keep within; None without quantization."""
-        return None if self.bits is None else self.bits.plan(self.schedule)
+            return settings
+        return replace(settings, bits=ORDERS[order or "qasso"](settings.schedule, **own))
 
 
 def bit_keys(order: str) -> set[str]:
     """Return the flat keys that an order of bits reads."""
-    return {f.name for f in fields(ORDERS[order])}
+    return {f.name for f in fields(ORDERS[order])} - {"pruning"}

@@ -46,10 +46,7 @@ def step_size(bits: Number, q_m: Number, t: Number, signed: bool | Tensor = True
     """
     magnitude = bits - (+signed)
     if not isinstance(magnitude, Tensor) and magnitude <= 0:
-        raise UserError(
-            f"{bits} bits give no level except zero: a {'signed' if signed else 'unsigned'} grid "
-            f"needs more than {+signed}"
-        )
+        raise UserError(f"{bits} bits give no level except zero: write more than {+signed}")
     return q_m**t / (2**magnitude - 1)
 
 
@@ -103,10 +100,8 @@ class Grid:
             raise UserError(
                 f"bits is {self.bits!r}; it must be a whole number, {1 + self.signed} to 32"
             )
-        for name in ("d", "q_m", "t"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} is {value}; it must be a positive number")
+        if not all(math.isfinite(value) and value > 0 for value in (self.d, self.q_m, self.t)):
+            raise UserError(f"{self}: d, q_m and t must be positive numbers")
 
     @property
     def levels(self) -> int:

@@ -5,18 +5,16 @@ and that part may coincide with the decay of the learning rate (Dremov et al., 2
 https://arxiv.org/abs/2509.22935).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gaitlib.quantize.bit_budget import BitBudget
-from gaitlib.quantize.bit_control import FOLLOW_RATE, BitControl, normal_clipping
-from gaitlib.quantize.bit_plan import BitPlan
-from gaitlib.quantize.grid import step_size
+from gaitlib.quantize.bit_control import FOLLOW_RATE, BitControl
+from gaitlib.quantize.bit_settings import FloatFirst
 from gaitlib.quantize.ptq import clip_channels
-from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
 
 #: Steps before the switch in which inputs are watched, and gradients are gathered for a budget.
@@ -28,7 +26,7 @@ _POWERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2}
 class LateBits(BitControl):
     """Keeps quantizers off until the switch, chooses whole bits there, and keeps them.
 
-    Until ``plan.bits_start`` steps are done, nothing is rounded, and the scalars do not learn. In
+    Until ``plan.start`` steps are done, nothing is rounded, and the scalars do not learn. In
     the last OBSERVED_STEPS of them the range of each input becomes the running mean of the
     magnitudes that 99.9 % of a batch are below, and the squared gradients of the weights are
     summed. Then each quantizer gets whole bits: those of the plan, or what the budget chooses. A
@@ -42,21 +40,14 @@ class LateBits(BitControl):
     quantization (Esser et al., 2020, https://arxiv.org/abs/1902.08153).
 
     Args:
-        quantization: of the network; switched off here.
-        plan: with ``bits_start``.
+        model: with the quantizers attached, which are switched off here.
+        plan: when bits begin, and which.
         budget: chooses the bits of weights; None takes those of the plan.
-        model: the network, to clip by channel; None clips by tensor.
     """
 
-    def __init__(
-        self,
-        quantization: Quantization,
-        plan: BitPlan,
-        budget: BitBudget | None = None,
-        model: nn.Module | None = None,
-    ) -> None:
-        super().__init__(quantization, plan)
-        self.budget, self.model = budget, model
+    def __init__(self, model: nn.Module, plan: FloatFirst, budget: BitBudget | None = None) -> None:
+        super().__init__(model, plan)
+        self.budget = budget
         self.squares: Tensor | None = None  # (W,), sums of the mean squared gradients
         self._switch()
 
@@ -65,54 +56,41 @@ class LateBits(BitControl):
         """Whether the network is rounded in the next step."""
         return self.whole is not None
 
-    def begin_step(self, step: int) -> None:
-        """Do nothing: bits are chosen at the end of a step."""
-
     def follows(self, step: int) -> bool:
         """Return whether ranges follow what they clip after ``step``."""
-        if step <= self.plan.bits_start or self.whole is None:
-            return self._observes(step)
-        return super().follows(step)
+        return super().follows(step) if self.rounds else self._observed(step) > 0
 
-    def observe(self, step: int, weights: Sequence[Tensor]) -> None:
-        """Gather the gradients of a step in float, before the weights move.
-
-        Args:
-            step: the number of the step.
-            weights: the quantized parameters, in the order of their quantizers.
-        """
-        if self.budget is None or not self._observes(step):
+    def observe(self, step: int) -> None:
+        """Gather the gradients of a step in float, before the weights move."""
+        if self.budget is None or self._observed(step) <= 0:
             return
-        grads = [w.new_zeros(1) if w.grad is None else w.grad for w in weights]
+        grads = [w.new_zeros(1) if w.grad is None else w.grad for w in self.weights()]
         found = torch.stack([g.float().square().mean() for g in grads])
         self.squares = found if self.squares is None else found + self.squares.to(found.device)
 
-    def end_float_step(
-        self, step: int, weights: Sequence[Tensor], state: Mapping[Tensor, dict[str, Any]]
-    ) -> None:
+    def end_float_step(self, step: int, state: Mapping[Tensor, dict[str, Any]]) -> None:
         """Follow the inputs' ranges; after the last step in float choose bits and round.
 
         Args:
-            step: steps that have been done.
-            weights: as in `observe`, after channels have left.
+            step: steps that have been done; channels have left.
             state: the optimizer's, by parameter; it is scaled with the channels of weights.
         """
-        self.follow(step, weights)
-        if step >= self.plan.bits_start:
-            self._choose_bits(weights)
-            self._scale_channels(weights, state)
-            self._set_ranges(weights)
+        if step >= self.plan.start:
+            self._choose_bits(step)
+            if self.plan.clipping == "channel":
+                self._scale_channels(state)
             self._switch()
-            self.watch(step)
+        if (observed := self._observed(step)) > 0:  # 1/k makes the range a running mean
+            self._move_ranges(max(FOLLOW_RATE, 1 / observed))
+        self.watch(step)
 
     def complete_gradients(self) -> None:
         """Add to the gradients of q_m and t what they change by d, which follows them."""
         live = [q for q in self.quantizers if q.d.grad is not None and q.q_m.grad is not None]
         if not live:
             return
-        d, q_m, t, grad = (
-            torch.stack([value(q) for q in live])
-            for value in (lambda q: q.d, lambda q: q.q_m, lambda q: q.t, lambda q: q.d.grad)
+        d, q_m, t, grad = map(
+            torch.stack, zip(*((q.d, q.q_m, q.t, q.d.grad) for q in live), strict=True)
         )
         torch._foreach_add_([q.q_m.grad for q in live], list((grad * t * d / q_m).unbind()))
         for q, share in zip(live, (grad * d * q_m.log()).unbind(), strict=True):
@@ -124,69 +102,43 @@ class LateBits(BitControl):
         return super().state_dict() | {"squares": self.squares}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state``; see `check_state`."""
+        """Continue from ``state``; raises as `BitControl.load_state_dict`."""
         super().load_state_dict(state)
         self.squares = state["squares"]
         self._switch()
 
-    def _observes(self, step: int) -> bool:
-        return step > self.plan.bits_start - OBSERVED_STEPS
+    def _observed(self, step: int) -> int:
+        """Return how many steps in float have been observed by the end of ``step``."""
+        return step - max(self.plan.start - OBSERVED_STEPS, 0)
 
-    def _input_rate(self, step: int) -> float:
-        """Return 1/k at the k-th observed step in float, which makes the range a running mean."""
-        if self.whole is not None:
-            return FOLLOW_RATE
-        observed = step - max(self.plan.bits_start - OBSERVED_STEPS, 0)
-        return max(FOLLOW_RATE, 1 / observed)
-
-    def _choose_bits(self, weights: Sequence[Tensor]) -> None:
-        signs = self._signs()
-        least = torch.full_like(signs, self.plan.weights.least)
-        least[len(weights) :] = self.plan.activations.least
-        bits = torch.maximum(least, 1 + signs)  # calibration may find negative inputs
+    def _choose_bits(self, step: int) -> None:
+        bits = self.interval(step)[0].clone()
         if self.budget is not None:
-            names = list(self.positions)
-            inputs = zip(self.quantization.activations.keys(), bits[len(names) :], strict=True)
-            squares = torch.ones(len(names)) if self.squares is None else self.squares
-            chosen = self.budget.choose(
-                dict(zip(names, weights, strict=True)),
-                {layer: int(b) for layer, b in inputs},
-                squares.tolist(),
-            )
-            bits[: len(names)] = torch.tensor(chosen, dtype=bits.dtype)
+            weights = dict(zip(self.positions, self.weights(), strict=True))
+            layers, count = self.quantization.input_quantizers, len(weights)
+            inputs = dict(zip(layers, bits[count:].int().tolist(), strict=True))
+            squares = torch.ones(count) if self.squares is None else self.squares
+            chosen = self.budget.choose(weights, inputs, squares.tolist())
+            bits[:count] = torch.tensor(chosen, dtype=bits.dtype)
         self.whole = from_rank_0(bits)
 
-    def _scale_channels(
-        self, weights: Sequence[Tensor], state: Mapping[Tensor, dict[str, Any]]
-    ) -> None:
-        """Give the output channels of each convolution like ranges, if the network is given.
+    def _scale_channels(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Give the output channels of each convolution like ranges.
 
         With W = s W' the gradient of W' is s times that of W. So averages of gradients are
         multiplied by s, and those of squares by its square.
         """
-        if self.model is None:
-            return
         bits = dict(zip(self.positions, self.whole.int().tolist(), strict=False))
-        named = dict(zip(self.positions, weights, strict=True))
         for name, share in clip_channels(self.model, bits).items():
-            shape = (-1, *[1] * (named[name].dim() - 1))
+            weight = self.model.get_parameter(name)
+            share = share.reshape(-1, *[1] * (weight.dim() - 1))
             for key, power in _POWERS.items():
-                if (moment := state.get(named[name], {}).get(key)) is not None:
-                    moment.mul_(share.pow(power).reshape(shape))
-
-    def _set_ranges(self, weights: Sequence[Tensor]) -> None:
-        """Set each weight's range for its bits, and all steps."""
-        _, q_m, t = self.scalars()
-        wanted = [normal_clipping(w, b) for w, b in zip(weights, self.whole, strict=False)]
-        q_m[: len(wanted)] = torch.stack(wanted)
-        self._write("q_m", torch.where(q_m > 0, q_m, 1.0))  # a weight of zeros has any range
-        _, q_m, t = self.scalars()
-        self._write("d", step_size(self.whole, q_m, t, self._signs()))
+                if (moment := state.get(weight, {}).get(key)) is not None:
+                    moment.mul_(share.pow(power))
 
     def _switch(self) -> None:
         """Let quantizers round and learn if bits have been chosen, and only then."""
-        for quantizer in self.quantizers:
-            quantizer.enabled = self.rounds
-        for _, scalar in self.learned:
+        self.quantization.switch(self.rounds)
+        for scalar in self.learned.values():
             scalar.requires_grad_(self.rounds)
             scalar.grad = scalar.grad if self.rounds else None

@@ -36,13 +36,8 @@ def pack(k: Tensor, bits: int) -> Tensor:
 
     Returns:
         uint8, ``(stored_bytes(k.numel(), bits),)``, on the CPU.
-
-    Raises:
-        UserError: if ``bits`` or an entry of ``k`` is outside its range.
     """
-    _check_packable(bits)
     values = k.detach().cpu().numpy().ravel().astype(np.int64)
-    _check_levels(values, bits)
     if bits in INT16_BITS:
         return torch.from_numpy(values.astype("<i2").view(np.uint8))
     codes = (values & (2**bits - 1)).astype(np.uint8)  # two's complement
@@ -65,7 +60,8 @@ def unpack(data: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
         UserError: if ``bits`` is outside its range, ``data`` has another type or size, or holds
             the one code that is no level, ``-2^(bits-1)``.
     """
-    _check_packable(bits)
+    if stored_bits(bits) == FLOAT_BITS:
+        raise UserError(f"bits is {bits}; integers of 2 to 16 bits are packed")
     numel = math.prod(shape)
     if data.dtype != torch.uint8 or data.numel() != stored_bytes(numel, bits):
         raise UserError(
@@ -79,16 +75,6 @@ def unpack(data: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
         single = np.unpackbits(raw, count=numel * bits, bitorder="little").reshape(numel, bits)
         codes = np.packbits(single, axis=1, bitorder="little").ravel().astype(np.int32)
         values = codes - (codes >> (bits - 1) << bits)  # the highest bit is the sign
-    _check_levels(values, bits)
-    return torch.from_numpy(values).reshape(tuple(shape))
-
-
-def _check_packable(bits: int) -> None:
-    if stored_bits(bits) == FLOAT_BITS:
-        raise UserError(f"bits is {bits}; integers of 2 to 16 bits are packed")
-
-
-def _check_levels(values: np.ndarray, bits: int) -> None:
-    largest = np.abs(values.astype(np.int64)).max(initial=0)
-    if largest >= 2 ** (bits - 1):
+    if (largest := np.abs(values).max(initial=0)) >= 2 ** (bits - 1):
         raise UserError(f"an integer is as large as {largest}; {bits} bits go to 2^{bits - 1} - 1")
+    return torch.from_numpy(values).reshape(tuple(shape))

@@ -12,7 +12,6 @@ from gaitlib.model import GaitBase
 from gaitlib.model.batch_norm import normalised_convolutions, reestimate_batch_norms
 from gaitlib.quantize.grid import step_size
 from gaitlib.quantize.quantization import calibrate, quantize_network
-from gaitlib.system.errors import UserError
 
 _SHARES = torch.linspace(0.3, 1.0, 71)  # clipping magnitudes to try, as shares of max |w|
 
@@ -60,36 +59,25 @@ def round_after_training(
         batch_norm_clips: batches to measure the statistics of batch norms on again, once all is
             rounded; none keeps those of training.
 
-    Raises:
-        UserError: if the names differ from those of the network's weights and inputs.
     """
     twin = copy.deepcopy(model).eval()
     if rounding.clipping == "channel":
         clip_channels(twin, weight_bits)
     kind = "weights_and_activations" if activation_bits else "weights"
     quantization = quantize_network(twin, kind, uniform=True)
-    given = (weight_bits, activation_bits)
-    for table, bits in zip((quantization.weights, quantization.activations), given, strict=True):
-        if set(table.keys()) != set(bits):
-            raise UserError(f"bits are given for {sorted(bits)}, not for {sorted(table.keys())}")
     calibrate(twin, quantization, clips, training=False)
-    for name, quantizer in quantization.weights.items():
-        weight = twin.get_parameter(name).detach()
-        quantizer.reset(weight_bits[name], best_clipping(weight, weight_bits[name]))
-    for name, quantizer in quantization.activations.items():
+    for name, quantizer in quantization.weight_quantizers.items():
+        weight, bits = twin.get_parameter(name).detach(), weight_bits[name]
+        quantizer.reset(bits, best_clippings(weight.reshape(1, -1), bits)[0])
+    for name, quantizer in quantization.input_quantizers.items():
         quantizer.reset(activation_bits[name], quantizer.q_m.detach().clone())
     quantization.settle(twin)
     reestimate_batch_norms(twin, batch_norm_clips)
     return twin
 
 
-def best_clipping(weight: Tensor, bits: int) -> float:
-    """Try 71 clipping magnitudes; return the one with the least squared rounding error."""
-    return best_clippings(weight.reshape(1, -1), bits).item()
-
-
 def best_clippings(rows: Tensor, bits: int) -> Tensor:
-    """Return `best_clipping` of each row.
+    """Try 71 clipping magnitudes of each row; return those with the least squared error.
 
     Args:
         rows: float32, ``(R, n)``.

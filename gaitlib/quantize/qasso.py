@@ -38,9 +38,7 @@ EPSILON = 1e-8
 
 
 def choose_rate_and_steps(
-    contents: Sequence[Tensor],
-    residuals: Sequence[Tensor | None],
-    moves: Sequence[Tensor | None],
+    slices: Sequence[tuple[Tensor, Tensor | None, Tensor | None]],
     alpha: float,
     even: float,
     finest: Tensor,
@@ -49,10 +47,9 @@ def choose_rate_and_steps(
     """Choose gamma and the step sizes for the redundant channels of one group.
 
     Args:
-        contents: C of each tensor of the group, redundant channels only; x itself where a tensor
-            is not quantized.
-        residuals: Rs of each tensor; None where it is not quantized.
-        moves: g of each tensor; None without a gradient, which counts as 0.
+        slices: C, Rs and g of each tensor of the group, redundant channels only. Where a tensor is
+            not quantized, C is x itself and Rs is None. Without a gradient g is None and counts
+            as 0.
         alpha: learning rate of the weights.
         even: 1 / (steps left in the period, this one included).
         finest: smallest step size allowed, ``(Q,)`` for Q quantized tensors in the order given.
@@ -64,16 +61,14 @@ def choose_rate_and_steps(
         it, gamma is lowered by powers of 0.8 until it does not.
     """
     zero = finest.new_zeros(())
-    length = sum((g.square().sum() for g in moves if g is not None), zero)
-    product = sum(
-        ((g * c).sum() for g, c in zip(moves, contents, strict=True) if g is not None), zero
-    )
-    size = sum((c.abs().sum() for c in contents), zero) / sum(c.numel() for c in contents)
+    length = sum((g.square().sum() for _, _, g in slices if g is not None), zero)
+    product = sum(((g * c).sum() for c, _, g in slices if g is not None), zero)
+    size = sum((c.abs().sum() for c, _, _ in slices), zero) / sum(c.numel() for c, _, _ in slices)
     bound = (1 - ETA) * alpha * length / -product
     gamma = torch.where(product < 0, bound.clamp(max=even), zero + even)
     gamma = torch.where(size > EPSILON, gamma, zero)
 
-    quantized = [(r, g) for r, g in zip(residuals, moves, strict=True) if r is not None]  # Q pairs
+    quantized = [(r, g) for _, r, g in slices if r is not None]  # Q pairs
     costs = torch.stack([zero if g is None else -(g * r).sum() for r, g in quantized])
     lengths = torch.stack([zero if g is None else g.square().sum() for _, g in quantized])
     shares = XI * ETA * alpha * lengths

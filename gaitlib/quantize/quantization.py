@@ -8,8 +8,8 @@ network.
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import pandas as pd
 import torch
@@ -17,40 +17,19 @@ from torch import Tensor, nn
 
 from gaitlib.model.float_state import QUANTIZATION, quantization_of
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
+from gaitlib.model.widths import weight_names
 from gaitlib.quantize.grid import Grid, bit_width
-from gaitlib.quantize.quantizer import ActivationQuantizer, Quantizer, WeightQuantizer
+from gaitlib.quantize.quantizer import (
+    CALIBRATION_SAMPLE,
+    ActivationQuantizer,
+    Quantizer,
+    WeightQuantizer,
+)
 from gaitlib.system.errors import UserError
 
 QUANTIZE = ("weights", "weights_and_activations")
 
 _WEIGHTS = {nn.Conv2d: "weight", SeparateFCs: "fc_bin", SeparateBNNecks: "fc_bin"}
-
-
-class _DottedModuleDict(nn.ModuleDict):
-    """A ModuleDict whose keys may contain dots; checkpoint keys have slashes instead."""
-
-    def __getitem__(self, name: str) -> Any:
-        return super().__getitem__(name.replace(".", "/"))
-
-    def __setitem__(self, name: str, module: nn.Module) -> None:
-        super().__setitem__(name.replace(".", "/"), module)
-
-    def __delitem__(self, name: str) -> None:
-        super().__delitem__(name.replace(".", "/"))
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and super().__contains__(name.replace(".", "/"))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([key.replace("/", ".") for key in self._modules])
-
-    def keys(self) -> list[str]:
-        """Return the names."""
-        return list(self)
-
-    def items(self) -> list[tuple[str, Any]]:
-        """Return pairs of name and quantizer."""
-        return list(zip(self, self._modules.values(), strict=True))
 
 
 class Quantization(nn.Module):
@@ -60,66 +39,77 @@ class Quantization(nn.Module):
     gradients. In checkpoints they are under ``quantization.``; all other keys are the float
     network's.
 
+    Args:
+        model: a float network, to which quantizers are then added.
+
     Attributes:
-        weights: parameter name -> `WeightQuantizer`.
-        activations: layer name -> `ActivationQuantizer` of that layer's input.
+        weights, activations: the quantizers; names have slashes in place of dots there, as torch's
+            names of modules must.
+
+    Raises:
+        UserError: for a network that already has quantizers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.weights = _DottedModuleDict()
-        self.activations = _DottedModuleDict()
-        self.handles: dict[str, list[Any]] = {}
+        if quantization_of(model) is not None:
+            raise UserError("the network is quantized already; detach its quantization first")
+        self.weights, self.activations = nn.ModuleDict(), nn.ModuleDict()
+        setattr(model, QUANTIZATION, self)
 
     def quantizers(self) -> list[Quantizer]:
         """Return all quantizers: those of weights first, each in the network's order."""
         return [*self.weights.values(), *self.activations.values()]
 
+    @property
+    def weight_quantizers(self) -> dict[str, WeightQuantizer]:
+        """The quantizers of weights, by parameter name."""
+        return {key.replace("/", "."): quantizer for key, quantizer in self.weights.items()}
+
+    @property
+    def input_quantizers(self) -> dict[str, ActivationQuantizer]:
+        """The quantizers of inputs, by layer name."""
+        return {key.replace("/", "."): quantizer for key, quantizer in self.activations.items()}
+
     def add(self, model: nn.Module, name: str, quantizer: Quantizer) -> None:
         """Attach ``quantizer`` to the parameter ``name``, or to the input of the layer ``name``."""
-        of_weight = isinstance(quantizer, WeightQuantizer)
-        layer = name.rpartition(".")[0] if of_weight else name
-        quantizer.to(next(model.get_submodule(layer).parameters()).device)
-        (self.weights if of_weight else self.activations)[name] = quantizer
-        handles = quantizer.attach(model.get_submodule(layer))
-        self.handles.setdefault(layer, []).extend(handles)
+        table = self.weights if isinstance(quantizer, WeightQuantizer) else self.activations
+        table[name.replace(".", "/")] = quantizer.to(next(model.parameters()).device)
+        quantizer.attach(model, name)
 
     def remove(self, layer: str) -> None:
         """Remove all quantizers of a layer and of the layers within it."""
-        for name in [n for n in self.handles if n == layer or n.startswith(f"{layer}.")]:
-            for handle in self.handles.pop(name):
-                handle.remove()
         for table in (self.weights, self.activations):
-            for name in [n for n in table if n == layer or n.startswith(f"{layer}.")]:
-                del table[name]
+            for key, quantizer in list(table.items()):
+                if f"{key}/".startswith(layer.replace(".", "/") + "/"):
+                    quantizer.detach()
+                    del table[key]
 
     def detach_from(self, model: nn.Module) -> None:
         """Remove every hook and this submodule; ``model`` becomes the float network."""
-        for handles in self.handles.values():
-            for handle in handles:
-                handle.remove()
-        self.handles = {}
+        for quantizer in self.quantizers():
+            quantizer.detach()
         delattr(model, QUANTIZATION)
+
+    def switch(self, on: bool) -> None:
+        """Let all quantizers round, or none."""
+        for quantizer in self.quantizers():
+            quantizer.enabled = on
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Make ``model`` compute as the float network inside the context: nothing is rounded."""
-        before = [q.enabled for q in self.quantizers()]
-        for q in self.quantizers():
-            q.enabled = False
+        before = self.quantizers()[0].enabled
+        self.switch(False)
         try:
             yield
         finally:
-            for q, enabled in zip(self.quantizers(), before, strict=True):
-                q.enabled = enabled
+            self.switch(before)
 
     def grids(self) -> tuple[dict[str, Grid], dict[str, Grid]]:
         """Return the grids at whole bits: weights by parameter name, inputs by layer name."""
-        weights, activations = (
-            {name: quantizer.grid() for name, quantizer in table.items()}
-            for table in (self.weights, self.activations)
-        )
-        return weights, activations
+        tables = (self.weight_quantizers, self.input_quantizers)
+        return tuple({name: q.grid() for name, q in table.items()} for table in tables)
 
     def bits(self) -> pd.DataFrame:
         """Return one row per quantizer.
@@ -130,15 +120,13 @@ class Quantization(nn.Module):
             bits: real-valued.
             d, q_m, t: the scalars.
         """
-        rows = [
-            {"layer": name.rpartition(".")[0], "kind": "weights"} for name in self.weights.keys()
-        ] + [{"layer": name, "kind": "activations"} for name in self.activations.keys()]
-        table = pd.DataFrame(rows, columns=["layer", "kind"])
-        d, q_m, t, signed = self.scalars()
-        values = torch.stack([bit_width(d, q_m, t, signed), d, q_m, t]).cpu()
-        for name, column in zip(("bits", "d", "q_m", "t"), values, strict=True):
-            table[name] = column.tolist()
-        return table
+        scalars = self.scalars()
+        values = torch.stack([bit_width(*scalars), *scalars[:3]]).cpu().tolist()
+        layers = [name.rpartition(".")[0] for name in self.weight_quantizers]
+        layers += list(self.input_quantizers)
+        kinds = ["weights"] * len(self.weights) + ["activations"] * len(self.activations)
+        columns = dict(zip(("bits", "d", "q_m", "t"), values, strict=True))
+        return pd.DataFrame({"layer": layers, "kind": kinds} | columns)
 
     def scalars(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return copies of d, q_m and t, and the signs as ones and zeros, each ``(Q,)``."""
@@ -147,7 +135,7 @@ class Quantization(nn.Module):
             torch.stack([getattr(q, name).detach() for q in quantizers])
             for name in ("d", "q_m", "t")
         )
-        return d, q_m, t, d.new_tensor([float(q.signed) for q in quantizers])
+        return d, q_m, t, constant(tuple(float(q.signed) for q in quantizers), d.device)
 
     @torch.no_grad()
     def settle(self, model: nn.Module) -> None:
@@ -157,7 +145,7 @@ class Quantization(nn.Module):
         the network computes the same with and without its weight quantizers. Activations keep their
         exponent: x^Q is near x^t, and their quantizers remain part of the network.
         """
-        for name, quantizer in self.weights.items():
+        for name, quantizer in self.weight_quantizers.items():
             weight, grid = model.get_parameter(name), quantizer.grid()
             weight.copy_(grid.fake(weight.cpu()))  # on the CPU: devices round differently
             last = grid.dequantize(torch.tensor(grid.levels)).item()
@@ -193,21 +181,13 @@ def quantize_network(
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize is {quantize!r}; choose from {list(QUANTIZE)}")
-    if quantization_of(model) is not None:
-        raise UserError("the network is quantized already; detach its quantization first")
-    quantization = Quantization()
-    seen_convolution = False
-    for name, layer in list(model.named_modules()):
-        attribute = next((a for kind, a in _WEIGHTS.items() if isinstance(layer, kind)), None)
-        if attribute is None:
-            continue
-        weight = WeightQuantizer(attribute, getattr(layer, attribute), weight_bits, uniform)
-        quantization.add(model, f"{name}.{attribute}", weight)
-        takes_input = seen_convolution and not isinstance(layer, SeparateBNNecks)
+    quantization = Quantization(model)
+    for place, (layer, name) in enumerate(weight_names(model).items()):
+        weight = WeightQuantizer(model.get_parameter(name), weight_bits, uniform)
+        quantization.add(model, name, weight)
+        takes_input = place > 0 and not isinstance(model.get_submodule(layer), SeparateBNNecks)
         if quantize == "weights_and_activations" and takes_input:
-            quantization.add(model, name, ActivationQuantizer(activation_bits, uniform))
-        seen_convolution = seen_convolution or isinstance(layer, nn.Conv2d)
-    setattr(model, QUANTIZATION, quantization)
+            quantization.add(model, layer, ActivationQuantizer(activation_bits, uniform))
     return quantization
 
 
@@ -222,36 +202,26 @@ def attach_grids(
         activations: layer name -> grid of the layer's input.
 
     Raises:
-        UserError: for a name that the network lacks, or a network that is already quantized.
+        UserError: for a network that is already quantized.
     """
-    if quantization_of(model) is not None:
-        raise UserError("the network is quantized already; detach its quantization first")
-    layers, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    unknown = [n for n in weights if n not in parameters] + [
-        n for n in activations if n not in layers
-    ]
-    if unknown:
-        raise UserError(f"the network has no {unknown[0]!r} to quantize")
-    quantization = Quantization()
+    quantization = Quantization(model)
     for name, grid in weights.items():
-        quantizer = WeightQuantizer(name.rpartition(".")[2], parameters[name], grid.bits)
-        quantizer.freeze(grid)
-        quantization.add(model, name, quantizer)
+        quantizer = WeightQuantizer(model.get_parameter(name))
+        quantization.add(model, name, quantizer.freeze(grid))
     for name, grid in activations.items():
-        quantizer = ActivationQuantizer(grid.bits)
-        quantizer.freeze(grid)
-        quantization.add(model, name, quantizer)
-    setattr(model, QUANTIZATION, quantization)
+        quantization.add(model, name, ActivationQuantizer().freeze(grid))
     return quantization
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return values as a tensor that is kept: to copy them to a GPU would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module,
-    quantization: Quantization,
-    batches: Iterable[Tensor],
-    least: int = 1,
-    training: bool = True,
+    model: nn.Module, quantization: Quantization, batches: Iterable[Tensor], training: bool = True
 ) -> None:
     """Set the range and sign of every activation quantizer from real clips.
 
@@ -263,26 +233,23 @@ def calibrate(
         model: the network that ``quantization`` is attached to.
         quantization: the result of `quantize_network`.
         batches: clips in the network's input format; 8 batches or more are advised.
-        least: fewest batches to accept.
         training: if True, batch norms use the batch's statistics, as in training (the running ones
             of an untrained network are meaningless); if False, their running ones.
 
     Raises:
-        UserError: for fewer batches, or a layer that did not run.
+        UserError: without any batch.
     """
     if not len(quantization.activations):
         return
     twin = copy.deepcopy(model).train(training)
-    observers = quantization_of(twin).activations
-    for observer in observers.values():
-        observer.observed = []
-    device = next(twin.parameters()).device
-    count = 0
-    for count, clips in enumerate(batches, start=1):  # noqa: B007 (used below)
+    observers = list(quantization_of(twin).train().activations.values())  # they look at inputs
+    for observer in observers:
+        observer.enabled, observer.sample = False, CALIBRATION_SAMPLE
+    device, seen = next(twin.parameters()).device, []
+    for clips in batches:
         twin(clips.to(device))
-    if count < max(least, 1):
-        raise UserError(f"calibration needs {max(least, 1)} batches of clips or more, not {count}")
-    for name, observer in observers.items():
-        if not observer.observed:
-            raise UserError(f"{name} did not run on the calibration clips, so it has no range")
-        quantization.activations[name].set_range(observer.observed)
+        seen.append([observer.seen for observer in observers])
+    if not seen:
+        raise UserError("calibration needs one batch of clips or more, not 0")
+    for place, quantizer in enumerate(quantization.activations.values()):
+        quantizer.set_range([ranges[place] for ranges in seen])

@@ -5,6 +5,7 @@ and an exponent t per tensor, see `gaitlib.quantize.grid`.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from gaitlib.quantize.grid import TINY, Grid, bend, bit_width, clip, step_size
 
 COVERAGE = 0.999  # share of a layer's inputs that calibration does not clip
 
-_SAMPLE_SIZE = 2**20  # numbers of one input that calibration sorts
-_WATCHED_SIZE = 2**14  # numbers of one input that a training step sorts
+CALIBRATION_SAMPLE = 2**20  # numbers of one input that calibration sorts
+TRAINING_SAMPLE = 2**14  # numbers of one input that a training step sorts
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -99,6 +100,7 @@ class Quantizer(nn.Module):
         self.signed = signed
         self.uniform = uniform
         self.enabled = True
+        self.handles: list[Any] = []  # of hooks; they are bound methods, so copies call their own
         self.d = nn.Parameter(torch.ones(()))
         self.q_m = nn.Parameter(torch.ones(()))
         self.t = nn.Parameter(torch.ones(()), requires_grad=not uniform)
@@ -135,34 +137,37 @@ class Quantizer(nn.Module):
         return Grid(step.item(), q_m.item(), t.item(), bits, self.signed)
 
     @torch.no_grad()
-    def freeze(self, grid: Grid) -> None:
-        """Set the scalars to ``grid``; they no longer learn."""
+    def freeze(self, grid: Grid) -> "Quantizer":
+        """Set the scalars to ``grid``; they no longer learn. Return this quantizer."""
         self.signed, self.uniform = grid.signed, grid.t == 1
         for scalar, value in ((self.d, grid.d), (self.q_m, grid.q_m), (self.t, grid.t)):
             scalar.fill_(value)
             scalar.requires_grad_(False)
+        return self
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        while self.handles:
+            self.handles.pop().remove()
 
 
 class WeightQuantizer(Quantizer):
     """Rounds one parameter of a layer while that layer runs.
 
     Args:
-        name: the parameter's name within the layer.
         weight: the parameter; q_m starts at its largest magnitude.
         bits: as in `Quantizer`.
         uniform: as in `Quantizer`.
     """
 
-    def __init__(self, name: str, weight: Tensor, bits: float = 16, uniform: bool = False) -> None:
+    def __init__(self, weight: Tensor, bits: float = 16, uniform: bool = False) -> None:
         super().__init__(bits, weight.detach().abs().max(), uniform=uniform)
-        self.name = name
 
-    def attach(self, layer: nn.Module) -> list[Any]:
-        """Register hooks on ``layer`` and return their handles.
-
-        The hooks are bound methods, so that a deep copy of the network calls its own quantizers.
-        """
-        return [
+    def attach(self, model: nn.Module, name: str) -> None:
+        """Register hooks on the layer of the parameter ``name``."""
+        layer_name, _, self.name = name.rpartition(".")
+        layer = model.get_submodule(layer_name)
+        self.handles = [
             layer.register_forward_pre_hook(self._set_rounded),
             layer.register_forward_hook(self._remove_rounded, always_call=True),
         ]
@@ -183,55 +188,48 @@ class ActivationQuantizer(Quantizer):
 
     Attributes:
         calibrated: whether range and sign are set.
-        observed: during calibration, one tensor per batch: the input's lowest value and its upper
-            magnitude. None at other times.
-        watched: whether training steps note the upper magnitude of their input.
+        sample: how many numbers of an input to look at, in training mode; 0 looks at none.
+        seen: of the last input that was looked at, the lowest value and the upper magnitude: (2,).
     """
 
     def __init__(self, bits: float = 16, uniform: bool = False) -> None:
         super().__init__(bits, signed=False, uniform=uniform)
         self.bits = bits
         self.calibrated = False
-        self.observed: list[Tensor] | None = None
-        self.watched = False
-        self._seen: Tensor | None = None
+        self.sample = 0
+        self.seen: Tensor | None = None
 
-    def attach(self, layer: nn.Module) -> list[Any]:
-        """Register a hook on ``layer`` and return its handle; as `WeightQuantizer.attach` does."""
-        return [layer.register_forward_pre_hook(self._round_input)]
+    def attach(self, model: nn.Module, name: str) -> None:
+        """Register a hook on the layer ``name``."""
+        layer = model.get_submodule(name)
+        self.handles = [layer.register_forward_pre_hook(self._round_input)]
 
     def _round_input(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return self(inputs[0]), *inputs[1:]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Round ``x`` to the grid; during calibration record its range and return it unchanged."""
-        if self.observed is not None:
-            self.observed.append(_range(x.detach()))
-            return x
+        """Round ``x`` to the grid; look at its range first, if there is a sample size."""
         if self.enabled and not self.calibrated:
-            raise RuntimeError(
-                "an activation quantizer has no range yet: call calibrate(model, quantization, "
-                "batches), or load a checkpoint of a quantized network"
-            )
-        if self.watched and self.training:
-            self._seen = _range(x.detach(), _WATCHED_SIZE)[1]
+            raise RuntimeError("an input has no range yet: call calibrate, or load a checkpoint")
+        if self.sample and self.training:
+            self.seen = _range(x.detach(), self.sample)
         return super().forward(x)
 
     def seen_range(self) -> Tensor:
-        """Return the upper magnitude of the last input while watched, else q_m."""
-        return self.q_m.detach() if self._seen is None else self._seen
+        """Return the upper magnitude of the last input that was looked at; q_m before any."""
+        return self.q_m.detach() if self.seen is None else self.seen[1]
 
-    def set_range(self, observed: list[Tensor]) -> None:
-        """Set sign and range from the values that calibration recorded."""
+    def set_range(self, observed: Sequence[Tensor]) -> None:
+        """Set sign and range from what was ``seen`` of several inputs."""
         lowest, upper = torch.stack(observed).unbind(1)
         self.signed = bool((lowest < 0).any())
         self.reset(self.bits, upper.max())
         self.calibrated = True
 
-    def freeze(self, grid: Grid) -> None:
+    def freeze(self, grid: Grid) -> "Quantizer":
         """Set the scalars to ``grid``; they no longer learn and need no calibration."""
-        super().freeze(grid)
         self.calibrated = True
+        return super().freeze(grid)
 
     def get_extra_state(self) -> Tensor:
         """Return -1 before calibration; afterwards 1 with a sign and 0 without."""
@@ -242,7 +240,7 @@ class ActivationQuantizer(Quantizer):
         self.calibrated, self.signed = int(state) >= 0, int(state) == 1
 
 
-def _range(x: Tensor, most: int = _SAMPLE_SIZE) -> Tensor:
+def _range(x: Tensor, most: int) -> Tensor:
     """Return the lowest value of x, and the magnitude that a share COVERAGE of x is below: (2,).
 
     The magnitude is that of every n-th entry if x has more than ``most``, about that many. n shares

@@ -39,9 +39,10 @@ def choose_device(
         device = "cuda" if count else "cpu"
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
-    if chosen.type not in ("cpu", "cuda") or chosen.type == "cpu" and chosen.index:
+    except (RuntimeError, TypeError):
+        chosen = None
+    known = chosen is not None and chosen.type in ("cpu", "cuda")
+    if not known or chosen.type == "cpu" and chosen.index:
         raise UserError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
     if chosen.type == "cpu":
         return chosen
@@ -92,9 +93,7 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
 
-def choose_precision(
-    enable_float16: bool, amp_dtype: str = "float16", device: torch.device | str = "cpu"
-) -> Precision:
+def choose_precision(enable_float16: bool, amp_dtype: str, device: torch.device) -> Precision:
     """Return the format that ``enable_float16`` and ``amp_dtype`` request on a device.
 
     float16 needs a GPU: on a CPU the network runs in float32, and a warning reports it.
@@ -102,10 +101,9 @@ def choose_precision(
     Raises:
         UserError: if a GPU is too old for bfloat16.
     """
-    device = torch.device(device)
     if not enable_float16:
         return Precision(device)
-    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}[amp_dtype]
+    dtype = getattr(torch, amp_dtype)
     if dtype is torch.float16 and device.type != "cuda":
         log.warning(
             "enable_float16 needs a GPU: running in float32 on %s (amp_dtype: bfloat16 runs here)",
@@ -118,7 +116,7 @@ def choose_precision(
     return Precision(device, dtype)
 
 
-def keep_freed_memory(device: torch.device | str = "cpu") -> None:
+def keep_freed_memory(device: torch.device | str) -> None:
     """Let glibc keep freed memory for the next step instead of returning it to the system.
 
     A training step on a CPU frees and allocates the same large blocks repeatedly, and the system

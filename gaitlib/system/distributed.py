@@ -35,14 +35,6 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)
 
 
-class RendezvousError(UserError):
-    """The processes could not connect; the message gives the address and the fix."""
-
-
-class LostProcessError(UserError):
-    """Another process of the job ended, and this one could not continue."""
-
-
 @contextlib.contextmanager
 def process_group(
     device: str = "auto", timeout: float = 600.0, *, share_gpu: bool = False
@@ -59,42 +51,40 @@ def process_group(
             needs a GPU for each.
 
     Raises:
-        UserError: as `choose_device`.
-        RendezvousError: if the port is in use, or the others cannot be reached.
-        LostProcessError: if a collective in the block finds that another process has ended.
+        UserError: as `choose_device`; if the port is in use, or the others cannot be reached; or if
+            a collective in the block finds that another process has ended.
     """
     local = _from_torchrun("LOCAL_RANK", 0), _from_torchrun("LOCAL_WORLD_SIZE", 1)
+    here, size = launched_rank(), _from_torchrun("WORLD_SIZE", 1)
     chosen = choose_device(device, *local, share_gpu=share_gpu)
-    if _from_torchrun("WORLD_SIZE", 1) == 1:
+    if size == 1:
         yield chosen
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     threading.Thread(target=_stop_without_launcher, args=(os.getppid(),), daemon=True).start()
-    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     nccl = chosen.type == "cuda" and not share_gpu and dist.is_nccl_available()  # not on Windows
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
-    here, size = launched_rank(), _from_torchrun("WORLD_SIZE", 1)
     try:
         store = _open_store(here, size, timedelta(seconds=timeout))
         dist.init_process_group(backend, store=store, rank=here, world_size=size, timeout=TIMEOUT)
         # a connection of its own: a call on the other one may wait
-        heartbeats = Heartbeats(
-            dist.PrefixStore("heartbeats", store.clone()), here, size, timeout, _end_with
-        )
+        beats = dist.PrefixStore("heartbeats", store.clone())
+        heartbeats = Heartbeats(beats, here, size, timeout, _end_with)
     except (dist.DistError, ValueError, RuntimeError, OSError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" in reason or getattr(error, "errno", None) == errno.EADDRINUSE:
-            raise RendezvousError(
+            raise UserError(
                 f"the port of {address} is in use: give torchrun another with --master_port=N, or "
                 "no port, and it chooses a free one"
             ) from error
-        raise RendezvousError(f"cannot reach the other processes at {address}: {reason}") from error
+        raise UserError(f"cannot reach the other processes at {address}: {reason}") from error
     try:
         yield chosen
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise LostProcessError(
+            raise UserError(
                 f"rank {rank()} cannot continue: another process of this job has ended, and its "
                 "message says why. trainer_cfg.restore_hint: latest continues from the last "
                 "checkpoint"
@@ -202,28 +192,25 @@ def one_first() -> Iterator[None]:
 
 def broadcast(value: T) -> T:
     """Return rank 0's value (plain values, tensors on the CPU) in every process."""
-    if world_size() == 1:
-        return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def gather(value: T) -> list[T]:
     """Return every process's value, by rank, in every process."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
     return values
 
 
 def largest(value: int) -> int:
     """Return the largest of the processes' integers, without waiting for a GPU."""
-    if world_size() == 1:
-        return value
     maximum = torch.tensor(value)
-    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    if world_size() > 1:
+        dist.all_reduce(maximum, dist.ReduceOp.MAX)
     return int(maximum)
 
 

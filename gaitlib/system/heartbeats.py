@@ -1,14 +1,16 @@
 """Each process of a job tells the others that it lives, so that a stopped one is found and named.
 
 A process that has ended closes its connections, which the others notice at once. One that is
-stopped, or whose machine is gone, does not: the others would wait in a collective for hours.
+stopped, or whose machine is gone, does not: the others would wait in a collective for hours. torch
+has no other means for this: a shorter timeout of its collectives would also end a job in which rank
+0 tests or writes files while the others wait.
 """
 
 import contextlib
+import itertools
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +21,10 @@ LONGEST = 5.0  # seconds between beats
 class Heartbeats:
     """Writes this process's beats into the job's store, and watches those of the others.
 
+    Time is counted in this process's own beats, so its own pause (a laptop asleep) counts for none.
+
     Args:
-        store: of torch.distributed, with ``set``, ``check`` and ``get``; used by this alone.
+        store: of torch.distributed; used by this alone.
         rank: of this process.
         world_size: number of processes.
         timeout: seconds without a beat after which a process counts as lost.
@@ -40,10 +44,8 @@ class Heartbeats:
         self._on_lost = on_lost
         self._pause = min(timeout / BEATS, LONGEST)
         self._ended = threading.Event()
-        self._answered = time.monotonic()  # when the store did last
-        self._seen = dict.fromkeys(self._others, self._answered)  # when each one's beat changed
-        self._beats = dict.fromkeys(self._others, "")
-        for work in (self._beat, self._judge):
+        self._unanswered = 0  # pauses since the store answered
+        for work in (self._beat, self._watch_store):
             threading.Thread(target=work, daemon=True).start()
 
     def close(self) -> None:
@@ -53,47 +55,35 @@ class Heartbeats:
             self._store.set(str(self._rank), "ended")
 
     def _beat(self) -> None:
-        number, before = 0, time.monotonic()
         who = f"process {os.getpid()} on {socket.gethostname()}"
-        while not self._ended.is_set():
-            number += 1
+        beats = dict.fromkeys(self._others, "0 not seen yet")
+        silent = dict.fromkeys(self._others, 0)  # pauses since the last beat
+        for number in itertools.count(1):
             try:
                 self._store.set(str(self._rank), f"{number} {who}")
-                found = {other: self._read(other) for other in self._others}
+                found = {other: self._read(str(other)) for other in self._others}
             except Exception:  # the process that has the store has ended, which others report
                 self._ended.set()
                 return
-            now = time.monotonic()
-            paused = now - before > self._timeout / 2  # this process itself was stopped
+            self._unanswered = 0
             for other, beat in found.items():
-                if paused or beat != self._beats[other] or beat == "ended":
-                    self._seen[other] = now
-                self._beats[other] = beat
-            self._answered = before = now
-            self._ended.wait(self._pause)
+                lives = beat and beat != beats[other] or beat == "ended"
+                silent[other] = 0 if lives else silent[other] + 1
+                beats[other] = beat or beats[other]
+                self._judge(silent[other], f"rank {other} ({beats[other].partition(' ')[2]})")
+            if self._ended.wait(self._pause):
+                return
 
-    def _read(self, other: int) -> str:
-        key = str(other)
+    def _read(self, key: str) -> str:
         return self._store.get(key).decode() if self._store.check([key]) else ""
 
-    def _judge(self) -> None:
-        before = time.monotonic()
+    def _watch_store(self) -> None:
         while not self._ended.wait(self._pause):
-            now = time.monotonic()
-            if now - before > self._timeout / 2:  # this process itself was stopped
-                self._answered = now
-            before = now
-            if now - self._answered > self._timeout:
-                self._lose("the process that has the job's store, rank 0 or torchrun,")
-                return
-            for other, seen in self._seen.items():
-                if self._answered - seen > self._timeout:
-                    who = self._beats[other].partition(" ")[2]
-                    self._lose(f"rank {other}{f' ({who})' if who else ''}")
-                    return
+            self._unanswered += 1
+            self._judge(self._unanswered, "the process of the job's store, rank 0 or torchrun,")
 
-    def _lose(self, who: str) -> None:
-        if not self._ended.is_set():
+    def _judge(self, pauses: int, who: str) -> None:
+        if pauses * self._pause > self._timeout and not self._ended.is_set():
             self._ended.set()
             self._on_lost(
                 f"{who} has not answered for {self._timeout:g} s (trainer_cfg.process_timeout): it "

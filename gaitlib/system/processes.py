@@ -15,10 +15,6 @@ class WorkerError(UserError):
     """A process that loads or makes data died; the message says how it died and what to do."""
 
 
-class LoaderError(WorkerError):
-    """A process that loads batches died."""
-
-
 def cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -31,7 +31,7 @@ def random_state() -> dict[str, Any]:
             "gauss": float(numpy["gauss"]),
         },
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all(),
     }
 
 
@@ -40,11 +40,8 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     numpy = dict(state["numpy"])
-    key = numpy.pop("key").numpy().astype(np.uint32)
-    np.random.set_state(
-        {"bit_generator": "MT19937", "state": {"key": key, "pos": numpy.pop("pos")}, **numpy}
-    )
+    words = {"key": numpy.pop("key").numpy().astype(np.uint32), "pos": numpy.pop("pos")}
+    np.random.set_state({"bit_generator": "MT19937", "state": words, **numpy})
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        if len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if len(state["cuda"]) == torch.cuda.device_count():  # no state without a GPU
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,25 +1,26 @@
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import pytest
 import torch
-from pydantic import ValidationError
 from small_experiment import LATE_BITS, SMALL
 
 from gaitlib.prune import oto
 from gaitlib.prune.hesso_settings import HessoSettings, Scores
 from gaitlib.prune.importance import PROXIES
-from gaitlib.quantize.bit_plan import BitInterval
-from gaitlib.quantize.bit_settings import FloatFirst, GetaSettings, Qasso
+from gaitlib.quantize.bit_settings import ORDERS, bit_keys
 from workbook import runs
 from workbook.config import ConfigError, at_equal_compute, load_experiment, stretch
 from workbook.config.compression_cfg import HessoCfg
+from workbook.config.section import default_of
 from workbook.steps import build_network, build_optimizer
 
 PRUNING = {"start_pruning_step": 10, "pruning_steps": 8, "pruning_periods": 2}
 DATA = {"dataset_root": "a", "dataset_partition": "b"}
 LATE = {"order": "float_first"}
-QASSO_KEYS = {"order": "qasso"} | asdict(Qasso())
-LATE_KEYS = LATE | asdict(FloatFirst())
+QASSO_KEYS, LATE_KEYS = (
+    {"order": order} | {key: default_of(ORDERS[order], key) for key in bit_keys(order)}
+    for order in ORDERS
+)
 
 
 def experiment(**cfg):
@@ -35,7 +36,7 @@ def experiment(**cfg):
 
 def test_without_any_of_its_keys_it_only_prunes():
     cfg = experiment().compression
-    assert not cfg.quantizes and cfg.lr_quant is cfg.max_bit_wt is cfg.settings.bit_plan is None
+    assert not cfg.quantizes and cfg.lr_quant is cfg.max_bit_wt is cfg.settings.bits is None
     assert "lr_quant" not in experiment().sections()["geta_optimizer_cfg"]
 
 
@@ -49,14 +50,13 @@ def test_any_of_its_keys_quantizes_and_writes_the_others_out(key, value):
 def test_target_bits_stands_for_two_keys():
     cfg = experiment(target_bits=4, projection_periods=3, projection_steps=9).compression
     assert cfg.quantizes and cfg.min_bit_wt is cfg.bit_reduction is None
-    plan = cfg.settings.bit_plan
-    assert [plan.weights.after(n) for n in range(4)] == [16, 12, 8, 4]
-    assert plan.activations.after(3) == 16
+    limits = [cfg.settings.bits.limits(step) for step in (1, 3, 6, 9)]  # a period has 3 steps
+    assert limits == [((4, most), (2, 16)) for most in (16, 12, 8, 4)]
 
 
 def test_the_plan_names_each_phase_and_where_it_begins():
-    plan = experiment(start_projection_step=3, projection_steps=6).compression.settings.bit_plan
-    assert plan.phases() == {"warm-up": 0, "projection": 3, "joint": 10, "cool-down": 18}
+    plan = experiment(start_projection_step=3, projection_steps=6).compression.settings.bits
+    assert plan.phases == {"warm-up": 0, "projection": 3, "joint": 10, "cool-down": 18}
     names = ["warm-up"] * 4 + ["projection"] * 7 + ["joint"] * 8 + ["cool-down"] * 2
     assert [plan.phase(step) for step in range(21)] == names
 
@@ -64,25 +64,22 @@ def test_the_plan_names_each_phase_and_where_it_begins():
 def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
     cfg = experiment(order="float_first").compression
     assert {name: getattr(cfg, name) for name in LATE_KEYS} == LATE_KEYS
-    plan = cfg.settings.bit_plan
-    assert plan.phases() == {"float": 0, "bits": 18} and plan.follow_until == float("inf")
+    plan = cfg.settings.bits
+    assert plan.phases == {"float": 0, "bits": 18} and plan.follow_until == float("inf")
     assert [plan.phase(step) for step in (0, 18, 19)] == ["float", "float", "bits"]
-    assert plan.weights == BitInterval(14, 14, 0, "wt")  # where projection would end
+    assert plan.limits(18) == ((14, 14), (14, 14))  # where projection would end
     cfg = experiment(order="float_first", start_bits_step=19, learn_ranges_step=19, target_bits=4)
-    plan = cfg.compression.settings.bit_plan
-    assert (plan.bits_start, plan.follow_until, plan.weights.most) == (19, 19, 4)
-    plan = experiment(
-        order="float_first", target_bytes=1000.0, max_bit_wt=8
-    ).compression.settings.bit_plan
-    assert plan.weights == BitInterval(2, 8, 0, "wt")
+    plan = cfg.compression.settings.bits
+    assert (plan.start, plan.follow_until, plan.limits(19)[0]) == (19, 19, (4, 4))
+    cfg = experiment(order="float_first", target_bytes=1000.0, max_bit_wt=8)
+    assert cfg.compression.settings.bits.limits(18)[0] == (2, 8)
 
 
 @pytest.mark.parametrize(
     "cfg, words",
     [
         ({"target_bops": 0.01}, ["target_bops 0.01 is kept only with order: float_first"]),
-        (LATE | {"start_bits_step": 17}, ["start_bits_step 17", "at step 18: write 18 or more"]),
-        (LATE | {"start_bits_step": 20}, ["start_bits_step 20 is not before", "total_iter 20"]),
+        (LATE | {"start_bits_step": 17}, ["start_bits_step 17", "write 18 or more"]),
         (LATE | {"learn_ranges_step": 20}, ["learn_ranges_step 20 is not before", "total_iter 20"]),
         (LATE | {"learn_ranges_step": 17}, ["learn_ranges_step 17", "write 18 or more"]),
         (LATE | {"learn_ranges_step": 19, "ranges": "learned"}, ["19 is read only with ranges: f"]),
@@ -92,7 +89,6 @@ def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
             ["target_bops 0.1, target_bits 4"],
         ),
         (LATE | {"target_bytes": "10%"}, ["a share is written as a number: 0.1"]),
-        (LATE | {"keep_better": 1}, ["keep_better"]),
     ],
 )
 def test_keys_of_float_first_that_do_not_fit_are_refused(cfg, words):
@@ -134,7 +130,6 @@ def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
     "cfg, words",
     [
         ({"min_bit_wt": 8, "max_bit_wt": 4}, ["min_bit_wt 8 exceeds max_bit_wt 4"]),
-        ({"min_bit_act": 20}, ["min_bit_act 20 exceeds max_bit_act 16"]),
         ({"target_bits": 17}, ["target_bits 17 exceeds max_bit_wt 16"]),
         ({"target_bits": 4, "bit_reduction": 2}, ["leave out bit_reduction 2"]),
         (
@@ -149,8 +144,6 @@ def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
         ({"pruning_steps": 10, "lr_quant": 1e-3}, ["10 + pruning_steps 10 = 20", "whole bits"]),
         ({"implementation": "only_train_once", "lr_quant": 1e-3}, ["does not quantize"]),
         ({"min_bit_wt": 1}, ["min_bit_wt", "greater than or equal to 2"]),
-        ({"lr_quant": 0.0}, ["lr_quant", "greater than 0"]),
-        ({"quantize": "activations"}, ["quantize", "'weights'"]),
         ({"bit_reductoin": 2}, ["'bit_reductoin'; did you mean 'bit_reduction'"]),
     ],
 )
@@ -159,16 +152,6 @@ def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(cfg, words):
         experiment(**cfg)
     for word in words:
         assert word in str(caught.value)
-
-
-def test_fixed_bits_need_no_schedule():
-    bits = {"min_bit_wt": 8, "max_bit_wt": 8, "min_bit_act": 8, "max_bit_act": 8}
-    assert GetaSettings.of(**PRUNING, **bits).bit_plan.weights.after(1) == 8
-
-
-def test_hesso_has_none_of_these_keys():
-    with pytest.raises(ValidationError, match="unknown key 'lr_quant'"):
-        HessoCfg(**PRUNING, lr_quant=1e-3)
 
 
 def test_keys_that_are_not_read_are_listed(caplog):
@@ -190,8 +173,6 @@ def test_keys_that_are_not_read_are_listed(caplog):
     [
         ({"magnitud": 1.0}, ["unknown key 'magnitud'; did you mean 'magnitude'"]),
         ({"magnitude": -1.0}, ["magnitude: ", "greater than or equal to 0 (here -1.0)"]),
-        ({"magnitude": float("inf")}, ["finite number"]),
-        ({"magnitude": "1e-1"}, ["valid number (here '1e-1')", "write 0.1"]),
         ({"magnitude": 0.0}, ["no score has a weight", "{magnitude: 1.0}"]),
         ({}, ["no score has a weight"]),
         ("magnitude", ["'magnitude' is neither default", "{magnitude: 1.0}", "taylor_first_order"]),
@@ -223,7 +204,7 @@ def test_weights_of_scores_reach_the_optimizer(section, implementation):
     model = build_network(one, torch.device("cpu"))
     optimizer = build_optimizer(one, model, oto.trace(model, torch.zeros(1, 2, 1, 64, 44)))
     if implementation == "gaitlib":
-        criteria = optimizer.pruner.rule.criteria
+        criteria = optimizer.pruner.criteria
     else:
         criteria = optimizer.importance_score_criteria
     assert criteria == dict.fromkeys(PROXIES, 0.0) | {"magnitude": 1.0}
@@ -252,9 +233,7 @@ def test_an_overridden_number_of_bits_replaces_the_files():
     bytes_ = load_experiment(None).compression
     assert (bytes_.target_bytes, bytes_.min_bit_wt, bytes_.target_bits) == (1 / 16, 2, None)
     bits = load_experiment(None, {"geta_optimizer_cfg.target_bits": 5}).compression
-    assert (
-        bits.settings.bit_plan.weights == BitInterval(5, 5, 0, "wt") and bits.target_bytes is None
-    )
+    assert bits.settings.bits.limits(1)[0] == (5, 5) and bits.target_bytes is None
     bops = load_experiment(None, {"geta_optimizer_cfg.target_bops": 0.01}).compression
     assert (bops.target_bops, bops.target_bytes, bops.min_bit_wt) == (0.01, None, 2)
     with pytest.raises(ConfigError, match="target_bytes 0.0625 is kept only with order: float_fir"):
@@ -276,7 +255,7 @@ def test_equal_compute_adds_steps_after_the_cuts_and_stretches_the_learning_rate
     assert total == pytest.approx(150 + (250 - until_150) / 0.25) == 670
     assert cfg.settings.schedule == asked.compression.settings.schedule
     assert cfg.start_bits_step == 190 * total // 250  # with the learning rate
-    milestones = [steps * total // 250 for steps in (100, 200)]
+    milestones = tuple(steps * total // 250 for steps in (100, 200))
     assert found.scheduler_cfg.arguments()["milestones"] == milestones
     assert found.evaluator_cfg.restore_hint == total
     assert at_equal_compute(found) == found  # so a stage's config.yaml repeats it

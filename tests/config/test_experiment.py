@@ -1,5 +1,7 @@
 """The experiment is checked before anything runs, and each message says what would be right."""
 
+import pickle
+
 import pytest
 
 from gaitlib.model import build_model
@@ -30,7 +32,7 @@ def test_a_section_left_out_means_what_opengait_documents():
     assert experiment.trainer_cfg.sampler.batch_size == (8, 16)
     assert experiment.scheduler_cfg.arguments() == {
         "gamma": 0.1,
-        "milestones": [20000, 40000, 60000],
+        "milestones": (20000, 40000, 60000),
     }
     assert [term.type for term in experiment.loss_cfg] == ["TripletLoss"]
 
@@ -40,11 +42,13 @@ def test_sections_merge_deeply_and_dotted_overrides_change_one_value():
         "data_cfg": {"dataset_root": "a", "dataset_partition": "b"},
         "trainer_cfg": {"sampler": {"frames_num_fixed": 7}},
     }
-    changes = {"trainer_cfg.sampler.batch_size": [2, 3]}
+    changes = {"trainer_cfg.sampler.batch_size": [2, 3], "loss_cfg": [{"type": "TripletLoss"}]}
+    changes["loss_cfg.0.margin"] = 0.3
     experiment = load_experiment(sections, changes)
     assert experiment.trainer_cfg.sampler.frames_num_fixed == 7
     assert experiment.trainer_cfg.sampler.batch_size == (2, 3)
     assert experiment.trainer_cfg.sampler.frames_num_max == 50
+    assert experiment.loss_cfg[0].margin == 0.3
     assert sections["trainer_cfg"] == {"sampler": {"frames_num_fixed": 7}}
 
 
@@ -70,16 +74,13 @@ HESSO = {
             },
             ["cycle_momentum: false"],
         ),
+        (
+            {"loss_cfg": [{"type": "TripletLoss"}, {"type": "TripletLoss"}]},
+            ["loss_cfg: two losses have the log_prefix 'triplet'"],
+        ),
         ({"loss_cfg.7.margin": 1.0}, ["7 is not an entry of a list of 2"]),
-        ({"optimizer_cfg.lr": "1e-3"}, ["optimizer_cfg.lr", "'1e-3'", "write 0.001"]),
-        ({"trainer_cfg.total_iter": 2.5}, ["trainer_cfg.total_iter", "2.5"]),
-        ({"trainer_cfg.total_iter": "6e4"}, ["'6e4'", "write 60000"]),
         ({"optimizer_cfg.lr": "1e-20"}, ["'1e-20'", "write 1.0e-20"]),
         ({"trainer_cfg.amp_dtype": "float8"}, ["'float16' or 'bfloat16'", "'float8'"]),
-        (
-            {"trainer_cfg.keep_checkpoints": 0},
-            ["keep_checkpoints", "greater than or equal to 1", "0"],
-        ),
         ({"optimizer_cfg": {"nesterov": True, "momentum": 0.0}}, ["nesterov needs momentum"]),
         ({"trainer_cfg.sampler.batch_size": [6, 1]}, ["[6, 1]", "2 clips of one subject"]),
         ({"trainer_cfg.sampler.batch_size": [99, 2]}, ["99", "24 subjects"]),
@@ -99,7 +100,6 @@ HESSO = {
             ["does not read hesso_optimizer_cfg", "move its keys to geta_optimizer_cfg"],
         ),
         ({"model_cfg.backbone_cfg.strides": [1]}, ["strides [1]", "one entry per block"]),
-        ({"data_cfg.cache": "disk"}, ["data_cfg.cache", "'mapped'", "'disk'"]),
         ({"data_cfg.walker.train": 34}, ["34 of 34", "keep at least one"]),
     ],
 )
@@ -110,26 +110,13 @@ def test_what_cannot_run_is_refused_with_the_value_and_the_remedy(overrides, wor
         assert word in str(error.value)
 
 
-def test_an_entry_of_a_list_is_overridden_by_its_number():
-    assert load_experiment(None, {"loss_cfg.0.margin": 0.3}).loss_cfg[0].margin == 0.3
-
-
 def test_a_runs_config_yaml_is_an_experiment_that_repeats_it(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
     experiment = load_experiment(None, {"trainer_cfg.log_iter": 7})
     record = {**experiment.sections(), "seed": 3, "device": "cpu", "processes": 1, "data": {"n": 2}}
     assert load_experiment(runs.save_config("r", "geta", record)) == experiment
+    assert pickle.loads(pickle.dumps(experiment)) == experiment  # for a study's workers
     assert not caplog.records
-
-
-def test_both_spellings_of_compression_choose_their_own_section():
-    cfg = {"start_pruning_step": 1, "pruning_steps": 4, "pruning_periods": 2}
-    data = {"data_cfg": {"dataset_root": "a", "dataset_partition": "b"}}
-    for name in ("hesso", "geta"):
-        experiment = load_experiment(
-            {**data, "compression_optimizer": name, f"{name}_optimizer_cfg": cfg}
-        )
-        assert experiment.compression.pruning_steps == 4
 
 
 def test_the_compact_form_is_the_plain_network_it_stands_for():

@@ -10,7 +10,6 @@ DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("trainer_cfg:\n  total_iter: 036\n", "line 3: 036 is 30 (octal)"),
         (
             "optimizer_cfg:\n  solver: SGD\n  lr: 1e-3\n",
             "optimizer_cfg.lr (line 4): Input should be a valid number (here '1e-3'); "
@@ -18,12 +17,12 @@ DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
         ),
         ("trainer_cfg: {log_iter: 08}\n", "reads 08 as text, write 8"),
         (
-            "scheduler_cfg: {gamma: 1e-1}\n",
-            "scheduler_cfg.gamma (line 2): Input should be",
+            "scheduler_cfg: {scheduler: StepLR}\n",
+            "step_size (line 2): Field required",
         ),
         (
             "loss_cfg:\n- type: TripletLoss\n  margin: wide\n",
-            "loss_cfg.0.TripletLoss.margin (line 4): ",
+            "loss_cfg.0.margin (line 4): ",
         ),
         ("trainer_cfg:\n  save_iter: 3\n  log_itr: 3\n", "(line 4): unknown key 'log_itr'; did"),
     ],
@@ -35,16 +34,6 @@ def test_a_trap_of_yaml_is_refused_with_the_file_the_line_and_the_fix(tmp_path, 
         load_experiment(path)
     assert str(path) in str(error.value)
     assert words in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["0", "-7", "+12", "0x1f", "60000", "0b11"])
-def test_numbers_that_mean_what_they_look_are_read(tmp_path, text):
-    path = tmp_path / "experiment.yaml"
-    path.write_text(f"{DATA}trainer_cfg: {{restore_hint: {text}, log_iter: '036'}}\n")
-    with pytest.raises(ConfigError, match="log_iter.*'036'.*write 36"):  # quoted: text, not octal
-        load_experiment(path)
-    experiment = load_experiment(path, {"trainer_cfg": {"restore_hint": abs(int(text, 0))}})
-    assert experiment.trainer_cfg.restore_hint == abs(int(text, 0))
 
 
 def test_an_overridden_value_is_not_blamed_on_the_file(tmp_path):

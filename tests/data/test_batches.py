@@ -15,7 +15,7 @@ from gaitlib.data.frames import choose_frames
 from gaitlib.data.samplers import InferenceSampling, TripletSampler, TripletSampling
 from gaitlib.data.sequence_file import SequenceError
 from gaitlib.system.errors import UserError
-from gaitlib.system.processes import LoaderError
+from gaitlib.system.processes import WorkerError
 
 LABELS = np.repeat(np.arange(6), [4, 4, 4, 4, 4, 2])
 
@@ -284,7 +284,7 @@ def quick_look(monkeypatch):
 def test_a_loading_process_that_is_killed_is_one_clear_error(quick_look):
     handler = signal.getsignal(signal.SIGCHLD)
     dataset = Fatal(4, partial(signal.raise_signal, signal.SIGKILL))
-    with pytest.raises(LoaderError) as error:
+    with pytest.raises(WorkerError) as error:
         inference(dataset, num_workers=1)
     assert "died by SIGKILL, most often because memory ran out" in str(error.value)
     assert "data_cfg.num_workers is 1: lower it" in str(error.value)
@@ -299,7 +299,7 @@ def test_a_loading_process_killed_from_outside_with_batches_on_the_way_is_report
     (worker,) = set(active_children()) - before
     time.sleep(0.2)  # batches lie in the queue, their memory is still the worker's to hand over
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(LoaderError, match="SIGKILL"):
+    with pytest.raises(WorkerError, match="SIGKILL"):
         list(batches)
 
 

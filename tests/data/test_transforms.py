@@ -91,14 +91,6 @@ def test_composed_input_stays_between_0_and_1_and_repeats_for_a_seed():
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
-def test_cutting_before_or_after_gives_the_same_range(kind):
-    steps = [{"type": kind.__name__, "prob": 1}, {"type": "BaseSilCuttingTransform"}]
-    for order in (steps, steps[::-1]):
-        y = build_transform({"type": "Compose", "trf_cfg": order})(blobs(), generator())
-        assert y.shape == (4, 3, 64, 44) and 0.8 < y.max() <= 1 + 1e-6 and y.min() >= 0
-
-
-@pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_prob_is_how_often_and_the_others_stay_as_they_are(kind):
     x = clips(n=400, t=1)
     y = changed_by(kind(prob=0.25), x, generator())
@@ -139,31 +131,6 @@ def test_turning_by_90_degrees_is_rot90(turns):
     y = augment.warp(x, drawn, augment.rotation(torch.full((4,), 90.0 * turns), 64, 64))
     torch.testing.assert_close(y[drawn], x[drawn].rot90(turns, (2, 3)).float(), atol=0.05, rtol=0)
     assert torch.equal(y[1], x[1].float())
-
-
-def test_matrices_agree_with_opencv():
-    angles = torch.linspace(-180, 180, 9)
-    theirs = [cv2.getRotationMatrix2D((21.5, 31.5), angle, 1) for angle in angles.tolist()]
-    np.testing.assert_allclose(augment.rotation(angles, 64, 44), theirs, atol=1e-5)
-
-    source = torch.tensor(
-        [[[3.0, 1], [40, 0], [44, 60], [0, 64]], [[0, 0], [44, 9], [30, 50], [5, 40]]]
-    )
-    target = torch.tensor(
-        [[[0.0, 0], [44, 0], [44, 64], [0, 64]], [[1, 2], [39, 4], [44, 64], [0, 51]]]
-    )
-    pairs = zip(source.numpy(), target.numpy(), strict=True)
-    theirs = [cv2.getPerspectiveTransform(*pair) for pair in pairs]
-    np.testing.assert_allclose(augment.perspective(source, target), theirs, atol=1e-4)
-
-
-def test_warping_agrees_with_opencv():
-    x = blobs(n=1, t=2, w=44)
-    matrix = torch.tensor([[[0.97, -0.17, 8.0], [0.17, 0.97, -2.0]]])
-    ours = augment.warp(x, torch.tensor([True]), matrix)[0]
-    for frame, warped in zip(x[0].numpy(), ours.numpy(), strict=True):
-        theirs = cv2.warpAffine(frame.astype(np.float32), matrix[0].numpy(), (44, 64))
-        np.testing.assert_allclose(warped, theirs, atol=1)
 
 
 def test_angles_fill_the_range():
@@ -241,14 +208,6 @@ def test_erasing_blanks_one_box_of_the_given_size_in_all_frames():
         height, width = bottom - top, right - left
         assert 0.04 < height * width / (64 * 44) < 0.22
         assert 0.25 < height / width < 4
-
-
-def test_an_erased_quarter_square_is_exactly_half_as_wide():
-    x = torch.full((50, 1, 64, 64), 7, dtype=torch.uint8)
-    y = changed_by(RandomErasing(prob=1, sl=0.25, sh=0.25, r1=1), x, generator())
-    found = list(boxes(y[:, 0]))
-    assert {(bottom - top, right - left) for top, bottom, left, right in found} == {(32, 32)}
-    assert len(set(found)) > 40
 
 
 def test_erasing_per_frame_draws_for_every_frame():

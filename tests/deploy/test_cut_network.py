@@ -77,26 +77,6 @@ def test_synchronised_batch_norms_are_cut_too(tmp_path):
         oto.trace(model, EXAMPLE)
 
 
-def test_statistics_of_removed_channels_go_too():
-    graph, model = half_zeroed(ARGUMENTS["resnet"])
-    small = graph.slice()
-    zero = graph.zero_channels()["Backbone.forward_block.conv1.conv"]
-    for name in ("running_mean", "running_var", "weight", "bias"):
-        kept = getattr(model.Backbone.forward_block.bn1, name)[~zero]
-        assert torch.equal(getattr(small.Backbone.forward_block.bn1, name), kept)
-    assert small.Backbone.forward_block.bn1.num_features == len(kept) == 2
-
-
-def test_gaitbase_at_its_full_width():
-    graph, model = half_zeroed(resnet(64, 128, 256, 512, embedding=256, classes=74, bins=(16,)))
-    result = cut_network.construct_compressed_model(graph, model)
-    assert result.full_params == 7_305_408
-    # half the in and half the out channels of every inner convolution are gone
-    assert result.params == 2_585_696
-    assert result.max_error < 1e-5
-    assert layer_widths(result.model)["FCs"] == {"in": 256, "out": 256}
-
-
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_nothing_zero_leaves_every_shape(name):
     model = build_model(**ARGUMENTS[name])

@@ -114,12 +114,10 @@ def test_bytes_worked_by_hand():
     assert pack(torch.tensor([-2, 300]), 10).tolist() == [0xFE, 0xFF, 0x2C, 0x01]
 
 
-def test_packing_refuses_what_it_would_change():
-    with pytest.raises(ValueError, match=r"as large as 4; 3 bits go to 2\^2 - 1"):
-        pack(torch.tensor([-4]), 3)
+def test_unpacking_refuses_what_was_not_packed():
     for bits in (1, 17, 0):
         with pytest.raises(ValueError, match=f"bits is {bits}; integers of 2 to 16"):
-            pack(torch.tensor([0]), bits)
+            unpack(torch.zeros(1, dtype=torch.uint8), bits, (1,))
     with pytest.raises(ValueError, match=r"\(3,\) at 4 bits takes 2 bytes as uint8, not 3"):
         unpack(torch.zeros(3, dtype=torch.uint8), 4, (3,))
     with pytest.raises(ValueError, match="as large as 8; 4 bits"):
@@ -270,7 +268,7 @@ def written(tmp_path):
         ({"weight_bits": [32, *7 * [4.0]]}, "bits is 4.0"),
         ({"input_bits": [32, *5 * [25], 25, 32]}, "more bits than float32"),
         ({"input_bits": [32, *6 * [0], 32]}, "bits is 0"),
-        ({"tensors": {"grids": torch.full((13, 3), torch.nan)}}, "d is nan"),
+        ({"tensors": {"grids": torch.full((13, 3), torch.nan)}}, "d=nan"),
         ({"tensors": {"grids": torch.ones(39)}}, r"grids is \(39,\)"),
         ({"tensors": {"grids": torch.ones(2, 3)}}, r"grids is \(2, 3\), the bits call"),
         ({"tensors": {"floats": torch.ones(3)}}, r"floats is \(3,\), the network needs"),

@@ -9,7 +9,7 @@ import torch
 from nets import plain, resnet
 from torch import nn
 
-from gaitlib.evaluate import embed
+from gaitlib.evaluate import collect, embed_batches
 from gaitlib.model import build_model
 from gaitlib.model.heads import SeparateFCs
 from gaitlib.prune import oto
@@ -153,7 +153,7 @@ def test_quantized_file_computes_the_quantized_network(
 ):
     model = network(name, norm)
     weights, inputs = found_grids(model, weight_bits, input_bits, t)
-    path = export_onnx(model, tmp_path / "q.onnx", weight_grids=weights, activation_grids=inputs)
+    path = export_onnx(model, tmp_path / "q.onnx", grids=(weights, inputs))
     twin = quantized(model, weights, inputs)
     errors = [check_onnx(path, twin, clips(1, 1)) for _ in range(4)]
     errors += [check_onnx(path, twin, clips(2, 3))]
@@ -168,8 +168,7 @@ def test_calibration_rounds_every_output_and_stays_near(name, tmp_path):
     path = export_onnx(
         model,
         tmp_path / "q.onnx",
-        weight_grids=weights,
-        activation_grids=inputs,
+        grids=(weights, inputs),
         calibration=sample,
     )
     assert check_onnx(path, quantized(model, weights, inputs), clips(2, 4)) < 0.05
@@ -187,7 +186,7 @@ def test_calibration_rounds_every_output_and_stays_near(name, tmp_path):
 def test_weights_are_stored_as_integers_of_the_least_width(bits, kind, fill, tmp_path):
     model = network("plain")
     weights, _ = found_grids(model, bits, 8)
-    path = export_onnx(model, tmp_path / "q.onnx", weight_grids=weights)
+    path = export_onnx(model, tmp_path / "q.onnx", grids=(weights, {}))
     stored = {c.name: onnx.numpy_helper.to_array(c) for c in onnx.load(path).graph.initializer}
     for name, grid in weights.items():
         k = grid.quantize(model.get_parameter(name)).numpy()
@@ -203,7 +202,7 @@ def test_channel_whose_batch_norm_vanished_keeps_its_bias(gamma, tmp_path):
     norm.weight.data[:4] = gamma
     norm.bias.data[:4] = torch.tensor([1.0, 0.5, 0.3, 0.9])
     weights, inputs = found_grids(model, 8, 8)
-    path = export_onnx(model, tmp_path / "q.onnx", weight_grids=weights, activation_grids=inputs)
+    path = export_onnx(model, tmp_path / "q.onnx", grids=(weights, inputs))
     assert check_onnx(path, quantized(model, weights, inputs), clips(2, 3)) < 1e-2
 
 
@@ -218,8 +217,7 @@ def test_large_integers_do_not_overflow_on_any_processor(tmp_path):
     path = export_onnx(
         model,
         tmp_path / "q.onnx",
-        weight_grids=weights,
-        activation_grids=inputs,
+        grids=(weights, inputs),
         calibration=bright,
     )
     assert check_onnx(path, quantized(model, weights, inputs), bright) < 0.05
@@ -233,7 +231,9 @@ def test_network_in_onnx_runtime_is_evaluated_like_one_in_torch(tmp_path):
         SimpleNamespace(clips=together, seqL=None, indices=torch.tensor([2, 0])),
         SimpleNamespace(clips=joined, seqL=torch.tensor([1, 4]), indices=torch.tensor([3, 1])),
     ]
-    expected, found = (embed(m, batches, lambda sils: sils) for m in (model, onnx_network))
+    expected, found = (
+        collect(*embed_batches(m, batches, lambda sils: sils)) for m in (model, onnx_network)
+    )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -254,18 +254,18 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path):
     grid, unsigned = Grid(0.1, 0.7, 1, 4, True), Grid(0.1, 1.5, 1, 4, False)
     path = tmp_path / "q.onnx"
     with pytest.raises(ValueError, match="FCs.weight"):
-        export_onnx(model, path, weight_grids={"FCs.weight": grid})
+        export_onnx(model, path, grids=({"FCs.weight": grid}, {}))
     with pytest.raises(ValueError, match="FCs.fc_bin.*no sign"):
-        export_onnx(model, path, weight_grids={"FCs.fc_bin": unsigned})
+        export_onnx(model, path, grids=({"FCs.fc_bin": unsigned}, {}))
     assert not list(tmp_path.iterdir())
 
 
 def test_grids_of_the_classifier_that_is_left_out_do_no_harm(tmp_path):
     model = network("plain")
     grid = Grid(0.1, 0.7, 1, 4, True)
-    grids = {"weight_grids": {"BNNecks.fc_bin": grid}, "activation_grids": {"BNNecks": grid}}
+    grids = {"BNNecks.fc_bin": grid}, {"BNNecks": grid}
     plain = export_onnx(model, tmp_path / "plain.onnx")
-    assert export_onnx(model, tmp_path / "q.onnx", **grids).read_bytes() == plain.read_bytes()
+    assert export_onnx(model, tmp_path / "q.onnx", grids).read_bytes() == plain.read_bytes()
 
 
 def test_missing_package_is_named_with_the_extra_that_has_it(monkeypatch):

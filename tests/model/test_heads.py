@@ -24,15 +24,6 @@ def test_temporal_pooling_is_the_largest_value_over_frames():
     torch.testing.assert_close(TemporalPooling()(x), x.max(2).values)
 
 
-@pytest.mark.parametrize("lengths", [[7], [1, 6], [2, 1, 3, 1]])
-def test_pieces_pool_as_they_do_alone(lengths):
-    x = torch.randn(1, 3, 7, 4, 4)
-    ends = torch.tensor(lengths).cumsum(0).tolist()
-    alone = [x[:, :, end - n : end].max(2).values for n, end in zip(lengths, ends, strict=True)]
-    for seqL in (lengths, torch.tensor(lengths)):  # noqa: N806
-        torch.testing.assert_close(TemporalPooling()(x, seqL), torch.cat(alone))
-
-
 @pytest.mark.parametrize(("clips", "lengths"), [(1, [3, 3]), (1, [0, 7]), (2, [3, 4]), (1, [])])
 def test_lengths_that_do_not_describe_the_frames_are_refused(clips, lengths):
     with pytest.raises(ValueError, match="seqL"):
@@ -93,13 +84,3 @@ def test_bnnecks_without_norm_are_plain_products():
         features, x, atol=1e-4, rtol=1e-4
     )  # an untrained norm changes little
     torch.testing.assert_close(logits[:, :, 1], features[:, :, 1] @ necks.fc_bin[1])
-
-
-def test_heads_have_the_checkpoint_keys_of_opengait():
-    assert {k: tuple(v.shape) for k, v in SeparateFCs(3, 4, 5).state_dict().items()} == {
-        "fc_bin": (5, 3, 4)
-    }
-    joint = SeparateBNNecks(4, 3, 5).state_dict()
-    assert joint["fc_bin"].shape == (5, 3, 4) and joint["bn1d.running_mean"].shape == (15,)
-    apart = SeparateBNNecks(4, 3, 5, parallel_BN1d=False).state_dict()
-    assert apart["bn1d.4.weight"].shape == (3,)

@@ -2,8 +2,7 @@
 
 import io
 import json
-import tarfile
-import zipfile
+import shutil
 from dataclasses import replace
 from itertools import cycle
 
@@ -77,20 +76,26 @@ def walk(ending=".png", content=image, folder="001/nm-01/090", count=6):
     return {f"{folder}/{i:02}{ending}": content(person(i)) for i in range(count)}
 
 
+def convert(folder, **options):
+    """Make folder/pkl from folder/raw in this process, and return the report."""
+    return pretreat_tree(folder / "raw", folder / "pkl", workers=1, **options)
+
+
 def pretreat(folder, *options):
     command = ["pretreat", f"{folder}/raw", f"{folder}/pkl", "--workers", "1", *options]
     return CliRunner().invoke(app, command)
 
 
+SEQUENCE = "001/nm-01/090/090.pkl"
 EXPECTED = np.stack([align_frame(person(i)) for i in range(6)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_mask_gives_the_same_silhouettes(kind, tmp_path):
     write(tmp_path / "raw", walk(*KINDS[kind]))
-    report = pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1)
+    report = convert(tmp_path)
     assert report.skipped.empty and report.written == 1
-    found = read_sequence(tmp_path / "pkl/001/nm-01/090/090.pkl")
+    found = read_sequence(tmp_path / "pkl" / SEQUENCE)
     if "JPEG" in kind:  # edges move by a pixel
         assert ((found > 127) != (EXPECTED > 127)).mean() < 0.02
     else:
@@ -111,7 +116,7 @@ TURNS = cycle([0, 255])
 def test_masks_that_say_nothing_are_refused_with_the_option_that_decides(content, words, tmp_path):
     write(tmp_path / "raw", walk(content=content))
     with pytest.raises(ValueError, match=words) as refused:
-        pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1)
+        convert(tmp_path)
     assert "--threshold" in str(refused.value) or "--invert" in str(refused.value)
 
 
@@ -119,12 +124,10 @@ def test_what_is_told_decides_and_is_not_mixed_with_what_was_read_before(tmp_pat
     labels = walk(content=lambda m: image(m // 255 * 3 + (np.indices(m.shape)[0] > 60)))
     write(tmp_path / "raw", labels)
     told = MaskOptions(threshold=2)
-    report = pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1, masks=told)
-    assert report.written == 1
-    path = tmp_path / "pkl/001/nm-01/090/090.pkl"
-    np.testing.assert_array_equal(read_sequence(path), EXPECTED)
+    assert convert(tmp_path, masks=told).written == 1
+    np.testing.assert_array_equal(read_sequence(tmp_path / "pkl" / SEQUENCE), EXPECTED)
     with pytest.raises(ValueError, match="made from masks read as .* make it again with --overwri"):
-        pretreat_tree(tmp_path / "raw", tmp_path / "pkl", masks=replace(told, invert=True))
+        convert(tmp_path, masks=replace(told, invert=True))
     assert json.loads((tmp_path / "pkl/pretreat_read_as.json").read_text())["above"] == 2
 
 
@@ -139,37 +142,24 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", ["folder", "zip", "tgz", "tar"])
+@pytest.mark.parametrize("form", ["folder", "zip", "gztar", "tar"])
 def test_every_layout_is_found_in_folders_and_in_archives(layout, form, tmp_path):
     raw, made = LAYOUTS[layout]
-    files = walk(folder=raw, count=5)
     src = tmp_path / "raw"
-    if form == "folder":
-        write(src, files)
-    elif form == "zip":
-        src = tmp_path / "raw.zip"
-        with zipfile.ZipFile(src, "w") as archive:
-            for name, content in files.items():
-                archive.writestr(f"raw/{name}", content)
-    else:
-        src = tmp_path / f"raw.{form}"
-        with tarfile.open(src, "w:gz" if form == "tgz" else "w") as archive:
-            for name, content in files.items():
-                member = tarfile.TarInfo(f"raw/{name}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    write(src, walk(folder=raw, count=5))
+    if form != "folder":
+        src = shutil.make_archive(src, form, tmp_path, "raw")
     report = pretreat_tree(src, tmp_path / "pkl", workers=1)
     assert report.written == 1 and report.skipped.empty, report.skipped.to_numpy()
-    view = made.rpartition("/")[2]
-    np.testing.assert_array_equal(
-        read_sequence(tmp_path / "pkl" / made / f"{view}.pkl"), EXPECTED[:5]
-    )
+    [path] = (tmp_path / "pkl" / made).glob("*.pkl")
+    assert path.stem == path.parent.name
+    np.testing.assert_array_equal(read_sequence(path), EXPECTED[:5])
 
 
 def test_one_subject_joins_a_tree_of_others_and_a_folder_to_rename_is_named(tmp_path):
     write(tmp_path / "raw", walk(folder="001/nm-01/090"))
     write(tmp_path / "new", walk(folder="002/nm-01/090") | walk(folder="Zoë/nm-01/090"))
-    pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1)
+    convert(tmp_path)
     report = pretreat_tree(tmp_path / "new/002", tmp_path / "pkl", workers=1)
     assert report.written == 1 and (tmp_path / "pkl/002/nm-01/090/090.pkl").exists()
     report = pretreat_tree(tmp_path / "new", tmp_path / "pkl", workers=1)
@@ -180,11 +170,10 @@ def test_one_subject_joins_a_tree_of_others_and_a_folder_to_rename_is_named(tmp_
 
 
 def test_grews_test_half_has_opengaits_names(tmp_path):
-    videos = ("gallery/00007/zz", "gallery/00007/aa", "probe/bb")
+    videos = ("test/gallery/00007/zz", "test/gallery/00007/aa", "test/probe/bb", "train/00001/cc")
     for video in videos:
-        write(tmp_path / "raw/test", walk(folder=video, count=5))
-    write(tmp_path / "raw", walk(folder="train/00001/cc", count=5))
-    pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1)
+        write(tmp_path / "raw", walk(folder=video, count=5))
+    convert(tmp_path)
     made = {p.parent.relative_to(tmp_path / "pkl").as_posix() for p in tmp_path.rglob("*.pkl")}
     assert made == {"00007/01/aa", "00007/02/zz", "probe/03/bb", "00001train/00/cc"}
 
@@ -210,31 +199,30 @@ def test_nothing_is_dropped_in_silence_and_a_lost_subject_ends_with_status_1(tmp
     }
 
 
-def test_a_file_that_is_no_archive_is_refused(tmp_path):
+def test_what_cannot_be_told_or_read_is_refused(tmp_path):
+    write(tmp_path / "raw", walk())
+    for option, words in {
+        ("--threshold", -5): "of 8 bits: give 0 to 254",
+        ("--threshold", 255): "of 8 bits: give 0 to 254",
+        ("--workers", -1): "--workers",
+        ("--layout", "ouvmlp"): "unknown layout 'ouvmlp'; choose from id/type/view, oumvlp, ",
+        ("--size", 100): "size is 100: give 64, 128 or another multiple of 16",
+    }.items():
+        done = pretreat(tmp_path, *option)
+        assert done.exit_code == 2 and words in done.stderr
+    shutil.rmtree(tmp_path / "raw")
     (tmp_path / "raw").write_bytes(image(person()))
     done = pretreat(tmp_path)
     assert done.exit_code == 2 and "raw is no folder and no archive (.tar, " in done.stderr
 
 
-def test_a_threshold_that_masks_cannot_have_is_refused(tmp_path):
-    write(tmp_path / "raw", walk())
-    for threshold in (-5, 255, 999):
-        done = pretreat(tmp_path, "--threshold", threshold)
-        assert done.exit_code == 2 and "of 8 bits: give 0 to 254" in done.stderr
-    done = pretreat(tmp_path, "--workers", -1)
-    assert done.exit_code == 2 and "--workers" in done.stderr
-
-
 def test_the_report_is_written_when_nothing_could_be_used(tmp_path):
-    write(tmp_path / "raw", {"001/nm-01/090/01.png": b"no image", "001/x.txt": b""})
+    write(tmp_path / "raw", {"001/nm-01/090/01.png": b"no image"})
     done = pretreat(tmp_path)
     assert done.exit_code == 2 and "error: " in done.stderr
     assert "pretreat_skipped.csv, the first is: not an image" in done.stderr
     table = pd.read_csv(tmp_path / "pkl/pretreat_skipped.csv")
-    assert sorted(table["reason"]) == [
-        "no mask: .png, .jpg, .jpeg, .bmp, .tif, .tiff, .pkl are read",
-        "not an image",
-    ]
+    assert table["reason"].tolist() == ["not an image"]
 
 
 def test_a_preview_shows_what_was_understood_and_converts_nothing(tmp_path):
@@ -249,30 +237,27 @@ def test_a_preview_shows_what_was_understood_and_converts_nothing(tmp_path):
 
 
 def test_pickles_of_0_and_1_are_read_again_into_silhouettes(tmp_path):
-    write_sequence(tmp_path / "raw/001/nm-01/090/090.pkl", EXPECTED // 255)
-    report = pretreat_tree(tmp_path / "raw", tmp_path / "pkl", workers=1)
-    assert report.written == 1
-    found = read_sequence(tmp_path / "pkl/001/nm-01/090/090.pkl")
+    write_sequence(tmp_path / "raw" / SEQUENCE, EXPECTED // 255)
+    assert convert(tmp_path).written == 1
+    found = read_sequence(tmp_path / "pkl" / SEQUENCE)
     assert found.max() == 255 and not mask_fault(found)
 
 
+DOT = np.zeros((64, 64), np.uint8)
+DOT[30, 30] = 255
 FAULTS = {
     "0/1 masks": lambda f: f // 255,
     "largest value is 85 of 255": lambda f: f // 3,
     "inverted masks": lambda f: 255 - f,
     "all black": lambda f: f * 0,
-    "frames that are 0.02% filled": lambda f: np.where(np.indices(f.shape).sum(0) < 1, f | 255, 0),
+    "frames that are 0.02% filled": lambda f: f * 0 + DOT,
 }
 
 
 @pytest.mark.parametrize("words", FAULTS)
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_data_set_of_no_silhouettes_is_an_error_that_names_the_fix(words, mapped, tmp_path):
-    wrong = FAULTS[words](EXPECTED[:2]).astype(np.uint8)
-    if words.startswith("frames"):
-        wrong[:] = 0
-        wrong[0, 30, 30] = wrong[1, 30, 30] = 255
-    write_sequence(tmp_path / "001/nm-01/090/090.pkl", wrong)
+    write_sequence(tmp_path / SEQUENCE, FAULTS[words](EXPECTED[:2]))
     cache = tmp_path / "mapped" if mapped else False
     with pytest.raises(ValueError, match=f"none of 1 sequences.*{words}.*(pretreat|segment)"):
         SilhouetteDataset(index_tree(tmp_path, ["001"]), cache=cache)
@@ -285,7 +270,7 @@ def test_drawn_and_real_shares_of_silhouettes_are_no_fault():
     assert mask_fault(EXPECTED) == ""
     wide = np.zeros((1, 64, 44), np.uint8)
     wide[:, :, 4:40] = 255  # four fifths of a cut frame, wider than any coat
-    assert mask_fault(wide[:, :, :]) != "" and mask_fault(wide // 2 * 2) != ""
+    assert mask_fault(wide) != "" and mask_fault(wide // 2 * 2) != ""
     coat = np.zeros((1, 64, 64), np.uint8)
     coat[:, 8:, 12:52] = 220
     assert mask_fault(coat) == ""

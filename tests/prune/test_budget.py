@@ -1,42 +1,28 @@
 """A budget: the cost at given widths, the importance that ranks channels, and which ones leave."""
 
-import copy
-
 import pytest
 import torch
-from nets import (
-    build,
-    clips,
-    fill_gradients,
-    geta_settings,
-    hesso_section,
-    hesso_settings,
-    plain,
-    resnet,
-    traced,
-)
+from nets import build, clips, hesso_section, hesso_settings, plain, resnet, run_steps, traced
 from pydantic import ValidationError
 
 from gaitlib.model import build_losses
 from gaitlib.model.network_cost import count_parameters, macs_per_frame
-from gaitlib.prune.budget_rule import TOLERANCE, Limits, choose_within
 from gaitlib.prune.channel_cost import ChannelCost, Product, Term, macs_cost, params_cost
+from gaitlib.prune.channel_rules import TOLERANCE, BudgetRule
 from gaitlib.prune.hesso import HESSO, build_hesso
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
-from gaitlib.quantize.geta import build_geta
-from gaitlib.quantize.quantization import quantize_network
 
 #: Three periods of four steps, after two steps of training.
 BUDGET = {"start_pruning_step": 2, "pruning_steps": 12, "pruning_periods": 3}
 COUNT = {macs_cost: macs_per_frame, params_cost: count_parameters}
 
 
-def residual(seed=0, width=8):
-    return build(resnet(width, width, 2 * width), seed)
+def residual(width=8):
+    return build(resnet(width, width, 2 * width))
 
 
-def with_biases(seed=0):
-    return build(plain("FC-4-2", "BC-8", "M", "FC-8-3", "BC-12"), seed)
+def with_biases():
+    return build(plain("FC-4-2", "BC-8", "M", "FC-8-3", "BC-12"))
 
 
 # --- costs ------------------------------------------------------------------------------------
@@ -81,17 +67,13 @@ def test_the_importance_is_the_squared_first_order_change_of_the_loss(make):
         total, _ = losses(model(clips(4, 2, seed=step).double()), torch.arange(4))
         total.backward()
         sums.add(groups)
-        expected.append(
-            [
-                sum(
-                    (p.select(d, c) * p.grad.select(d, c)).sum().item()
-                    for p, d in zip(g["params"], g["p_dims"], strict=True)
-                )
-                ** 2
-                for g in groups
-                for c in range(g["num_groups"])
-            ]
-        )
+        changes = []
+        for group in groups:
+            tensors = list(zip(group["params"], group["p_dims"], strict=True))
+            for c in range(group["num_groups"]):
+                parts = [(p.select(d, c) * p.grad.select(d, c)).sum().item() for p, d in tensors]
+                changes.append(sum(parts) ** 2)
+        expected.append(changes)
     mean = torch.tensor(expected).mean(dim=0)
     torch.testing.assert_close(sums.means(groups), mean.float(), rtol=2e-3, atol=1e-12)
 
@@ -101,23 +83,6 @@ def test_only_batch_norms_count_where_there_is_one():
     assert all(".bn" in n or "downsample.1" in n for names in scored.values() for n in names)
     names = [n for names in scored_tensors(traced(with_biases())).values() for n in names]
     assert any(name.endswith("weight") and ".bn" not in name for name in names)
-
-
-def test_the_importance_is_that_of_unscaled_gradients():
-    cfg = hesso_settings(**BUDGET, target_macs=0.4)
-    sums = []
-    for scale in (1.0, 1024.0):
-        model = residual()
-        optimizer = build_hesso(traced(model), cfg)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        scaler.scale(torch.ones(()))  # makes the scale
-        for step in range(2):
-            fill_gradients(model, step, scale=0.1 * scale)
-            scaler.step(optimizer)
-            scaler.update()
-        sums.append(optimizer.pruner.rule.taylor.means(optimizer.pruner.groups))
-    assert sums[0].any()
-    torch.testing.assert_close(*sums)
 
 
 # --- the choice -------------------------------------------------------------------------------
@@ -133,61 +98,70 @@ CHAIN = ChannelCost(
     ],
     fixed=7.0,
 )
-NOTHING = {"a": [], "b": []}
 
 
-def test_bundles_leave_in_the_order_of_importance_per_saving():
+def chosen_within(budget, scores, cost=CHAIN, removed=None, **keys):
+    rule = BudgetRule(hesso_settings(target_macs=budget, **keys), cost)
+    return rule.choose(scores, removed or {id_: [] for id_ in scores}, period=0)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "hesso"])
+def test_bundles_leave_in_the_order_of_importance_per_saving(importance):
     # all cost 125; a channel of a saves 10 + 2 b = 22, one of b saves 5 + 2 a = 13
     scores = {"a": [8.0, 3.0, 9.0, 9.5], "b": [2.0, 1.0, 7.0, 8.0, 9.0, 6.0]}
     # b1 (1/13 = .077) leaves first: 112. Then a1 is at 3/20 = .15 and b0 at 2/13 = .154, so a1
     # leaves: 92. Now b saves 5 + 2 * 3 = 11: b0 (.18) leaves before b5 (.55) and a0 (.4): 81.
-    chosen = choose_within(scores, NOTHING, CHAIN, 81.0, Limits(), per_cost=True)
-    assert chosen == {"a": [1], "b": [1, 0]}
-    by_score = choose_within(scores, NOTHING, CHAIN, 81.0, Limits(), per_cost=False)
-    assert by_score == {"a": [1], "b": [1, 0]} and CHAIN.total({"a": 3, "b": 4}) == 81
+    chosen = chosen_within(81.0, scores, importance=importance)
+    assert chosen == {"a": [1], "b": [1, 0]} and CHAIN.total({"a": 3, "b": 4}) == 81
 
 
 def test_a_bundle_too_coarse_for_the_budget_waits_for_finer_ones():
     scores = {"a": [1.0, 9.0, 9.0, 9.0], "b": [8.0] * 6}
     # a0 is the cheapest loss, but would end at 103 of 112; a channel of b ends at 112
-    assert choose_within(scores, NOTHING, CHAIN, 112.0, Limits(), per_cost=True) == {
-        "a": [],
-        "b": [0],
-    }
-    # no bundle ends within 1 % of 110: the one that ends nearest below leaves, and it is said
-    assert choose_within(scores, NOTHING, CHAIN, 124.0, Limits(), per_cost=True)["b"] == [0]
+    assert chosen_within(112.0, scores) == {"a": [], "b": [0]}
+    # no bundle ends within 1 % of 124: the one that ends nearest below leaves
+    assert chosen_within(124.0, scores)["b"] == [0]
 
 
-@pytest.mark.parametrize("per_cost", [True, False])
-def test_a_bundle_that_saves_nothing_leaves_only_when_it_is_the_last_resort(per_cost):
+@pytest.mark.parametrize("importance", ["taylor", "hesso"])
+@pytest.mark.parametrize(
+    "budget, gone",
+    [
+        (40.0, {"a": [0], "b": []}),
+        (35.0, {"a": [0], "b": [0]}),
+        (1.0, {"a": [0, 1, 2], "b": [0]}),  # out of reach: it ends at the floors
+    ],
+)
+def test_a_bundle_that_saves_nothing_leaves_only_when_it_is_the_last_resort(
+    importance, budget, gone
+):
     flat = Term("first", ("a",), lambda a: 10.0 * max(a, 3))  # as a measured layer may be
     cost = ChannelCost("ms", {"a": 4, "b": 2}, [flat, Term("second", ("b",), Product(5.0))])
     scores = {"a": [0.0, 1.0, 2.0, 3.0], "b": [8.0, 9.0]}
     # all cost 50; a0 saves 10, and after it a saves nothing more: b has to leave, down to its floor
-    for budget, gone in ((40.0, {"a": [0], "b": []}), (35.0, {"a": [0], "b": [0]})):
-        chosen = choose_within(scores, NOTHING, cost, budget, Limits(), per_cost=per_cost)
-        assert chosen == gone
-    chosen = choose_within(scores, NOTHING, cost, 1.0, Limits(), per_cost=per_cost)
-    assert chosen == {"a": [0, 1, 2], "b": [0]}  # out of reach: it ends at the floors
+    found = chosen_within(budget, scores, cost, importance=importance, min_channels_share=0.0)
+    assert found == gone
 
 
-def test_groups_keep_their_floor_and_a_multiple_of_the_divisor():
-    assert [Limits(1, 0.25).least(n) for n in (1, 4, 6, 64)] == [1, 1, 2, 16]
-    assert [Limits(4, 0.3).least(n) for n in (3, 4, 6, 30, 32)] == [3, 4, 4, 12, 12]
+@pytest.mark.parametrize(
+    "divisible, share, widths, least",
+    [(1, 0.25, (1, 4, 6, 64), [1, 1, 2, 16]), (4, 0.3, (3, 4, 6, 30, 32), [3, 4, 4, 12, 12])],
+)
+def test_groups_keep_their_floor_and_a_multiple_of_the_divisor(divisible, share, widths, least):
+    settings = hesso_settings(target_macs=1.0, group_divisible=divisible, min_channels_share=share)
+    cost = ChannelCost("units", dict(enumerate(widths)), [])
+    assert list(BudgetRule(settings, cost).least_widths().values()) == least
+
+
+def test_a_choice_ends_at_the_floors_of_its_groups():
     scores = {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
     removed = {"a": [], "b": [5]}
-    limits = Limits(2, 0.5)
-    chosen = choose_within(scores, removed, CHAIN, 0.0, limits, per_cost=True)
+    keys = {"group_divisible": 2, "min_channels_share": 0.5}
+    chosen = chosen_within(1.0, scores, removed=removed, **keys)
     assert chosen == {"a": [0, 1], "b": [0]}  # b: 5 to 4 channels, and 2 are below its floor of 3
 
 
 # --- the run ----------------------------------------------------------------------------------
-
-
-def run(optimizer, model, start, stop):
-    for step in range(start, stop):
-        fill_gradients(model, step)
-        optimizer.step()
 
 
 @pytest.mark.parametrize("variant", ["sgd", "adam", "adamw"])
@@ -198,7 +172,7 @@ def test_a_run_ends_at_its_budget_or_just_below(variant, importance, target):
     graph = traced(model)
     keys = {target: 0.4, "importance": importance, "variant": variant}
     optimizer = build_hesso(graph, hesso_settings(**BUDGET, **keys))
-    run(optimizer, model, 0, 14)
+    run_steps(optimizer, model, 14)
     count = COUNT[{"target_macs": macs_cost, "target_params": params_cost}[target]]
     whole = count(residual(width=16))
     share = count(graph.slice()) / whole
@@ -209,51 +183,6 @@ def test_a_run_ends_at_its_budget_or_just_below(variant, importance, target):
     assert budgets == pytest.approx([0.8, 0.6, 0.4])
     scores = optimizer.importance()
     assert scores["period"].max() == 2 and scores["score"].ge(0).all()
-
-
-def test_an_absolute_budget_is_the_share_it_is():
-    shares = hesso_settings(**BUDGET, target_macs=0.5)
-    graph = traced(residual())
-    absolute = hesso_settings(**BUDGET, target_macs=0.5 * macs_per_frame(graph.model))
-    budgets = [build_hesso(graph, cfg).pruner.rule.budget for cfg in (shares, absolute)]
-    assert budgets[0] == pytest.approx(budgets[1])
-
-
-@pytest.mark.parametrize("step", [1, 4, 9, 13])
-def test_a_resumed_run_continues_bit_for_bit(step, tmp_path):
-    cfg = hesso_settings(**BUDGET, target_macs=0.3, variant="adamw", lr=0.01)
-    model = residual()
-    optimizer = build_hesso(traced(model), cfg)
-    run(optimizer, model, 0, step)
-    torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
-    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
-    second = residual(seed=1)
-    resumed = build_hesso(traced(second), cfg)
-    resumed.load_state_dict(state)
-    second.load_state_dict(weights)
-    run(optimizer, model, step, 16)
-    run(resumed, second, step, 16)
-    assert resumed.pruner.pruned == optimizer.pruner.pruned
-    pairs = zip(model.state_dict().values(), second.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    other = build_hesso(
-        traced(residual()), hesso_settings(**BUDGET, target_macs=0.4, variant="adamw")
-    )
-    with pytest.raises(ValueError, match="another schedule.*budget"):
-        other.load_state_dict(state)
-
-
-def test_geta_prunes_to_the_budget_and_quantizes():
-    model = residual()
-    graph = traced(model)
-    bits = {"target_bits": 8, "projection_steps": 2}
-    quantization = quantize_network(model, "weights")
-    cfg = geta_settings(**BUDGET, **bits, quantize="weights", target_macs=0.4, lr=0.01)
-    optimizer = build_geta(graph, cfg, quantization)
-    run(optimizer, model, 0, 15)
-    cut = graph.slice(copy.deepcopy(model))
-    assert macs_per_frame(cut) / macs_per_frame(residual()) <= 0.4
-    assert optimizer.phase == "cool-down"
 
 
 def test_a_budget_out_of_reach_is_refused_before_training(caplog):

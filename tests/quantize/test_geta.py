@@ -1,101 +1,37 @@
 import copy
-import io
 import logging
 import os
 
-import nets
 import pytest
 import torch
-from nets import fill_gradients, geta_settings, hesso_settings, traced
+from geta_runs import ARCHITECTURE, LABELS, check_resume, clips, network, same, train
+from geta_runs import quantized as quantized_with
+from nets import fill_gradients, geta_settings, traced
 from torch import nn
 
 from gaitlib.deploy.cut_network import construct_compressed_model, export_embedding
 from gaitlib.deploy.network_file import load_network
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.base_optimizer import next_move
-from gaitlib.prune.hesso import build_hesso
+from gaitlib.prune.hesso import HESSO
 from gaitlib.quantize.bit_control import FOLLOW_RATE, normal_clipping
-from gaitlib.quantize.bit_plan import BitInterval, ProjectionSchedule
+from gaitlib.quantize.bit_settings import ProjectionSchedule
 from gaitlib.quantize.geta import build_geta
 from gaitlib.quantize.grid import Grid, bit_width, step_size
-from gaitlib.quantize.quantization import calibrate, quantize_network
+from gaitlib.quantize.quantization import quantize_network
 
-ARCHITECTURE = nets.resnet(4, 8, 8, embedding=6)
 VARIANTS = ["sgd", "adam", "adamw"]
 #: warm-up to step 3, projection to 9, joint to 17, cool-down to 20
-SETTINGS = {
-    "variant": "sgd",
-    "lr": 0.05,
-    "first_momentum": 0.9,
-    "weight_decay": 5e-4,
-    "target_group_sparsity": 0.5,
-    "start_pruning_step": 9,
-    "pruning_steps": 8,
-    "pruning_periods": 2,
-    "lr_quant": 1e-3,
-    "start_projection_step": 3,
-    "projection_steps": 4,
-    "projection_periods": 2,
-    "bit_reduction": 3,
-    "min_bit_wt": 4,
-    "max_bit_wt": 12,
-    "min_bit_act": 5,
-    "max_bit_act": 10,
-}
+BASE = {"variant": "sgd", "lr": 0.05, "first_momentum": 0.9, "weight_decay": 5e-4}
+PRUNING = {"start_pruning_step": 9, "pruning_steps": 8, "pruning_periods": 2}
+PROJECTION = {"start_projection_step": 3, "projection_steps": 4, "projection_periods": 2}
+BITS = {"min_bit_wt": 4, "max_bit_wt": 12, "min_bit_act": 5, "max_bit_act": 10, "bit_reduction": 3}
+SETTINGS = BASE | PRUNING | PROJECTION | BITS | {"target_group_sparsity": 0.5, "lr_quant": 1e-3}
 TOTAL = 20
 
 
-def network(seed=0):
-    return nets.build(ARCHITECTURE, seed)
-
-
-def clips(seed):
-    return nets.clips(4, 2, 32, 22, seed=seed)
-
-
-def quantized(quantize="weights_and_activations", bits=16, **settings):
-    """Return a network with quantizers, its graph and its GETA."""
-    model = network()
-    quantization = quantize_network(model, quantize, weight_bits=bits, activation_bits=bits)
-    calibrate(model, quantization, [clips(100)])
-    graph = traced(model)
-    return model, graph, build_geta(graph, geta_settings(**SETTINGS | settings), quantization)
-
-
-def train(model, optimizer, steps, start=0):
-    """Take real steps: gradients come through the quantizers."""
-    labels = torch.tensor([0, 0, 1, 1])[:, None].expand(-1, 3)
-    for step in range(start, start + steps):
-        optimizer.zero_grad(set_to_none=True)
-        logits = model.train()(clips(step)).logits  # (N, K, P)
-        nn.functional.cross_entropy(8 * logits, labels).backward()
-        optimizer.step()
-
-
-def same(a, b):
-    return all(torch.equal(x, b[name]) for name, x in a.items())
-
-
-# --- one code path with HESSO ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_without_quantizers_it_is_hesso_bit_for_bit(variant):
-    keys = ("lr", "first_momentum", "weight_decay", "target_group_sparsity")
-    keys += ("start_pruning_step", "pruning_steps", "pruning_periods")
-    settings = {name: SETTINGS[name] for name in keys} | {"variant": variant}
-    alone = geta_settings(**settings, lr_quant=None, target_bits=None)
-    models = network(), network()
-    ours = build_geta(traced(models[0]), alone)
-    theirs = build_hesso(traced(models[1]), hesso_settings(**settings))
-    for step in range(TOTAL):
-        for model, optimizer in zip(models, (ours, theirs), strict=True):
-            fill_gradients(model, step)
-            optimizer.step()
-    assert same(models[0].state_dict(), models[1].state_dict())
-    assert ours.importance().equals(theirs.importance()) and ours.group_sparsity() == 0.5
-    theirs.load_state_dict(ours.state_dict())
-    assert ours.phase == ""
+def quantized(quantize="weights_and_activations", **settings):
+    return quantized_with(quantize, **SETTINGS | settings)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -126,27 +62,18 @@ def test_weights_and_scalars_each_move_as_torchs_optimizer_at_their_own_rate(var
 # --- bits ------------------------------------------------------------------------------------
 
 
-def stretched():
-    """Return a network two of whose weights, in one group, differ a thousandfold in range."""
-    model = network()
-    block = model.Backbone.forward_block.layer2[0]
-    block.downsample[0].weight.data.mul_(1e-3)
-    return model
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_layer_keeps_its_interval_at_every_step(variant):
-    model = stretched()
-    quantization = quantize_network(model)
-    calibrate(model, quantization, [clips(100)])
-    cfg = geta_settings(**SETTINGS | {"variant": variant})
-    optimizer = build_geta(traced(model), cfg, quantization)
+    model = network()  # two of its weights, in one group, differ a thousandfold in range
+    model.Backbone.forward_block.layer2[0].downsample[0].weight.data.mul_(1e-3)
+    _, _, optimizer = quantized(model=model, variant=variant)
+    quantization = model.quantization
     # by hand: projection 4..9 shrinks at its steps 2 and 4, down to 12 - 2 * 3 and max(10 - 6, 5)
     upper = {**dict.fromkeys((4,), (12, 10)), **dict.fromkeys((5, 6), (9, 7))}
     phases = ["warm-up"] * 3 + ["projection"] * 6 + ["joint"] * 8 + ["cool-down"] * 3
     for step in range(1, TOTAL + 1):
-        train(model, optimizer, 1, start=step)
-        assert optimizer.phase == phases[step - 1]
+        train(model, optimizer, step, step + 1)
+        assert optimizer.control.plan.phase(optimizer.num_steps) == phases[step - 1]
         table = quantization.bits()
         if step <= 3:
             continue
@@ -159,43 +86,32 @@ def test_every_layer_keeps_its_interval_at_every_step(variant):
         assert (table[["d", "q_m", "t"]] > 0).all(axis=None)
 
 
-def test_the_schedule_ends_at_the_bits_it_promises_wherever_pruning_begins():
+def test_bits_shrink_at_the_end_of_each_period():
     schedule = ProjectionSchedule(start=3, steps=10, periods=5)
     assert [schedule.shrinks_by(k) for k in (3, 4, 5, 12, 13, 14, 99)] == [0, 0, 1, 4, 5, 5, 5]
-    tutorial = BitInterval(4, 16, 2, "wt")
-    assert [tutorial.after(n) for n in range(6)] == [16, 14, 12, 10, 8, 6]
-    assert BitInterval(8, 10, 3, "act").after(5) == 8  # never below the lower bound
     assert ProjectionSchedule(0, 11, 4).shrinks_by(8) == 4  # a remainder is left at the end
-    for gap in (0, 2):
-        settings = {"start_projection_step": 5 - gap, "bit_reduction": 4, "max_bit_wt": 16}
-        model, _, optimizer = quantized("weights", **settings)
-        train(model, optimizer, 9)
-        assert quantization_of(model).bits().bits.max() <= 8 + 1e-3
 
 
 def test_target_bits_is_where_all_weights_end():
-    kept = {k: v for k, v in SETTINGS.items() if k not in ("min_bit_wt", "bit_reduction")}
-    model = network()
-    quantization = quantize_network(model)
-    calibrate(model, quantization, [clips(100)])
-    optimizer = build_geta(traced(model), geta_settings(**kept, target_bits=3), quantization)
-    train(model, optimizer, 7)
-    table = quantization.bits()
+    keys = {"min_bit_wt": None, "bit_reduction": None, "target_bits": 3}
+    model, _, optimizer = quantized(**keys)
+    train(model, optimizer, 0, 7)
+    table = model.quantization.bits()
     assert table[table.kind == "weights"].bits.tolist() == pytest.approx([3] * 11, abs=1e-3)
     assert table[table.kind == "activations"].bits.max() > 9  # whose bounds stay
-    train(model, optimizer, TOTAL - 7)
-    weights, activations = quantization.grids()
+    train(model, optimizer, 7, TOTAL)
+    weights, activations = model.quantization.grids()
     assert {g.bits for g in weights.values()} == {3}
     assert all(5 <= g.bits <= 10 for g in activations.values())
 
 
 def test_whole_bits_are_the_nearest_and_a_skipped_step_does_not_lose_them():
     model, _, optimizer = quantized()
-    train(model, optimizer, 17)
+    train(model, optimizer, 0, 17)
     before = quantization_of(model).bits().bits
     assert (before - before.round()).abs().max() > 0.01
     optimizer.skip_step()  # the first of cool-down
-    train(model, optimizer, 2, start=18)
+    train(model, optimizer, 18, TOTAL)
     after = quantization_of(model).bits().bits
     assert after.tolist() == pytest.approx(before.round().tolist(), abs=1e-3)
 
@@ -219,22 +135,24 @@ def test_scalars_stay_positive_under_any_gradient():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("quantize", ["weights", "weights_and_activations"])
-def test_exactly_k_channels_are_zero_at_the_end(variant, quantize):
+def test_exactly_k_channels_are_zero_at_the_end(variant, quantize, caplog):
+    caplog.set_level(logging.INFO, "gaitlib.quantize.geta")
     model, graph, optimizer = quantized(quantize, variant=variant, target_group_sparsity=0.3)
     expected = int(graph.num_channels * 0.3) / graph.num_channels
-    train(model, optimizer, 17)
+    train(model, optimizer, 0, 17)
     assert optimizer.group_sparsity() == expected == graph.group_sparsity()
-    train(model, optimizer, 3, start=17)
+    assert "redundant channels leave with 0." in caplog.text
+    train(model, optimizer, 17, TOTAL)
     assert optimizer.group_sparsity() == expected
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_redundant_channels_move_by_s_and_all_others_by_the_base_step(variant):
     model, graph, optimizer = quantized(variant=variant, lr_quant=1e-9)
-    train(model, optimizer, 9)
+    train(model, optimizer, 0, 9)
     fill_gradients(model, 9)
     named = dict(model.named_parameters())
-    quantizers = quantization_of(model).weights
+    quantizers = quantization_of(model).weight_quantizers
     before = {name: p.detach().clone() for name, p in named.items()}
     old_d = {name: q.d.item() for name, q in quantizers.items()}
     moves = {
@@ -271,37 +189,29 @@ def test_redundant_channels_move_by_s_and_all_others_by_the_base_step(variant):
 def test_a_group_without_quantized_layers_shrinks_as_in_hesso():
     model, graph, _ = quantized()
     quantization_of(model).remove("Backbone")
-    assert list(quantization_of(model).weights) == ["FCs.fc_bin", "BNNecks.fc_bin"]
+    assert list(quantization_of(model).weight_quantizers) == ["FCs.fc_bin", "BNNecks.fc_bin"]
     optimizer = build_geta(graph, geta_settings(**SETTINGS | {"lr": 1e-9}), quantization_of(model))
-    train(model, optimizer, 9)
+    train(model, optimizer, 0, 9)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train(model, optimizer, 1, start=9)
+    train(model, optimizer, 9, 10)
     row = optimizer.importance().query("state == 'chosen'").iloc[0]
     weight = f"{row.group}.weight"
     now = model.get_parameter(weight).detach()[row.channel]
     torch.testing.assert_close(now, 2 / 3 * before[weight][row.channel], rtol=1e-4, atol=1e-6)
-    train(model, optimizer, 10, start=10)
+    train(model, optimizer, 10, TOTAL)
     assert optimizer.group_sparsity() == 0.5
 
 
 def test_parameters_without_a_gradient_are_forgotten_too():
     model, _, optimizer = quantized()
-    labels = torch.tensor([0, 0, 1, 1])[:, None].expand(-1, 3)
     for step in range(TOTAL):
         optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model.train()(clips(step)).logits, labels).backward()
+        nn.functional.cross_entropy(model.train()(clips(step)).logits, LABELS).backward()
         for norm in model.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.weight.grad = None
         optimizer.step()
     assert optimizer.group_sparsity() == 0.5
-
-
-def test_what_is_left_when_channels_go_is_logged(caplog):
-    model, _, optimizer = quantized()
-    with caplog.at_level(logging.INFO, "gaitlib.quantize.geta"):
-        train(model, optimizer, TOTAL)
-    assert any("redundant channels leave with 0." in record.message for record in caplog.records)
 
 
 # --- ranges that follow ----------------------------------------------------------------------
@@ -327,7 +237,7 @@ def test_normal_numbers_are_clipped_where_their_rounding_error_is_least(bits):
 def test_ranges_follow_until_pruning_ends_and_are_learned_afterwards(target):
     model, _, optimizer = quantized(variant="adamw", ranges="follow", **target)
     quantization = quantization_of(model)
-    inputs = list(quantization.activations.values())
+    inputs = list(quantization.input_quantizers.values())
     for step in range(TOTAL):
         with torch.no_grad():
             for layer in (model.Backbone, model.FCs):  # weights that grow beyond their first range
@@ -335,7 +245,7 @@ def test_ranges_follow_until_pruning_ends_and_are_learned_afterwards(target):
                     p.mul_(1.1)
         before = [q.q_m.item() for q in inputs]
         size = sum(p.numel() for p in model.parameters())
-        train(model, optimizer, 1, start=step)
+        train(model, optimizer, step, step + 1)
         if sum(p.numel() for p in model.parameters()) < size:
             continue  # channels have left, and with them entries of the weights that read them
         follows = step + 1 <= SETTINGS["start_pruning_step"] + SETTINGS["pruning_steps"]
@@ -344,7 +254,7 @@ def test_ranges_follow_until_pruning_ends_and_are_learned_afterwards(target):
         at = [
             q.q_m.item()
             == pytest.approx(normal_clipping(named[name], torch.tensor(b)).item(), rel=1e-2)
-            for (name, q), b in zip(quantization.weights.items(), bits, strict=False)
+            for (name, q), b in zip(quantization.weight_quantizers.items(), bits, strict=False)
         ]
         assert all(at) if follows else not all(at)
         if follows:
@@ -368,49 +278,14 @@ def test_ranges_follow_until_pruning_ends_and_are_learned_afterwards(target):
     ],
 )
 def test_a_run_resumed_in_any_phase_is_the_uninterrupted_one_bit_for_bit(stop, variant, ranges):
-    def build(seed):
-        model = network(seed)
-        quantization = quantize_network(model)
-        calibrate(model, quantization, [clips(100 + seed)])
-        cfg = geta_settings(**SETTINGS | {"variant": variant, "ranges": ranges})
-        optimizer = build_geta(traced(model), cfg, quantization)
-        return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL)
-
-    def go(model, optimizer, schedule, start, stop):
-        for step in range(start, stop):
-            train(model, optimizer, 1, start=step)
-            schedule.step()
-
-    model, optimizer, schedule = build(0)
-    go(model, optimizer, schedule, 0, stop)
-    file = io.BytesIO()
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
-    go(model, optimizer, schedule, stop, TOTAL)
-
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    resumed = build(5)
-    for part, name in zip(resumed, ("model", "optimizer", "schedule"), strict=True):
-        part.load_state_dict(saved[name])
-    go(*resumed, stop, TOTAL)
-    assert same(model.state_dict(), resumed[0].state_dict())
-    assert resumed[1].importance().equals(optimizer.importance())
-    assert resumed[1].group_sparsity() == 0.5
+    check_resume(stop, TOTAL, **SETTINGS | {"variant": variant, "ranges": ranges})
 
 
-def test_states_of_other_runs_are_refused():
-    model, graph, optimizer = quantized()
-    state = optimizer.state_dict()
-    with pytest.raises(ValueError, match="with quantizers, this one is without"):
-        build_geta(traced(network()), geta_settings()).load_state_dict(state)
-    other = build_geta(
-        graph, geta_settings(**SETTINGS | {"min_bit_act": 6}), quantization_of(model)
-    )
-    with pytest.raises(ValueError, match="of another bit plan.*activations"):
-        other.load_state_dict(state)
-    with pytest.raises(ValueError, match="without quantizers, this one is with"):
-        optimizer.load_state_dict(build_hesso(traced(network()), hesso_settings()).state_dict())
+def test_a_state_with_other_bits_is_refused():
+    model, _, optimizer = quantized()
+    other = quantized(min_bit_act=6)[2]
+    with pytest.raises(ValueError, match="of another bit plan.*'min_bit_act': .5, 6"):
+        other.load_state_dict(optimizer.state_dict())
 
 
 def test_a_grad_scaler_unscales_the_scalars_and_sees_their_infinities():
@@ -429,7 +304,7 @@ def test_a_grad_scaler_unscales_the_scalars_and_sees_their_infinities():
     for name, value in runs[0].items():
         torch.testing.assert_close(value, runs[1][name], msg=name)
     fill_gradients(model, 9)
-    quantization_of(model).weights["FCs.fc_bin"].q_m.grad.fill_(torch.inf)
+    quantization_of(model).weight_quantizers["FCs.fc_bin"].q_m.grad.fill_(torch.inf)
     scaler.step(optimizer)
     assert optimizer.num_steps == 3 and same(runs[1], model.state_dict())
 
@@ -471,7 +346,7 @@ def test_all_ranks_do_what_rank_0_decides(tmp_path):
 @pytest.mark.parametrize("steps", [TOTAL, 12])
 def test_full_equals_compressed_and_loads_again(steps, tmp_path):
     model, graph, optimizer = quantized(variant="adam", lr=0.01)
-    train(model, optimizer, steps)
+    train(model, optimizer, 0, steps)
     state = copy.deepcopy(model.state_dict())
     result = construct_compressed_model(graph, model, tmp_path, architecture=ARCHITECTURE)
     assert same(state, model.state_dict())
@@ -497,44 +372,40 @@ def test_full_equals_compressed_and_loads_again(steps, tmp_path):
     path = export_embedding(result.path, tmp_path / "embedding")
     small = load_network(path)
     assert torch.equal(small(x).embeddings, loaded(x).embeddings)
-    assert "BNNecks.fc_bin" not in quantization_of(small).weights
+    assert "BNNecks.fc_bin" not in quantization_of(small).weight_quantizers
 
 
 def test_quantizers_and_settings_belong_together():
-    with pytest.raises(ValueError, match="min_bit_wt switch quantization on"):
-        build_geta(traced(network()), geta_settings(min_bit_wt=4, start_pruning_step=1))
-    model = network()
+    assert type(build_geta(traced(network()), geta_settings())) is HESSO
+    model, cfg = network(), geta_settings(**SETTINGS)
     quantization = quantize_network(model)
+    for graph, settings, given in (
+        (traced(network()), cfg, None),
+        (traced(network()), cfg, quantization),
+        (traced(model), geta_settings(), quantization),
+    ):
+        with pytest.raises(ValueError, match="quantizers and keys of bits go together"):
+            build_geta(graph, settings, given)
     with pytest.raises(ValueError, match=r"quantize_network\(model, 'weights'\)"):
         build_geta(traced(model), geta_settings(**SETTINGS, quantize="weights"), quantization)
-    with pytest.raises(ValueError, match="not the one attached"):
-        build_geta(traced(network()), geta_settings(**SETTINGS), quantization)
-    with pytest.raises(ValueError, match="no key switches quantization on"):
-        build_geta(traced(model), geta_settings(), quantization)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_it_ends_at_its_targets():
-    model = network().cuda()
-    quantization = quantize_network(model)
-    calibrate(model, quantization, [clips(100)])
-    optimizer = build_geta(
-        traced(model), geta_settings(**SETTINGS | {"variant": "adamw"}), quantization
-    )
+    model, _, optimizer = quantized(model=network().cuda(), variant="adamw")
     scaler = torch.amp.GradScaler("cuda")
-    labels = torch.tensor([0, 0, 1, 1], device="cuda")[:, None].expand(-1, 3)
     for step in range(TOTAL):
         optimizer.zero_grad()
         with torch.autocast("cuda", torch.float16):
             logits = model.train()(clips(step).cuda()).logits
-        scaler.scale(nn.functional.cross_entropy(logits.float(), labels)).backward()
+        scaler.scale(nn.functional.cross_entropy(logits.float(), LABELS.cuda())).backward()
         taken = optimizer.num_steps
         scaler.step(optimizer)
         scaler.update()
         if optimizer.num_steps == taken:
             optimizer.skip_step()
     assert optimizer.group_sparsity() == 0.5
-    bits = bit_width(*quantization.scalars())
+    bits = bit_width(*model.quantization.scalars())
     torch.testing.assert_close(bits, bits.round(), rtol=0, atol=1e-3)
     assert construct_compressed_model(traced(model), model).max_error < 1e-10

@@ -62,9 +62,9 @@ def test_with_exponent_1_it_is_torchs_fake_quantize(signed):
         ({"bits": 1}, "bits is 1; .* 2 to 32"),
         ({"bits": 10**9}, "bits is 1000000000; .* 2 to 32"),
         ({"bits": 4.0}, "bits is 4.0"),
-        ({"d": 0.0}, "d is 0.0"),
-        ({"q_m": math.inf}, "q_m is inf"),
-        ({"t": -1.0}, "t is -1.0"),
+        ({"d": 0.0}, "d=0.0.*must be positive"),
+        ({"q_m": math.inf}, "q_m=inf"),
+        ({"t": -1.0}, "t=-1.0"),
     ],
 )
 def test_what_is_no_grid_is_refused(change, message):

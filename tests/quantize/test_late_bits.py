@@ -1,77 +1,31 @@
 """Float first, bits late: HESSO until the switch, whole bits after it."""
 
-import copy
-import io
-
 import nets
 import pytest
 import torch
-from nets import geta_settings, hesso_settings, traced
-from torch import nn
+from geta_runs import ARCHITECTURE, check_resume, clips, quantized, same, train
 
 from gaitlib.deploy.cut_network import construct_compressed_model
 from gaitlib.model.network_cost import layer_table
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.quantize import late_bits
-from gaitlib.quantize.bit_budget import dense_cost, squared_error
+from gaitlib.quantize.bit_budget import budget_terms, squared_error
 from gaitlib.quantize.bit_control import FOLLOW_RATE, normal_clipping
-from gaitlib.quantize.bit_history import bits_row
 from gaitlib.quantize.bit_operations import bops_table, disk_bits
-from gaitlib.quantize.geta import build_geta
 from gaitlib.quantize.grid import step_size
-from gaitlib.quantize.quantization import calibrate, quantize_network
 from gaitlib.quantize.quantizer import Quantizer, _FakeQuantize
 
-ARCHITECTURE = nets.resnet(4, 8, 8, embedding=6)
-PRUNING = {
-    "variant": "adamw",
-    "lr": 0.02,
-    "target_macs": 0.5,
-    "start_pruning_step": 3,
-    "pruning_steps": 6,
-    "pruning_periods": 2,
-}
+SCHEDULE = {"start_pruning_step": 3, "pruning_steps": 6, "pruning_periods": 2}
+PRUNING = SCHEDULE | {"variant": "adamw", "lr": 0.02, "target_macs": 0.5}
 #: float to step 11, ranges that follow to 14, learned ones to the end
-SETTINGS = PRUNING | {
-    "order": "float_first",
-    "start_bits_step": 11,
-    "learn_ranges_step": 14,
-    "min_bit_wt": 2,
-    "max_bit_wt": 6,
-    "bit_reduction": 2,
-    "min_bit_act": 5,
-    "max_bit_act": 8,
-    "lr_quant": 1e-2,
-    "uniform": True,
-}
+LATE = {"order": "float_first", "start_bits_step": 11, "learn_ranges_step": 14}
+BITS = {"min_bit_wt": 2, "max_bit_wt": 6, "min_bit_act": 5, "max_bit_act": 8, "bit_reduction": 2}
+SETTINGS = PRUNING | LATE | BITS | {"lr_quant": 1e-2, "uniform": True}
 TOTAL = 18
 
 
-def clips(seed):
-    return nets.clips(4, 2, 32, 22, seed=seed)
-
-
-def build(seed=0, **settings):
-    """Return a network with quantizers, its graph and its GETA."""
-    model = nets.build(ARCHITECTURE, seed)
-    quantization = quantize_network(model, "weights_and_activations")
-    calibrate(model, quantization, [clips(100 + seed)])
-    graph = traced(model)
-    return model, graph, build_geta(graph, geta_settings(**SETTINGS | settings), quantization)
-
-
-def train(model, optimizer, start, stop, schedule=None):
-    labels = torch.tensor([0, 0, 1, 1])[:, None].expand(-1, 3)
-    for step in range(start, stop):
-        optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(8 * model.train()(clips(step)).logits, labels).backward()
-        optimizer.step()
-        if schedule is not None:
-            schedule.step()
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
+def build(quantize="weights_and_activations", **settings):
+    return quantized(quantize, **SETTINGS | settings)
 
 
 @pytest.mark.parametrize("variant", ["sgd", "adamw"])
@@ -79,8 +33,8 @@ def same(a, b):
 def test_until_bits_begin_it_is_hesso_bit_for_bit(variant, shrink):
     model, _, ours = build(variant=variant, shrink=shrink, clipping="tensor")
     plain = nets.build(ARCHITECTURE)
-    cfg = hesso_settings(**PRUNING | {"variant": variant, "shrink": shrink})
-    theirs = build_hesso(traced(plain), cfg)
+    cfg = nets.hesso_settings(**PRUNING | {"variant": variant, "shrink": shrink})
+    theirs = build_hesso(nets.traced(plain), cfg)
     train(model, ours, 0, 11)
     train(plain, theirs, 0, 11)
     state = {n: v for n, v in model.state_dict().items() if not n.startswith("quantization.")}
@@ -99,27 +53,21 @@ def test_bits_are_whole_from_the_switch_on_and_nothing_is_rounded_before():
         learns = {q.q_m.requires_grad for q in quantization.quantizers()}
         assert learns == {step >= 11}
         train(model, optimizer, step, step + 1)
-        row = bits_row(optimizer)
-        bits = {kind: [v for k, v in row.items() if k.startswith(f"{kind}:")] for kind in
-                ("weights", "activations")}  # fmt: skip
+        row, phase = optimizer.bits_row(), optimizer.control.plan.phase(step + 1)
+        assert row.pop("outside") == 0
         if step + 1 < 11:
-            assert optimizer.phase == "float" and all(v != v for v in bits["weights"])
-            assert row["weights_min"] != row["weights_min"]
+            assert phase == "float" and all(value != value for value in row.values())
             continue
-        # by hand: one period lowers 6 by 2 and 8 by 2
-        assert bits["weights"] == pytest.approx([4] * 11, abs=1e-3)
-        assert bits["activations"] == pytest.approx([6] * 9, abs=1e-3)
-        assert (row["weights_min"], row["weights_max"], row["outside"]) == (4, 4, 0)
-    assert optimizer.phase == "bits"
-    fixed = build(bit_reduction=None, min_bit_wt=None, target_bits=3)[2]
-    assert fixed.control.plan.weights.least == fixed.control.plan.weights.most == 3
+        for name, bits in row.items():  # by hand: one period lowers 6 by 2 and 8 by 2
+            assert bits == pytest.approx(4 if name.startswith("weights") else 6, abs=1e-3), name
+    assert phase == "bits"
 
 
 def test_ranges_follow_and_are_then_learned(monkeypatch):
     monkeypatch.setattr(late_bits, "OBSERVED_STEPS", 3)
     model, _, optimizer = build()
-    quantization, named = model.quantization, dict(model.named_parameters())
-    inputs = list(quantization.activations.values())
+    quantization = model.quantization
+    inputs = list(quantization.input_quantizers.values())
     first = [q.q_m.item() for q in inputs]
     seen = []
     for step in range(TOTAL):
@@ -143,7 +91,7 @@ def test_ranges_follow_and_are_then_learned(monkeypatch):
         at = [
             q.q_m.item()
             == pytest.approx(normal_clipping(named[n], torch.tensor(4.0)).item(), rel=1e-4)
-            for n, q in quantization.weights.items()
+            for n, q in quantization.weight_quantizers.items()
         ]
         if step + 1 >= 11:
             assert all(at) == (step + 1 <= 14)
@@ -175,7 +123,7 @@ def test_channels_get_like_ranges_and_the_float_network_stays(variant):
     assert errors[1] < errors[0]
     moments = {"sgd": {"momentum_buffer": 1}, "adamw": {"exp_avg": 1, "exp_avg_sq": 2}}[variant]
     changed = 0
-    for name, q in networks[1].quantization.weights.items():
+    for name, q in networks[1].quantization.weight_quantizers.items():
         share = (plain[name] / scaled[name]).nan_to_num(1.0)
         changed += not torch.equal(plain[name], scaled[name])
         torch.testing.assert_close(share, share[:, :1, :1].expand_as(share), rtol=1e-3, atol=1e-5)
@@ -191,7 +139,6 @@ def test_channels_get_like_ranges_and_the_float_network_stays(variant):
 
 @pytest.mark.parametrize("t", [1.0, 1.3])
 def test_gradients_of_ranges_include_the_step_that_follows_them(t):
-    model = nn.Module()
     quantizer = Quantizer(4, 0.9, uniform=t == 1.0).double()
     quantizer.t.data.fill_(t)
     quantizer.d.data.copy_(step_size(4.0, quantizer.q_m, quantizer.t))
@@ -201,7 +148,7 @@ def test_gradients_of_ranges_include_the_step_that_follows_them(t):
     d = q_m**exponent / 7  # as a function of the two
     (u * _FakeQuantize.apply(x, d, q_m, exponent, True)).sum().backward()
     control = late_bits.LateBits.__new__(late_bits.LateBits)
-    control.quantizers, model.q = [quantizer], quantizer
+    control.quantizers = [quantizer]
     control.complete_gradients()
     torch.testing.assert_close(quantizer.q_m.grad, q_m.grad)
     if t != 1.0:
@@ -213,20 +160,16 @@ def test_gradients_of_ranges_include_the_step_that_follows_them(t):
 def test_a_budget_for_bits_is_kept_by_the_compressed_network(key, quantize):
     floats = quantize == "weights"
     share = {"target_bops": 0.09 if floats else 0.015, "target_bytes": 0.085}[key]
-    settings = {key: share, "shrink": False} | ({"quantize": quantize} if floats else {})
-    model = nets.build(ARCHITECTURE)
-    quantization = quantize_network(model, quantize)
-    calibrate(model, quantization, [clips(100)])
-    graph = traced(model)
-    optimizer = build_geta(graph, geta_settings(**SETTINGS | settings), quantization)
-    dense = copy.deepcopy(nets.build(ARCHITECTURE))
+    settings = {key: share, "shrink": False}
+    model, graph, optimizer = build(quantize, **settings)
+    dense = nets.build(ARCHITECTURE)
     table = layer_table(dense)
     macs = table.loc[table.layer.str.startswith("Backbone"), "macs"].sum()
     wanted = {"target_bops": 1024 * macs, "target_bytes": disk_bits(dense, {}) / 8}[key]
-    assert dense_cost(key, dense) == wanted
+    assert budget_terms(key, share, dense)["dense"] == wanted
     train(model, optimizer, 0, 13)
     small = construct_compressed_model(graph, model).model
-    weights, inputs = quantization.grids()
+    weights, inputs = model.quantization.grids()
     weight_bits = {n: g.bits for n, g in weights.items()}
     table = bops_table(layer_table(small), weight_bits, {n: g.bits for n, g in inputs.items()})
     reached = {
@@ -243,7 +186,7 @@ def test_more_sensitive_weights_of_equal_cost_get_no_fewer_bits():
     train(model, optimizer, 0, 10)
     weights = {n: model.get_parameter(n) for n in optimizer.control.positions}
     budget = optimizer.control.budget
-    equal = dict.fromkeys(optimizer.control.quantization.activations.keys(), 6)
+    equal = dict.fromkeys(model.quantization.input_quantizers, 6)
     factors = [1.0] * len(weights)
     before = budget.choose(weights, equal, factors)
     place = before.index(min(before))
@@ -252,9 +195,7 @@ def test_more_sensitive_weights_of_equal_cost_get_no_fewer_bits():
     # the squares that it gathers are the raw gradients'
     squares = optimizer.control.squares.clone()
     train(model, optimizer, 10, 11)
-    names = list(weights)
-    assert optimizer.control.whole is not None and len(squares) == len(names)
-    assert (optimizer.control.squares > squares).all()
+    assert len(squares) == len(weights) and (optimizer.control.squares > squares).all()
     errors = [squared_error(next(iter(weights.values())), bits) for bits in range(2, 9)]
     assert errors == sorted(errors, reverse=True)
 
@@ -272,25 +213,7 @@ def test_a_budget_out_of_reach_is_refused_or_comes_as_near_as_it_can(caplog):
 
 @pytest.mark.parametrize("stop", [4, 9, 10, 11, 13, 16])
 def test_a_run_resumed_in_any_phase_is_the_uninterrupted_one_bit_for_bit(stop):
-    def begin(seed):
-        model, _, optimizer = build(seed, target_bops=0.015)
-        return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL)
-
-    model, optimizer, schedule = begin(0)
-    train(model, optimizer, 0, stop, schedule)
-    file = io.BytesIO()
-    parts = {"optimizer": optimizer, "model": model, "schedule": schedule}
-    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
-    train(model, optimizer, stop, TOTAL, schedule)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    other, resumed, again = begin(5)
-    resumed.load_state_dict(saved["optimizer"])  # first: channels leave with it
-    other.load_state_dict(saved["model"])
-    again.load_state_dict(saved["schedule"])
-    train(other, resumed, stop, TOTAL, again)
-    assert same(model.state_dict(), other.state_dict())
-    assert torch.equal(optimizer.control.whole, resumed.control.whole)
+    check_resume(stop, TOTAL, **SETTINGS, target_bops=0.015)
 
 
 def test_a_skipped_step_delays_the_switch_by_one():

@@ -18,8 +18,10 @@ from workbook.recognise.gallery import read_gallery
 ARGUMENTS = resnet(4, 8, embedding=16, bins=(16,), classes=None)
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+def run(*arguments, status=0):
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert done.exit_code == status, done.output
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -41,73 +43,69 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def gallery(home, tmp_path):
-    network = ("--network", home / "net.safetensors")
+def network(home):
+    return "--network", home / "net.safetensors"
+
+
+@pytest.fixture
+def gallery(home, network, tmp_path):
     path = tmp_path / "people"
     strangers = ("--held-out", home / "others", "--false-accepts", 0.4)
     done = run("enroll", path, home / "known", *network, *strangers)
-    assert done.exit_code == 0, done.output
     assert "3 people, 3 walks" in done.stdout and "33.33% of 3 held-out walks" in done.stdout
     assert path.stat().st_mode & 0o777 == 0o600
     return path
 
 
-def test_a_video_of_a_walker_has_names_in_one_command(home, gallery, tmp_path):
+def test_a_video_of_a_walker_has_names_in_one_command(gallery, network, tmp_path):
     video = tmp_path / "door.avi"
-    done = run("walker-video", video, "--subject", 2, "--frames", 6, 6)
-    assert done.exit_code == 0, done.output
-    done = run("identify", gallery, video, "--network", home / "net.safetensors", "--json")
-    assert done.exit_code == 0, done.output
-    (walk,) = json.loads(done.stdout)
+    run("walker-video", video, "--subject", 2, "--frames", 6, 6)
+    (walk,) = json.loads(run("identify", gallery, video, *network, "--json").stdout)
     assert walk["source"] == str(video) and walk["frames"] == 6
     assert walk["nearest"][0][0] == "002" and len(walk["nearest"]) == 3
 
 
-def test_raw_masks_have_the_name_of_the_pickles_that_they_make(home, gallery):
-    done = run("identify", gallery, home / "masks", "--network", home / "net.safetensors")
-    assert done.exit_code == 0, done.output
-    assert "someone/walk/default (6 frames): 002   [002 0," in done.stdout
+def test_raw_masks_have_the_name_of_the_pickles_that_they_make(home, gallery, network):
+    for told in ((), ("--mask-threshold", 0, "--layout", "id/seq", "--no-invert")):
+        done = run("identify", gallery, home / "masks", *network, *told)
+        assert "someone/walk/default (6 frames): 002   [002 0," in done.stdout
 
 
-def test_embeddings_are_kept_named_and_forgotten(home, gallery, tmp_path):
-    network = ("--network", home / "net.safetensors")
+def test_embeddings_are_kept_named_and_forgotten(home, gallery, network, tmp_path):
     done = run("embed", home / "known", tmp_path / "walks", *network)
-    assert done.exit_code == 0 and "3 walks:" in done.stdout and "0600" in done.stdout
+    assert "3 walks:" in done.stdout and "0600" in done.stdout
     table = tmp_path / "walks.safetensors"
     assert "001/nm-01/090 (6 frames): 001" in run("identify", gallery, table).stdout
-    done = run("enroll", gallery, table, "--name", "twin")
-    assert done.exit_code == 2 and "enrolled as '001' and as 'twin'" in done.stderr
+    done = run("enroll", gallery, table, "--name", "twin", status=2)
+    assert "enrolled as '001' and as 'twin'" in done.stderr
     done = run("enroll", gallery, home / "others", *network, "--name", "twin")
-    assert done.exit_code == 0 and "no threshold" in done.stdout
+    assert "no threshold" in done.stdout
     assert "every walk gets a name" in run("identify", gallery, table).stdout
-    assert run("forget", gallery, "twin").exit_code == 0
+    run("forget", gallery, "twin")
     assert sorted(set(read_gallery(gallery).names)) == ["001", "002", "003"]
 
 
-def test_a_source_that_cannot_be_used_does_not_stop_the_others(home, gallery, tmp_path):
-    network = ("--network", home / "net.safetensors")
+def test_a_source_that_cannot_be_used_does_not_stop_the_others(home, gallery, network, tmp_path):
     (tmp_path / "torn.avi").write_bytes(b"RIFF")
     bad = (tmp_path / "none", tmp_path / "torn.avi")
     for sources in ((*bad, home / "known"), (*bad, home / "known", *bad)):
-        done = run("identify", gallery, *sources, *network)
-        assert done.exit_code == 1 and done.stdout.count("(6 frames)") == 3
+        done = run("identify", gallery, *sources, *network, status=1)
+        assert done.stdout.count("(6 frames)") == 3
     assert [f"left out: {path}: " in done.stderr for path in bad] == [True, True]
-    done = run("identify", gallery, *bad, *network)
-    assert done.exit_code == 2 and all(str(path) in done.stderr for path in bad)
+    done = run("identify", gallery, *bad, *network, status=2)
+    assert all(str(path) in done.stderr for path in bad)
     run("embed", home / "known", tmp_path / "walks", *network)
-    done = run("identify", gallery, tmp_path / "walks.safetensors", tmp_path / "none")
-    assert done.exit_code == 1 and "none: nothing is at" in done.stderr
+    done = run("identify", gallery, tmp_path / "walks.safetensors", bad[0], status=1)
+    assert "none: nothing is at" in done.stderr
 
 
-def test_what_cannot_be_used_is_listed_or_refused(home, gallery, tmp_path):
-    network = ("--network", home / "net.safetensors")
-    tree = tmp_path / "tree"
+def test_what_cannot_be_used_is_listed_or_refused(home, gallery, network, tmp_path):
     whole = np.zeros((5, 64, 64), np.uint8)
     whole[:, :, 20:40] = 255
-    write_sequence(tree / "a/nm-01/090/090.pkl", whole)
-    write_sequence(tree / "b/nm-01/090/090.pkl", whole // 255)
-    done = run("identify", gallery, tree, *network)
-    assert done.exit_code == 1 and "a/nm-01/090" in done.stdout and "0/1 masks" in done.stderr
+    write_sequence(tmp_path / "tree/a/nm-01/090/090.pkl", whole)
+    write_sequence(tmp_path / "tree/b/nm-01/090/090.pkl", whole // 255)
+    done = run("identify", gallery, tmp_path / "tree", *network, status=1)
+    assert "a/nm-01/090" in done.stdout and "0/1 masks" in done.stderr
     for arguments, words in {
         ("identify", gallery, home / "known"): "add --network FILE",
         ("identify", gallery, tmp_path / "none", *network): "nothing is at",
@@ -117,5 +115,4 @@ def test_what_cannot_be_used_is_listed_or_refused(home, gallery, tmp_path):
         ("enroll", gallery, "--held-out", home / "known", *network): "are: leave them out",
         ("forget", gallery, "nobody"): "nobody is called 'nobody'; known are 001, 002, 003",
     }.items():
-        done = run(*arguments)
-        assert done.exit_code == 2 and words in done.stderr, done.output
+        assert words in run(*arguments, status=2).stderr

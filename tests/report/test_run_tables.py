@@ -26,13 +26,19 @@ def network(*layers):
 
 def results(macs, **others):
     rank1 = {"NM": 90.0, "BG": 80.0, "CL": 70.0}
-    return {"rank1": rank1, "params": 100, "macs_per_frame": macs, "file_bytes": 4000} | others
+    return {
+        "rank1": rank1,
+        "conditions": list(rank1),
+        "params": 100,
+        "macs_per_frame": macs,
+        "file_bytes": 4000,
+    } | others
 
 
 def test_channels_kept_counts_the_backbones_convolutions_in_order():
     table = run_tables.channels_kept(network("BC-4", "M", "BC-8"), network("BC-3", "M", "BC-2"))
     assert table.to_dict("list") == {
-        "name": ["feature.0.conv", "feature.3.conv"],
+        "layer": ["feature.0.conv", "feature.3.conv"],
         "kept": [3, 2],
         "total": [4, 8],
     }

@@ -6,7 +6,6 @@ import pytest
 from gaitlib.data.casia_b import SilhouetteDataset, index_tree, load_split
 from gaitlib.data.sequence_file import write_sequence
 from workbook.report.statistics import (
-    energy_image,
     energy_images,
     foreground,
     inventory,
@@ -32,13 +31,6 @@ def dataset(root, sequences):
         view = name.rpartition("/")[2]
         write_sequence(root / name / f"{view}.pkl", frames)
     return SilhouetteDataset(index_tree(root))
-
-
-def test_an_energy_image_is_the_mean_over_frames():
-    frames = np.array([[[0, 255], [10, 0]], [[0, 0], [20, 255]]], np.uint8)
-    image = energy_image(frames)
-    assert image.dtype == np.float32
-    assert image.tolist() == [[0, 127.5], [15, 127.5]]
 
 
 def test_energy_images_are_means_over_sequences_by_condition_then_view(tmp_path):

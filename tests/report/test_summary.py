@@ -16,6 +16,7 @@ def _workspace(tmp_path, monkeypatch):
 
 def results(nm, milliseconds=2.0, **others):
     return {
+        "conditions": ["NM", "BG", "CL"],
         "rank1": {"NM": nm, "BG": 80.25, "CL": None},
         "params": 123_288,
         "macs_per_frame": 18_590_000,
@@ -53,19 +54,15 @@ def rows_of(text):
 
 def test_cells_are_text_with_their_units_and_what_is_missing_is_a_dash():
     full = results(84.34, relative_bops=1.404, lowbit_bytes=43_200)
-    table = compare({"dense": full, "empty": {}})
+    table = compare({"dense": full, "float": results(84.34), "empty": {}})
     assert tuple(table) == COLUMNS
     assert table.loc["dense"].to_dict() == {
         **{"NM": "84.3", "BG": "80.2", "CL": "-", "parameters": "123,288"},
         **{"MMAC/frame": "18.59", "bits w/a": "32.0/32.0", "rel. BOPs %": "1.40", "kB": "43"},
         **{"ms, 1 clip": "2.0", "ms, 16 clips": "20"},
     }
+    assert table.loc["float", ["kB", "rel. BOPs %"]].tolist() == ["525", "-"]  # the weights' file
     assert set(table.loc["empty"]) == {"-"}
-
-
-def test_a_float_network_has_its_weights_file_and_no_bops():
-    row = compare({"dense": results(84.34)}).loc["dense"]
-    assert (row["kB"], row["rel. BOPs %"]) == ("525", "-")
 
 
 def test_a_runs_networks_have_their_names_and_order(tmp_path):

@@ -48,11 +48,11 @@ def ranking(model, graph):
     """Rank the channels that may go, loop by loop: (group, channel), the least important first."""
     ranked = []
     for group in graph.prunable():
-        owned = [cut for cut in graph.cuts if cut.group == group.id]
         weights = [
-            (model.get_parameter(cut.name), cut.dim)
-            for cut in owned
-            if cut.name.endswith(("weight", "fc_bin"))
+            (model.get_parameter(name), dim)
+            for name, dims in graph.cuts.items()
+            for dim, id_ in dims.items()
+            if id_ == group.id and name.endswith(("weight", "fc_bin"))
         ]
         scores = [
             sum(w.detach().select(dim, c).square().sum().item() for w, dim in weights)
@@ -66,16 +66,17 @@ def ranking(model, graph):
 def without(model, graph, gone):
     """Return two copies: with the channels zeroed in all that owns or reads them, and cut out."""
     zeroed, cut_out = copy.deepcopy(model), copy.deepcopy(model)
-    for cut in graph.cuts:
-        channels = torch.tensor([c for id_, c in gone if id_ == cut.group], dtype=torch.long)
-        zeroed.state_dict()[cut.name].index_fill_(cut.dim, channels, 0)
-        owner, _, name = cut.name.rpartition(".")
+    cuts = [(name, *cut) for name, dims in graph.cuts.items() for cut in dims.items()]
+    for name, dim, group in cuts:
+        channels = torch.tensor([c for id_, c in gone if id_ == group], dtype=torch.long)
+        zeroed.state_dict()[name].index_fill_(dim, channels, 0)
+        owner, _, last = name.rpartition(".")
         layer = cut_out.get_submodule(owner)
-        old = getattr(layer, name).detach()
-        kept = sorted(set(range(old.shape[cut.dim])) - set(channels.tolist()))
-        new = old.index_select(cut.dim, torch.tensor(kept, dtype=torch.long))
-        is_parameter = isinstance(getattr(layer, name), torch.nn.Parameter)
-        setattr(layer, name, torch.nn.Parameter(new) if is_parameter else new)
+        old = getattr(layer, last).detach()
+        kept = sorted(set(range(old.shape[dim])) - set(channels.tolist()))
+        new = old.index_select(dim, torch.tensor(kept, dtype=torch.long))
+        is_parameter = isinstance(getattr(layer, last), torch.nn.Parameter)
+        setattr(layer, last, torch.nn.Parameter(new) if is_parameter else new)
     return zeroed, cut_out
 
 

@@ -277,4 +277,4 @@ def test_a_baseline_may_have_steps_of_its_own_and_all_rivals_count_them(plan):
     assert found["torch_pruning-total_iter=200-seed0"].needs == {"baseline": "baseline-seed0"}
     keys["overrides"] |= {"scheduler_cfg": {"scheduler": "MultiStepLR", "milestones": [50, 100]}}
     stretched = _points(plan(**keys))["baseline-seed0"].experiment
-    assert stretched.scheduler_cfg.arguments()["milestones"] == [80, 160]  # 400 of 250
+    assert stretched.scheduler_cfg.arguments()["milestones"] == (80, 160)  # 400 of 250

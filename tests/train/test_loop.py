@@ -218,7 +218,7 @@ def test_skipped_steps_keep_the_schedules_of_pruning_and_learning_rate_together(
     history = pd.concat(rows).set_index("iteration")
     assert optimizer.num_steps == scheduler.last_epoch == 12
     assert history["lr"].loc[[8, 10]].tolist() == pytest.approx([0.05, 0.005])
-    assert optimizer.pruner.num_pruned == optimizer.pruner.rule.target
+    assert optimizer.pruner.num_pruned == optimizer.pruner.rule.count
     assert optimizer.group_sparsity() == 0.5
 
 
@@ -241,7 +241,7 @@ def _half_precision_trains(device, dtype):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         return model, _fit(model, optimizer, None, 0, iterations, precision=precision)
 
-    half, full = choose_precision(True, dtype, device), choose_precision(False, device=device)
+    half, full = (choose_precision(on, dtype, torch.device(device)) for on in (True, False))
     _, history = learn(20, half)
     assert history["total"].iloc[-5:].mean() < 0.8 * history["total"].iloc[0]
     (found, row), (wanted, expected) = learn(2, half), learn(2, full)
@@ -257,7 +257,7 @@ def test_bfloat16_learns_on_a_cpu_with_float32_weights_losses_and_statistics():
 
 
 def test_float16_on_a_cpu_is_float32_with_a_warning(caplog):
-    precision = choose_precision(True, "float16", "cpu")
+    precision = choose_precision(True, "float16", torch.device("cpu"))
     assert precision.dtype is None and not precision.scaler().is_enabled()
     assert "amp_dtype: bfloat16" in caplog.text
 

@@ -4,16 +4,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from gaitlib.prune.hesso_settings import (
     BUDGETS,
@@ -25,17 +16,26 @@ from gaitlib.prune.hesso_settings import (
     Sparsity,
 )
 from gaitlib.prune.oto import check_package
-from gaitlib.quantize.bit_plan import MAX_BITS
-from gaitlib.quantize.bit_settings import BIT_BUDGETS, ORDERS, FloatFirst, GetaSettings, bit_keys
+from gaitlib.quantize.bit_settings import (
+    BIT_BUDGETS,
+    MAX_BITS,
+    ORDERS,
+    FloatFirst,
+    GetaSettings,
+    bit_keys,
+)
 from gaitlib.quantize.ptq import Rounding
 from gaitlib.system.errors import UserError
 from workbook.config.section import (
     Clips,
     Dampening,
     Frames,
+    Harmless,
     LearningRate,
     Momentum,
     Section,
+    Steps,
+    StepsFrom0,
     WeightDecay,
     Width,
     default_of,
@@ -73,6 +73,11 @@ def _no_percent(value: object) -> object:
     return value
 
 
+#: Keys of the sections that the optimizer is not told.
+NOT_SETTINGS = {
+    *("implementation", "start_from", "steps", "latency", "importance_score_criteria"),
+    *("yardstick", "ptq"),
+}
 Amount = Annotated[float, BeforeValidator(_no_percent), Field(strict=True)]
 
 
@@ -147,7 +152,7 @@ class HessoCfg(Section):
     """
 
     implementation: Literal["gaitlib", "only_train_once"] = "gaitlib"
-    start_from: Literal["scratch", "baseline"] = "scratch"
+    start_from: Annotated[Literal["scratch", "baseline"], Harmless("weights")] = "scratch"
     variant: Literal["sgd", "adam", "adamw"] = default_of(HessoSettings, "variant")
     lr: LearningRate = default_of(HessoSettings, "lr")
     weight_decay: WeightDecay = default_of(HessoSettings, "weight_decay")
@@ -163,9 +168,9 @@ class HessoCfg(Section):
     min_channels_share: float | None = None
     shrink: bool | None = None
     steps: Literal["equal_compute"] | None = None
-    start_pruning_step: NonNegativeInt
-    pruning_steps: PositiveInt
-    pruning_periods: PositiveInt
+    start_pruning_step: StepsFrom0
+    pruning_steps: Steps
+    pruning_periods: Steps
     group_divisible: Width = default_of(HessoSettings, "group_divisible")
     importance_score_criteria: Criteria = "default"
 
@@ -210,10 +215,9 @@ class HessoCfg(Section):
 
     def _keys(self) -> dict[str, Any]:
         """Return the flat keys of `HessoSettings.of`, and of bits."""
-        own = {"implementation", "start_from", "steps", "latency", "importance_score_criteria"}
-        keys = {key: getattr(self, key) for key in type(self).model_fields if key not in own}
         criteria = self.importance_score_criteria
-        return keys | {"scores": EQUAL_SCORES if criteria == "default" else criteria.build()}
+        scores = EQUAL_SCORES if criteria == "default" else criteria.build()
+        return {key: value for key, value in self if key not in NOT_SETTINGS} | {"scores": scores}
 
     @property
     def target(self) -> tuple[str, float]:
@@ -222,8 +226,8 @@ class HessoCfg(Section):
 
     @property
     def quantizes(self) -> bool:
-        """Whether the run also chooses bits."""
-        return False
+        """Whether the run also chooses bits: whether any key of bits was given."""
+        return getattr(self, "order", None) is not None
 
     def check_fits(self, total: int) -> None:
         """Raise ``UserError``, with the numbers, if a run of ``total`` steps is too short."""
@@ -239,8 +243,10 @@ class HessoCfg(Section):
         return found
 
 
-RoundingCfg = section_of(Rounding, "RoundingCfg", batch_norm_batches=NonNegativeInt)
+RoundingCfg = section_of(Rounding, "RoundingCfg", batch_norm_batches=StepsFrom0)
 
+#: Keys that any order of bits reads.
+BIT_KEYS = set().union(*map(bit_keys, ORDERS))
 WeightBits = Annotated[int, Field(ge=2, le=MAX_BITS)]
 ActivationBits = Annotated[int, Field(ge=1, le=MAX_BITS)]
 
@@ -251,7 +257,7 @@ class GetaCfg(HessoCfg):
     Any key of bits switches quantization on; the others then take their defaults from
     `gaitlib.quantize.bit_settings`, by ``order``. Without any of them the run only prunes.
 
-    With ``order: qasso`` the phases (see `BitPlan`) follow one another:
+    With ``order: qasso`` the phases (see `Qasso`) follow one another:
 
     1. Warm-up takes ``start_projection_step`` steps.
     2. Projection takes ``projection_steps``, in ``projection_periods``. Each period ends by
@@ -309,14 +315,14 @@ class GetaCfg(HessoCfg):
     - ``ptq``: how that result is rounded.
     """
 
-    yardstick: bool = True
+    yardstick: Annotated[bool, Harmless("weights")] = True
     ptq: RoundingCfg = RoundingCfg()
     order: Literal["qasso", "float_first"] | None = None
     lr_quant: LearningRate | None = None
-    start_projection_step: NonNegativeInt | None = None
-    projection_steps: PositiveInt | None = None
-    projection_periods: PositiveInt | None = None
-    bit_reduction: NonNegativeInt | None = None
+    start_projection_step: StepsFrom0 | None = None
+    projection_steps: Steps | None = None
+    projection_periods: Steps | None = None
+    bit_reduction: StepsFrom0 | None = None
     min_bit_wt: WeightBits | None = None
     max_bit_wt: WeightBits | None = None
     min_bit_act: ActivationBits | None = None
@@ -324,12 +330,12 @@ class GetaCfg(HessoCfg):
     quantize: Literal["weights", "weights_and_activations"] | None = None
     uniform: bool | None = None
     ranges: Literal["learned", "follow"] | None = None
-    batch_norm_batches: NonNegativeInt | None = None
+    batch_norm_batches: StepsFrom0 | None = None
     target_bits: WeightBits | None = None
-    start_bits_step: PositiveInt | None = None
+    start_bits_step: Steps | None = None
     clipping: Literal["tensor", "channel"] | None = None
-    learn_ranges_step: PositiveInt | None = None
-    distillation: NonNegativeFloat | None = None
+    learn_ranges_step: Steps | None = None
+    distillation: Share | None = None
     keep_better: bool | None = None
     target_bops: Amount | None = None
     target_bytes: Amount | None = None
@@ -342,22 +348,20 @@ class GetaCfg(HessoCfg):
             return values
         given = {key: value for key, value in values.items() if value is not None}
         order = given.get("order", "qasso")
-        for key in BIT_BUDGETS:
-            if key in given and order != "float_first":
-                raise UserError(
-                    f"{key} {given[key]} is kept only with order: float_first: write that, or "
-                    f"leave {key} out"
-                )
+        for key in {*BIT_BUDGETS} & given.keys() if order != "float_first" else ():
+            raise UserError(
+                f"{key} {given[key]} is kept only with order: float_first: write that, or leave "
+                f"{key} out"
+            )
         if order not in ORDERS or not ("order" in given or bit_keys(order) & given.keys()):
             return values
-        sets = ("min_bit_wt", "bit_reduction") if "target_bits" in given else ()
-        for key in sets:
-            if key in given:
-                raise UserError(
-                    f"target_bits {given['target_bits']} sets min_bit_wt and bit_reduction: leave "
-                    f"out {key} {given[key]}"
-                )
-        defaults = {key: default_of(ORDERS[order], key) for key in bit_keys(order) - {*sets}}
+        sets = {"min_bit_wt", "bit_reduction"} if "target_bits" in given else set()
+        for key in sets & given.keys():
+            raise UserError(
+                f"target_bits {given['target_bits']} sets min_bit_wt and bit_reduction: leave out "
+                f"{key} {given[key]}"
+            )
+        defaults = {key: default_of(ORDERS[order], key) for key in bit_keys(order) - sets}
         return {"order": order} | defaults | given
 
     @model_validator(mode="after")
@@ -367,23 +371,18 @@ class GetaCfg(HessoCfg):
                 "only_train_once's own HESSO does not quantize: write implementation: gaitlib, or "
                 f"leave out {', '.join(sorted({'order'} | bit_keys('qasso')))}"
             )
-        _ = self.settings.bit_plan  # raises
+        _ = self.settings  # raises
         return self
 
     @cached_property
     def settings(self) -> GetaSettings:
         """What the optimizer is told."""
-        keys = self._keys()
-        for name in ("yardstick", "ptq"):
-            del keys[name]
-        read = bit_keys(self.order) if self.quantizes else set()
-        unread = set().union(*map(bit_keys, ORDERS)) - read
-        return GetaSettings.of(**{key: value for key, value in keys.items() if key not in unread})
+        return GetaSettings.of(**{k: v for k, v in self._keys().items() if k not in self._unread})
 
     @property
-    def quantizes(self) -> bool:
-        """Whether any key of bits was given."""
-        return self.order is not None
+    def _unread(self) -> set[str]:
+        """The keys of bits that the order does not read."""
+        return BIT_KEYS - (bit_keys(self.order) if self.quantizes else set())
 
     def check_fits(self, total: int) -> None:
         """Raise ``UserError`` as `HessoCfg` does, or if a part of the schedule has no step."""
@@ -391,7 +390,7 @@ class GetaCfg(HessoCfg):
         bits, pruning = self.settings.bits, self.settings.schedule
         if isinstance(bits, FloatFirst):
             for key, step, lost in (
-                ("start_bits_step", bits.start(pruning), "the network would never train with bits"),
+                ("start_bits_step", bits.start, "the network would never train with bits"),
                 ("learn_ranges_step", bits.learn_ranges_step, "no range would be learned"),
             ):
                 if step is not None and step >= total:
@@ -410,13 +409,8 @@ class GetaCfg(HessoCfg):
         found = super().without_effect()
         bits = self.settings.bits
         if bits is not None and bits.quantize == "weights":
-            changed = [
-                key
-                for key in ("min_bit_act", "max_bit_act")
-                if getattr(bits, key) != default_of(type(bits), key)
-            ]
-            found |= dict.fromkeys(changed, "quantize is 'weights'")
-        read = set() if bits is None else bit_keys(self.order)
+            for key in ("min_bit_act", "max_bit_act"):
+                if getattr(bits, key) != default_of(type(bits), key):
+                    found[key] = "quantize is 'weights'"
         reason = "nothing is quantized" if bits is None else f"order is {self.order!r}"
-        unread = set().union(*map(bit_keys, ORDERS)) - read
-        return found | {k: reason for k in sorted(unread) if getattr(self, k) is not None}
+        return found | {k: reason for k in sorted(self._unread) if getattr(self, k) is not None}

@@ -13,9 +13,10 @@ from pydantic import (
 )
 
 from gaitlib.system.errors import UserError
-from workbook.config.section import Frames, PathText, Section, Words
+from workbook.config.section import Frames, Harmless, PathText, Section, Words
 
-Side = Annotated[int, Field(ge=1, le=4096)]  # rows or columns of a frame
+Side = Annotated[int, Field(ge=1, le=4096)]
+FrameSize = Annotated[tuple[Side, Side], Field(strict=False)]  # rows and columns
 
 
 class WalkerCfg(Section):
@@ -67,15 +68,15 @@ class DataCfg(Section):
     - ``walker``: use the embedded data set. (Not OpenGait's.)
     """
 
-    dataset_name: Words = "CASIA-B"
-    test_dataset_name: Words | None = None
-    dataset_root: PathText | None = None
-    dataset_partition: PathText | None = None
-    num_workers: Annotated[int, Field(ge=0, le=1024)] = 1
+    dataset_name: Annotated[Words, Harmless("weights")] = "CASIA-B"
+    test_dataset_name: Annotated[Words | None, Harmless("weights")] = None
+    dataset_root: Annotated[PathText | None, Harmless("weights")] = None
+    dataset_partition: Annotated[PathText | None, Harmless("weights")] = None
+    num_workers: Annotated[int, Field(ge=0, le=1024), Harmless()] = 1
     remove_no_gallery: bool = False
-    cache: Literal[False, True, "mapped"] = False
+    cache: Annotated[Literal[False, True, "mapped"], Harmless()] = False
     data_in_use: tuple[StrictBool | StrictInt, ...] | None = Field(default=None, strict=False)
-    frame_size: Annotated[tuple[Side, Side], Field(strict=False)] | None = None
+    frame_size: Annotated[FrameSize | None, Harmless("weights")] = None
     walker: WalkerCfg | None = None
 
     @model_validator(mode="after")

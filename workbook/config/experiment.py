@@ -6,19 +6,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gaitlib.evaluate.protocols import Protocol
+from gaitlib.model import build_losses
 from gaitlib.quantize.bit_settings import FloatFirst
 from gaitlib.system.errors import UserError
 from workbook.config.compression_cfg import GetaCfg, HessoCfg
 from workbook.config.data_cfg import DataCfg
 from workbook.config.model_cfg import ModelCfg
 from workbook.config.protocol_cfg import choose_protocol
-from workbook.config.section import Section
+from workbook.config.section import Harmless, Section
+from workbook.config.torch_cfg import OPTIMIZERS, SCHEDULERS, OptimizerCfg, SchedulerCfg
 from workbook.config.training_cfg import (
     CrossEntropyLossCfg,
     EvaluatorCfg,
     LossCfg,
-    OptimizerCfg,
-    SchedulerCfg,
     TrainerCfg,
     TripletLossCfg,
 )
@@ -45,10 +45,10 @@ class Experiment(Section):
     loss_cfg: Annotated[tuple[LossCfg, ...], Field(strict=False, min_length=1)] = (
         TripletLossCfg(),
     )
-    optimizer_cfg: OptimizerCfg = OptimizerCfg()
-    scheduler_cfg: SchedulerCfg = SchedulerCfg()
+    optimizer_cfg: OptimizerCfg = OPTIMIZERS["SGD"]()
+    scheduler_cfg: SchedulerCfg = SCHEDULERS["MultiStepLR"]()
     trainer_cfg: TrainerCfg = TrainerCfg()
-    evaluator_cfg: EvaluatorCfg = EvaluatorCfg()
+    evaluator_cfg: Annotated[EvaluatorCfg, Harmless("weights")] = EvaluatorCfg()
     compression_optimizer: Literal["hesso", "geta"] | None = None
     hesso_optimizer_cfg: HessoCfg | None = None
     geta_optimizer_cfg: GetaCfg | None = None
@@ -64,67 +64,59 @@ class Experiment(Section):
     def _some_loss_counts(cls, value: tuple[LossCfg, ...]) -> tuple[LossCfg, ...]:
         if not any(loss.loss_term_weight for loss in value):
             raise UserError("every loss_term_weight is 0, so nothing is learned: raise one")
+        build_losses([loss.model_dump() for loss in value])  # raises for two of one log_prefix
         return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Experiment":
-        try:
-            self.scheduler_cfg.check_fits(self.trainer_cfg.total_iter)
-        except ValueError as error:
-            raise UserError(f"scheduler_cfg: {error}") from None
-        self._check_compression()
-        choose_protocol(self.evaluator_cfg, self._tested_name)
-        walker = self.data_cfg.walker
-        if walker is not None:
-            self.check_subjects(walker.train)
-        return self
-
-    def _check_compression(self) -> None:
-        chosen = self.compression_optimizer
-        sections = {"hesso": self.hesso_optimizer_cfg, "geta": self.geta_optimizer_cfg}
-        given = [name for name, section in sections.items() if section is not None]
-        if chosen is None and given:
-            raise UserError(
-                f"{given[0]}_optimizer_cfg is given without compression_optimizer: "
-                f"add `compression_optimizer: {given[0]}`"
-            )
-        if chosen is not None and sections[chosen] is None:
-            other = f"; it does not read {given[0]}_optimizer_cfg, which is given" if given else ""
-            raise UserError(
-                f"compression_optimizer is {chosen!r} but {chosen}_optimizer_cfg is missing{other}"
-            )
-        if len(given) == 2:
-            other = next(name for name in given if name != chosen)
-            raise UserError(
-                f"compression_optimizer is {chosen!r}, which does not read {other}_optimizer_cfg: "
-                f"move its keys to {chosen}_optimizer_cfg and remove {other}_optimizer_cfg"
-            )
-        self._check_teacher()
-        if self.compression is not None:
-            cycles_momentum = self.scheduler_cfg.scheduler == "OneCycleLR" and (
-                self.scheduler_cfg.cycle_momentum is not False
-            )
-            if cycles_momentum and self.compression.implementation == "only_train_once":
+        total = self.trainer_cfg.total_iter
+        self.scheduler_cfg.check_fits(total)
+        self._check_chosen()
+        if (teacher := self.trainer_cfg.teacher) is not None:
+            self._check_logits("trainer_cfg.teacher", teacher)
+        if (cfg := self.compression) is not None:
+            section = f"{self.compression_optimizer}_optimizer_cfg"
+            if teacher is not None and cfg.steps is not None:
+                raise UserError(
+                    f"trainer_cfg.teacher {teacher}: steps {cfg.steps} does not count what a "
+                    "teacher costs: leave one of them out"
+                )
+            cycles = getattr(self.scheduler_cfg, "cycle_momentum", False) is not False
+            if cycles and cfg.implementation == "only_train_once":
                 raise UserError(
                     "scheduler_cfg: OneCycleLR cannot cycle the momentum of only_train_once's own "
                     "HESSO: write cycle_momentum: false"
                 )
             if self.float_first is not None and (weight := self.float_first.distillation):
-                self._check_logits(f"{chosen}_optimizer_cfg.distillation", f"{weight:g}")
+                self._check_logits(f"{section}.distillation", f"{weight:g}")
             try:
-                self.compression.check_fits(self.trainer_cfg.total_iter)
+                cfg.check_fits(total)
             except ValueError as error:
-                raise UserError(f"{chosen}_optimizer_cfg: {error}") from None
+                raise UserError(f"{section}: {error}") from None
+        _ = self.protocol  # raises
+        if self.data_cfg.walker is not None:
+            self.check_subjects(self.data_cfg.walker.train)
+        return self
 
-    def _check_teacher(self) -> None:
-        teacher = self.trainer_cfg.teacher
-        if teacher is None:
-            return
-        self._check_logits("trainer_cfg.teacher", teacher)
-        if self.compression is not None and self.compression.steps is not None:
+    def _check_chosen(self) -> None:
+        """Refuse a section of compression that is not chosen, or a choice without its section."""
+        chosen = self.compression_optimizer
+        given = [n for n in ("hesso", "geta") if getattr(self, f"{n}_optimizer_cfg") is not None]
+        unread = "".join(f"{name}_optimizer_cfg" for name in given if name != chosen)
+        if chosen is None and given:
             raise UserError(
-                f"trainer_cfg.teacher {teacher}: steps {self.compression.steps} does not count "
-                "what a teacher costs: leave one of them out"
+                f"{given[0]}_optimizer_cfg is given without compression_optimizer: "
+                f"add `compression_optimizer: {given[0]}`"
+            )
+        if chosen is not None and chosen not in given:
+            other = f"; it does not read {unread}, which is given" if given else ""
+            raise UserError(
+                f"compression_optimizer is {chosen!r} but {chosen}_optimizer_cfg is missing{other}"
+            )
+        if unread:
+            raise UserError(
+                f"compression_optimizer is {chosen!r}, which does not read {unread}: move its keys "
+                f"to {chosen}_optimizer_cfg and remove {unread}"
             )
 
     def _check_logits(self, key: str, value: str) -> None:
@@ -148,21 +140,13 @@ class Experiment(Section):
                 f"{num_train} subjects: write {num_train}. If you expect more, see whether files "
                 "of some are absent or damaged"
             )
-        subjects_per_batch = self.trainer_cfg.sampler.batch_size[0]
-        if subjects_per_batch > num_train:
-            raise UserError(
-                f"trainer_cfg.sampler.batch_size[0] is {subjects_per_batch}, but the training set "
-                f"has {num_train} subjects: write at most {num_train}"
-            )
-
-    @property
-    def _tested_name(self) -> str:
-        return self.data_cfg.test_dataset_name or self.data_cfg.dataset_name
+        self.trainer_cfg.sampler.build().check_subjects(num_train)
 
     @property
     def protocol(self) -> Protocol:
         """The protocol of the test."""
-        return choose_protocol(self.evaluator_cfg, self._tested_name)
+        tested = self.data_cfg.test_dataset_name or self.data_cfg.dataset_name
+        return choose_protocol(self.evaluator_cfg, tested)
 
     @property
     def compression(self) -> HessoCfg | None:
@@ -185,8 +169,7 @@ class Experiment(Section):
     @property
     def logit_scale(self) -> float | None:
         """The factor on the logits of the first cross-entropy; None without one."""
-        terms = (term for term in self.loss_cfg if isinstance(term, CrossEntropyLossCfg))
-        return next((term.scale for term in terms), None)
+        return next((t.scale for t in self.loss_cfg if isinstance(t, CrossEntropyLossCfg)), None)
 
     def without_bits(self) -> "Experiment":
         """Return the experiment that prunes as this one does and quantizes nothing.

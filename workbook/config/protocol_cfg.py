@@ -20,13 +20,8 @@ OF_EVAL_FUNC = {
     "GREW_submission": "grew",
     "HID_submission": "hid",
 }
-#: The data sets of evaluate_indoor_dataset, by name. Another name means CASIA-B's protocol.
-INDOOR = {
-    "CASIA-B": "casia-b",
-    "OUMVLP": "oumvlp",
-    "CASIA-E": "casia-e",
-    "SUSTech1K": "sustech1k",
-}
+#: The data sets of evaluate_indoor_dataset. Another name means CASIA-B's protocol.
+INDOOR = ("CASIA-B", "OUMVLP", "CASIA-E", "SUSTech1K")
 CROSS_VIEW = {"casia-b": "casia-b-cross-view", "oumvlp": "oumvlp-cross-view"}
 EVAL_FUNCS = ("evaluate_indoor_dataset", "evaluate_real_scene", *OF_EVAL_FUNC)
 
@@ -101,15 +96,13 @@ def _named_protocol(evaluator: BaseModel, dataset_name: str) -> Protocol:
         if dataset_name != "GREW":
             raise UserError(
                 f"eval_func evaluate_real_scene with dataset_name {dataset_name!r}: only GREW's is "
-                'built in; write its types as protocol: {gallery: ["0"], probes: ["1"], ranking: '
-                "whole_gallery, identical_views: included}"
+                "built in; declare yours as evaluator_cfg.protocol"
             )
         chosen = PROTOCOLS["grew-labelled"]
     else:
-        name = OF_EVAL_FUNC.get(evaluator.eval_func) or INDOOR.get(
-            dataset_name.rstrip("*"), "casia-b"
-        )
-        chosen = PROTOCOLS[name]
+        data_set = dataset_name.rstrip("*")
+        indoor = data_set.lower() if data_set in INDOOR else "casia-b"
+        chosen = PROTOCOLS[OF_EVAL_FUNC.get(evaluator.eval_func, indoor)]
     if not evaluator.cross_view_gallery or chosen.name in CROSS_VIEW.values():
         return chosen
     if chosen.name not in CROSS_VIEW:

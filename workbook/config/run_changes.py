@@ -6,35 +6,33 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbook.config.training_cfg import DERIVED_ARGUMENTS
+from pydantic import BaseModel
 
-#: Keys that change no weight. A name that ends in a dot means all keys below it. The entry ``data``
-#: compares the sequences themselves, so their folder may have moved.
-HARMLESS = (
-    "trainer_cfg.save_iter",
-    "trainer_cfg.log_iter",
-    "trainer_cfg.with_test",
-    "trainer_cfg.keep_checkpoints",
-    "trainer_cfg.restore_hint",
-    "trainer_cfg.restore_ckpt_strict",
-    "trainer_cfg.optimizer_reset",
-    "trainer_cfg.scheduler_reset",
-    "trainer_cfg.find_unused_parameters",
-    "trainer_cfg.process_timeout",
-    "evaluator_cfg.",
-    "data_cfg.num_workers",
-    "data_cfg.cache",
-    "data_cfg.dataset_root",
-    "data_cfg.dataset_partition",
-    "data_cfg.dataset_name",
-    "data_cfg.frame_size",
-    "data_cfg.test_dataset_name",
-    "hesso_optimizer_cfg.start_from",
-    "geta_optimizer_cfg.start_from",
-    "geta_optimizer_cfg.yardstick",
-    "device",
-    "processes",
-)
+from workbook.config.experiment import Experiment
+from workbook.config.section import Harmless, sections_in
+from workbook.config.torch_cfg import FIXED_LENGTH
+
+#: Further entries of a run's config.yaml, ignored when it is read back.
+RECORD_KEYS = ("seed", "device", "processes", "data", "versions")
+
+
+def harmless_keys(to: str, section: type[BaseModel] = Experiment) -> Iterator[str]:
+    """Yield the dotted keys of a section that are marked `Harmless`.
+
+    A key stands for all below it. The entry ``data`` of a record compares the sequences themselves,
+    so that their folder may move.
+
+    Args:
+        to: ``weights`` or ``results``.
+        section: that holds them.
+    """
+    for key, field in section.model_fields.items():
+        marks = [mark.to for mark in field.metadata if isinstance(mark, Harmless)]
+        if {to, "results"} & {*marks}:
+            yield key
+        else:
+            for inner in sections_in(field.annotation):
+                yield from (f"{key}.{below}" for below in harmless_keys(to, inner))
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,12 @@ def compare_records(saved: Mapping[str, Any], present: Mapping[str, Any]) -> lis
     """
     was, now = dict(_flatten(saved)), dict(_flatten(present))
     scheduler = "scheduler_cfg.scheduler"
-    fixed_length = {was.get(scheduler), now.get(scheduler)} & DERIVED_ARGUMENTS.keys()
-    free = HARMLESS if fixed_length else (*HARMLESS, "trainer_cfg.total_iter")
+    fixed_length = {was.get(scheduler), now.get(scheduler)} & {*FIXED_LENGTH}
+    free = {*harmless_keys("weights"), "device", "processes"}
+    if not fixed_length:
+        free.add("trainer_cfg.total_iter")
     return [
-        Change(key, was.get(key), now.get(key), _matches(key, free))
+        Change(key, was.get(key), now.get(key), any(f"{key}.".startswith(f"{k}.") for k in free))
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
@@ -97,7 +97,3 @@ def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, item in items:
         yield from _flatten(item, f"{place}.{key}" if place else str(key))
-
-
-def _matches(key: str, names: tuple[str, ...]) -> bool:
-    return any(key.startswith(name) if name.endswith(".") else key == name for name in names)

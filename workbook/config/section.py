@@ -2,10 +2,11 @@
 
 import difflib
 import inspect
-import math
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -26,6 +27,17 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid: {', '.join(valid)}"
+
+
+@dataclass(frozen=True)
+class Harmless:
+    """Marks a key that does not change what a run computes, as ``Annotated[int, Harmless()]``.
+
+    Attributes:
+        to: what it does not change: trained weights only, or results as well.
+    """
+
+    to: Literal["weights", "results"] = "results"
 
 
 class Section(BaseModel):
@@ -53,6 +65,7 @@ class Built(Section):
     """
 
     _constructor: ClassVar[Callable[..., Any]]
+    _arguments: ClassVar[tuple[str, ...]]
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
@@ -62,12 +75,10 @@ class Built(Section):
 
     def build(self) -> Any:
         """Call the constructor with this section's values."""
-        keys = type(self).model_fields.keys() - {"type"}
-        return self._constructor(**{key: _built(getattr(self, key)) for key in keys})
-
-
-def _built(value: Any) -> Any:
-    return value.build() if isinstance(value, Built) else value
+        values = {key: getattr(self, key) for key in self._arguments}
+        return self._constructor(
+            **{k: v.build() if isinstance(v, Built) else v for k, v in values.items()}
+        )
 
 
 def section_of(
@@ -78,7 +89,7 @@ def section_of(
     Args:
         constructor: a class or function whose arguments have types and, but for required ones,
             defaults. Its docstring describes the keys.
-        name: of the section's class.
+        name: of the section's class, and of the caller's variable, so that it can be pickled.
         type_: the value of the section's first key ``type``, which chooses the constructor; without
             it there is no such key.
         narrower: types of arguments whose own says less than a file may hold, such as a range.
@@ -93,11 +104,26 @@ def section_of(
         )
         for key, argument in inspect.signature(constructor).parameters.items()
     }
-    module = inspect.currentframe().f_back.f_globals["__name__"]  # where pickle looks it up
-    about = {"__base__": Built, "__module__": module, "__doc__": inspect.getdoc(constructor)}
-    made = create_model(name, **about, **fields)
+    made = create_model(
+        name,
+        __base__=Built,
+        __doc__=inspect.getdoc(constructor),
+        __module__=sys._getframe(1).f_globals["__name__"],  # where pickle finds it
+        **fields,
+    )
     made._constructor = staticmethod(constructor)
+    made._arguments = tuple(fields.keys() - {"type"})
     return made
+
+
+def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections that a value of this type can be or hold."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+    else:
+        for part in typing.get_args(annotation):
+            yield from sections_in(part)
 
 
 def default_of(settings: type, name: str) -> Any:
@@ -142,20 +168,3 @@ WeightDecay = Annotated[float, Field(ge=0, le=10)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]  # and Adam's betas
 Dampening = Annotated[float, Field(ge=0, le=1)]
 Widths = Annotated[tuple[Width, ...], Field(strict=False, max_length=100)]
-
-
-def is_number(text: Any) -> bool:
-    """Return whether a value is a number or the text of one, such as ``1e-3``."""
-    try:
-        return math.isfinite(float(text))
-    except (TypeError, ValueError):
-        return False
-
-
-def number_as_yaml(text: str) -> str:
-    """Write a number so that YAML 1.1 reads it as one: ``1e-10`` becomes ``1.0e-10``."""
-    number = float(text)
-    if number.is_integer() and abs(number) < 1e15:
-        return str(int(number))
-    mantissa, e, exponent = repr(number).partition("e")
-    return mantissa + ("" if "." in mantissa or not e else ".0") + e + exponent

@@ -30,7 +30,7 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
         return experiment
 
     def scaled(steps: Any) -> Any:
-        return [scaled(s) for s in steps] if isinstance(steps, list) else steps * total // before
+        return [scaled(s) for s in steps] if isinstance(steps, tuple) else steps * total // before
 
     changed: dict[str, Any] = {"trainer_cfg.total_iter": total}
     extra = experiment.scheduler_cfg.arguments()
@@ -42,8 +42,7 @@ def stretch(experiment: Experiment, total: int) -> Experiment:
     if experiment.evaluator_cfg.restore_hint == before:
         changed["evaluator_cfg.restore_hint"] = total
     if (bits := experiment.float_first) is not None:
-        pruning = experiment.compression.settings.schedule
-        start = max(scaled(bits.start(pruning)), pruning.end)
+        start = max(scaled(bits.start), bits.pruning.end)
         changed["geta_optimizer_cfg.start_bits_step"] = start
         if bits.learn_ranges_step is not None:
             learned = max(scaled(bits.learn_ranges_step), start)
@@ -59,14 +58,10 @@ def at_equal_compute(experiment: Experiment) -> Experiment:
     cfg = experiment.compression
     if cfg is None or cfg.steps is None:
         return experiment
-    total, target, schedule = (
-        experiment.trainer_cfg.total_iter,
-        cfg.target_macs,
-        cfg.settings.schedule,
-    )
+    total, target = experiment.trainer_cfg.total_iter, cfg.target_macs
 
     def cost(steps: int) -> float:
-        return steps * schedule.compute_share(steps, target)
+        return steps * cfg.settings.schedule.compute_share(steps, target)
 
     most = int(total / target) + 1
     longer = total + bisect.bisect_right(range(total, most), total + 1e-6, key=cost) - 1

@@ -5,6 +5,7 @@ other values for ``1e-3``, ``y``, ``on`` or ``036``, depending on its YAML versi
 PyYAML's patterns, and would save only one check here, the one for repeated keys.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from workbook.config.section import ConfigError, is_number
+from workbook.config.section import ConfigError
 
 #: The path to a value: keys and list indices, outermost first.
 Place = tuple[str | int, ...]
@@ -167,3 +168,19 @@ def _lines(node: yaml.Node, place: Place = ()) -> Iterable[tuple[Place, int]]:
     for name, where, value in entries:
         yield (*place, name), where.start_mark.line + 1
         yield from _lines(value, (*place, name))
+
+
+def is_number(text: Any) -> bool:
+    """Return whether a value is a number or the text of one, such as ``1e-3``."""
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False
+
+
+def number_as_yaml(text: str) -> str:
+    """Write a number so that YAML 1.1 reads it as one: ``1e-10`` becomes ``1.0e-10``."""
+    number = float(text)
+    if number.is_integer() and abs(number) < 1e15:
+        return str(int(number))
+    return yaml.representer.SafeRepresenter().represent_float(number).value

@@ -1,38 +1,40 @@
-"""Figures of pruning: its schedule, the channels that were cut, and what that saves."""
+"""Figures of a compressing run: what pruning cut and when, the channels' scores, and the bits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from gaitlib.model import BACKBONE
 from gaitlib.system.errors import UserError
 from workbook.plots.style import (
     CUT_COLOUR,
     KEPT_COLOUR,
     PALE_GREY,
-    STYLE,
-    addable,
-    label_bars,
-    model_colour,
-    with_prefix,
+    draw_smoothed,
+    legend_above,
+    styled,
 )
 
-STEP_COLOUR = "#000000"  # of the line of a step's multiply-adds
 #: What a run's history counts of pruning, and how the figure names it: the first that is there.
-_PROGRESS = {"cost_share": "cost, of the dense network's", "group_sparsity": "group sparsity"}
+PROGRESS = {"cost_share": "cost, of the dense network's", "group_sparsity": "group sparsity"}
+MOST_ON_A_LINE = 100  # ratio of scores up to which a linear axis shows them all
+CHANGE = 0.5  # bits; what moves less is drawn as constant
 
 
-@plt.rc_context(STYLE)
+@styled
 def pruning_schedule(
     history: pd.DataFrame,
     periods: Sequence[tuple[float, float]] = (),
     target: float | None = None,
-    smooth: int = 10,
 ) -> Figure:
     """Draw loss, pruning and the cost of a step over iterations, with shaded pruning periods.
 
@@ -43,137 +45,40 @@ def pruning_schedule(
             have left the network).
         periods: first and last iteration of each pruning period.
         target: the cost share or group sparsity to end at, 0-1.
-        smooth: rows in the running mean of the loss.
     """
     fig, ax = plt.subplots(figsize=(9, 4))
     twin = ax.twinx()
     for i, (start, stop) in enumerate(periods):
         ax.axvspan(start, stop, color=PALE_GREY, alpha=0.75 if i % 2 == 0 else 0.4, linewidth=0)
-    running = history["total"].rolling(smooth, min_periods=1, center=True).mean()
-    ax.plot(history["iteration"], history["total"], color=KEPT_COLOUR, alpha=0.25, linewidth=1)
-    lines = ax.plot(history["iteration"], running, color=KEPT_COLOUR, label="loss")
-    column = next(column for column in _PROGRESS if column in history)
-    counted = history.dropna(subset=column)
+    history = history.set_index("iteration")
+    lines = draw_smoothed(ax, history["total"], KEPT_COLOUR, "loss")
+    column = next(column for column in PROGRESS if column in history)
+    counted = history[column].dropna()
     lines += twin.plot(
-        counted["iteration"],
-        counted[column],
-        color=CUT_COLOUR,
-        linewidth=2,
-        drawstyle="steps-post",
-        label=_PROGRESS[column],
+        counted, color=CUT_COLOUR, linewidth=2, drawstyle="steps-post", label=PROGRESS[column]
     )
-    steps = _step_macs(history)
-    if len(steps) and steps.iloc[-1] < 0.999 * steps.iloc[0]:
-        lines += twin.plot(
-            history["iteration"],
-            steps / steps.iloc[0],
-            color=STEP_COLOUR,
-            linewidth=1.5,
-            linestyle="--",
-            drawstyle="steps-pre",
-            label="multiply-adds of a step",
-        )
+    if "training_macs" in history:
+        done = history["training_macs"].reset_index()
+        done = done.diff().fillna(done)  # since the last row
+        steps = done["training_macs"] / done["iteration"]
+        if steps.iloc[-1] < 0.999 * steps.iloc[0]:
+            style = {"linewidth": 1.5, "drawstyle": "steps-pre", "label": "multiply-adds of a step"}
+            lines += twin.plot(history.index, steps / steps.iloc[0], "k--", **style)
     if target is not None:
         lines += [twin.axhline(target, color=CUT_COLOUR, linestyle=":", label="target")]
     if periods:
-        lines += [plt.Rectangle((0, 0), 1, 1, color=PALE_GREY, label="pruning periods")]
+        lines += [Patch(color=PALE_GREY, label="pruning periods")]
     ax.set_xlabel("iteration")
     ax.set_ylabel("loss", color=KEPT_COLOUR)
-    twin.set_ylabel(_PROGRESS[column], color=CUT_COLOUR)
+    twin.set_ylabel(PROGRESS[column], color=CUT_COLOUR)
     twin.set_ylim(-0.02, 1.02)
     twin.yaxis.set_major_formatter(PercentFormatter(1))
     twin.grid(False)
-    fig.legend(handles=lines, loc="outside upper center", ncols=len(lines))
-    plt.close(fig)
+    legend_above(fig, lines)
     return fig
 
 
-def _step_macs(history: pd.DataFrame) -> pd.Series:
-    """Return the multiply-adds of a step, the mean since the last row; empty if not counted."""
-    if "training_macs" not in history:
-        return pd.Series(dtype=float)
-    done = history[["iteration", "training_macs"]]
-    return done.diff().fillna(done).eval("training_macs / iteration")
-
-
-@plt.rc_context(STYLE)
-def channels_kept(layers: pd.DataFrame) -> Figure:
-    """Draw how many of its output channels each layer kept.
-
-    Args:
-        layers: one row per layer in network order with columns name, kept, total.
-    """
-    y = np.arange(len(layers))
-    kept, total = layers["kept"].to_numpy(), layers["total"].to_numpy()
-    fig, ax = plt.subplots(figsize=(9, 1.3 + 0.34 * len(layers)))
-    ax.barh(y, kept, color=KEPT_COLOUR, height=0.7, label="kept")
-    ax.barh(y, total - kept, left=kept, color=PALE_GREY, height=0.7, label="removed")
-    texts = [f"{k} of {t}  ({k / t:.0%})" for k, t in zip(kept, total, strict=True)]
-    label_bars(ax, total.tolist(), texts)
-    ax.set_yticks(y, layers["name"])
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.set_xlabel("output channels")
-    fig.legend(loc="outside upper center", ncols=2)
-    plt.close(fig)
-    return fig
-
-
-@plt.rc_context(STYLE)
-def block_cost(before: pd.DataFrame, after: pd.DataFrame, name: str = "compressed") -> Figure:
-    """Draw parameters and multiply-adds per block, dense and compressed.
-
-    Multiply-adds per clip have no bar, because they are no share of those per frame.
-
-    Args:
-        before: the dense network: one row per block with columns block, params, macs and per
-            (``frame`` or ``clip``; only multiply-adds per frame are added up).
-        after: the compressed network, with the same blocks.
-        name: what the legend calls it, such as GETA.
-
-    Raises:
-        UserError: the blocks differ.
-    """
-    if list(before["block"]) != list(after["block"]):
-        raise UserError(f"blocks differ: {list(before['block'])} and {list(after['block'])}")
-    y = np.arange(len(before))
-    titles = {"params": "parameters: {} to {}", "macs": "multiply-adds: {} to {} per frame"}
-    fig, axes = plt.subplots(1, 2, figsize=(10, 1.4 + 0.6 * len(before)), sharey=True)
-    for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        for table, label, shift in ((before, "dense", -0.19), (after, name, 0.19)):
-            counted = addable(table, column)
-            ax.barh(y + shift, counted, 0.36, color=model_colour(label, 0), label=label)
-            numbers = table[column], counted, before[column]
-            for at, value, bar, whole in zip(y + shift, *numbers, strict=True):
-                clip = "" if bar == value else " per clip"
-                cut = f"  ({value / whole:.0%})" if table is after and whole else ""
-                ax.annotate(
-                    with_prefix(value) + clip + cut,
-                    (bar, at),
-                    (4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=9,
-                )
-        whole, rest = (addable(table, column).sum() for table in (before, after))
-        ax.set_title(title.format(with_prefix(whole), with_prefix(rest)), loc="left")
-        ax.set_xlim(0, 1.3 * max(addable(before, column).max(), 1e-12))
-        ax.set_xticks([])
-        ax.spines["bottom"].set_visible(False)
-        ax.grid(False)
-    axes[0].set_yticks(y, before["block"])
-    axes[0].invert_yaxis()
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=2)
-    plt.close(fig)
-    return fig
-
-
-#: The ratio of scores up to which a linear axis shows them all.
-MOST_ON_A_LINE = 100
-
-
-@plt.rc_context(STYLE)
+@styled
 def saliency_of_groups(scores: pd.DataFrame) -> Figure:
     """Draw the saliency score of every channel, one line of points per layer.
 
@@ -183,22 +88,15 @@ def saliency_of_groups(scores: pd.DataFrame) -> Figure:
     Args:
         scores: one row per channel with columns layer, score, kept (bool); layers in network order.
     """
-    layers = list(dict.fromkeys(scores["layer"]))
+    line, layers = pd.factorize(scores["layer"])
     fig, ax = plt.subplots(figsize=(9, 1.5 + 0.36 * len(layers)))
-    jitter = np.random.default_rng(0).uniform(-0.28, 0.28, len(scores))  # spreads equal scores
-    y = scores["layer"].map(layers.index).to_numpy() + jitter
+    # not seaborn's stripplot: its jitter differs from call to call
+    y = line + np.random.default_rng(0).uniform(-0.28, 0.28, len(scores))
     kept = scores["kept"].to_numpy(dtype=bool)
-    for mask, colour, name in ((kept, KEPT_COLOUR, "kept"), (~kept, CUT_COLOUR, "cut")):
-        ax.scatter(
-            scores["score"].to_numpy()[mask],
-            y[mask],
-            s=14,
-            alpha=0.6,
-            color=colour,
-            linewidths=0,
-            label=f"{name} ({mask.sum()})",
-        )
-    ax.set_yticks(np.arange(len(layers)), layers)
+    for chosen, colour, name in ((kept, KEPT_COLOUR, "kept"), (~kept, CUT_COLOUR, "cut")):
+        style = {"s": 14, "alpha": 0.6, "color": colour, "linewidths": 0}
+        ax.scatter(scores["score"][chosen], y[chosen], label=f"{name} ({chosen.sum()})", **style)
+    ax.set_yticks(range(len(layers)), layers)
     ax.set_ylim(len(layers) - 0.5, -0.5)
     if 0 < scores["score"].min() < scores["score"].max() / MOST_ON_A_LINE:
         ax.set_xscale("log")
@@ -206,6 +104,87 @@ def saliency_of_groups(scores: pd.DataFrame) -> Figure:
     ax.grid(axis="y", visible=False)
     for edge in np.arange(len(layers) - 1) + 0.5:
         ax.axhline(edge, color="#E3E3E3", linewidth=0.8)
-    fig.legend(loc="outside upper center", ncols=2)
-    plt.close(fig)
+    legend_above(fig, ax.collections)
     return fig
+
+
+@styled
+def bits_schedule(bits: pd.DataFrame, phases: Mapping[str, int]) -> Figure:
+    """Draw the bits of every quantizer over iterations, in one panel per kind.
+
+    The allowed interval is shaded. Lines are coloured by depth, dark to light. The names beside a
+    panel stand in the order of the lines' ends, with their last bits. NaN draws nothing. A kind of
+    which no bits differ by `CHANGE` is named below the other panel instead.
+
+    Args:
+        bits: one row per logged iteration with columns iteration and, in execution order,
+            ``weights:<layer>`` and ``activations:<layer>``: bits, real-valued. A kind without
+            columns has no panel. For each kind, ``<kind>_min`` and ``<kind>_max`` are the bits
+            allowed; NaN where there is no bound.
+        phases: the first iteration of each phase, by the phase's name.
+
+    Raises:
+        UserError: there is no quantizer or no iteration to draw.
+    """
+    table = bits.set_index("iteration")
+    kinds = {
+        kind: table.filter(like=f"{kind}:").rename(columns=_layer_of)
+        for kind in ("weights", "activations")
+    }
+    kinds = {kind: lines for kind, lines in kinds.items() if lines.size}
+    if not kinds:
+        raise UserError(
+            f"no bits to draw in {len(bits)} rows of {list(bits)}: log an iteration and a column "
+            "weights:<layer> or activations:<layer>"
+        )
+    layers = list(dict.fromkeys(layer for lines in kinds.values() for layer in lines))
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.88, len(layers)))
+    colours = dict(zip(layers, shades, strict=True))
+    spans = {kind: lines.max(axis=None) - lines.min(axis=None) for kind, lines in kinds.items()}
+    drawn = [kind for kind in kinds if spans[kind] >= CHANGE] or list(kinds)
+    constant = [
+        f"(bits of {kind}: {lines.ffill().iloc[-1].max():.3g} all the time)"
+        for kind, lines in kinds.items()
+        if kind not in drawn
+    ]
+    inches = max(2.6, 0.2 * (1 + max(len(kinds[kind].columns) for kind in drawn)))  # of a panel
+    size = (10, 1.2 + inches * len(drawn))
+    fig, axes = plt.subplots(len(drawn), 1, figsize=size, sharex=True, squeeze=False)
+    for ax, kind in zip(axes[:, 0], drawn, strict=True):
+        bounds = table[[f"{kind}_min", f"{kind}_max"]]
+        _draw_bits(ax, kinds[kind], bounds, colours)
+        ax.set_ylabel(f"bits of {kind}")
+        for first in phases.values():
+            ax.axvline(first, color="#595959", linewidth=0.8, linestyle=":")
+    first, last = table.index.min(), table.index.max()
+    axes[0, 0].set_xlim(first, max(last, first + 1))
+    begun = {name: max(at, first) for name, at in phases.items() if at <= last}
+    words = [name + "\n" * (i % 2) for i, name in enumerate(begun)]  # in two lines, to have room
+    names = axes[0, 0].secondary_xaxis("top")
+    names.set_xticks([*begun.values()], words, ha="left", color="#595959")
+    axes[-1, 0].set_xlabel("\n".join(["iteration", *constant]))
+    legend_above(fig, axes[0, 0].collections)
+    return fig
+
+
+def _layer_of(column: str) -> str:
+    return column.partition(":")[2].removeprefix(BACKBONE)
+
+
+def _draw_bits(
+    ax: Axes, lines: pd.DataFrame, bounds: pd.DataFrame, colours: Mapping[str, np.ndarray]
+) -> None:
+    """Draw one panel: the allowed bits, a line per layer, and the layers' names at the right."""
+    # the edge shows an interval that has shrunk to one number
+    style = {"step": "post", "facecolor": PALE_GREY, "edgecolor": "#BFBFBF", "alpha": 0.6}
+    ax.fill_between(bounds.index, *bounds.T.to_numpy(), label="allowed bits", linewidth=1, **style)
+    for layer, line in lines.items():
+        ax.plot(line, color=colours[layer], linewidth=1.5, alpha=0.9)
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    last = lines.ffill().iloc[-1].dropna().sort_values(ascending=False, kind="stable")
+    names = [
+        Line2D([], [], color=colours[layer], label=f"{value:.3g}  {layer}")
+        for layer, value in last.items()
+    ]
+    ax.legend(handles=names, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)

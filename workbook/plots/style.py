@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import ParamSpec
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
 from workbook.runs import STAGES, figures_folder
 
 #: Of conditions: from Okabe and Ito's palette for colour-blind readers.
 CONDITION_COLOURS = {"NM": "#0072B2", "BG": "#E69F00", "CL": "#009E73"}
-#: A method has one colour in all figures, with a contrast of 3 or more on white. Most are from Paul
-#: Tol's palettes for colour-blind readers (https://personal.sron.nl/~pault/), some of them darker.
-METHOD_COLOURS = {
-    "baseline": "#595959",
-    "dense_longer": "#000000",
-    "dense_half": "#8C8C8C",
-    "budget": "#882255",
-    "budget_longer": "#DD3D77",
-    "geta": "#D55E00",
-    "hesso": "#332288",
-    "ptq": "#3399BB",
-    "magnitude": "#117733",
-    "only_train_once": "#AA4499",
-    "uniform": "#997700",
-    "uniform_longer": "#6F7A1E",
-    "uniform_extra": "#CC6677",
-    "torch_pruning": "#228B7B",
+#: A method has one colour and one marker in all figures. The contrast of a colour on white is 3 or
+#: more. Most are from Paul Tol's palettes for colour-blind readers
+#: (https://personal.sron.nl/~pault/), some of them darker.
+METHOD_STYLES = {
+    "baseline": ("#595959", "o"),
+    "dense_longer": ("#000000", "p"),
+    "dense_half": ("#8C8C8C", "H"),
+    "budget": ("#882255", "<"),
+    "budget_longer": ("#DD3D77", "d"),
+    "geta": ("#D55E00", "s"),
+    "hesso": ("#332288", "D"),
+    "ptq": ("#3399BB", "^"),
+    "magnitude": ("#117733", "v"),
+    "only_train_once": ("#AA4499", "P"),
+    "uniform": ("#997700", "X"),
+    "uniform_longer": ("#6F7A1E", ">"),
+    "uniform_extra": ("#CC6677", "h"),
+    "torch_pruning": ("#228B7B", "*"),
 }
 #: The methods of a run's stages. With a budget, as in the quickstart, HESSO is the method "budget".
 STAGE_METHODS = {"hesso": "budget"}
 MODEL_COLOURS = {
-    stage.words: METHOD_COLOURS[STAGE_METHODS.get(name, name)] for name, stage in STAGES.items()
-} | {"compressed": METHOD_COLOURS["geta"]}
+    stage.words: METHOD_STYLES[STAGE_METHODS.get(name, name)][0] for name, stage in STAGES.items()
+} | {"compressed": METHOD_STYLES["geta"][0]}
 CONDITION_WORDS = {"NM": "NM, normal", "BG": "BG, with a bag", "CL": "CL, in a coat"}
 CUT_COLOUR, KEPT_COLOUR, PALE_GREY = "#D55E00", "#0072B2", "#D9D9D9"
 SPARE_COLOURS = ("#4477AA", "#AA3377", "#AA7700", "#000000")
 
-#: For ``plt.rc_context(STYLE)``, so that importing this package changes no global settings.
+#: Of every figure, see `styled`.
 STYLE = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
@@ -52,7 +59,6 @@ STYLE = {
     "ytick.labelsize": 10,
     "legend.fontsize": 10,
     "legend.frameon": False,
-    "figure.titlesize": 13,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#E3E3E3",
@@ -61,6 +67,22 @@ STYLE = {
     "axes.spines.right": False,
     "image.interpolation": "nearest",
 }
+
+
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Make a plot function draw in STYLE, change no global setting, and keep no figure open."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with plt.rc_context(STYLE):
+            fig = draw(*args, **kwargs)
+        plt.close(fig)
+        return fig
+
+    return drawn
 
 
 def save_figure(fig: Figure, name: str) -> Figure:
@@ -72,7 +94,7 @@ def save_figure(fig: Figure, name: str) -> Figure:
     return fig
 
 
-def condition_colour(condition: str, position: int = 0) -> str:
+def condition_colour(condition: str, position: int) -> str:
     """Return a condition's own colour, or a spare one by its position if it has none."""
     return CONDITION_COLOURS.get(condition, SPARE_COLOURS[position % len(SPARE_COLOURS)])
 
@@ -100,18 +122,7 @@ def model_colour(name: str, position: int) -> str:
 
 def with_prefix(value: float) -> str:
     """Write a count with three digits and a unit prefix: 7305408 as "7.31 M"."""
-    for factor, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= factor * 0.9995:
-            return f"{value / factor:.3g}{prefix}"
-    return f"{value:.3g}"
-
-
-def addable(table: pd.DataFrame, column: str) -> pd.Series:
-    """Return a block table's column with values set to 0 that must not be added to the others.
-
-    These are the heads' multiply-adds: they are per clip, and the backbone's are per frame.
-    """
-    return table[column].where((table["per"] == "frame") | (column != "macs"), 0)
+    return EngFormatter()(float(f"{value:.3g}"))
 
 
 def without_frame(ax: Axes) -> None:
@@ -121,14 +132,64 @@ def without_frame(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-def label_bars(ax: Axes, values: Sequence[float], texts: Sequence[str]) -> None:
-    """Write a text at the end of every horizontal bar, and widen the axis to fit it."""
-    for y, (value, text) in enumerate(zip(values, texts, strict=True)):
-        ax.annotate(text, (value, y), (4, 0), textcoords="offset points", va="center", fontsize=10)
-    ax.set_xlim(0, 1.25 * max([*values, 1e-12]))
+def draw_bars(
+    ax: Axes,
+    values: pd.DataFrame | pd.Series,
+    *texts: Iterable[str],
+    fontsize: float = 10,
+    **style: object,
+) -> None:
+    """Draw horizontal bars, the first row on top, with a text at the end of each; NaN draws none.
+
+    Args:
+        ax: to draw on.
+        values: one row per bar or group of bars, one column per colour.
+        texts: for each column, or only for the last one, a text per row.
+        fontsize: of the texts, in points.
+        style: of `pandas.DataFrame.plot.barh`.
+    """
+    values.plot.barh(ax=ax, legend=False, xlabel="", ylabel="", **style)
+    for bars, labels in zip(ax.containers[::-1], texts[::-1], strict=False):
+        ax.bar_label(bars, labels, padding=4, fontsize=fontsize)
+    ax.set_ylim(len(values) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
 
 
-def mosaic(rows: Sequence[Sequence[np.ndarray | None]], gap: int = 3) -> np.ndarray:
+def draw_smoothed(ax: Axes, values: pd.Series, colour: str, label: str) -> list[Line2D]:
+    """Draw values pale and their mean over ten rows strong; return the line of the means."""
+    ax.plot(values, color=colour, alpha=0.25, linewidth=1)
+    means = values.rolling(10, min_periods=1, center=True).mean()
+    return ax.plot(means, color=colour, linewidth=1.8, label=label)
+
+
+def without_scale(ax: Axes) -> None:
+    """Remove the scale below bars that have their numbers beside them."""
+    ax.grid(visible=False)
+    ax.set_xticks([])
+    ax.spines["bottom"].set_visible(False)
+
+
+def legend_above(fig: Figure, handles: Sequence[Artist]) -> None:
+    """Draw one legend for all panels, in a line above them."""
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+
+
+def draw_mosaic(
+    ax: Axes,
+    rows: Sequence[Sequence[np.ndarray | None]],
+    columns: Sequence[str],
+    lines: Sequence[str],
+    gap: int = 3,
+) -> None:
+    """Draw grey images of 0-255 as a `mosaic` with a label for each column and each line."""
+    height, width = next(image.shape for row in rows for image in row if image is not None)
+    ax.imshow(mosaic(rows, gap), cmap="gray", vmin=0, vmax=255)
+    ax.set_xticks(np.arange(len(columns)) * (width + gap) + (width - 1) / 2, columns)
+    ax.set_yticks(np.arange(len(lines)) * (height + gap) + (height - 1) / 2, lines)
+    without_frame(ax)
+
+
+def mosaic(rows: Sequence[Sequence[np.ndarray | None]], gap: int) -> np.ndarray:
     """Arrange images of equal size in a grid with gaps between them; None is a pale field.
 
     Args:
@@ -139,15 +200,10 @@ def mosaic(rows: Sequence[Sequence[np.ndarray | None]], gap: int = 3) -> np.ndar
         float ``(rows * (H + gap) - gap, columns * (W + gap) - gap)``; gaps are NaN.
     """
     height, width = next(image.shape for row in rows for image in row if image is not None)
-    columns = max(len(row) for row in rows)
+    columns = max(map(len, rows))
     sheet = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
             y, x = r * (height + gap), c * (width + gap)
             sheet[y : y + height, x : x + width] = 225 if image is None else image
     return sheet
-
-
-def mosaic_ticks(count: int, size: int, gap: int = 3) -> np.ndarray:
-    """Return the centres of ``count`` images of ``size`` pixels along one side of a mosaic."""
-    return np.arange(count) * (size + gap) + (size - 1) / 2

@@ -7,23 +7,24 @@ from collections.abc import Iterable, Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from seaborn.utils import relative_luminance
 
 from gaitlib.system.errors import UserError
 from workbook.plots.style import (
-    STYLE,
     condition_colour,
     condition_words,
+    legend_above,
     model_colour,
+    styled,
     without_frame,
 )
 
+Maps = Mapping[str, Mapping[str, pd.DataFrame]]  # by name of a row, and condition
 
-@plt.rc_context(STYLE)
-def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+
+@styled
+def view_heatmaps(maps: Maps) -> Figure:
     """Draw rank-1 for every pair of views, one row of maps per model, one column per condition.
 
     With two or more models a further row shows the last one minus the first. All accuracies share
@@ -34,14 +35,11 @@ def view_heatmaps(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
         maps: model name to condition to a table (probe views x gallery views) of %, NaN where
             nothing was measured.
     """
-    rows = dict(maps)
-    if len(maps) > 1:
-        rows |= _difference(maps)
-    return _draw_rows(rows, maps)
+    return _draw_rows(maps, _difference(maps) if len(maps) > 1 else {})
 
 
-@plt.rc_context(STYLE)
-def view_differences(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+@styled
+def view_differences(maps: Maps) -> Figure:
     """Draw the rank-1 of the first model for every pair of views, and the last one minus it.
 
     Args:
@@ -53,60 +51,51 @@ def view_differences(maps: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     if len(maps) < 2:
         raise UserError(f"{list(maps)}: a difference needs two models")
     first = next(iter(maps))
-    return _draw_rows({first: maps[first], **_difference(maps)}, {first: maps[first]})
+    return _draw_rows({first: maps[first]}, _difference(maps))
 
 
-def _difference(
-    maps: Mapping[str, Mapping[str, pd.DataFrame]],
-) -> dict[str, dict[str, pd.DataFrame]]:
+def _difference(maps: Maps) -> Maps:
     """Return a row of maps, by its title: the last model minus the first."""
     first, last = next(iter(maps)), next(reversed(maps))
     return {f"{last} minus {first}": {c: maps[last][c] - maps[first][c] for c in maps[first]}}
 
 
-def _draw_rows(
-    rows: Mapping[str, Mapping[str, pd.DataFrame]], maps: Mapping[str, Mapping[str, pd.DataFrame]]
-) -> Figure:
-    """Draw rows of maps: those in ``maps`` are accuracies, the others differences."""
-    conditions = list(next(iter(maps.values())))
-    accuracies = np.concatenate(
-        [m.to_numpy().ravel() for name in maps for m in maps[name].values()]
-    )
-    floor = 10 * np.floor(np.nanmin(accuracies, initial=90) / 10)
-    signed = [m.to_numpy() for name in rows if name not in maps for m in rows[name].values()]
-    largest = max([1.0, *(np.nanmax(np.abs(m), initial=0) for m in signed)])
-
-    views = max(len(m) for matrices in maps.values() for m in matrices.values())
-    unit = _unit(maps[next(iter(maps))][conditions[0]].index)
+def _draw_rows(accuracies: Maps, differences: Maps) -> Figure:
+    """Draw a row of maps for each model, and one for each difference."""
+    rows = {**accuracies, **differences}
+    some = next(iter(accuracies.values()))
+    matrix = next(iter(some.values()))
+    views = max(map(len, some.values()))
+    floor = 10 * np.floor(np.nanmin(_all_values(accuracies), initial=90) / 10)
+    largest = np.nanmax(np.abs(_all_values(differences)), initial=1)
     side = min(1.0, 0.4 + 0.06 * views)  # of a map: full size from ten views on
-    fig, axes = plt.subplots(
-        len(rows),
-        len(conditions),
-        figsize=(3.8 * side * len(conditions) + 0.9, 4.0 * side * len(rows) + 0.4),
-        squeeze=False,
-        layout="compressed",  # the maps are square
-    )
+    size = (3.8 * side * len(some) + 0.9, 4.0 * side * len(rows) + 0.4)
+    grid = {"squeeze": False, "layout": "compressed"}  # the maps are square
+    fig, axes = plt.subplots(len(rows), len(some), figsize=size, **grid)
     for line, (name, matrices) in zip(axes, rows.items(), strict=True):
-        difference = name not in maps
-        scale = {"cmap": "viridis", "vmin": floor, "vmax": 100}
-        if difference:
-            scale = {"cmap": "RdBu", "vmin": -largest, "vmax": largest}
-        for ax, condition in zip(line, conditions, strict=True):
-            image = _draw_map(ax, matrices[condition], scale, difference, frames=views > 1)
+        write, scale = "{:.0f}", {"cmap": "viridis", "vmin": floor, "vmax": 100}
+        if name in differences:
+            write, scale = "{:+.0f}", {"cmap": "RdBu", "vmin": -largest, "vmax": largest}
+        for ax, condition in zip(line, some, strict=True):
+            _draw_map(ax, matrices[condition], write, scale)
             ax.set_title(f"{name}, {condition}")
-        line[0].set_ylabel(f"probe view{unit}")
-        bar = fig.colorbar(image, ax=list(line), pad=0.01, shrink=0.9)
-        bar.set_label("points" if difference else "rank-1 (%)")
+        bar = fig.colorbar(ax.collections[0], ax=list(line), pad=0.01, shrink=0.9)
+        bar.set_label("points" if name in differences else "rank-1 (%)")
         bar.outline.set_visible(False)
+        line[0].set_ylabel(f"probe view{_unit(matrix.index)}")
     for ax in axes[-1]:
-        ax.set_xlabel(f"gallery view{unit}")
+        ax.set_xlabel(f"gallery view{_unit(matrix.index)}")
     words = "framed: same view, not in the mean"
     if views == 1:
-        words = "one gallery of all views" if matrices[condition].index[0] == "all" else "one view"
+        words = "one gallery of all views" if matrix.index[0] == "all" else "one view"
         words += ": the identical view counts"
     fig.supxlabel(words, fontsize=10)
-    plt.close(fig)
     return fig
+
+
+def _all_values(rows: Maps) -> np.ndarray:
+    maps = [m.to_numpy(float).ravel() for matrices in rows.values() for m in matrices.values()]
+    return np.concatenate([[np.nan], *maps])
 
 
 def _unit(views: Iterable[str]) -> str:
@@ -114,35 +103,29 @@ def _unit(views: Iterable[str]) -> str:
     return " (degrees)" if all(len(view) == 3 and view.isdigit() for view in views) else ""
 
 
-def _draw_map(
-    ax: Axes, matrix: pd.DataFrame, scale: dict[str, object], signed: bool, frames: bool
-) -> QuadMesh:
+def _draw_map(ax: plt.Axes, matrix: pd.DataFrame, write: str, scale: dict[str, object]) -> None:
     """Draw one map with its numbers; same views get frames, NaN is grey.
 
     seaborn's heatmap draws the whole figure once per map to see whether ticks overlap, which takes
     twenty times as long for fifteen maps.
     """
-    write = "{:+.0f}" if signed else "{:.0f}"
-    values = matrix.to_numpy(dtype=float)
-    mesh = ax.pcolormesh(values, **scale)
-    for (i, j), value in np.ndenumerate(values):
+    mesh = ax.pcolormesh(matrix.to_numpy(float), **scale)
+    for (i, j), value in np.ndenumerate(matrix.to_numpy(float)):
         if not np.isnan(value):
-            dark = relative_luminance(mesh.cmap(mesh.norm(value))) > 0.408
+            colour = "0.15" if relative_luminance(mesh.to_rgba(value)) > 0.408 else "white"
             text = write.format(value) if round(value) else "0"
-            ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8)
-            ax.texts[-1].set_color("0.15" if dark else "white")
+            ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
     ax.set_facecolor("#E3E3E3")
-    for i in range(len(matrix) if frames else 0):
+    for i in range(len(matrix) if len(matrix) > 1 else 0):
         frame = plt.Rectangle((i + 0.06, i + 0.06), 0.88, 0.88, fill=False, edgecolor="#202020")
         ax.add_patch(frame)
-    ax.set(aspect="equal", xlim=(0, values.shape[1]), ylim=(values.shape[0], 0))
+    ax.set(aspect="equal", ylim=(len(matrix), 0))
     ax.set_xticks(np.arange(len(matrix.columns)) + 0.5, matrix.columns, rotation=90, fontsize=9)
-    ax.set_yticks(np.arange(len(matrix.index)) + 0.5, matrix.index, rotation=0, fontsize=9)
+    ax.set_yticks(np.arange(len(matrix)) + 0.5, matrix.index, fontsize=9)
     without_frame(ax)
-    return mesh
 
 
-@plt.rc_context(STYLE)
+@styled
 def view_curves(curves: pd.DataFrame) -> Figure:
     """Draw the accuracy of each probe view (over other gallery views), one line per model.
 
@@ -151,65 +134,49 @@ def view_curves(curves: pd.DataFrame) -> Figure:
     Args:
         curves: tidy, with columns model, condition, view, rank1 (%).
     """
-    conditions = list(dict.fromkeys(curves["condition"]))
-    models = list(dict.fromkeys(curves["model"]))
+    conditions = curves["condition"].unique()
+    colours = {name: model_colour(name, i) for i, name in enumerate(curves["model"].unique())}
     views = sorted(curves["view"].unique())
-    fig, axes = plt.subplots(
-        1, len(conditions), figsize=(4 * len(conditions), 3.8), sharey=True, squeeze=False
-    )
+    size = (4 * len(conditions), 3.8)
+    fig, axes = plt.subplots(1, len(conditions), figsize=size, sharey=True, squeeze=False)
     for ax, condition in zip(axes[0], conditions, strict=True):
-        for i, model in enumerate(models):
-            chosen = curves[(curves["condition"] == condition) & (curves["model"] == model)]
-            rank1 = chosen.set_index("view")["rank1"].reindex(views)
-            marker, line = ("o", "-") if i == 0 else ("s", "--")
-            ax.plot(
-                views,
-                rank1,
-                line,
-                marker=marker,
-                markersize=5,
-                linewidth=1.8,
-                color=model_colour(model, i),
-                label=model,
-            )
-        ax.set_title(condition_words(condition))
-        ax.set_xlabel(f"probe view{_unit(views)}")
-        ax.set_xticks(range(len(views)), views, rotation=90)
+        table = curves[curves["condition"] == condition]
+        wide = table.pivot(index="view", columns="model", values="rank1").reindex(views)
+        for i, (model, colour) in enumerate(colours.items()):
+            look = {"marker": "s", "linestyle": "--"} if i else {"marker": "o"}
+            look |= {"markersize": 5, "linewidth": 1.8, "color": colour, "label": model}
+            ax.plot(wide[model], **look)
+        ax.set(title=condition_words(condition), xlabel=f"probe view{_unit(views)}")
+        ax.tick_params("x", rotation=90)
     which = "excluded" if len(views) > 1 else "alone"
     axes[0, 0].set_ylabel(f"rank-1 (%)\nidentical view {which}")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=len(models))
-    plt.close(fig)
+    legend_above(fig, axes[0, 0].lines)
     return fig
 
 
-@plt.rc_context(STYLE)
-def drop_intervals(table: pd.DataFrame, name: str = "compressed", level: float = 95.0) -> Figure:
-    """Draw the change of rank-1 per condition with its interval over test subjects.
+@styled
+def drop_intervals(table: pd.DataFrame, name: str = "compressed") -> Figure:
+    """Draw the change of rank-1 per condition with its 95 % interval over test subjects.
 
     Args:
         table: from `gaitlib.evaluate.bootstrap_drop`: condition, rank1_a, rank1_b,
             difference, low, high (points; NaN draws no interval), subjects.
         name: what the axis label calls model b, such as GETA.
-        level: of the interval in %, for the axis label.
     """
-    y = np.arange(len(table))
     fig, ax = plt.subplots(figsize=(8, 1.4 + 0.55 * len(table)))
     ax.axvline(0, color="#595959", linewidth=1)
-    for at, row in zip(y, table.itertuples(), strict=True):
-        colour = condition_colour(row.condition, at)
-        ax.plot([row.low, row.high], [at, at], color=colour, linewidth=3, solid_capstyle="butt")
-        ax.plot(row.difference, at, "o", color=colour, markersize=9)
+    for at, row in enumerate(table.itertuples()):
+        reach = [[row.difference - row.low], [row.high - row.difference]]
+        look = {"color": condition_colour(row.condition, at), "markersize": 9, "elinewidth": 3}
+        ax.errorbar(row.difference, at, xerr=reach, fmt="o", **look)
         text = f"{row.rank1_a:.1f} to {row.rank1_b:.1f} %"
         if not np.isnan(row.low):
             text += f"   {row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f})"
         ax.annotate(text, (row.difference, at), (0, 9), textcoords="offset points", ha="center")
-    ax.set_yticks(y, table["condition"])
+    ax.set_yticks(range(len(table)), table["condition"])
     ax.set_ylim(len(table) - 0.4, -0.75)
     ax.grid(axis="y", visible=False)
-    subjects = int(table["subjects"].max()) if len(table) else 0
-    ax.set_xlabel(
-        f"{name} minus dense, rank-1 points\n({level:g} % interval over {subjects} test subjects)"
-    )
-    plt.close(fig)
+    subjects = table["subjects"].max()
+    words = f"rank-1 points\n(95 % interval over {subjects} test subjects)"
+    ax.set_xlabel(f"{name} minus dense, {words}")
     return fig

@@ -56,15 +56,14 @@ class Part:
     """A part of a data set that one process reads.
 
     Attributes:
-        path: a folder or an archive.
-        folders: what its path adds to the folders of its files, below the data set's, outermost
-            first.
+        src: the data set's folder or archive.
+        path: a folder or an archive in it, or itself.
         deep: whether the folders inside belong to it too.
         without: a folder inside that does not belong to it: that of the results.
     """
 
+    src: Path
     path: Path
-    folders: tuple[str, ...] = ()
     deep: bool = True
     without: Path | None = None
 
@@ -82,7 +81,7 @@ def divide(src: Path, without: Path | None = None) -> list[Part]:
 
     While there are few, folders are divided into theirs. The folder ``without`` is left out.
     """
-    parts = [Part(src, without=without and without.absolute())]
+    parts = [Part(src, src, without=without and without.absolute())]
     for _ in range(DIVIDED):
         if len(parts) < PARTS:
             parts = [inner for part in parts for inner in _inside(part)]
@@ -95,13 +94,11 @@ def _inside(part: Part) -> list[Part]:
         return [part]
     found, others = [], False
     for entry in sorted(part.path.iterdir()):
-        stem = archive_stem(entry.name)
         if entry.absolute() == part.without:
             continue
-        if entry.is_dir() and not entry.name.startswith("."):
-            found.append(replace(part, path=entry, folders=(*part.folders, entry.name)))
-        elif stem is not None:
-            found.append(replace(part, path=entry, folders=(*part.folders, stem)))
+        is_folder = entry.is_dir() and not entry.name.startswith(".")
+        if is_folder or archive_stem(entry.name) is not None:
+            found.append(replace(part, path=entry))
         else:
             others = True  # files, and hidden folders
     return [*found, replace(part, deep=False)] if others or not found else found
@@ -121,11 +118,10 @@ def list_files(part: Part, skipped: Skipped, damaged: set[Path]) -> Iterator[Mas
         skipped.append((str(error.filename), f"it cannot be listed: {error.strerror}"))
 
     if not part.path.is_dir():
-        yield from _list_archive(part.path, part.folders, skipped, damaged)
+        yield from _list_archive(part.path, part.src, skipped, damaged)
         return
     for folder, names, files in os.walk(part.path, onerror=not_listed):
         here = Path(folder)
-        folders = (*part.folders, *here.relative_to(part.path).parts)
         names[:] = [n for n in names if (here / n).absolute() != part.without]
         skipped += [(str(here / n), "a hidden folder") for n in names if n.startswith(".")]
         if not names and not files:
@@ -133,13 +129,13 @@ def list_files(part: Part, skipped: Skipped, damaged: set[Path]) -> Iterator[Mas
         names[:] = sorted(n for n in names if not n.startswith(".")) if part.deep else []
         for name in sorted(files):
             path = here / name
-            stem = archive_stem(name)
             if name.startswith("."):
                 skipped.append((str(path), "a hidden file"))
-            elif stem is None:
+            elif archive_stem(name) is None:
+                folders = here.relative_to(part.src).parts
                 yield MaskFile(str(path), folders, name, None, partial(_content, path))
             elif part.deep:  # else it is a part of its own
-                yield from _list_archive(path, (*folders, stem), skipped, damaged)
+                yield from _list_archive(path, part.src, skipped, damaged)
 
 
 def _content(path: Path) -> bytes:
@@ -152,7 +148,7 @@ def _content(path: Path) -> bytes:
 
 
 def _list_archive(
-    archive: Path, folders: tuple[str, ...], skipped: Skipped, damaged: set[Path]
+    archive: Path, src: Path, skipped: Skipped, damaged: set[Path]
 ) -> Iterator[MaskFile]:
     def refuse(error: BaseException) -> str:
         reason = f"damaged archive, none of it was used: {error}"
@@ -168,6 +164,7 @@ def _list_archive(
             raise UserError(refuse(error)) from error
 
     stem, total = archive_stem(archive.name), 0
+    folders = () if archive == src else (*archive.parent.relative_to(src).parts, stem)
     members = _zip_members if archive.name.lower().endswith(".zip") else _tar_members
     try:
         if not archive.is_file():

@@ -5,12 +5,10 @@ import json
 import logging
 import multiprocessing
 import os
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -109,7 +107,7 @@ def pretreat_tree(
     logger.info("%s: %s", src, understood.words)
     parts = divide(src, without=dst)
     understood = replace(understood, samples=())  # each part is sent it
-    work = partial(_pretreat_part, dst, overwrite, size, understood)
+    work = functools.partial(_pretreat_part, dst, overwrite, size, understood)
     workers = min(workers or os.cpu_count() or 1, len(parts))
     context = multiprocessing.get_context("spawn")  # a fork copies locks that cv2 and torch hold
     pool = ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) if workers > 1 else None
@@ -135,13 +133,13 @@ def pretreat_tree(
     return report
 
 
-#: Subject, type, view, number of frames, and whether it was there already.
-Sequence = tuple[str, str, str, int, bool]
+#: What is known of a part: its reader, and the lengths of sequences made and of those kept.
+Outcome = tuple[PartReader, dict[Key, int], dict[Key, int]]
 
 
 def _pretreat_part(
     dst: Path, overwrite: bool, size: int, understood: Understanding, part: Part
-) -> tuple[PartReader, list[Sequence]]:
+) -> Outcome:
     def path_of(key: Key) -> Path:
         return dst.joinpath(*key, f"{key[2]}.pkl")
 
@@ -158,38 +156,36 @@ def _pretreat_part(
             return 0
         return frames if shape == [size, size] else 0
 
-    reader, sequences = PartReader(part, understood, size), []
+    reader, made, kept = PartReader(part, understood, size), {}, {}
     for key, frames in reader.walks(frames_there):
+        if frames is None:
+            kept[key] = frames_there(key)
+        else:
+            made[key] = len(frames)
         if frames:
             write_sequence(path_of(key), np.stack(frames))
-        there = frames is None
-        sequences.append((*key, frames_there(key) if there else len(frames), there))
-    return reader, sequences
+    return reader, made, kept
 
 
-def _write_report(
-    src: Path, dst: Path, outcomes: list[tuple[PartReader, list[Sequence]]]
-) -> PretreatReport:
-    skipped, found, counts = [], {}, Counter()
+def _write_report(src: Path, dst: Path, outcomes: list[Outcome]) -> PretreatReport:
+    skipped, lengths = [], {}
     has_masks, has_walks = set(), set()  # by top folder or archive
-    for reader, sequences in outcomes:
+    for reader, made, kept in outcomes:
         path = reader.part.path
         skipped += reader.skipped
-        for *key, frames, there in sequences:
-            walk = "/".join(key)
-            if walk in found:
-                skipped.append((str(path), f"{walk} is also elsewhere in {src}"))
-            found[walk] = (*key, frames)
-            counts["kept" if there else "written"] += frames > 0
+        for key in lengths.keys() & (made | kept).keys():
+            skipped.append((str(path), f"{'/'.join(key)} is also elsewhere in {src}"))
+        lengths |= made | kept
         if reader.masks:
             top = (*path.relative_to(src).parts, path.name)[0]
-            (has_walks if sequences else has_masks).add(top)
+            (has_walks if made or kept else has_masks).add(top)
     skipped = pd.DataFrame(sorted(skipped), columns=["path", "reason"], dtype=str)
-    rows = sorted(found.values())
-    lengths = pd.DataFrame(rows, columns=["subject", "type", "view", "frames"])
-    most = lengths.groupby("subject")["frames"].max()
-    short = lengths[lengths["frames"] < MIN_FRAMES]
-    for name, table in ((SKIPPED, skipped), (SHORT, short)):
-        write_atomically(dst / name, table.to_csv(index=False))
+    rows = [(*key, frames) for key, frames in sorted(lengths.items())]
+    table = pd.DataFrame(rows, columns=["subject", "type", "view", "frames"])
+    short = table[table["frames"] < MIN_FRAMES]
+    for name, listed in ((SKIPPED, skipped), (SHORT, short)):
+        write_atomically(dst / name, listed.to_csv(index=False))
+    most = table.groupby("subject")["frames"].max()
     lost = (*most.index[most == 0], *sorted(has_masks - has_walks))
-    return PretreatReport(counts["written"], counts["kept"], skipped, short, lost)
+    written = sum(frames > 0 for _, made, _ in outcomes for frames in made.values())
+    return PretreatReport(written, sum(len(kept) for *_, kept in outcomes), skipped, short, lost)

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gaitlib.evaluate import CONDITIONS
+from gaitlib.evaluate.protocols import PROTOCOLS
 from workbook.recognise.gallery import UNKNOWN, Gallery
 from workbook.recognise.private_files import Embeddings
 
@@ -29,8 +29,9 @@ def trials(gallery: Gallery, walks: Embeddings) -> pd.DataFrame:
     found = gallery.identify(walks)
     table = walks.table[["subject", "type", "view"]].reset_index(drop=True)
     condition = table["type"].str.split("-").str[0].str.upper()
-    others = sorted(set(condition) - set(CONDITIONS))
-    table["condition"] = pd.Categorical(condition, [*CONDITIONS, *others])
+    first = PROTOCOLS["casia-b"].conditions
+    others = sorted(set(condition) - set(first))
+    table["condition"] = pd.Categorical(condition, [*first, *others])
     table["distance"] = found["distance"]
     ranks = []
     for subject, nearest in zip(table["subject"], found["nearest"], strict=True):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import floor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +129,14 @@ class Gallery:
             raise UserError(f"a threshold of {threshold}: give a distance, 0 or more")
         self.check_network(embeddings)
         limit = self.threshold if threshold is None else threshold
-        rows = []
-        for between in self.distances(embeddings.features).tolist():
-            people: dict[str, float] = {}
-            for name, apart in zip(self.names, between, strict=True):
-                people[name] = min(apart, people.get(name, apart))
-            nearest = sorted(people.items(), key=lambda one: (one[1], one[0]))
-            name, apart = nearest[0]
-            known = limit is None or apart <= limit
-            rows.append((name if known else UNKNOWN, apart, nearest))
-        return pd.DataFrame(rows, columns=["name", "distance", "nearest"])
+        apart = pd.DataFrame(self.distances(embeddings.features).T.tolist(), index=self.names)
+        people = apart.groupby(level=0).min()  # of each person's walks, by name
+        nearest = [sorted(walk.items(), key=itemgetter(1)) for walk in people.to_dict().values()]
+        rows = [(*several[0], several) for several in nearest]
+        found = pd.DataFrame(rows, columns=["name", "distance", "nearest"])
+        if limit is not None:
+            found.loc[found["distance"] > limit, "name"] = UNKNOWN
+        return found
 
     def check_network(self, embeddings: Embeddings) -> None:
         """Refuse embeddings of another network, whose distances mean nothing.

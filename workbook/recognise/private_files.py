@@ -94,7 +94,9 @@ def read_private(path: Path | str, kind: str) -> tuple[Tensor, dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no {kind} file at {path}")
+        raise FileNotFoundError(
+            f"no {kind} file at {path}: `gaitlib embed` and `gaitlib enroll` write them"
+        )
     try:
         with safe_open(path, "pt") as file:
             content = json.loads((file.metadata() or {}).get(_METADATA, "{}"))

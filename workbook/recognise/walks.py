@@ -62,17 +62,18 @@ def find_walks(src: Path, size: int, masks: MaskOptions) -> tuple[list[Walk], Le
             Walk(row.subject, row.type, row.view, row.path, read_sequence(row.path))
             for row in table[~bad].itertuples()
         ]
-        left_out = table.loc[bad, ["path", "problem"]]
-        return walks, list(left_out.itertuples(index=False, name=None))
-    found, left_out = read_walks(src, size, masks)
-    if not found:
+        left_out = list(table.loc[bad, ["path", "problem"]].itertuples(index=False, name=None))
+    else:
+        found, left_out = read_walks(src, size, masks)
+        walks = [Walk(*key, str(src), frames) for key, frames in sorted(found.items())]
+    if not walks:
         reasons = f"; the first reason is {left_out[0][1]}" if left_out else ""
         raise FileNotFoundError(f"{src} holds no walk that can be used{reasons}")
-    return [Walk(*key, str(src), frames) for key, frames in sorted(found.items())], left_out
+    return walks, left_out
 
 
 def embed_walks(recogniser: Recogniser, walks: Sequence[Walk]) -> tuple[Embeddings, LeftOut]:
-    """Embed walks, and leave out those that the recogniser refuses.
+    """Embed walks, at least one, and leave out those that the recogniser refuses.
 
     Raises:
         UserError: none can be embedded; the message is the first reason.
@@ -85,7 +86,7 @@ def embed_walks(recogniser: Recogniser, walks: Sequence[Walk]) -> tuple[Embeddin
         except ValueError as error:
             left_out.append((walk.source, str(error)))
     if not rows:
-        source, reason = left_out[0] if left_out else ("", "there is none")
+        source, reason = left_out[0]
         raise UserError(f"no walk can be embedded; {source}: {reason}")
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return Embeddings(table, torch.stack(features), recogniser.fingerprint), left_out

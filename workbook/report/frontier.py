@@ -17,7 +17,7 @@ import scipy.stats
 from gaitlib.system.errors import UserError
 from workbook.report.method_names import in_order, words_of
 
-BASELINE, LONGER, HALF = DENSE_METHODS = ("baseline", "dense_longer", "dense_half")
+BASELINE, LONGER, _ = DENSE_METHODS = ("baseline", "dense_longer", "dense_half")
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,8 @@ COSTS = {
     "ms_1_clip": Cost("ms per clip", "ms per clip"),
 }
 
-#: Other columns of points that `summarise` averages over seeds, besides accuracy and costs.
-OTHER_MEANS = (
-    "weight_bits",
-    "activation_bits",
-    "group_sparsity",
-    "total_iterations",
-    "training_macs",
-)
+#: The share by which methods with the same target cost may differ: a few channels.
+TOLERANCE = 0.05
 
 
 def number(value: float) -> str:
@@ -72,9 +66,8 @@ def grid_keys(points: pd.DataFrame) -> list[str]:
 
 def tested_conditions(table: pd.DataFrame) -> list[str]:
     """Return the conditions that at least one row of points, or of a summary, has a rank-1 of."""
-    names = [column.removeprefix("rank1_") for column in table if column.startswith("rank1_")]
-    conditions = [name for name in names if not f"_{name}".endswith(("_min", "_max"))]
-    return [c for c in conditions if table[f"rank1_{c}"].notna().any()]
+    rank1 = table.filter(regex=r"^rank1_(?!(.+_)?(min|max)$)").dropna(axis=1, how="all")
+    return rank1.columns.str.removeprefix("rank1_").tolist()
 
 
 def summarise(points: pd.DataFrame) -> pd.DataFrame:
@@ -86,12 +79,11 @@ def summarise(points: pd.DataFrame) -> pd.DataFrame:
     Returns:
         method and name (as tables show it); the grid's keys; setting ("target_group_sparsity 0.5")
         and values ("0.5"); seeds (how many); rank1, drop and rank1_<condition>, each with _min and
-        _max over seeds; the COSTS; weight_bits, activation_bits, group_sparsity, total_iterations
-        and training_macs. ``drop`` is in percentage points: rank1 of the baseline minus rank1 of
-        this network, negative if this one is better, NaN without a baseline. The baseline has the
-        same seed, and the same settings as far as it has any. A network that lacks one of the
-        tested conditions has no rank1. Methods are in the order of METHOD_WORDS, settings in the
-        order of the points.
+        _max over seeds; and the COSTS. ``drop`` is in percentage points: rank1 of the baseline
+        minus rank1 of this network, negative if this one is better, NaN without a baseline. The
+        baseline has the same seed, and the same settings as far as it has any. A network that lacks
+        one of the tested conditions has no rank1. Methods are in the order of METHOD_WORDS,
+        settings in the order of the points.
 
     Raises:
         UserError: there is no point, or two points share method, settings and seed.
@@ -99,14 +91,11 @@ def summarise(points: pd.DataFrame) -> pd.DataFrame:
     keys = grid_keys(points)
     table = _with_drop(points, keys)
     measured = ["rank1", "drop", *(f"rank1_{c}" for c in tested_conditions(points))]
-    spread = {
-        f"{column}{suffix}": (column, how)
-        for column in measured
-        for suffix, how in (("", "mean"), ("_min", "min"), ("_max", "max"))
-    }
-    means = {column: (column, "mean") for column in (*COSTS, *OTHER_MEANS)}
     groups = table.groupby(["method", *keys], sort=False, dropna=False)
-    summary = groups.agg(seeds=("seed", "nunique"), **spread, **means).reset_index()
+    spread = groups[measured].agg(["mean", "min", "max"])
+    spread.columns = [f"{column}_{how}".removesuffix("_mean") for column, how in spread]
+    seeds = groups["seed"].nunique().rename("seeds")
+    summary = pd.concat([seeds, spread, groups[list(COSTS)].mean()], axis=1).reset_index()
     return _named(summary, keys)
 
 
@@ -120,15 +109,14 @@ def _with_drop(points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
             f"the points {twice['point'].tolist()} have the same method, settings and seed: "
             "a table holds each network once"
         )
-    absent = [c for c in (*COSTS, *OTHER_MEANS) if c not in points]
     tested = [f"rank1_{c}" for c in tested_conditions(points)]
+    columns = dict.fromkeys([*points, "budget", *COSTS])  # NaN if not measured
     rank1 = points[tested].mean(axis=1, skipna=False)
-    table = points.assign(**dict.fromkeys(absent, np.nan), rank1=rank1, drop=np.nan)
-    for _, rows in table.groupby(_baseline_keys(table, keys), sort=False, dropna=False):
-        dense = rows.loc[rows["method"] == BASELINE, "rank1"]
-        if len(dense):  # exactly one: _baseline_keys holds all settings of a baseline
-            table.loc[rows.index, "drop"] = dense.iloc[0] - rows["rank1"]
-    return table
+    table = points.reindex(columns=list(columns)).assign(rank1=rank1)
+    baseline_keys = _baseline_keys(table, keys)  # all settings of a baseline
+    dense = table.loc[table["method"] == BASELINE, [*baseline_keys, "rank1"]]
+    compared = table[baseline_keys].merge(dense, on=baseline_keys, how="left")
+    return table.assign(drop=compared["rank1"].to_numpy() - rank1)
 
 
 def _baseline_keys(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
@@ -208,18 +196,13 @@ def pareto(summary: pd.DataFrame, cost: str, accuracy: str = "rank1") -> pd.Data
     return pd.concat(fronts) if fronts else summary[:0]
 
 
-def gaps(
-    points: pd.DataFrame,
-    cost: str = "macs_per_frame",
-    reference: str = "hesso",
-    tolerance: float = 0.05,
-) -> pd.DataFrame:
+def gaps(points: pd.DataFrame, cost: str, reference: str) -> pd.DataFrame:
     """Compare every network with a reference method of the same seed, at equal cost.
 
     The reference is a line through all networks of that method and the dense network, linear in
     the logarithm of the cost. It uses all networks, because the frontier of noisy points would
     select the lucky ones. Its dense end is the dense network with as many steps as the others, or
-    else the baseline. The line is not extrapolated: a cost up to ``tolerance`` (a share) below the
+    else the baseline. The line is not extrapolated: a cost up to `TOLERANCE` below the
     cheapest or above the most expensive counts as that one's; farther away the gap is NaN and has
     a note.
 
@@ -227,7 +210,6 @@ def gaps(
         points: from `workbook.study.tables.read_tables`.
         cost: a column of COSTS.
         reference: a method.
-        tolerance: share; methods with the same target cost differ by a few channels.
 
     Returns:
         One row per network of the other methods: method, name, setting, seed, the cost, rank1,
@@ -244,7 +226,7 @@ def gaps(
         line = _reference_line(comparable, cost, reference)
         others = comparable[~comparable["method"].isin([reference, *DENSE_METHODS])]
         for point in others.to_dict("records"):
-            rank1, note = _rank1_at(line, point[cost], words_of(reference), tolerance)
+            rank1, note = _rank1_at(line, point[cost], words_of(reference))
             if np.isnan(point["rank1"]):
                 note = note or "rank-1 was not measured"
             rows.append({**point, "reference": rank1, "gap": point["rank1"] - rank1, "note": note})
@@ -258,7 +240,7 @@ def default_reference(points: pd.DataFrame) -> str:
     return next(method for method in ("budget", "hesso", "geta", *present) if method in present)
 
 
-def paired_differences(points: pd.DataFrame, reference: str = "budget") -> pd.DataFrame:
+def paired_differences(points: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Compare a method with every other at the same setting, seed by seed.
 
     Networks of one seed share their batches, and so a part of their luck: it cancels in the
@@ -271,7 +253,7 @@ def paired_differences(points: pd.DataFrame, reference: str = "budget") -> pd.Da
 
     Returns:
         One row per setting of the reference and other method: method, name, the grid's keys,
-        setting, values, budget (NaN in tables without this column), seeds (how many both have), the
+        setting, values, budget, seeds (how many both have), the
         mean over them of ``difference`` (percentage points of rank1, the reference's minus the
         method's), its standard_error, low and high (95 % interval of Student's t with seeds - 1
         degrees of freedom: wide for three seeds, and NaN for one), macs_per_frame and
@@ -281,29 +263,27 @@ def paired_differences(points: pd.DataFrame, reference: str = "budget") -> pd.Da
         UserError: as `summarise`, or the study has no such method.
     """
     _check_reference(points, reference)
-    keys, rows = grid_keys(points), []
+    keys = grid_keys(points)
     table = _with_drop(points, keys)
     is_reference = table["method"] == reference
-    for _, ours in table[is_reference].groupby(["method", *keys], sort=False, dropna=False):
-        setting = ours.iloc[0][["method", *keys]].to_dict()
-        theirs = table[~is_reference]
-        for key in keys:
-            theirs = theirs[theirs[key].isna() | (theirs[key] == setting[key])]
-        for method, networks in theirs.groupby("method", sort=False):
-            pairs = ours.merge(networks, on="seed", suffixes=("", "_other"))
-            differences = (pairs["rank1"] - pairs["rank1_other"]).dropna()
-            if len(differences):
-                means = pairs.loc[differences.index].mean(numeric_only=True)
-                rows.append(
-                    setting
-                    | {"method": method, "budget": means.get("budget", np.nan)}
-                    | _mean_with_interval(differences)
-                    | {"macs_per_frame": means["macs_per_frame_other"]}
-                    | {"reference_macs": means["macs_per_frame"]}
-                )
-    columns = ["method", *keys, "budget", "seeds", "difference", "standard_error", "low", "high"]
-    columns += ["macs_per_frame", "reference_macs"]
-    return _named(pd.DataFrame(rows, columns=columns), keys)
+    pairs = table[is_reference].merge(table[~is_reference], on="seed", suffixes=("", "_other"))
+    pairs["difference"] = pairs["rank1"] - pairs["rank1_other"]
+    pairs = pairs.dropna(subset="difference")
+    for key in keys:
+        other = pairs[f"{key}_other"]
+        pairs = pairs[other.isna() | (other == pairs[key])]
+    pairs = pairs.drop(columns="method").rename(columns={"method_other": "method"})
+    found = pairs.groupby(["method", *keys], sort=False, dropna=False).agg(
+        budget=("budget", "mean"),
+        seeds=("difference", "count"),
+        difference=("difference", "mean"),
+        standard_error=("difference", lambda d: d.std() / np.sqrt(len(d))),
+        macs_per_frame=("macs_per_frame_other", "mean"),
+        reference_macs=("macs_per_frame", "mean"),
+    )
+    reach = found["standard_error"] * scipy.stats.t.ppf(0.975, found["seeds"] - 1)
+    limits = {"low": found["difference"] - reach, "high": found["difference"] + reach}
+    return _named(found.assign(**limits).reset_index(), keys)
 
 
 def _check_reference(points: pd.DataFrame, reference: str) -> None:
@@ -311,15 +291,6 @@ def _check_reference(points: pd.DataFrame, reference: str) -> None:
         raise UserError(
             f"no {reference!r} to compare with; the study has {in_order(points['method'])}"
         )
-
-
-def _mean_with_interval(differences: pd.Series) -> dict[str, float]:
-    """Return the number of differences, their mean, its standard error and its 95 % interval."""
-    count, mean = len(differences), differences.mean()
-    error = differences.std(ddof=1) / np.sqrt(count)  # NaN for one
-    reach = error * scipy.stats.t.ppf(0.975, count - 1) if count > 1 else np.nan
-    limits = {"low": mean - reach, "high": mean + reach}
-    return {"seeds": count, "difference": mean, "standard_error": error, **limits}
 
 
 def _reference_line(table: pd.DataFrame, cost: str, reference: str) -> pd.Series:
@@ -332,16 +303,16 @@ def _reference_line(table: pd.DataFrame, cost: str, reference: str) -> pd.Series
     return chosen.groupby(cost)["rank1"].mean()
 
 
-def _rank1_at(line: pd.Series, cost: float, name: str, tolerance: float) -> tuple[float, str]:
+def _rank1_at(line: pd.Series, cost: float, name: str) -> tuple[float, str]:
     """Return the line's rank1 at a cost, or NaN and the reason."""
     if line.empty:
         return np.nan, f"no {name} of this seed"
     if np.isnan(cost):
         return np.nan, "the cost was not measured"
     cheapest, most_expensive = line.index[0], line.index[-1]
-    if cost * (1 + tolerance) < cheapest:
+    if cost * (1 + TOLERANCE) < cheapest:
         return np.nan, f"{100 * (1 - cost / cheapest):.0f} % cheaper than any {name}"
-    if cost > most_expensive * (1 + tolerance):
+    if cost > most_expensive * (1 + TOLERANCE):
         excess = 100 * (cost / most_expensive - 1)
         return np.nan, f"{excess:.0f} % more expensive than any {name} or dense"
     return float(np.interp(np.log(cost), np.log(line.index), line)), ""
@@ -355,21 +326,14 @@ def mean_gaps(table: pd.DataFrame) -> pd.DataFrame:
         seed_highest, the lowest and highest mean gap of a seed; compared (number of networks),
         outside (number of networks without a gap), seeds (number of seeds that were compared).
     """
-    rows = {}
-    for name, networks in table.groupby("name", sort=False):
-        compared = networks.dropna(subset=["gap"])
-        seed_means = compared.groupby("seed")["gap"].mean()
-        rows[name] = {
-            "mean": compared["gap"].mean(),
-            "lowest": compared["gap"].min(),
-            "highest": compared["gap"].max(),
-            "seed_lowest": seed_means.min(),
-            "seed_highest": seed_means.max(),
-            "compared": len(compared),
-            "outside": len(networks) - len(compared),
-            "seeds": len(seed_means),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    by_seed = table.groupby(["name", "seed"], sort=False)["gap"].mean().groupby("name")
+    seeds = by_seed.agg(seed_lowest="min", seed_highest="max", seeds="count")
+    found = table.groupby("name", sort=False)["gap"].agg(
+        mean="mean", lowest="min", highest="max", compared="count", outside="size"
+    )
+    found["outside"] -= found["compared"]
+    columns = ["mean", "lowest", "highest", *seeds.columns[:2], "compared", "outside", "seeds"]
+    return found.join(seeds)[columns].rename_axis(None)
 
 
 def cuts(layers: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:

@@ -35,36 +35,27 @@ class Recommendation:
     sentence: str
 
 
-def recommend(
-    summary: pd.DataFrame,
-    *,
-    max_macs: float | None = None,
-    max_bytes: float | None = None,
-    max_latency_ms: float | None = None,
-    max_drop: float | None = None,
-) -> Recommendation:
+def recommend(summary: pd.DataFrame, asked: Mapping[str, float]) -> Recommendation:
     """Choose one of a study's settings by its means over seeds.
 
     It chooses the most accurate setting that meets every limit (of equals, the one with fewer BOPs,
     then fewer bytes). If ``max_drop`` is the only limit, it chooses the setting with the fewest
     BOPs (then fewer bytes, then more accurate). Dense networks are candidates too. A cost that was
-    not measured meets no limit. None or 0 means no limit.
+    not measured meets no limit. 0 means no limit.
 
     Args:
         summary: from `workbook.report.frontier.summarise`.
-        max_macs: multiply-adds of the backbone per frame.
-        max_bytes: size of the file.
-        max_latency_ms: time to embed one clip, as the study measured it.
-        max_drop: percentage points of rank1 below the baseline of the same seed.
+        asked: limits by name: max_macs (multiply-adds of the backbone per frame), max_bytes (of the
+            file), max_latency_ms (to embed one clip, as the study measured it), max_drop
+            (percentage points of rank1 below the baseline of the same seed).
 
     Raises:
         UserError: a limit is negative or NaN, or no network has an accuracy.
     """
-    given = dict(zip(LIMITS, (max_macs, max_bytes, max_latency_ms, max_drop), strict=True))
-    for name, value in given.items():
-        if value is not None and not value >= 0:
+    for name, value in asked.items():
+        if not value >= 0:
             raise UserError(f"{name} is {value}: write a positive limit, or 0 for no limit")
-    limits = {name: float(value) for name, value in given.items() if value}
+    limits = {name: float(value) for name, value in asked.items() if value}
     known = summary.dropna(subset=["rank1"])
     if known.empty:
         raise UserError("no network of the study has a mean rank-1: nothing to choose from")
@@ -73,31 +64,28 @@ def recommend(
     if fitting.empty:
         return Recommendation(None, limits, _none_fits(known, limits))
     by_bops = set(limits) == {"max_drop"}
-    order, ascending = ["relative_bops", "file_bytes", "rank1"], [True, True, False]
-    if not by_bops:
-        order, ascending = [order[2], *order[:2]], [False, True, True]
+    costs = ["relative_bops", "file_bytes"]
+    order = [*costs, "rank1"] if by_bops else ["rank1", *costs]
+    ascending = [column != "rank1" for column in order]
     ordered = fitting.sort_values(order, ascending=ascending, kind="stable")
     best = ordered.iloc[0]
     others = ordered[ordered["method"] != best["method"]]
+    if len(fitting) == 1:
+        chosen = f"is the only one of {len(known)} settings"
+    else:
+        among = f"the {len(fitting)} settings (of {len(known)})"
+        among = among if limits else f"all {len(known)} settings"
+        chosen = f"{'has the fewest BOPs' if by_bops else 'is the most accurate'} of {among}"
+    shown = [c for c in COSTS if c != "ms_1_clip" or "max_latency_ms" in limits]
     sentence = (
-        f"{_chosen(best, len(fitting), len(known), limits, by_bops)}: {_accuracy(best)}, with "
-        f"{_costs(best, limits)}; {_runner_up(best, others, by_bops)}."
+        f"{_label(best)} {chosen}{_within(limits)}: {_accuracy(best)}, with "
+        f"{_joined([COSTS[c].write(best[c]) for c in shown])}; {_runner_up(best, others, by_bops)}."
     )
     return Recommendation(best, limits, sentence)
 
 
 def _label(row: pd.Series) -> str:
     return f"{row['name']} ({row['setting']})" if row["setting"] else row["name"]
-
-
-def _chosen(
-    row: pd.Series, fitting: int, total: int, limits: Mapping[str, float], by_bops: bool
-) -> str:
-    if fitting == 1:
-        return f"{_label(row)} is the only one of {total} settings{_within(limits)}"
-    best = "has the fewest BOPs" if by_bops else "is the most accurate"
-    among = f"all {total} settings" if not limits else f"the {fitting} settings (of {total})"
-    return f"{_label(row)} {best} of {among}{_within(limits)}"
 
 
 def _within(limits: Mapping[str, float]) -> str:
@@ -124,18 +112,10 @@ def _accuracy(row: pd.Series) -> str:
     text = f"rank-1 {row['rank1']:.1f} % ({seeds})"
     if row["method"] == BASELINE or np.isnan(row["drop"]):
         return text
-    gain, low, high = (_signed(-row[column]) for column in ("drop", "drop_max", "drop_min"))
+    gains = -row[["drop", "drop_max", "drop_min"]].astype(float)
+    gain, low, high = (gains.round(1) + 0.0).map("{:+.1f}".format)  # no -0.0
     spread = f" ({low} to {high})" if row["seeds"] > 1 else ""
     return f"{text}, {gain} points{spread} against the dense network"
-
-
-def _signed(points: float) -> str:
-    return f"{round(points, 1) + 0.0:+.1f}"  # no -0.0
-
-
-def _costs(row: pd.Series, limits: Mapping[str, float]) -> str:
-    shown = [c for c in COSTS if c != "ms_1_clip" or "max_latency_ms" in limits]
-    return _joined([COSTS[column].write(row[column]) for column in shown])
 
 
 def _runner_up(best: pd.Series, others: pd.DataFrame, by_bops: bool) -> str:
@@ -159,8 +139,8 @@ def _none_fits(known: pd.DataFrame, limits: Mapping[str, float]) -> str:
     text = f"None of {len(known)} settings is{_within(limits)}"
     worst = over.max(axis=1, skipna=False)
     if worst.isna().all():
-        missing = [LIMITS[name] for name in limits if over[name].isna().all()]
-        return f"{text}: {_joined(missing or list(limits))} was not measured."
+        missing = [LIMITS[name] for name in limits if over[name].isna().any()]
+        return f"{text}: {_joined(missing)} was not measured."
     nearest, shares = known.loc[worst.idxmin()], over.loc[worst.idxmin()]
     parts = [
         f"{_write(name, nearest[LIMITS[name]])}, {number(100 * shares[name])} % over {name}"

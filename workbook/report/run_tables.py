@@ -24,24 +24,17 @@ def channels_kept(dense: GaitBase, small: GaitBase) -> pd.DataFrame:
         small: the network after it, with the same layers.
 
     Returns:
-        One row per convolution, in execution order: name, kept, total.
+        One row per convolution, in execution order: layer, kept, total.
 
     Raises:
         UserError: if the two have different layers.
     """
-    before, after = (
-        table[table["layer"].str.startswith(BACKBONE)]
-        for table in (network_cost.layer_table(dense), network_cost.layer_table(small))
-    )
+    tables = [network_cost.layer_table(network) for network in (dense, small)]
+    before, after = (t[t["layer"].str.startswith(BACKBONE)] for t in tables)
     if list(before["layer"]) != list(after["layer"]):
         raise UserError(f"layers differ: {list(before['layer'])} and {list(after['layer'])}")
-    return pd.DataFrame(
-        {
-            "name": before["layer"].map(short_name),
-            "kept": after["out_channels"],
-            "total": before["out_channels"],
-        }
-    )
+    counts = {"kept": after["out_channels"], "total": before["out_channels"]}
+    return pd.DataFrame({"layer": before["layer"].map(short_name), **counts})
 
 
 def finished(run: str) -> dict[str, dict[str, Any]]:
@@ -104,14 +97,9 @@ def final_scores(run: str, stage: str = "geta") -> pd.DataFrame:
         MissingRunError: if the stage wrote no scores.
     """
     table = pd.read_csv(runs.stage_file(run, stage, "saliency.csv"))
-    kept = table["state"] == "kept"
-    decided = table[
-        (table["state"] == "chosen") | (kept & (table["period"] == table["period"].max()))
-    ]
-    decided = decided.assign(
-        layer=decided["group"].map(short_name),
-        kept=decided["state"] == "kept",
-    )
-    order = {group: position for position, group in enumerate(table["group"].unique())}
-    decided = decided.sort_values("group", key=lambda group: group.map(order), kind="stable")
-    return decided[["layer", "channel", "score", "kept"]].reset_index(drop=True)
+    last = (table["state"] == "kept") & (table["period"] == table["period"].max())
+    decided = table[last | (table["state"] == "chosen")].set_index("group")
+    decided = decided.loc[table["group"].unique()].reset_index()  # in the order of the network
+    decided["layer"] = decided["group"].map(short_name)
+    decided["kept"] = decided["state"] == "kept"
+    return decided[["layer", "channel", "score", "kept"]]

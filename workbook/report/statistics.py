@@ -29,14 +29,11 @@ def energy_images(dataset: SilhouetteDataset, subject: str) -> dict[tuple[str, s
     condition = table["type"]
     if condition.isin(TYPES).all():
         condition = condition.str[:2].str.upper()
-    order = ["NM", "BG", "CL"]
-    groups = sorted(
-        table.groupby([condition, "view"]).groups.items(),
-        key=lambda g: (order.index(g[0][0]) if g[0][0] in order else len(order), *g[0]),
-    )
+    rows = table.groupby([condition, "view"]).groups
+    order = {"NM": 0, "BG": 1, "CL": 2}
     return {
-        key: np.mean([energy_image(dataset.sequence(i)) for i in rows], axis=0)
-        for key, rows in groups
+        key: np.mean([energy_image(dataset.sequence(i)) for i in rows[key]], axis=0)
+        for key in sorted(rows, key=lambda key: (order.get(key[0], 3), key))
     }
 
 
@@ -106,18 +103,10 @@ def report(parts: Mapping[str, SilhouetteDataset], short: int = 5) -> pd.DataFra
 def inventory(parts: Mapping[str, SilhouetteDataset]) -> pd.DataFrame:
     """Count what each part of a data set holds, lacks and cannot read, one row per part."""
     problems = report(parts)
-    return pd.DataFrame(
-        [
-            {
-                "split": name,
-                "subjects": len(part.subjects),
-                "sequences": len(part),
-                "frames": int(part.table["frames"].sum()),
-                **{
-                    kind: int(((problems["split"] == name) & (problems["kind"] == kind)).sum())
-                    for kind in ("missing", "short", "unreadable")
-                },
-            }
-            for name, part in parts.items()
-        ]
-    )
+    rows = []
+    for name, part in parts.items():
+        frames, kinds = part.table["frames"].sum(), problems.loc[problems["split"] == name, "kind"]
+        row = {"split": name, "subjects": len(part.subjects), "sequences": len(part)}
+        counts = {kind: (kinds == kind).sum() for kind in ("missing", "short", "unreadable")}
+        rows.append({**row, "frames": frames, **counts})
+    return pd.DataFrame(rows)

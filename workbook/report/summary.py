@@ -1,7 +1,6 @@
 """One table of a finished run: the accuracy and the costs of its networks."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -31,26 +30,24 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     tested = dict.fromkeys(
         c for result in results.values() if "rank1" in result for c in conditions_of(result)
     )
-    columns = {c: partial(_rank1, condition=c) for c in tested} | COLUMNS
-    rows = {}
-    for name, result in results.items():
-        row = {}
-        for column, write in columns.items():
-            try:
-                row[column] = write(result)
-            except (KeyError, TypeError):
-                row[column] = "-"
-        rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+    columns = {c: lambda r, c=c: f"{r['rank1'][c]:.1f}" for c in tested} | COLUMNS
+    cells = {
+        name: {column: _written(write, result) for column, write in columns.items()}
+        for name, result in results.items()
+    }
+    return pd.DataFrame.from_dict(cells, orient="index", columns=list(columns))
+
+
+def _written(write: Callable[[Mapping[str, Any]], str], result: Mapping[str, Any]) -> str:
+    try:
+        return write(result)
+    except (KeyError, TypeError):
+        return "-"
 
 
 def _two_digits(milliseconds: float) -> str:
     """Write a time with the two digits that repeat: 21.2 as "21", 308 as "310"."""
     return f"{float(f'{milliseconds:.2g}'):.{milliseconds < 10:d}f}"
-
-
-def _rank1(result: Mapping[str, Any], condition: str) -> str:
-    return f"{result['rank1'][condition]:.1f}"
 
 
 def tests_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -91,19 +88,15 @@ def summary_table(run: str) -> str:
             "between the full-size network with zeros and the small one "
             f"{compressed['full_equals_compressed']:.1e}"
         )
-    lines += [training_cost(found, stage) for stage in found if _has_training_cost(found, stage)]
+    if "training_macs" in found.get("baseline", {}):
+        counted = [stage for stage, result in found.items() if "training_macs" in result]
+        lines += [_training_cost(found, stage) for stage in counted if stage != "baseline"]
     lines.append(f"results and checkpoints: {runs.runs_folder() / run}")
     lines.append(f"figures:                 {runs.figures_folder() / run}")
     return "\n".join(lines)
 
 
-def _has_training_cost(results: Mapping[str, Mapping[str, Any]], stage: str) -> bool:
-    return stage != "baseline" and all(
-        "training_macs" in results.get(name, {}) for name in ("baseline", stage)
-    )
-
-
-def training_cost(results: Mapping[str, Mapping[str, Any]], stage: str) -> str:
+def _training_cost(results: Mapping[str, Mapping[str, Any]], stage: str) -> str:
     """Say what a stage's steps cost, as shares of as many steps of the baseline.
 
     Args:

@@ -15,12 +15,12 @@ from torch import nn
 from gaitlib.model import GaitBase
 from gaitlib.model.float_state import quantization_of
 from gaitlib.model.network_cost import measure_latency, median_ms
-from gaitlib.prune.budget_rule import TOLERANCE
 from gaitlib.prune.channel_cost import ChannelCost
+from gaitlib.prune.channel_rules import TOLERANCE
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso import COSTS, HESSO, build_hesso
 from gaitlib.prune.latency_table import ROUNDS, ConvShape, LatencyTable, read_or_measure
-from gaitlib.quantize.bit_budget import BitBudget, budget_terms
+from gaitlib.quantize.bit_budget import BitBudget
 from gaitlib.quantize.bit_settings import FloatFirst
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_device, device_name
@@ -53,7 +53,8 @@ def describe_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
     if cfg.target[0] not in COSTS:
         return None
     optimizer = build_hesso(graph, cfg.settings)
-    found = optimizer.budget() | {"least": math.ceil(optimizer.pruner.rule.least)}
+    rule = optimizer.pruner.rule
+    found = optimizer.budget() | {"least": math.ceil(rule.cost.total(rule.least_widths()))}
     del found["reached"]  # nothing is removed yet
     return found
 
@@ -66,7 +67,7 @@ def describe_bit_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
         graph: of the dense network.
 
     Returns:
-        As `budget_terms`; None without such a budget.
+        As `gaitlib.quantize.bit_budget.budget_terms`; None without such a budget.
 
     Raises:
         UserError: if no network that ``cfg`` asks for can be within it.
@@ -74,8 +75,7 @@ def describe_bit_budget(cfg: HessoCfg, graph: Graph) -> dict[str, Any] | None:
     bits = cfg.settings.bits if cfg.quantizes else None
     if not isinstance(bits, FloatFirst) or bits.budget is None:
         return None
-    budget = BitBudget(graph, cfg.settings)
-    return budget_terms(budget.key, budget.asked, budget.dense)
+    return BitBudget(graph, cfg.settings).terms
 
 
 def latency_cost(cfg: HessoCfg, graph: Graph) -> ChannelCost | None:

@@ -104,8 +104,8 @@ def load_network(run: Run, path: Path) -> GaitBase:
                 "the checkpoint is of a quantized network, and the experiment quantizes nothing: "
                 "take the config.yaml of its run"
             )
-        plan = run.experiment.compression.settings.bit_plan
-        if plan.phase(state.get("iteration", 0)) == "float":  # nothing was rounded yet
+        bits = run.experiment.compression.settings.bits
+        if bits.phase(state.get("iteration", 0)) == "float":  # nothing was rounded yet
             weights = {n: value for n, value in weights.items() if not of_quantizer(n)}
         else:
             new_quantizers(run.experiment, model)

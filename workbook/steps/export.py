@@ -103,9 +103,7 @@ def _onnx(model: GaitBase, form: str, path: Path, clips: torch.Tensor | None) ->
                 error = onnx_export.check_onnx(onnx_export.export_onnx(model, part), model, fresh)
             _say_what_float_leaves_out(model, fresh)
         else:
-            weights, inputs = quantization_of(model).grids()
-            grids = {"weight_grids": weights, "activation_grids": inputs}
-            file = onnx_export.export_onnx(model, part, **grids, calibration=clips)
+            file = onnx_export.export_onnx(model, part, quantization_of(model).grids(), clips)
             error = onnx_export.check_onnx(file, model, fresh)
         if not error <= TOLERANCES[kind]:
             raise cut_network.CompressionError(

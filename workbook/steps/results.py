@@ -68,7 +68,7 @@ def evaluate_network(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    with choose_precision(cfg.enable_float16, cfg.amp_dtype, device).autocast():
+    with choose_precision(cfg.enable_float16, experiment.trainer_cfg.amp_dtype, device).autocast():
         mine = evaluate.embed_batches(model, batches, transform_of(cfg), device)
     indices, shares = zip(*distributed.gather(mine), strict=True)
     features = evaluate.collect(
@@ -237,5 +237,5 @@ def _bit_budget(
 ) -> dict[str, Any]:
     """Return what a budget for bits asked for, and what the network reached."""
     reached = {"target_bops": "bops_per_frame", "target_bytes": "lowbit_bytes_counted"}[key]
-    terms = bit_budget.budget_terms(key, asked, bit_budget.dense_cost(key, dense))
+    terms = bit_budget.budget_terms(key, asked, dense)
     return terms | {"reached": results[reached]}

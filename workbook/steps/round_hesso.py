@@ -7,6 +7,7 @@ import torch
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.deploy import network_file
 from gaitlib.model.network_cost import FLOAT_BITS
+from gaitlib.model.widths import weight_names
 from gaitlib.system.device import keep_freed_memory
 from workbook.runs import Run, load_results
 from workbook.steps.dataset import network_arguments
@@ -43,7 +44,7 @@ def _round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
     # not from GETA's network file, which stores weights of more than 16 bits as floats
     rows = {row["layer"]: row for row in load_results(run.name, "geta")["bits_by_layer"]}
     inputs = {layer: row["activation_bits"] for layer, row in rows.items()}
-    names = network_file.weight_names(pruned)
+    names = weight_names(pruned)
     model = round_network(
         run,
         pruned,

@@ -14,7 +14,6 @@ from gaitlib.data.batches import training_batches
 from gaitlib.data.casia_b import DataSplit
 from gaitlib.model import build_losses
 from gaitlib.prune.hesso import HESSO
-from gaitlib.quantize.bit_history import bits_row
 from gaitlib.quantize.geta import GETA
 from gaitlib.system import distributed
 from gaitlib.system.device import choose_precision
@@ -153,7 +152,7 @@ class _Job:
     @property
     def rounds(self) -> bool:
         """Whether the stage's network ends with bits."""
-        return isinstance(self.optimizer, GETA) and self.optimizer.control is not None
+        return isinstance(self.optimizer, GETA)
 
 
 def _find_start(job: _Job, force: bool) -> Start:
@@ -290,7 +289,7 @@ class _StageReport(Report):
         if not self.writes:
             return
         if self.bits is not None:
-            self.bits.append({"iteration": row["iteration"]} | bits_row(self.job.optimizer))
+            self.bits.append({"iteration": row["iteration"]} | self.job.optimizer.bits_row())
         for name, value in row.items():
             self.board.add_scalar(name, value, int(row["iteration"]))
         terms = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")

@@ -11,18 +11,17 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 
 from gaitlib.system.errors import UserError
 from workbook.config import ConfigError, Experiment, load_experiment, read_yaml
-from workbook.config.run_changes import digest
+from workbook.config.run_changes import digest, harmless_keys
 from workbook.config.section import Section, nearest
 from workbook.runs import locate, run_dir
 from workbook.study import methods
 from workbook.study.points import TEACHER, Point
 
 #: Keys that do not affect results. A point is not trained again when they change.
-WITHOUT_EFFECT = {
-    "data_cfg": {"cache", "num_workers"},
-    "trainer_cfg": {"save_iter", "log_iter", "keep_checkpoints", "with_test", "process_timeout"},
-    "evaluator_cfg": {"restore_hint", "save_name"},
-}
+WITHOUT_EFFECT: dict[str, set[str]] = {}
+for _key in harmless_keys("results"):
+    _section, _, _name = _key.partition(".")
+    WITHOUT_EFFECT.setdefault(_section, set()).add(_name)
 
 #: The key of ``notebooks`` that is about all methods, and its default: the notebook that trains.
 ALL_METHODS, TRAINING_NOTEBOOKS = "all", ("notebooks/point.ipynb",)
@@ -181,7 +180,7 @@ def _add_point(
     }
     cut_to = methods.macs_budget(experiment) if definition.is_cut_to_macs else None
     read = {key for key in settings if _reads(resolved, key, experiment)}
-    has_milestones = experiment.scheduler_cfg.milestones is not None
+    has_milestones = "milestones" in experiment.scheduler_cfg.arguments()
     if method == "baseline" and plan.baseline_steps and not has_milestones:
         read.discard("trainer_cfg.total_iter")  # milestones are scaled from it
     if cut_to is not None:

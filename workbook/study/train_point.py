@@ -140,7 +140,7 @@ def _layers(point: Point, run: Run, results: dict[str, Any]) -> list[dict[str, A
         networks = [steps.build_network(one, cpu) for one in (point.experiment, run.experiment)]
     else:
         networks = steps.load_networks(run, "hesso" if point.stage == "ptq" else point.stage)
-    table = channels_kept(*networks).rename(columns={"name": "layer"})
+    table = channels_kept(*networks)
     bits = {short_name(row["layer"]): row for row in results.get("bits_by_layer", ())}
     for column in ("weight_bits", "activation_bits"):
         table[column] = [bits.get(layer, {}).get(column, 32) for layer in table["layer"]]
