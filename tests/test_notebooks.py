@@ -168,5 +168,5 @@ def test_gaitlib_notebooks_executes_one_from_the_shell(in_workspace):
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()  # no terminal and under a minute: one line, no warnings
-    assert line.startswith("notebook 1 of 1, 6. Which point should I deploy?: done in ")
+    assert line.startswith("notebook 1 of 1, 06_study: done in ")
     assert (in_workspace / "runs/quickstart-study/notebooks" / OF_A_STUDY.name).exists()

@@ -47,7 +47,7 @@ def _once_it_trains(job, iteration):
     for line in job.stdout:
         said.append(line)
         if f"/{10**6}: " in line and f" {iteration}/" in line:
-            ranks = [c for c in psutil.Process(job.pid).children() if "gaitlib" in c.cmdline()]
+            ranks = [c for c in psutil.Process(job.pid).children() if "workbook" in c.cmdline()]
             assert len(ranks) == 2
             return ranks
     pytest.fail("it never trained:\n" + "".join(said))
@@ -126,7 +126,7 @@ def test_a_port_in_use_is_one_clear_message(folder, monkeypatch):
             [
                 sys.executable,
                 "-m",
-                "gaitlib",
+                "workbook",
                 "train",
                 "--cfgs",
                 str(experiment),
