@@ -8,9 +8,11 @@ CFGS ?= params/quickstart.yaml
 STUDY ?= params/studies/quickstart.yaml
 NAME ?= quickstart-study
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
+ON_ONE_PAGE := notebooks/00_on_one_page.ipynb
 OF_A_STUDY := notebooks/06_study.ipynb
 DEPLOY := notebooks/07_deploy.ipynb
-SHORTENED := $(patsubst %,build/nbval/%,$(filter-out $(OF_A_STUDY) $(DEPLOY),$(NOTEBOOKS)))
+OF_A_RUN := $(filter-out $(ON_ONE_PAGE) $(OF_A_STUDY) $(DEPLOY),$(NOTEBOOKS))
+SHORTENED := $(patsubst %,build/nbval/%,$(OF_A_RUN))
 BIN := .venv/bin
 UV := 0.13.8
 READY := .venv/.ready
@@ -67,7 +69,7 @@ lock:
 		--no-annotate --custom-compile-command "make lock" --output-file constraints-hashes.txt
 
 workbook: $(READY)
-	@$(BIN)/gaitlib notebooks $(filter-out $(OF_A_STUDY) $(DEPLOY),$(NOTEBOOKS)) --cfgs $(CFGS) --run $(RUN)
+	@$(BIN)/gaitlib notebooks $(OF_A_RUN) --cfgs $(CFGS) --run $(RUN)
 	@$(BIN)/gaitlib summary $(RUN)
 
 deploy: $(READY)
