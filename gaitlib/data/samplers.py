@@ -7,7 +7,7 @@ share one batch without communicating.
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -32,7 +32,6 @@ Draws = list[tuple[int, ClipSeed]]  # one batch: sequence indices, and the seeds
 class TripletSampling:
     """How a training batch is drawn: P subjects, K clips each.
 
-    - ``type``: the only one.
     - ``batch_size``: P and K.
     - ``batch_shuffle``: mix the clips of a batch.
     - ``sample_type``: ``fixed_*`` takes ``frames_num_fixed`` frames of each sequence, ``unfixed_*``
@@ -49,7 +48,6 @@ class TripletSampling:
         UserError: an unknown ``sample_type``, or a number out of range.
     """
 
-    type: Literal["TripletSampler"] = "TripletSampler"
     batch_size: tuple[int, int] = (8, 16)
     batch_shuffle: bool = False
     sample_type: SampleType = "fixed_unordered"
@@ -86,16 +84,13 @@ class TripletSampling:
 class InferenceSampling:
     """How test sequences are read: all of each, or its first ``frames_all_limit`` frames.
 
-    - ``type``: the only one.
     - ``batch_size``: sequences at a time.
-    - ``sample_type``: the only one.
     - ``frames_all_limit``: the most frames of a sequence; -1: no limit.
     """
 
-    type: Literal["InferenceSampler"] = "InferenceSampler"
     batch_size: int = 4
-    sample_type: Literal["all_ordered"] = "all_ordered"
     frames_all_limit: int = 720
+    sample_type: ClassVar[SampleType] = "all_ordered"
 
 
 class TripletSampler(Sampler[Draws]):
