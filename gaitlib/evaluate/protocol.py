@@ -120,8 +120,12 @@ def _in_pieces(
 def _distances(features: Tensor, probe: np.ndarray, gallery: np.ndarray, metric: str) -> Tensor:
     """Return the distances ``(n, m)`` between rows of ``features``, without copying all of them."""
     probe = features[torch.as_tensor(probe, device=features.device)]
-    gallery = torch.as_tensor(gallery, device=features.device).split(FEATURES_PER_PIECE)
-    return torch.cat([distance(probe, features[rows], metric) for rows in gallery], dim=1)
+    gallery = torch.as_tensor(gallery, device=features.device)
+    found = features.new_empty(len(probe), len(gallery))
+    pieces = gallery.split(FEATURES_PER_PIECE), found.split(FEATURES_PER_PIECE, dim=1)
+    for rows, columns in zip(*pieces, strict=True):
+        columns.copy_(distance(probe, features[rows], metric))
+    return found
 
 
 def check_test_set(table: pd.DataFrame, protocol: Protocol, lists: Lists | None = None) -> None:

@@ -173,13 +173,16 @@ class Graph:
             channels: group id -> channel numbers.
 
         Raises:
-            UserError: for an id that is not a prunable group's.
+            UserError: for an id that is not a prunable group's, or a channel that has left.
         """
         named = {group.id: group for group in self.prunable()}
         for id_, chosen in channels.items():
             if id_ not in named:
                 raise UserError(f"no prunable group {id_!r}; choose from {sorted(named)}")
-            places = [self.left[id_].index(channel) for channel in chosen]
+            left = {channel: place for place, channel in enumerate(self.left[id_])}
+            if gone := [channel for channel in chosen if channel not in left]:
+                raise UserError(f"{id_} has no channel {gone[0]}: it has {self.left[id_]}")
+            places = [left[channel] for channel in chosen]
             for name, dim in zip(named[id_].names, named[id_].dims, strict=True):
                 tensor = self.model.get_parameter(name).detach()
                 tensor.index_fill_(dim, torch.tensor(places, device=tensor.device).long(), 0)

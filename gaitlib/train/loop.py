@@ -90,7 +90,6 @@ def fit(
         NonFiniteLossError: at once on a CPU; on a GPU at the next row or save, before saving.
         TrainingStopped: if a signal asked to stop, after the training was saved.
     """
-    device = next(model.parameters()).device
     state, report = state or TrainingState(), report or Report()
     generator = torch.Generator()
     rows: list[dict[str, float]] = []
@@ -102,7 +101,7 @@ def fit(
         total, scalars = _forward(model, batch, transform, losses, state, generator)
         done = batch.iteration + 1
         state.window.add(done, {"total": total.detach(), **scalars})
-        if device.type == "cpu" and not total.isfinite():
+        if total.device.type == "cpu" and not total.isfinite():
             state.window.check()  # on a GPU this would wait for the device: once per row
         lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
