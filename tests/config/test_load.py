@@ -47,3 +47,10 @@ def test_an_overridden_value_is_not_blamed_on_the_file(tmp_path):
 def test_overrides_of_another_kind_are_refused_with_how_papermill_passes_them(overrides):
     with pytest.raises(ConfigError, match="papermill passes one with -y '{overrides: {trainer_"):
         notebook_experiment({"overrides": overrides})
+
+
+def test_overrides_stay_as_the_caller_gave_them():
+    section = {"sampler": {"batch_size": [2, 2]}, "total_iter": 300}
+    given = {"trainer_cfg": section, "trainer_cfg.total_iter": 400}
+    assert load_experiment(None, given).trainer_cfg.total_iter == 400
+    assert given["trainer_cfg"] == section and section["total_iter"] == 300

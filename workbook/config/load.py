@@ -62,7 +62,7 @@ def load_experiment(
     if not values:
         values = read_yaml(QUICKSTART)
     for key, value in (overrides or {}).items():
-        place = _set_dotted(values, str(key), value)
+        place = _set_dotted(values, str(key), _copied(value))
         _drop_replaced(values, str(key), overrides)
         # the value is no longer the file's
         lines = {p: line for p, line in lines.items() if p[: len(place)] != place}
