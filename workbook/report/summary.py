@@ -28,7 +28,7 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         results: the network's name to its results.json.
     """
     tested = dict.fromkeys(
-        c for result in results.values() if "rank1" in result for c in conditions_of(result)
+        c for result in results.values() if "conditions" in result for c in conditions_of(result)
     )
     columns = {c: lambda r, c=c: f"{r['rank1'][c]:.1f}" for c in tested} | COLUMNS
     cells = {
