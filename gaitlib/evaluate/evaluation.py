@@ -114,7 +114,7 @@ def _probe_means(by_view: pd.DataFrame, averaging: Averaging) -> pd.Series:
 
 def conditions_of(results: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the conditions of a results.json in the protocol's order."""
-    return tuple(results["conditions"])
+    return tuple(results.get("conditions", results["rank1"]))
 
 
 def averaging_of(results: Mapping[str, Any]) -> Averaging:

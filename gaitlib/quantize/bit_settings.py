@@ -190,6 +190,9 @@ class FloatFirst(Bits):
     def __post_init__(self) -> None:
         super().__post_init__()
         given = {key: value for key in BIT_TARGETS if (value := getattr(self, key)) is not None}
+        for key, value in given.items():
+            if value <= 0:
+                raise UserError(f"{key} is {value}: write a number above 0")
         if len(given) > 1:
             said = ", ".join(f"{key} {value:g}" for key, value in given.items())
             raise UserError(f"{said}: one of them decides the bits of weights: leave one")

@@ -89,6 +89,7 @@ def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
             ["target_bops 0.1, target_bits 4"],
         ),
         (LATE | {"target_bytes": "10%"}, ["a share is written as a number: 0.1"]),
+        (LATE | {"target_bytes": -1.0}, ["target_bytes is -1.0: write a number above 0"]),
     ],
 )
 def test_keys_of_float_first_that_do_not_fit_are_refused(cfg, words):

@@ -1,10 +1,15 @@
 """Enrol, forget and identify; the threshold is that of a false-accept rate on strangers' walks."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from gaitlib.system.errors import UserError
+from workbook.recognise import private_files
 from workbook.recognise.gallery import UNKNOWN, new_gallery, read_gallery, threshold_for
 from workbook.recognise.private_files import Embeddings, read_embeddings
 
@@ -109,3 +114,31 @@ def test_networks_and_kinds_of_files_are_not_mixed(gallery, tmp_path):
         read_gallery(tmp_path / "bad")
     with pytest.raises(ValueError, match="of network n and the walks of other"):
         gallery.identify(at(1, network="other"))
+
+
+WHOLE = {"kind": "gallery", "format": 1, "network": "n", "rows": [{"name": "ann"}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "is no gallery file"),
+        ({"kind": "embeddings"}, "is no gallery file, but of embeddings"),
+        ({"kind": "gallery"}, "has format None"),
+        (WHOLE | {"rows": None}, "is damaged"),
+        (WHOLE | {"rows": ["ann"]}, "is damaged"),
+        (WHOLE | {"rows": [{"name": ["ann"]}]}, "its names or its threshold are none"),
+        (WHOLE | {"network": 3}, "is damaged"),
+        (WHOLE | {"threshold": float("nan")}, "its names or its threshold are none"),
+        (WHOLE | {"threshold": -1.0}, "its names or its threshold are none"),
+        (WHOLE | {"threshold": "near"}, "its names or its threshold are none"),
+    ],
+)
+def test_a_gallery_that_someone_changed_is_refused_in_one_line(tmp_path, content, words):
+    path = tmp_path / "people.gallery"
+    tensors = {"embeddings": torch.ones(1, 2, 2)}
+    save_file(tensors, path, {private_files._METADATA: json.dumps(content)})
+    with pytest.raises(UserError, match=words):
+        read_gallery(path)
+    save_file(tensors, path, {private_files._METADATA: json.dumps(WHOLE)})
+    assert read_gallery(path).names == ("ann",)

@@ -161,7 +161,7 @@ def _explain(
         where = place
         if unknown := re.match(r"unknown key '(.+?)'", message):
             where = (*place, *unknown.groups())
-        if problem["type"] == "missing":
+        if problem["type"] == "missing" and place[-1:] != problem["loc"][-1:]:
             place = (*place, problem["loc"][-1])
         if problem["type"] != "value_error":
             message += f" (here {value!r})"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import floor
+from math import floor, inf
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ class Gallery:
         rows = [(*several[0], several) for several in nearest]
         found = pd.DataFrame(rows, columns=["name", "distance", "nearest"])
         if limit is not None:
-            found.loc[found["distance"] > limit, "name"] = UNKNOWN
+            found.loc[~(found["distance"] <= limit), "name"] = UNKNOWN
         return found
 
     def check_network(self, embeddings: Embeddings) -> None:
@@ -195,9 +195,12 @@ def read_gallery(path: Path | str) -> Gallery:
         UserError: it is damaged, or another kind of file.
     """
     features, content = read_private(path, GALLERY)
-    names = tuple(row["name"] for row in content["rows"])
-    told = content["threshold"], content["false_accepts"]
-    return Gallery(names, features, content["network"], *told)
+    names = tuple(row.get("name") for row in content["rows"])
+    threshold, accepts = content.get("threshold"), content.get("false_accepts")
+    is_distance = isinstance(threshold, float) and 0 <= threshold < inf  # NaN is none
+    if not all(isinstance(name, str) for name in names) or not (threshold is None or is_distance):
+        raise UserError(f"{path} is damaged: its names or its threshold are none")
+    return Gallery(names, features, content["network"], threshold, accepts)
 
 
 def threshold_for(nearest: Tensor, rate: float) -> float:

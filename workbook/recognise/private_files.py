@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -99,15 +100,24 @@ def read_private(path: Path | str, kind: str) -> tuple[Tensor, dict[str, Any]]:
         )
     try:
         with safe_open(path, "pt") as file:
-            content = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            found = content.get("kind")
-            features = file.get_tensor("embeddings") if found == kind else None
-    except (SafetensorError, ValueError, OSError) as error:
+            content = json.loads((file.metadata() or {}).get(_METADATA, "null"))
+            features = file.get_tensor("embeddings") if "embeddings" in file.keys() else None
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    if features is None:
+    found = content.get("kind") if isinstance(content, dict) else None
+    if found != kind:
         raise UserError(f"{path} is no {kind} file" + (f", but of {found}" if found else ""))
-    if content["format"] != FORMAT:
-        raise UserError(f"{path} has format {content['format']!r}, this version reads {FORMAT}")
-    if len(content["rows"]) != len(features) or not features.isfinite().all():
+    if (form := content.get("format")) != FORMAT:
+        raise UserError(f"{path} has format {form!r}, this version reads {FORMAT}")
+    rows = content.get("rows")
+    if (
+        features is None
+        or (features.ndim, features.dtype) != (3, torch.float32)
+        or not isinstance(rows, list)
+        or len(rows) != len(features)
+        or not all(isinstance(row, dict) for row in rows)
+        or not isinstance(content.get("network"), str)
+        or not features.isfinite().all()
+    ):
         raise UserError(f"{path} is damaged: its rows and its embeddings do not fit")
     return features, content
