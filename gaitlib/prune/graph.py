@@ -180,9 +180,10 @@ class Graph:
             if id_ not in named:
                 raise UserError(f"no prunable group {id_!r}; choose from {sorted(named)}")
             left = {channel: place for place, channel in enumerate(self.left[id_])}
-            if gone := [channel for channel in chosen if channel not in left]:
+            numbers = [int(channel) for channel in chosen]
+            if gone := [channel for channel in numbers if channel not in left]:
                 raise UserError(f"{id_} has no channel {gone[0]}: it has {self.left[id_]}")
-            places = [left[channel] for channel in chosen]
+            places = [left[channel] for channel in numbers]
             for name, dim in zip(named[id_].names, named[id_].dims, strict=True):
                 tensor = self.model.get_parameter(name).detach()
                 tensor.index_fill_(dim, torch.tensor(places, device=tensor.device).long(), 0)
