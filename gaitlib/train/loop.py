@@ -1,5 +1,6 @@
 """The training loop. With SGD it trains a dense network, with HESSO it also prunes."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
@@ -166,11 +167,13 @@ def _step(
     scaler.update()
     if isinstance(optimizer, HESSO) and optimizer.num_steps == before:
         optimizer.skip_step()
-    if scheduler is not None:
-        with warnings.catch_warnings():
-            # torch warns if the scaler skips the optimizer's first step
+    if scheduler is None:
+        return
+    first = scheduler.last_epoch == 0  # torch warns if the scaler skips the first step
+    with warnings.catch_warnings() if first else contextlib.nullcontext():
+        if first:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            scheduler.step()
+        scheduler.step()
 
 
 @runtime_checkable
