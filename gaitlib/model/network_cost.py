@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gaitlib.model import BACKBONE, GaitBase
 from gaitlib.model.eval_mode import in_eval_mode, layer_calls
+from gaitlib.model.examples import Example, run_example
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 
@@ -173,6 +174,25 @@ def _block_of(name: str) -> str:
     if first == "feature":
         return f"feature.{rest[0]}"
     return "conv1" if first == "bn1" else first
+
+
+@torch.no_grad()
+def module_macs(model: nn.Module, example: Example) -> dict[str, int]:
+    """Return the MACs of each module on an example, by name; a module's own, without its children.
+
+    What a module computes between its children, such as attention, counts as its own.
+    """
+    with in_eval_mode(model), FlopCounterMode(display=False) as counter:
+        run_example(model, example)
+    root, flops = type(model).__name__, counter.get_flop_counts()
+    total = {
+        name: sum(flops.get(f"{root}.{name}" if name else root, {}).values()) // 2
+        for name, _ in model.named_modules()
+    }
+    for name in sorted(total, key=lambda name: name.count(".")):
+        if name:
+            total[name.rpartition(".")[0]] -= total[name]
+    return {name: count for name, count in total.items() if count}
 
 
 def _count_macs(model: GaitBase) -> dict[str, dict[str, int]]:

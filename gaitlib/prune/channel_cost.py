@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from gaitlib.model import GaitBase
 from gaitlib.model.float_state import of_quantizer
-from gaitlib.model.network_cost import backbone_macs
+from gaitlib.model.network_cost import backbone_macs, module_macs
+from gaitlib.model.widths import sides_of
+from gaitlib.prune.channel_groups import Segment
 from gaitlib.prune.graph import Graph
 
 Widths = Mapping[str, int]
@@ -32,17 +35,24 @@ class Term:
 
     Attributes:
         layer: name of the module, or of the parameter.
-        groups: ids of the groups whose widths it depends on, one per dimension that shrinks.
-        cost: maps these widths, in this order, to the layer's cost.
+        dims: the segments of each dimension that shrinks.
+        cost: maps the sizes of these dimensions, in this order, to the layer's cost.
     """
 
     layer: str
-    groups: tuple[str, ...]
+    dims: tuple[tuple[Segment, ...], ...]
     cost: Callable[..., float]
 
+    @property
+    def groups(self) -> set[str]:
+        """Ids of the groups whose widths it depends on; empty for what is no group's."""
+        return {segment.group for dim in self.dims for segment in dim}
+
     def at(self, widths: Widths) -> float:
-        """Return the layer's cost at ``widths``, channels by group id."""
-        return self.cost(*(widths[group] for group in self.groups))
+        """Return the layer's cost at ``widths``, channels by group id; others are whole."""
+        return self.cost(
+            *(sum(widths.get(s.group, s.channels) * s.block for s in dim) for dim in self.dims)
+        )
 
 
 class ChannelCost:
@@ -86,7 +96,10 @@ class ChannelCost:
 
 
 def product_cost(
-    unit: str, full: Widths, counts: Mapping[str, int], groups: Mapping[str, Sequence[str]]
+    unit: str,
+    full: Widths,
+    counts: Mapping[str, int],
+    dims: Mapping[str, Sequence[tuple[Segment, ...]]],
 ) -> ChannelCost:
     """Return a cost whose layers are each in proportion to the widths that they shrink with.
 
@@ -94,34 +107,42 @@ def product_cost(
         unit: as in `ChannelCost`.
         full: as in `ChannelCost`.
         counts: the cost of each layer of the whole network, by name.
-        groups: ids of the groups that a layer shrinks with; a layer that is missing keeps its size.
+        dims: the dimensions that a layer shrinks in; a layer that is missing keeps its size.
     """
-    terms = [
-        Term(layer, tuple(shrinks), Product(count / prod(full[g] for g in shrinks)))
-        for layer, count in counts.items()
-        if (shrinks := groups.get(layer, ()))
-    ]
+    terms = []
+    for layer, count in counts.items():
+        if shrinks := tuple(dims.get(layer, ())):
+            whole = Term(layer, shrinks, Product(1)).at(full)
+            terms.append(Term(layer, shrinks, Product(count / whole)))
     fixed = sum(counts.values()) - sum(term.at(full) for term in terms)
     return ChannelCost(unit, full, terms, fixed)
 
 
 def macs_cost(graph: Graph) -> ChannelCost:
-    """Return the backbone's MACs per frame, as `network_cost.macs_per_frame` counts them."""
-    groups = {name.removesuffix(".weight"): ids for name, ids in _groups_of(graph).items()}
-    return product_cost("MACs per frame", widths_of(graph), backbone_macs(graph.model), groups)
+    """Return the MACs of a network.
+
+    Those of a GaitBase are its backbone's per frame, as `network_cost.macs_per_frame` counts them;
+    those of another network are all that run on the example that it was traced with.
+    """
+    dims = {}
+    for name, shrinks in graph.shrinking_dims().items():
+        layer, _, last = name.rpartition(".")
+        if last == sides_of(graph.model.get_submodule(layer))[0]:
+            dims[layer] = tuple(shrinks.values())
+    if isinstance(graph.model, GaitBase):
+        unit, counts = "MACs per frame", backbone_macs(graph.model)
+    else:
+        unit, counts = "MACs of the example", module_macs(graph.model, graph.example)
+    return product_cost(unit, widths_of(graph), counts, dims)
 
 
 def params_cost(graph: Graph) -> ChannelCost:
     """Return the number of parameters, as `network_cost.count_parameters` counts them."""
     counts = {n: p.numel() for n, p in graph.model.named_parameters() if not of_quantizer(n)}
-    return product_cost("parameters", widths_of(graph), counts, _groups_of(graph))
+    dims = {name: tuple(shrinks.values()) for name, shrinks in graph.shrinking_dims().items()}
+    return product_cost("parameters", widths_of(graph), counts, dims)
 
 
 def widths_of(graph: Graph) -> dict[str, int]:
     """Return the channels of each prunable group of the whole network, by group id."""
     return {group.id: group.channels for group in graph.prunable()}
-
-
-def _groups_of(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Return the prunable groups that each parameter shrinks with, in the order of dimensions."""
-    return {name: tuple(dims.values()) for name, dims in graph.shrinking_dims().items()}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from gaitlib.prune.channel_cost import ChannelCost, product_cost
+from gaitlib.prune.channel_groups import Segment
 from gaitlib.prune.hesso_settings import Budget, HessoSettings
 from gaitlib.system.errors import UserError
 
@@ -145,7 +146,8 @@ class SparsityRule(ChannelRule):
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], settings: HessoSettings) -> None:
         full = {group["id"]: group["num_groups"] for group in groups}
-        super().__init__(settings, product_cost("channels", full, full, {i: (i,) for i in full}))
+        dims = {id_: ((Segment(id_, count),),) for id_, count in full.items()}
+        super().__init__(settings, product_cost("channels", full, full, dims))
         self.channels = sum(full.values())
         self.count = int(self.channels * min(self.target.share, _MAX_SPARSITY))
         self.budget = self.channels - self.count

@@ -4,7 +4,7 @@ A `Graph` holds the traced model, names and numbers, but no object of the tool t
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gaitlib.model.examples import Example
 from gaitlib.model.widths import replace_tensor, sync_widths
-from gaitlib.prune.channel_groups import Group, zero_channels
+from gaitlib.prune.channel_groups import Group, Segment, channel_rows, spans
 from gaitlib.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,17 +29,19 @@ class Graph:
     Attributes:
         model: the traced model itself, not a copy; optimizers built from this graph train it.
         groups: in the model's order; together they hold every parameter exactly once.
-        cuts: for each parameter or buffer that shrinks when channels leave, by name: dimension,
-            whose length is the group's number of channels -> group id.
+        cuts: for each parameter or buffer that shrinks when channels leave, by name: dimension ->
+            its segments.
         edges: pairs of layer names in the direction of the data, from ``input`` to ``output``.
+        example: the inputs that it was traced with.
         left: the channels of each group that the model still has, by group id and in the order of
             the model; all of them until `narrow` takes some out.
     """
 
     model: nn.Module
     groups: tuple[Group, ...]
-    cuts: Mapping[str, Mapping[int, str]]
+    cuts: Mapping[str, Mapping[int, tuple[Segment, ...]]]
     edges: tuple[tuple[str, str], ...]
+    example: Example | None = None
     left: dict[str, list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +53,8 @@ class Graph:
         A frozen parameter (``requires_grad`` is False) never changes, so its group keeps all
         channels.
         """
-        frozen = [n for n in group.names if not self.model.get_parameter(n).requires_grad]
+        names = (*group.names, *group.followers)
+        frozen = [n for n in names if not self.model.get_parameter(n).requires_grad]
         return group.reason or (f"holds the frozen parameter {frozen[0]}" if frozen else "")
 
     def prunable(self) -> list[Group]:
@@ -62,11 +66,11 @@ class Graph:
         """N, the number of channels that may leave, over all prunable groups."""
         return sum(group.channels for group in self.prunable())
 
-    def shrinking_dims(self) -> dict[str, dict[int, str]]:
-        """Return the dimensions of each tensor that shrink: name -> dimension -> prunable group."""
+    def shrinking_dims(self) -> dict[str, dict[int, tuple[Segment, ...]]]:
+        """Return the dimensions of each tensor that shrink: name -> dimension -> its segments."""
         prunable = {group.id for group in self.prunable()}
         found = {
-            name: {dim: id_ for dim, id_ in dims.items() if id_ in prunable}
+            name: {dim: parts for dim, parts in dims.items() if prunable & {s.group for s in parts}}
             for name, dims in self.cuts.items()
         }
         return {name: dims for name, dims in found.items() if dims}
@@ -76,9 +80,10 @@ class Graph:
 
         Every parameter that requires a gradient is in exactly one of them. The keys are
         only_train_once's: ``id``, ``params`` and ``p_names`` (parallel lists), ``num_groups`` (the
-        number of channels), ``is_prunable``; and ``p_dims``, the dimension of the channels. All
-        values but ``params`` are plain, so that an optimizer's ``state_dict`` loads with
-        ``weights_only=True``.
+        number of channels), ``is_prunable``; and ``p_dims``, the dimension of the channels, and
+        ``followers``, the tensors of other groups that have a segment of its channels: name ->
+        group and channels of each segment. All values but ``params`` are plain, so that an
+        optimizer's ``state_dict`` loads with ``weights_only=True``.
 
         Raises:
             UserError: if channels have left the model since it was traced.
@@ -101,6 +106,10 @@ class Graph:
                         "p_dims": list(trained.values()),
                         "num_groups": group.channels,
                         "is_prunable": not self.reason(group),
+                        "followers": {
+                            name: [[s.group, s.channels] for s in self.cuts[name][0]]
+                            for name in group.followers
+                        },
                     }
                 )
         return result
@@ -153,9 +162,24 @@ class Graph:
         """
         model = self.model if model is None else model
         return {
-            group.id: zero_channels([model.get_parameter(n) for n in group.names], group.dims)
+            group.id: torch.stack(
+                [
+                    (channel_rows(tensor.narrow(dim, start, count), dim) == 0).all(dim=1)
+                    for tensor, dim, start, count in self._tensors(group, model)
+                ]
+            ).all(dim=0)
             for group in self.prunable()
         }
+
+    def _tensors(self, group: Group, model: nn.Module) -> Iterator[tuple[Tensor, int, int, int]]:
+        """Yield all that becomes zero with a group: tensor, dimension, first place, channels."""
+        for name, dim in zip(group.names, group.dims, strict=True):
+            tensor = model.get_parameter(name).detach()
+            yield tensor, dim, 0, tensor.shape[dim]
+        for name in group.followers:
+            for segment, start, count in spans(self.cuts[name][0], self.left):
+                if segment.group == group.id:
+                    yield model.get_parameter(name).detach(), 0, start, count
 
     def group_sparsity(self, model: nn.Module | None = None) -> float:
         """Return the share of channels that are zero or taken out, of those that may leave: 0..1.
@@ -184,11 +208,11 @@ class Graph:
             if gone := [channel for channel in numbers if channel not in left]:
                 raise UserError(f"{id_} has no channel {gone[0]}: it has {self.left[id_]}")
             places = [left[channel] for channel in numbers]
-            for name, dim in zip(named[id_].names, named[id_].dims, strict=True):
-                tensor = self.model.get_parameter(name).detach()
-                tensor.index_fill_(dim, torch.tensor(places, device=tensor.device).long(), 0)
+            for tensor, dim, start, _ in self._tensors(named[id_], self.model):
+                chosen_places = start + torch.tensor(places, dtype=torch.long)
+                tensor.index_fill_(dim, chosen_places.to(tensor.device), 0)
 
-    def slice(self, model: nn.Module | None = None) -> nn.Module:
+    def slice(self, model: nn.Module | None = None, only: str | None = None) -> nn.Module:
         """Return a copy of the model without its zero channels; the given model does not change.
 
         Convolutions lose the output channels and the input channels that are zero, batch norms
@@ -200,19 +224,35 @@ class Graph:
         for id_, zero in self.zero_channels(twin).items():
             if zero.all():
                 zero[0] = False
-            kept[id_] = (~zero).nonzero().flatten()
-        for name, dims in self.shrinking_dims().items():
-            _replace(twin, name, select(attrgetter(name)(twin), dims, kept))
+            if only in (None, id_):
+                kept[id_] = (~zero).nonzero().flatten()
+        self._keep(twin, kept)
         return twin
 
-    def narrow(self, left: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    def _keep(self, model: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+        """Keep these channels, by place, of some groups of ``model``; return places by tensor."""
+        found = {}
+        for name, dims in self.shrinking_dims().items():
+            found[name] = {
+                dim: segment_places(spans(segments, self.left), kept)
+                for dim, segments in dims.items()
+                if any(segment.group in kept for segment in segments)
+            }
+            if found[name]:
+                _replace(model, name, select(attrgetter(name)(model), found[name]))
+        return found
+
+    def narrow(
+        self, left: Mapping[str, Sequence[int]]
+    ) -> tuple[dict[str, Tensor], dict[str, dict[int, Tensor]]]:
         """Take channels out of the traced model, in place; its parameters are new tensors then.
 
         Args:
             left: the channels that stay, of each prunable group and in ascending order.
 
         Returns:
-            The places that stay in each group that lost channels.
+            The places that stay: in each group that lost channels, and in each tensor, by its
+            dimensions.
 
         Raises:
             UserError: if a channel should stay that the model no longer has.
@@ -226,11 +266,9 @@ class Graph:
                 )
             if len(channels) < len(self.left[id_]):
                 kept[id_] = torch.tensor([self.left[id_].index(channel) for channel in channels])
-        for name, dims in self.shrinking_dims().items():
-            if kept.keys() & set(dims.values()):
-                _replace(self.model, name, select(attrgetter(name)(self.model), dims, kept))
+        places = self._keep(self.model, kept)
         self.left.update({id_: list(channels) for id_, channels in left.items()})
-        return kept
+        return kept, places
 
     def is_narrow(self, model: nn.Module | None = None) -> bool:
         """Return whether channels have left a model; the traced one if None."""
@@ -248,25 +286,39 @@ class Graph:
             model: as wide as the traced one is now; the traced one if None.
         """
         twin = copy.deepcopy(self.model if model is None else model)
-        full = {group.id: group.channels for group in self.groups}
         for name, dims in self.shrinking_dims().items():
             tensor = attrgetter(name)(twin)
-            for dim, id_ in dims.items():
-                if tensor.shape[dim] < full[id_]:
-                    narrow, shape = tensor, list(tensor.shape)
-                    shape[dim] = full[id_]
-                    places = torch.tensor(self.left[id_], device=tensor.device)
-                    tensor = narrow.new_zeros(shape).index_copy_(dim, places, narrow)
+            for dim, segments in dims.items():
+                places = segment_places(
+                    spans(segments, {}), {id_: torch.tensor(c) for id_, c in self.left.items()}
+                )
+                full = sum(segment.channels * segment.block for segment in segments)
+                if tensor.shape[dim] < full:
+                    shape = list(tensor.shape)
+                    shape[dim] = full
+                    wide = tensor.new_zeros(shape)
+                    tensor = wide.index_copy_(dim, places.to(tensor.device), tensor)
             _replace(twin, name, tensor)
         return twin
 
 
-def select(tensor: Tensor, dims: Mapping[int, str], kept: Mapping[str, Tensor]) -> Tensor:
-    """Return a tensor with only the kept places of its dimensions, by their groups' ids."""
+def segment_places(
+    segments: Iterable[tuple[Segment, int, int]], kept: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the places of a dimension that stay if groups keep these channels, by their place."""
+    return torch.cat(
+        [
+            segment.places(start, kept.get(segment.group, torch.arange(count)).cpu())
+            for segment, start, count in segments
+        ]
+    )
+
+
+def select(tensor: Tensor, places: Mapping[int, Tensor]) -> Tensor:
+    """Return a tensor with only these places of its dimensions."""
     tensor = tensor.detach()
-    for dim, id_ in dims.items():
-        if id_ in kept:
-            tensor = tensor.index_select(dim, kept[id_].to(tensor.device))
+    for dim, kept in places.items():
+        tensor = tensor.index_select(dim, kept.to(tensor.device))
     return tensor
 
 

@@ -8,7 +8,7 @@ less.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gaitlib.prune.base_optimizer import build_base, next_move
 from gaitlib.prune.channel_cost import ChannelCost, macs_cost, params_cost
-from gaitlib.prune.channel_groups import zero_channels
+from gaitlib.prune.channel_groups import channel_rows
 from gaitlib.prune.channel_rules import BudgetRule, SparsityRule
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso_settings import Budget, HessoSettings, Sparsity
@@ -90,7 +90,9 @@ class HESSO(torch.optim.Optimizer):
         super().__init__(copies, dict(self._base.defaults))
         prunable = [group for group in self.param_groups if group["is_prunable"]]
         if not prunable and settings.target != Sparsity(0.0):
-            raise UserError(f"{settings.target}, but no group is prunable: Graph.table() shows why")
+            raise UserError(
+                f"{settings.target.said}, but no channel may leave: Graph.table() shows why"
+            )
         if isinstance(settings.target, Sparsity):
             rule = SparsityRule(prunable, settings)
         elif budget is not None:
@@ -98,7 +100,7 @@ class HESSO(torch.optim.Optimizer):
         else:
             raise UserError(f"{settings.target.key} needs the cost of the network: network_budget")
         taylor = TaylorSums(budget.scored) if settings.by_taylor else None
-        self.pruner, self.removal = Pruner(prunable, rule, taylor), removal
+        self.pruner, self.removal = Pruner(self.param_groups, rule, taylor), removal
         self.num_channels = sum(self.pruner.channels.values())
         self._share_groups()
 
@@ -140,7 +142,13 @@ class HESSO(torch.optim.Optimizer):
 
     def group_sparsity(self) -> float:
         """Measure the share of channels that are exactly zero or gone, of those that may leave."""
-        kept = sum((~zero_channels(g["params"], g["p_dims"])).sum() for g in self.pruner.groups)
+        kept = 0
+        for group in self.pruner.groups:
+            count, zero = group["num_groups"], []
+            for _, tensor, dim, start in self.pruner.tensors(group):
+                rows = channel_rows(tensor.detach().narrow(dim, start, count), dim)
+                zero.append((rows == 0).all(dim=1))
+            kept += count - torch.stack(zero).all(dim=0).sum()
         return (self.num_channels - int(kept)) / max(self.num_channels, 1)
 
     def budget(self) -> dict[str, Any] | None:
@@ -231,7 +239,7 @@ class HESSO(torch.optim.Optimizer):
     def _share_groups(self) -> None:
         """Give the base optimizer and the pruner this optimizer's groups and state."""
         self._base.param_groups, self._base.state = self.param_groups, self.state
-        self.pruner.groups = [group for group in self.param_groups if group["is_prunable"]]
+        self.pruner.all_groups = self.param_groups
 
     def _narrow(self, left: dict[str, list[int]]) -> None:
         """Let the network, its groups, the state and the pruner have only these channels."""
@@ -253,17 +261,23 @@ class HESSO(torch.optim.Optimizer):
 
     def _shrink(self, group: dict[str, Any]) -> None:
         """Multiply redundant channels by the step's factor and set removed ones to zero."""
-        if (redundant := self.pruner.indices(group).get("redundant")) is not None:
-            for param, dim in zip(group["params"], group["p_dims"], strict=True):
-                rows = param.index_select(dim, redundant).mul_(self.pruner.factor)
-                param.index_copy_(dim, redundant, rows)
+        self._multiply_redundant(group, self.pruner.tensors(group))
         self._zero_pruned(group)
+
+    def _multiply_redundant(
+        self, group: dict[str, Any], tensors: Iterable[tuple[str, Tensor, int, int]]
+    ) -> None:
+        """Multiply redundant channels by the step's factor in these tensors of `Pruner.tensors`."""
+        if (redundant := self.pruner.indices(group).get("redundant")) is not None:
+            for _, param, dim, start in tensors:
+                rows = param.index_select(dim, start + redundant).mul_(self.pruner.factor)
+                param.index_copy_(dim, start + redundant, rows)
 
     def _zero_pruned(self, group: dict[str, Any]) -> None:
         """Set the removed channels to zero again."""
         if (pruned := self.pruner.indices(group).get("pruned")) is not None:
-            for param, dim in zip(group["params"], group["p_dims"], strict=True):
-                param.index_fill_(dim, pruned, 0)
+            for _, param, dim, start in self.pruner.tensors(group):
+                param.index_fill_(dim, start + pruned, 0)
 
 
 @dataclass(frozen=True)
@@ -301,6 +315,20 @@ def network_budget(
             f"{key} needs layers that were measured: pass network_budget the cost of a LatencyTable"
         )
     return NetworkBudget(cost, scored_tensors(graph))
+
+
+def hesso(graph: Graph, **keys: Any) -> HESSO:
+    """Build a `HESSO` for a network of one's own: ``hesso(graph, target_macs=0.25, lr=1e-3, ...)``.
+
+    Args:
+        graph: what `gaitlib.prune.oto.trace` said of the network.
+        keys: those of `HessoSettings.of`, as an experiment's file has them.
+
+    Raises:
+        UserError: as `HessoSettings` and `HESSO`; if the target cannot be reached, with the least
+            that can.
+    """
+    return build_hesso(graph, HessoSettings.of(**keys))
 
 
 def build_hesso(graph: Graph, settings: HessoSettings, latency: ChannelCost | None = None) -> HESSO:

@@ -59,7 +59,12 @@ class Sparsity:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise UserError(f"target_group_sparsity is {self.share}: write 0 or more, below 1")
+            raise UserError(f"{self.said}: write 0 or more, below 1")
+
+    @property
+    def said(self) -> str:
+        """The target as a key and its value."""
+        return f"target_group_sparsity is {self.share}"
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,14 @@ class Budget:
         if self.key not in BUDGETS:
             raise UserError(f"unknown budget {self.key!r}; choose from {', '.join(BUDGETS)}")
         if self.asked <= 0:
-            raise UserError(f"{self.key} is {self.asked}: write a number above 0")
+            raise UserError(f"{self.said}: write a number above 0")
         if not 0 <= self.min_channels_share <= 1:
             raise UserError(f"min_channels_share is {self.min_channels_share}: write 0 to 1")
+
+    @property
+    def said(self) -> str:
+        """The target as a key and its value."""
+        return f"{self.key} is {self.asked}"
 
 
 #: Keys that only a budget reads, with their defaults.
@@ -130,15 +140,20 @@ class HessoSettings:
         """Return the settings that flat keys mean, as an experiment's file has them.
 
         Args:
-            keys: ``start_pruning_step``, ``pruning_steps`` and ``pruning_periods``; at most one of
-                TARGETS, by default a sparsity of 0.5; what `Budget` has besides; and the other
-                attributes of this class. None is as good as absent.
+            keys: ``start_pruning_step``, ``pruning_steps`` and ``pruning_periods`` (by default 10,
+                or as many as there are steps); at most one of TARGETS, by default a sparsity of
+                0.5; what `Budget` has besides; and the other attributes of this class. None is as
+                good as absent.
 
         Raises:
             UserError: for two targets, or a key of budgets without one.
         """
         given = {key: value for key, value in keys.items() if value is not None}
-        steps = [given.pop(k) for k in ("start_pruning_step", "pruning_steps", "pruning_periods")]
+        missing = [key for key in ("start_pruning_step", "pruning_steps") if key not in given]
+        if missing:
+            raise UserError(f"{' and '.join(missing)} missing: say in which steps channels leave")
+        start, steps = given.pop("start_pruning_step"), given.pop("pruning_steps")
+        periods = given.pop("pruning_periods", max(min(10, steps), 1))
         targets = {key: given.pop(key) for key in TARGETS if key in given}
         of_budget = {key: given.pop(key) for key in WITH_BUDGET if key in given}
         if len(targets) > 1:
@@ -158,7 +173,7 @@ class HessoSettings:
             )
         else:
             target = Sparsity(value)
-        return cls(target, PruningSchedule(*steps), **given)
+        return cls(target, PruningSchedule(start, steps, periods), **given)
 
     @property
     def shrinks(self) -> bool:

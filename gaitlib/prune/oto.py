@@ -9,23 +9,28 @@ registers them there, except for a trace ``as_shipped``.
 import contextlib
 import copy
 import functools
+import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from gaitlib.model.examples import Example, example_like, run_example
 from gaitlib.model.float_state import quantization_of
+from gaitlib.prune.dry_cut import refuse_wrong_cuts
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso_settings import HessoSettings, Sparsity
 from gaitlib.prune.oto_compat import bare_imports, compat, quiet
 from gaitlib.prune.oto_graph import read_graph
 from gaitlib.system.errors import UserError
 
-EXAMPLE_SHAPE = (4, 30, 1, 64, 44)  # N, T, 1, H, W
+EXAMPLE_SHAPE = (2, 2, 1, 64, 44)  # N, T, 1, H, W
 
 
 def dummy_batch(shape: Sequence[int] = EXAMPLE_SHAPE) -> Tensor:
@@ -33,7 +38,13 @@ def dummy_batch(shape: Sequence[int] = EXAMPLE_SHAPE) -> Tensor:
     return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(42))
 
 
-def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool = False) -> Graph:
+def trace(
+    model: nn.Module,
+    example: Example | None = None,
+    *,
+    check: bool = True,
+    as_shipped: bool = False,
+) -> Graph:
     """Find the groups of channels of ``model`` that leave together.
 
     The trace runs on a copy in eval mode, on the model's device. The model, its training mode and
@@ -41,18 +52,20 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
     channels are the same.
 
     Args:
-        model: a network whose forward returns a tuple, as GaitBase does; not wrapped in
-            DataParallel or the like.
-        example: clips to run it on, ``(N, T, 1, H, W)``; `dummy_batch` of the model's frame size
-            if None. Its values do not matter, and a smaller example traces faster.
+        model: any network; not wrapped in DataParallel or the like.
+        example: inputs to run it on: a tensor, a tuple of arguments, or a dict of named ones. If
+            None, `dummy_batch` of the model's frame size. Its values do not matter, and a smaller
+            example traces faster.
+        check: cut each group on trial (`gaitlib.prune.dry_cut`), and keep those whose cut changes
+            the output. Without it a wrong cut shows only in `Graph.cut`.
         as_shipped: find what only_train_once 3.0.1 finds by itself, for comparison. It takes the
             matrices of SeparateFCs for bare parameters. The outputs of the last block, FCs and
             BNNecks then form one group, which reaches the output and keeps all its channels.
 
     Raises:
-        UserError: if only_train_once does not work with this torch; and for a model with
-            SyncBatchNorm, which the package cannot read. Convert batch norms after tracing; the
-            graph finds its tensors by name.
+        UserError: if only_train_once does not work with this torch, or cannot trace the model; and
+            for a model with SyncBatchNorm, which the package cannot read. Convert batch norms after
+            tracing; the graph finds its tensors by name.
     """
     synchronised = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     if synchronised:
@@ -60,21 +73,103 @@ def trace(model: nn.Module, example: Tensor | None = None, *, as_shipped: bool =
             f"{synchronised[0]} is a SyncBatchNorm; trace the model first, then convert it"
         )
     if example is None:
+        if not hasattr(model, "frame_size"):
+            raise UserError(
+                f"a {type(model).__name__} says nothing of its inputs: pass an example of them"
+            )
         example = dummy_batch((*EXAMPLE_SHAPE[:3], *model.frame_size))
+    example = example_like(example, next(model.parameters()))
     twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
     twin.zero_grad(set_to_none=True)
     if (quantization := quantization_of(twin)) is not None:
         quantization.detach_from(twin)
-    run = twin.forward
-    # a trace cannot return None
-    twin.forward = lambda clips: tuple(o for o in run(clips) if o is not None)
-    package = _package()
+    found = _package_graph(twin, example, as_shipped)
+    graph = read_graph(found, model, example)
+    return refuse_wrong_cuts(graph) if check and not as_shipped else graph
+
+
+def _package_graph(twin: nn.Module, example: Example, as_shipped: bool) -> Any:
+    """Return the package's graph of a network, which changes.
+
+    Raises:
+        UserError: if the package, or torch's tracer beneath it, cannot trace the network.
+    """
+    tensors, form = tree_flatten(example)
+    package, run = _package(), twin.forward
     operators = package.operation.operator.BASIC_MODULES
+    # the tracer needs tensors that go in and come out, whatever holds them
+    twin.forward = lambda *given: tuple(run_example(run, tree_unflatten(given, form)))
     with compat(), contextlib.ExitStack() as undo:
         if as_shipped:
             undo.callback(operators.update, SeparateFCs=operators.pop("SeparateFCs"))
-        found = package.OTO(twin, example.to(next(model.parameters()).device))._graph
-    return read_graph(found, model)
+        else:
+            undo.enter_context(_any_network(package, twin))
+        try:
+            return package.OTO(twin, tuple(tensors))._graph
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"only_train_once cannot trace {_operation_of(error, twin, tuple(tensors))}: write "
+                "it with other operations, or trace a part of the network that lacks it"
+            ) from error
+
+
+@contextlib.contextmanager
+def _any_network(package: types.ModuleType, twin: nn.Module) -> Iterator[None]:
+    """Let the package trace layers that it does not know, or knows wrongly; then undo that."""
+    operator, joining = package.operation.operator, package.dependency_graph.pruning_dependency
+    known, composed = dict(operator.BASIC_MODULES), dict(operator.COMPOSED_MODULES)
+    merge, fast = joining.merge_depth_conv_node_groups, torch.backends.mha.get_fastpath_enabled()
+
+    class Stem(operator.Operator):
+        """A layer whose outputs are new channels."""
+
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.is_stem = True
+
+    operator.BASIC_MODULES.pop("GroupNorm")  # reads its own parameters by names that it lacks
+    operator.COMPOSED_MODULES.clear()  # which it knows by the names of classes alone
+    for layer in twin.modules():
+        if isinstance(layer, nn.Linear | _ConvNd):
+            operator.BASIC_MODULES.setdefault(type(layer).__name__, Stem)
+    joining.merge_depth_conv_node_groups = lambda graph: None  # may merge with the wrong one
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation that has no form in ONNX
+    seen: set[Tensor] = set()
+    for name, parameter in list(twin.named_parameters(remove_duplicate=False)):
+        if parameter in seen:  # the package counts each of the tracer's inputs once
+            owner, _, last = name.rpartition(".")
+            del twin.get_submodule(owner)._parameters[last]
+            twin.get_submodule(owner).__dict__[last] = parameter
+        seen.add(parameter)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        joining.merge_depth_conv_node_groups = merge
+        for table, before in (
+            (operator.BASIC_MODULES, known),
+            (operator.COMPOSED_MODULES, composed),
+        ):
+            table.clear()
+            table.update(before)
+
+
+def _operation_of(error: Exception, traced: nn.Module, tensors: tuple[Tensor, ...]) -> str:
+    """Return the operation that an error of the tracer names, and the module that runs it."""
+    if named := re.search(r"aten::(\w+)", str(error)):
+        scopes = {module: name or "the network" for name, module in traced.named_modules()}
+        torch.jit._trace._trace_module_map = scopes  # the tracer then notes whose a node is
+        try:
+            traced_graph, _ = torch.jit._get_trace_graph(traced, tensors)
+        finally:
+            torch.jit._trace._trace_module_map = None
+        for node in traced_graph.nodes():
+            if node.kind() == named[0]:
+                return f"{named[1]} in {node.scopeName().rpartition('/')[2] or 'the network'}"
+    said = (str(error).splitlines() or [""])[0]
+    return f"this {type(traced).__name__} ({type(error).__name__}: {said})"
 
 
 def package_hesso(graph: Graph, settings: HessoSettings) -> torch.optim.Optimizer:

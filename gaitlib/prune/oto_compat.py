@@ -94,6 +94,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         for category in (torch.jit.TracerWarning, DeprecationWarning, SyntaxWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
+        warnings.filterwarnings("ignore", module=r"torch\.onnx")  # nothing is exported
         try:
             yield
         finally:

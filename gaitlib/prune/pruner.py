@@ -9,13 +9,14 @@ A channel's number never changes; its place in a tensor does when others leave.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gaitlib.prune.channel_groups import group_tensors
 from gaitlib.prune.channel_rules import ChannelRule
 from gaitlib.prune.importance import PROXIES, Moves, five_scores
 from gaitlib.prune.taylor import TaylorSums
@@ -51,7 +52,7 @@ class Pruner:
     """The pruning state of one run.
 
     Args:
-        groups: the prunable parameter groups, from `Graph.param_groups`.
+        groups: parameter groups, from `Graph.param_groups`.
         rule: which channels leave; its settings have the schedule and the weights of the scores.
         taylor: gathers the importance, which ranks the channels; None ranks them by the five
             scores.
@@ -63,6 +64,7 @@ class Pruner:
         steps: optimizer steps so far.
         period: number of pruning periods that have begun.
         names: names of the rows of scores, whose sum ranks the channels.
+        all_groups: the parameter groups.
         channels: the number of channels of each group at the start, by group id.
         redundant: channels that are shrinking, by group id.
         pruned: channels that are removed, by group id.
@@ -73,7 +75,7 @@ class Pruner:
     def __init__(
         self, groups: Sequence[dict[str, Any]], rule: ChannelRule, taylor: TaylorSums | None
     ) -> None:
-        self.groups, self.rule, self.schedule = list(groups), rule, rule.settings.schedule
+        self.all_groups, self.rule, self.schedule = list(groups), rule, rule.settings.schedule
         self.taylor, self.criteria = taylor, asdict(rule.settings.scores)
         self.names = ("taylor",) if taylor else PROXIES
         self.steps = self.period = 0
@@ -102,7 +104,7 @@ class Pruner:
             self.rule.check()
             self._is_checked = True
         if self.taylor is not None and self.period < self.schedule.periods:
-            self.taylor.add(self.groups)  # for a choice that is still to come
+            self.taylor.add(self.groups, self.tensors)  # for a choice that is still to come
         due, inside = self.schedule.due(self.steps), self.schedule.shrinks(self.steps)
         if not (inside and due == self.period):
             self._remove()  # because the last step of their period was skipped
@@ -139,6 +141,15 @@ class Pruner:
                 if (found := [places[channel] for channel in lists[id_] if channel in places])
             }
         return self._indices[id_]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The prunable parameter groups."""
+        return [group for group in self.all_groups if group["is_prunable"]]
+
+    def tensors(self, group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, int, int]]:
+        """Return all tensors that have a parameter group's channels; see `group_tensors`."""
+        return group_tensors(group, self.all_groups, self.left)
 
     def without_pruned(self) -> dict[str, list[int]]:
         """Return ``left`` without the channels that are removed."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaitlib.prune.channel_groups import spans
 from gaitlib.prune.graph import Graph, select
 from gaitlib.prune.hesso_settings import HessoSettings
 
@@ -41,16 +42,16 @@ class Removal:
         Returns:
             The places that stay in each group that lost channels.
         """
-        kept, dims = self.graph.narrow(left), self.graph.shrinking_dims()
+        kept, places = self.graph.narrow(left)
         for group in groups:
             for i, (name, old) in enumerate(zip(group["p_names"], group["params"], strict=True)):
-                new = self.graph.model.get_parameter(name) if name in dims else old
+                new = self.graph.model.get_parameter(name) if name in places else old
                 if new is old:
                     continue
                 group["params"][i] = new
                 if old in state:
                     state[new] = {
-                        key: select(value, dims[name], kept) if _follows(value, old) else value
+                        key: select(value, places[name]) if _follows(value, old) else value
                         for key, value in state.pop(old).items()
                     }
             if group["id"] in kept:
@@ -67,9 +68,11 @@ class Removal:
             for param, name in zip(group["params"], group["p_names"], strict=True):
                 moments = [v for v in state.get(param, {}).values() if _follows(v, param)]
                 for tensor in (param, *moments):
-                    for dim, id_ in dims.get(name, {}).items():
-                        channels = torch.tensor(removed[id_], dtype=torch.long).to(tensor.device)
-                        tensor.index_fill_(dim, channels, 0)
+                    for dim, segments in dims.get(name, {}).items():
+                        for segment, start, _ in spans(segments, {}):
+                            channels = torch.tensor(removed.get(segment.group, []))
+                            places = segment.places(start, channels.long())
+                            tensor.index_fill_(dim, places.to(tensor.device), 0)
 
 
 def _follows(value: Any, param: Tensor) -> bool:

@@ -5,7 +5,7 @@ first-order change of the loss if all the numbers x_c that the channel owns beca
 et al., CVPR 2019, https://arxiv.org/abs/1906.10771).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,11 @@ def scored_tensors(graph: Graph) -> dict[str, tuple[str, ...]]:
         layer = name.rpartition(".")[0]
         return isinstance(modules[layer], _BatchNorm) or layer not in normalised
 
-    return {group.id: tuple(filter(counts, group.names)) for group in graph.prunable()}
+    return {g.id: tuple(filter(counts, (*g.names, *g.followers))) for g in graph.prunable()}
+
+
+#: Returns of a parameter group each tensor with its channels: name, tensor, dimension, first place.
+Tensors = Callable[[Mapping[str, Any]], Iterable[tuple[str, Tensor, int, int]]]
 
 
 class TaylorSums:
@@ -51,17 +55,21 @@ class TaylorSums:
         self.sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Add the change that the gradients of this step predict."""
+    def add(self, groups: Sequence[Mapping[str, Any]], tensors: Tensors) -> None:
+        """Add the change that the gradients of this step predict.
+
+        Args:
+            groups: parameter groups.
+            tensors: returns the tensors of one, as `gaitlib.prune.pruner.Pruner.tensors` does.
+        """
         self.steps += 1
         for group in groups:
-            id_ = group["id"]
+            id_, count = group["id"], group["num_groups"]
             changes = [
-                channel_rows(param.detach().float() * param.grad.float(), dim).sum(dim=1)  # (G,)
-                for param, name, dim in zip(
-                    group["params"], group["p_names"], group["p_dims"], strict=True
-                )
+                channel_rows(change.narrow(dim, start, count), dim).sum(dim=1)  # (G,)
+                for name, param, dim, start in tensors(group)
                 if name in self.scored[id_] and param.grad is not None
+                for change in [param.detach().float() * param.grad.float()]
             ]
             if changes:
                 square = sum(changes).square()

@@ -130,6 +130,9 @@ class GETA(HESSO):
         for group in self.pruner.groups:
             if group["id"] in losses:
                 self._subtract(group, losses[group["id"]])
+                followers = (t for t in self.pruner.tensors(group) if t[0] in group["followers"])
+                self._multiply_redundant(group, followers)
+                self._zero_pruned(group)
             else:
                 self._shrink(group)
         control.follow(step)
@@ -198,7 +201,7 @@ class GETA(HESSO):
         return losses
 
     def _subtract(self, group: dict[str, Any], losses: Sequence[Tensor]) -> None:
-        """Subtract ``losses`` from redundant channels; set removed channels to zero."""
+        """Subtract ``losses`` from redundant channels, at the end of a period all that is left."""
         redundant, params, dims = (
             self.pruner.indices(group)["redundant"],
             group["params"],
@@ -217,7 +220,6 @@ class GETA(HESSO):
             torch._foreach_zero_(rows)
         for param, dim, row in zip(params, dims, rows, strict=True):
             param.index_copy_(dim, redundant, row)
-        self._zero_pruned(group)
 
 
 def build_geta(

@@ -1,5 +1,7 @@
 """A budget: the cost at given widths, the importance that ranks channels, and which ones leave."""
 
+from functools import partial
+
 import pytest
 import torch
 from nets import build, clips, hesso_section, hesso_settings, plain, resnet, run_steps, traced
@@ -8,6 +10,7 @@ from pydantic import ValidationError
 from gaitlib.model import build_losses
 from gaitlib.model.network_cost import count_parameters, macs_per_frame
 from gaitlib.prune.channel_cost import ChannelCost, Product, Term, macs_cost, params_cost
+from gaitlib.prune.channel_groups import Segment, group_tensors
 from gaitlib.prune.channel_rules import TOLERANCE, BudgetRule
 from gaitlib.prune.hesso import HESSO, build_hesso
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
@@ -66,7 +69,7 @@ def test_the_importance_is_the_squared_first_order_change_of_the_loss(make):
         model.zero_grad()
         total, _ = losses(model(clips(4, 2, seed=step).double()), torch.arange(4))
         total.backward()
-        sums.add(groups)
+        sums.add(groups, partial(group_tensors, groups=groups, left={}))
         changes = []
         for group in groups:
             tensors = list(zip(group["params"], group["p_dims"], strict=True))
@@ -87,14 +90,15 @@ def test_only_batch_norms_count_where_there_is_one():
 
 # --- the choice -------------------------------------------------------------------------------
 
+A, B = (Segment("a", 4),), (Segment("b", 6),)
 #: Two groups in a chain, a of 4 channels and b of 6: cost 10 a + 2 a b + 5 b.
 CHAIN = ChannelCost(
     "units",
     {"a": 4, "b": 6},
     [
-        Term("first", ("a",), Product(10.0)),
-        Term("second", ("a", "b"), Product(2.0)),
-        Term("third", ("b",), Product(5.0)),
+        Term("first", (A,), Product(10.0)),
+        Term("second", (A, B), Product(2.0)),
+        Term("third", (B,), Product(5.0)),
     ],
     fixed=7.0,
 )
@@ -135,8 +139,8 @@ def test_a_bundle_too_coarse_for_the_budget_waits_for_finer_ones():
 def test_a_bundle_that_saves_nothing_leaves_only_when_it_is_the_last_resort(
     importance, budget, gone
 ):
-    flat = Term("first", ("a",), lambda a: 10.0 * max(a, 3))  # as a measured layer may be
-    cost = ChannelCost("ms", {"a": 4, "b": 2}, [flat, Term("second", ("b",), Product(5.0))])
+    flat = Term("first", (A,), lambda a: 10.0 * max(a, 3))  # as a measured layer may be
+    cost = ChannelCost("ms", {"a": 4, "b": 2}, [flat, Term("second", (B,), Product(5.0))])
     scores = {"a": [0.0, 1.0, 2.0, 3.0], "b": [8.0, 9.0]}
     # all cost 50; a0 saves 10, and after it a saves nothing more: b has to leave, down to its floor
     found = chosen_within(budget, scores, cost, importance=importance, min_channels_share=0.0)

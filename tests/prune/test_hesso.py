@@ -342,7 +342,7 @@ def test_nothing_prunable_is_an_ordinary_optimizer_or_refused():
     model.Backbone.requires_grad_(False)
     groups = traced(model).param_groups()
     assert HESSO(groups, hesso_settings(target_group_sparsity=0.0)).group_sparsity() == 0
-    with pytest.raises(ValueError, match="no group is prunable"):
+    with pytest.raises(ValueError, match="no channel may leave"):
         HESSO(groups, hesso_settings(target_group_sparsity=0.5))
 
 

@@ -51,8 +51,8 @@ def ranking(model, graph):
         weights = [
             (model.get_parameter(name), dim)
             for name, dims in graph.cuts.items()
-            for dim, id_ in dims.items()
-            if id_ == group.id and name.endswith(("weight", "fc_bin"))
+            for dim, (segment,) in dims.items()
+            if segment.group == group.id and name.endswith(("weight", "fc_bin"))
         ]
         scores = [
             sum(w.detach().select(dim, c).square().sum().item() for w, dim in weights)
@@ -67,8 +67,8 @@ def without(model, graph, gone):
     """Return two copies: with the channels zeroed in all that owns or reads them, and cut out."""
     zeroed, cut_out = copy.deepcopy(model), copy.deepcopy(model)
     cuts = [(name, *cut) for name, dims in graph.cuts.items() for cut in dims.items()]
-    for name, dim, group in cuts:
-        channels = torch.tensor([c for id_, c in gone if id_ == group], dtype=torch.long)
+    for name, dim, (segment,) in cuts:
+        channels = torch.tensor([c for id_, c in gone if id_ == segment.group], dtype=torch.long)
         zeroed.state_dict()[name].index_fill_(dim, channels, 0)
         owner, _, last = name.rpartition(".")
         layer = cut_out.get_submodule(owner)

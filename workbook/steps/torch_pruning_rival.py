@@ -22,6 +22,7 @@ from gaitlib.model.float_state import quantization_of
 from gaitlib.model.heads import SeparateFCs
 from gaitlib.model.network_cost import backbone_macs, macs_per_frame
 from gaitlib.prune.channel_cost import product_cost
+from gaitlib.prune.channel_groups import Segment
 from gaitlib.system.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -150,12 +151,12 @@ def _adjusted(dense: GaitBase, ratio: float, macs: int) -> GaitBase:
     groups = {group[0].dep.target.name: group for group in _groups(pruner)}
     scores = {name: pruner.estimate_importance(group).tolist() for name, group in groups.items()}
     full = {name: len(scored) for name, scored in scores.items()}
-    shrinks: dict[str, list[str]] = {}
+    shrinks: dict[str, list[tuple[Segment, ...]]] = {}
     for name, group in groups.items():
         for item in group.items:
             if isinstance(item.dep.layer, nn.Conv2d):
                 layer = pruner.DG._module2name[item.dep.layer]
-                shrinks.setdefault(layer, []).append(name)
+                shrinks.setdefault(layer, []).append((Segment(name, full[name]),))
     cost = product_cost("MACs per frame", full, backbone_macs(dense), shrinks)
     widths = {name: channels - removed.get(name, 0) for name, channels in full.items()}
 

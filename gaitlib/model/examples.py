@@ -1,0 +1,54 @@
+"""An example of a network's inputs: a tensor, a tuple of arguments, or a dict of named ones."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+Example = Tensor | tuple[Any, ...] | dict[str, Any]
+
+
+def run_example(model: Callable[..., Any], example: Example) -> list[Tensor]:
+    """Run a network on an example; return all tensors of its output, whatever holds them."""
+    if isinstance(example, dict):
+        output = model(**example)
+    else:
+        output = model(*example) if isinstance(example, tuple) else model(example)
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def example_like(example: Example, tensor: Tensor) -> Example:
+    """Return the example on the device of ``tensor`` and, if it is not of integers, in its type."""
+
+    def moved(leaf: Tensor) -> Tensor:
+        return leaf.to(tensor) if leaf.is_floating_point() else leaf.to(tensor.device)
+
+    return tree_map_only(Tensor, moved, example)
+
+
+def one_more(example: Example) -> Example:
+    """Return the example with its first row again at the end, in every tensor that has as many."""
+    rows = next(len(leaf) for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
+
+    def longer(leaf: Tensor) -> Tensor:
+        return torch.cat([leaf, leaf[:1]]) if leaf.dim() and len(leaf) == rows else leaf
+
+    return tree_map_only(Tensor, longer, example)
+
+
+def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the largest difference of outputs, each relative to its largest number.
+
+    Outputs of other shapes differ infinitely, and one that is not finite differs by NaN.
+    """
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
+        return math.inf
+    errors = [torch.zeros(())]
+    for a, b in zip(expected, found, strict=True):
+        a, b = (tensor if tensor.is_floating_point() else tensor.float() for tensor in (a, b))
+        scale = a.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        errors.append((a - b).abs().max() / scale)
+    return torch.stack([error.to(errors[-1]) for error in errors]).max().item()

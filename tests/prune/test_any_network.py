@@ -1,0 +1,161 @@
+"""Networks of many kinds: traced, pruned to a budget in a loop, cut; or refused in one sentence."""
+
+import copy
+
+import pytest
+import torch
+from any_networks import NETWORKS, classify, conv
+from torch import nn
+
+import gaitlib as gl
+from gaitlib.deploy.cut_network import CompressionError
+from gaitlib.model.examples import difference, run_example
+from gaitlib.model.network_cost import count_parameters, module_macs
+from gaitlib.prune.dry_cut import TOLERANCE
+
+#: Kinds that cannot be traced, or not pruned to 0.4 of the MACs, with what the refusal says.
+REFUSED = {
+    "a sum after a concatenation": "needs at least",
+    "one layer twice": "needs at least",
+    "tied weights": "no channel may leave",
+    "attention between convolutions": "needs at least",
+    "transformer": "unflatten in 2.self_attn",
+}
+KEYS = {"start_pruning_step": 2, "pruning_steps": 6, "pruning_periods": 2, "variant": "adamw"}
+
+
+def built(kind):
+    torch.manual_seed(1)
+    return NETWORKS[kind]()
+
+
+def train(model, example, optimizer, steps=10):
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(output.square().mean() for output in run_example(model, example)).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NETWORKS if kind not in REFUSED])
+def test_a_network_is_pruned_to_its_budget_and_the_cut_one_computes_the_same(kind):
+    model, example = built(kind)
+    graph = gl.trace(model, example)
+    optimizer = gl.hesso(graph, target_macs=0.4, lr=0.01, **KEYS)
+    whole = copy.deepcopy(model)
+    train(model, example, optimizer)
+    small, budget = gl.cut(graph), optimizer.budget()
+    with torch.no_grad():
+        assert difference(run_example(model, example), run_example(small, example)) <= TOLERANCE
+    assert budget["reached"] == sum(module_macs(small, example).values()) <= budget["limit"]
+    assert budget["dense"] == sum(module_macs(whole, example).values())
+    assert count_parameters(small) < count_parameters(whole)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_pruned_so_far_is_refused_before_training(kind):
+    model, example = built(kind)
+    with pytest.raises(gl.UserError, match=REFUSED[kind]):
+        gl.hesso(gl.trace(model, example), target_macs=0.4, lr=0.01, **KEYS)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NETWORKS if kind != "transformer"])
+def test_half_of_all_channels_that_may_leave_do_so_unnoticed(kind):
+    model, example = built(kind)
+    graph = gl.trace(model, example)
+    table = graph.table()
+    assert (table.prunable == (table.reason == "")).all()
+    graph.zero({g.id: range(g.channels // 2) for g in graph.prunable()})
+    small = gl.cut(graph)
+    left = {g.id: g.channels - g.channels // 2 for g in graph.prunable()}
+    for group in graph.prunable():
+        tensor = small.get_parameter(group.names[0])
+        assert tensor.shape[group.dims[0]] == left[group.id]
+
+
+@pytest.mark.parametrize(
+    "kind, group, reason",
+    [
+        ("layer norm over channels", "0", "cutting it changes the output"),
+        ("a sigmoid between two layers", "1", "cutting it changes the output"),
+        ("classes of tokens", "last", "reaches the output"),
+        ("channel shuffle", "0.0", "does not run without half of it"),
+        ("grouped convolutions", "0.0", "1.0.weight reads it and has inputs that cannot be cut"),
+        ("one layer twice", "again.0", "shares again.1.weight with another group"),
+        ("dense block", "4", "follows the channels of 0.0, 1.branches.0.2, 2.branches.0.2, 3."),
+        ("split into two halves", "first.0", "branch.0.weight reads 4 channels of it"),
+        ("a sum after a concatenation", "0.0", "joins channels of several groups"),
+    ],
+)
+def test_all_that_is_kept_has_a_reason(kind, group, reason):
+    table = gl.trace(*built(kind)).table().set_index("group")
+    assert reason in table.loc[group].reason
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+def test_a_resumed_run_of_a_dense_block_goes_on_bit_for_bit(shrink):
+    """Its batch norms follow the channels of several groups."""
+
+    def begin():
+        model, example = built("dense block")
+        graph = gl.trace(model, example)
+        return graph, example, gl.hesso(graph, target_macs=0.4, lr=0.01, shrink=shrink, **KEYS)
+
+    graph, example, optimizer = begin()
+    train(graph.model, example, optimizer, 6)
+    state = copy.deepcopy((optimizer.state_dict(), graph.model.state_dict()))
+    train(graph.model, example, optimizer, 6)
+    again, _, resumed = begin()
+    resumed.load_state_dict(state[0])
+    again.model.load_state_dict(state[1])
+    train(again.model, example, resumed, 6)
+    expected = graph.model.state_dict()
+    assert expected.keys() == again.model.state_dict().keys()
+    assert all(torch.equal(expected[n], t) for n, t in again.model.state_dict().items())
+
+
+def test_a_channel_behind_a_concatenation_shrinks_evenly_in_its_batch_norm_too():
+    model, example = built("dense block")
+    graph = gl.trace(model, example)
+    keys = KEYS | {"pruning_steps": 5, "pruning_periods": 1}
+    optimizer = gl.hesso(graph, target_group_sparsity=0.5, lr=1e-20, **keys)
+    before = model.get_parameter("4.weight").detach().clone()
+    train(model, example, optimizer, 4)
+    gone, start = optimizer.pruner.redundant, 0
+    for group in ("0.0", "1.branches.0.2", "2.branches.0.2", "3.branches.0.2"):
+        size = optimizer.pruner.channels[group]
+        factors = (model.get_parameter("4.weight") / before).detach()[start : start + size]
+        for channel, factor in enumerate(factors.tolist()):
+            assert factor == pytest.approx(0.5 if channel in gone[group] else 1.0)
+        start += size
+
+
+def test_an_unchecked_graph_is_proved_at_the_cut_which_names_the_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 8), nn.Conv2d(8, 8, 3), nn.Sigmoid(), conv(8, 8), classify(8))
+    graph = gl.trace(model, torch.rand(2, 3, 16, 16), check=False)
+    graph.zero({group.id: [0, 1] for group in graph.prunable()})
+    with pytest.raises(CompressionError, match="once 1 is cut"):
+        gl.cut(graph)
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"target_macs": 0.4, "pruning_steps": 5}, "start_pruning_step missing"),
+        ({"target_macs": 0.001}, "needs at least"),
+        ({"target_latency_ms": 1.0}, "needs layers that were measured"),
+        ({"target_macs": 0.4, "target_params": 0.4}, "pruned to one target"),
+    ],
+)
+def test_a_wrong_target_is_one_sentence(keys, message):
+    graph = gl.trace(*built("convolutions with batch norms"))
+    given = {"start_pruning_step": 0} if "pruning_steps" not in keys else {}
+    with pytest.raises(gl.UserError, match=message):
+        gl.hesso(graph, **{"pruning_steps": 5} | given | keys)
+
+
+def test_a_network_that_says_nothing_of_its_inputs_needs_an_example():
+    with pytest.raises(gl.UserError, match="pass an example"):
+        gl.trace(nn.Linear(2, 2))
