@@ -21,13 +21,6 @@ from walkers.walker_dataset import make_walkers
 from workbook.config import ConfigError, Experiment
 from workbook.runs import data_folder, locate
 
-__all__ = [
-    "calibration_clips",
-    "make_walkers",
-    "open_data",
-    "transform_of",
-]
-
 log = logging.getLogger(__name__)
 
 #: Checks of an experiment that `workbook.config.load_experiment` cannot make by itself.
