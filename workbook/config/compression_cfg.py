@@ -29,7 +29,6 @@ from gaitlib.system.errors import UserError
 from workbook.config.section import (
     Clips,
     Dampening,
-    Frames,
     Harmless,
     LearningRate,
     Momentum,
@@ -75,35 +74,21 @@ def _no_percent(value: object) -> object:
 
 #: Keys of the sections that the optimizer is not told.
 NOT_SETTINGS = {
-    *("implementation", "start_from", "steps", "latency", "importance_score_criteria"),
-    *("yardstick", "ptq"),
+    *("implementation", "start_from", "steps", "latency", "yardstick", "importance_score_criteria")
 }
 Amount = Annotated[float, BeforeValidator(_no_percent), Field(strict=True)]
 
 
 class LatencyCfg(Section):
-    """What ``target_latency_ms`` measures: the time to embed a batch of clips on this machine.
+    """What ``target_latency_ms`` measures: the time to embed clips of 30 frames on this machine.
 
-    - ``runtime``: torch, or ONNX Runtime on the CPU. Both compute in float32, with as many threads
-      as this process gives torch.
+    - ``runtime``: torch on the device that the run trains on, or ONNX Runtime on the CPU. Both
+      compute in float32, with as many threads as this process gives torch.
     - ``batch``: clips at a time.
-    - ``frames``: of each clip.
-    - ``device``: of torch; ``auto`` is the one that the run trains on.
     """
 
     runtime: Literal["torch", "onnxruntime"] = "torch"
     batch: Clips = 1
-    frames: Frames = 30
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    @model_validator(mode="after")
-    def _onnx_runs_on_the_cpu(self) -> "LatencyCfg":
-        if self.runtime == "onnxruntime" and self.device == "cuda":
-            raise UserError(
-                "latency.device 'cuda': onnxruntime is measured on the CPU: write device: cpu, or "
-                "runtime: torch"
-            )
-        return self
 
 
 class HessoCfg(Section):
@@ -243,8 +228,6 @@ class HessoCfg(Section):
         return found
 
 
-RoundingCfg = section_of(Rounding, "RoundingCfg", batch_norm_batches=StepsFrom0)
-
 #: Keys that any order of bits reads.
 BIT_KEYS = set().union(*map(bit_keys, ORDERS))
 WeightBits = Annotated[int, Field(ge=2, le=MAX_BITS)]
@@ -305,18 +288,16 @@ class GetaCfg(HessoCfg):
       they follow to the end.
     - ``distillation``: weight of the divergence from the logits that the run's own float network of
       ``start_bits_step`` gives; 0 does without, see `gaitlib.train.float_twin`.
-    - ``keep_better``: at the end compare the network with that float network, rounded as ``ptq``
-      says, on training subjects, and keep the better one.
+    - ``keep_better``: at the end compare the network with that float network, rounded (`rounding`),
+      on training subjects, and keep the better one.
 
-    The keys of the comparison:
+    The key of the comparison:
 
     - ``yardstick``: false makes notebook 3 skip its comparison: the same run without bits, a second
       training of full length, and the rounding of its result.
-    - ``ptq``: how that result is rounded.
     """
 
     yardstick: Annotated[bool, Harmless("weights")] = True
-    ptq: RoundingCfg = RoundingCfg()
     order: Literal["qasso", "float_first"] | None = None
     lr_quant: LearningRate | None = None
     start_projection_step: StepsFrom0 | None = None
@@ -378,6 +359,14 @@ class GetaCfg(HessoCfg):
     def settings(self) -> GetaSettings:
         """What the optimizer is told."""
         return GetaSettings.of(**{k: v for k, v in self._keys().items() if k not in self._unread})
+
+    @property
+    def rounding(self) -> Rounding:
+        """How a float network is rounded to be compared: by the keys of ``order: float_first``."""
+        bits = self.settings.bits
+        if isinstance(bits, FloatFirst):
+            return Rounding(bits.clipping, bits.batch_norm_batches)
+        return Rounding()
 
     @property
     def _unread(self) -> set[str]:

@@ -74,7 +74,7 @@ def finish_bits(run: Run, model: GaitBase, twin: FloatTwin | None, data: DataSpl
 
     With ``batch_norm_batches`` the statistics of batch norms are measured again on training clips,
     unless ``fix_BN`` froze them. With ``keep_better`` the float network of the switch is rounded to
-    the same bits, as the section's ``ptq`` says. Mean rank-1 on training subjects decides between
+    the same bits. Mean rank-1 on training subjects decides between
     the two; at a draw the trained one stays. The choice is written to ``kept.json``.
 
     Args:
@@ -125,7 +125,7 @@ def round_network(
     input_bits: Mapping[str, int],
     data: DataSplit,
 ) -> GaitBase:
-    """Return a float network rounded as the section's ``ptq`` says, on the run's training clips.
+    """Return a float network rounded on the run's training clips, see `GetaCfg.rounding`.
 
     Args:
         run: of a compressing stage.
@@ -134,7 +134,7 @@ def round_network(
         input_bits: whole bits of every quantized input, by layer name.
         data: its training half is used.
     """
-    rounding = run.experiment.compression.ptq.build()
+    rounding = run.experiment.compression.rounding
     return round_after_training(
         network,
         weight_bits,
