@@ -111,7 +111,6 @@ for _command in (
 def _load(cfgs: Path, overrides: list[str]) -> "Experiment":
     """Load an experiment's file and apply ``section.key=value`` overrides."""
     from workbook.config import ConfigError, load_experiment, read_value
-    from workbook.steps.dataset import CHECKS
 
     values = {}
     for item in overrides:
@@ -119,7 +118,7 @@ def _load(cfgs: Path, overrides: list[str]) -> "Experiment":
         if not equals:
             raise ConfigError(f"override {item!r} is not section.key=value")
         values[key] = read_value(text)
-    return load_experiment(cfgs, values, CHECKS)
+    return load_experiment(cfgs, values)
 
 
 def _needs(extras: str, *packages: str) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from gaitlib.data.samplers import InferenceSampling, TripletSampling
+from gaitlib.data.transforms import build_transform
 from gaitlib.model.losses import LOSSES, CrossEntropyLoss, TripletLoss
 from gaitlib.system.errors import UserError
 from workbook.config.protocol_cfg import EVAL_FUNCS, ProtocolCfg, protocol_of
@@ -98,10 +99,16 @@ class TransformCfg(BaseModel):
     type: str = "BaseSilCuttingTransform"
 
 
+def _can_be_built(value: tuple[TransformCfg, ...]) -> tuple[TransformCfg, ...]:
+    build_transform([cfg.model_dump() for cfg in value])
+    return value
+
+
 Transforms = Annotated[
     tuple[TransformCfg, ...],
     Field(strict=False),
     BeforeValidator(lambda value: (value,) if isinstance(value, Mapping) else value),
+    AfterValidator(_can_be_built),
 ]
 
 

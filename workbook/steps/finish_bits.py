@@ -27,26 +27,10 @@ log = logging.getLogger(__name__)
 JUDGED_SUBJECTS = 32
 
 
-class _Subjects:
-    """The sequences of a data set's first subjects."""
-
-    def __init__(self, dataset: SilhouetteDataset, count: int) -> None:
-        self.dataset = dataset
-        self.rows = np.flatnonzero(dataset.table["subject"].isin(dataset.subjects[:count]))
-        self.table = dataset.table.iloc[self.rows].reset_index(drop=True)
-        self.labels = dataset.labels[self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def sequence(self, index: int) -> np.ndarray:
-        """Return the frames of one sequence, ``(T, H, W)`` uint8."""
-        return self.dataset.sequence(self.rows[index])
-
-
 def judged_half(data: DataSplit) -> DataSplit:
     """Return a split whose test half is training subjects, JUDGED_SUBJECTS at most."""
-    return replace(data, test=_Subjects(data.train, JUDGED_SUBJECTS))
+    table, first = data.train.table, data.train.subjects[:JUDGED_SUBJECTS]
+    return replace(data, test=SilhouetteDataset(table[table["subject"].isin(first)]))
 
 
 def check_judged(run: Run, data: DataSplit) -> None:
