@@ -61,22 +61,10 @@ Criteria = Annotated[
 ]
 
 
-def _no_percent(value: object) -> object:
-    """Refuse ``50%`` with the share that it means."""
-    if isinstance(value, str) and value.rstrip().endswith("%"):
-        try:
-            share = float(value.rstrip()[:-1]) / 100
-        except ValueError:
-            return value
-        raise UserError(f"a share is written as a number: {share:g}")
-    return value
-
-
 #: Keys of the sections that the optimizer is not told.
 NOT_SETTINGS = {
     *("implementation", "start_from", "steps", "latency", "yardstick", "importance_score_criteria")
 }
-Amount = Annotated[float, BeforeValidator(_no_percent), Field(strict=True)]
 
 
 class LatencyCfg(Section):
@@ -145,9 +133,9 @@ class HessoCfg(Section):
     second_momentum: Momentum = default_of(HessoSettings, "second_momentum")
     dampening: Dampening = default_of(HessoSettings, "dampening")
     target_group_sparsity: float | None = None
-    target_macs: Amount | None = None
-    target_params: Amount | None = None
-    target_latency_ms: Amount | None = None
+    target_macs: float | None = None
+    target_params: float | None = None
+    target_latency_ms: float | None = None
     latency: LatencyCfg | None = None
     importance: Literal["taylor", "hesso"] | None = None
     min_channels_share: float | None = None
@@ -318,8 +306,8 @@ class GetaCfg(HessoCfg):
     learn_ranges_step: Steps | None = None
     distillation: Share | None = None
     keep_better: bool | None = None
-    target_bops: Amount | None = None
-    target_bytes: Amount | None = None
+    target_bops: float | None = None
+    target_bytes: float | None = None
 
     @model_validator(mode="before")
     @classmethod
