@@ -8,6 +8,7 @@ from gaitlib.prune import oto
 from gaitlib.prune.hesso_settings import HessoSettings, Scores
 from gaitlib.prune.importance import PROXIES
 from gaitlib.quantize.bit_settings import ORDERS, bit_keys
+from gaitlib.quantize.ptq import Rounding
 from workbook import runs
 from workbook.config import ConfigError, at_equal_compute, load_experiment, stretch
 from workbook.config.compression_cfg import HessoCfg
@@ -52,6 +53,14 @@ def test_target_bits_stands_for_two_keys():
     assert cfg.quantizes and cfg.min_bit_wt is cfg.bit_reduction is None
     limits = [cfg.settings.bits.limits(step) for step in (1, 3, 6, 9)]  # a period has 3 steps
     assert limits == [((4, most), (2, 16)) for most in (16, 12, 8, 4)]
+
+
+def test_the_rival_is_rounded_by_the_keys_of_the_order_that_reads_them():
+    assert experiment(order="qasso", batch_norm_batches=2).compression.rounding == Rounding()
+    late = experiment(**LATE, clipping="tensor", batch_norm_batches=2).compression
+    assert late.rounding == Rounding("tensor", 2)
+    with pytest.raises(ConfigError, match="unknown key 'ptq'"):
+        experiment(**LATE, ptq={"clipping": "tensor"})
 
 
 def test_the_plan_names_each_phase_and_where_it_begins():
