@@ -6,7 +6,6 @@ thread. All smoke runs share one child process, which reports its peak memory.
 
 import itertools
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -182,5 +181,9 @@ def _smoke_run(experiment: Experiment, device: str) -> SmokeRun:
 
 def peak_memory() -> int:
     """Return this process's peak memory in bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # Linux reports KiB
