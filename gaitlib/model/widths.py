@@ -7,8 +7,6 @@ stores those arguments and the widths.
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
@@ -19,38 +17,23 @@ Widths = dict[str, dict[str, int]]
 #: The most channels or parts of a layer, and the most classes, that a network may have.
 MAX_WIDTH, MAX_CLASSES = 16_384, 10**6
 
-#: The tensor that says how wide a layer is, and its dimension of each width. The first kind counts.
+_BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
+#: The tensor that says how wide a layer is, and its dimension of each width.
 _WIDTHS_OF = {
-    _ConvTransposeNd: ("weight", {"in": 0, "out": 1}),
-    _ConvNd: ("weight", {"in": 1, "out": 0}),
-    nn.Linear: ("weight", {"in": 1, "out": 0}),
-    _BatchNorm: ("running_mean", {"out": 0}),
-    _NormBase | nn.GroupNorm | nn.LayerNorm | nn.PReLU: ("weight", {"out": 0}),
+    nn.Conv2d: ("weight", {"in": 1, "out": 0}),
+    _BATCH_NORMS: ("running_mean", {"out": 0}),
     SeparateFCs | SeparateBNNecks: ("fc_bin", {"in": 1, "out": 2}),
 }
 
 
-def sides_of(layer: nn.Module) -> tuple[str, dict[str, int]]:
-    """Return the tensor that says how wide a layer is, and its dimensions of ``in`` and ``out``.
-
-    A depthwise convolution has only ``out``, as a norm has: its channels are those that it reads.
-    Another grouped convolution, and a layer that is not known here, have neither.
-    """
-    if getattr(layer, "groups", 1) > 1:
-        return ("weight", {"out": 0}) if is_depthwise(layer) else ("", {})
-    kinds = (found for kind, found in _WIDTHS_OF.items() if isinstance(layer, kind))
-    return next((found for found in kinds if getattr(layer, found[0], None) is not None), ("", {}))
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    """Return whether a layer is a convolution of each channel by itself."""
-    is_conv = isinstance(layer, _ConvNd) and layer.groups > 1
-    return is_conv and layer.groups == layer.in_channels == layer.out_channels
+def _widths_of(layer: nn.Module) -> tuple[str, dict[str, int]]:
+    """Return the entry of `_WIDTHS_OF`, or an empty one."""
+    return next((found for kind, found in _WIDTHS_OF.items() if isinstance(layer, kind)), ("", {}))
 
 
 def weight_names(model: nn.Module) -> dict[str, str]:
     """Return the parameter that multiplies the input, by layer: of convolutions and heads."""
-    tensors = {name: sides_of(layer) for name, layer in model.named_modules()}
+    tensors = {name: _widths_of(layer) for name, layer in model.named_modules()}
     return {name: f"{name}.{tensor}" for name, (tensor, sides) in tensors.items() if "in" in sides}
 
 
@@ -65,7 +48,7 @@ def layer_widths(model: nn.Module) -> Widths:
     """
     widths = {}
     for name, layer in model.named_modules():
-        tensor, sides = sides_of(layer)
+        tensor, sides = _widths_of(layer)
         if sides:
             shape = getattr(layer, tensor).shape
             widths[name] = {side: shape[dim] for side, dim in sides.items()}
@@ -93,7 +76,7 @@ def resize_layers(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> 
 
 
 def _resize(layer: nn.Module, width: Mapping[str, int]) -> None:
-    _, sides = sides_of(layer)
+    _, sides = _widths_of(layer)
     tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
     for name, tensor in tensors:
         if tensor.dim():  # no counter of steps
@@ -119,7 +102,7 @@ def widths_of_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Widths
         layer = model.get_submodule(name)
         if isinstance(layer, SeparateBNNecks | nn.BatchNorm1d):
             continue
-        own, sides = sides_of(layer)
+        own, sides = _widths_of(layer)
         there = weights.get(f"{name}.{own}")
         if there is not None and there.dim() == getattr(layer, own).dim():
             for side, dim in sides.items():
@@ -138,23 +121,7 @@ def replace_tensor(layer: nn.Module, name: str, tensor: Tensor) -> None:
 
 def sync_widths(layer: nn.Module) -> None:
     """Set a layer's channel counts (``in_channels`` and so on) to those of its tensors."""
-    tensor, sides = sides_of(layer)
-    width = {side: getattr(layer, tensor).shape[dim] for side, dim in sides.items()}
-    if isinstance(layer, _ConvNd):
-        single = layer.groups > 1
-        layer.out_channels, layer.in_channels = width["out"], width["out" if single else "in"]
-        layer.groups = layer.out_channels if single else 1
-    elif isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = width["out"], width["in"]
-    elif isinstance(layer, _NormBase):
-        layer.num_features = width["out"]
-    elif isinstance(layer, nn.GroupNorm):
-        single = layer.num_groups == layer.num_channels
-        layer.num_channels, layer.num_groups = (
-            width["out"],
-            width["out"] if single else layer.num_groups,
-        )
-    elif isinstance(layer, nn.LayerNorm):
-        layer.normalized_shape = tuple(layer.weight.shape)
-    elif isinstance(layer, nn.PReLU):
-        layer.num_parameters = width["out"]
+    if isinstance(layer, nn.Conv2d):
+        layer.out_channels, layer.in_channels = layer.weight.shape[:2]
+    elif isinstance(layer, _BATCH_NORMS):
+        layer.num_features = len(layer.running_mean)
