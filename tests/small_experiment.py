@@ -49,7 +49,6 @@ LATE_BITS = {
         "target_bops": 0.05,
         "distillation": 1.0,
         "batch_norm_batches": 2,
-        "ptq": {"batch_norm_batches": 2},
     },
 }
 

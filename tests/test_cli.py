@@ -58,7 +58,7 @@ def test_describe_says_what_a_budget_means_before_anything_is_trained():
             ("describe", "--cfgs", QUICKSTART, "-o", "trainer_cfg.total_iter=\x07"),
             "'\\x07' is not a YAML value: unacceptable character #x0007",
         ),
-        (("describe", "--cfgs", QUICKSTART, "-o", f"a={'[' * 9999}"), "nested in more than 50"),
+        (("describe", "--cfgs", QUICKSTART, "-o", f"a={'[' * 9999}"), "nested in too many levels"),
         (("describe", "--cfgs", QUICKSTART, "-o", "loss_cfg.²=3"), "² is not an entry of a list"),
         (("train", "--cfgs", QUICKSTART, "--device", "mps"), "not one of auto, cpu"),
         (("train", "--cfgs", QUICKSTART, "--run", "../mine"), "it begins with a ."),

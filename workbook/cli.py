@@ -111,7 +111,6 @@ for _command in (
 def _load(cfgs: Path, overrides: list[str]) -> "Experiment":
     """Load an experiment's file and apply ``section.key=value`` overrides."""
     from workbook.config import ConfigError, load_experiment, read_value
-    from workbook.steps.dataset import CHECKS
 
     values = {}
     for item in overrides:
@@ -119,7 +118,7 @@ def _load(cfgs: Path, overrides: list[str]) -> "Experiment":
         if not equals:
             raise ConfigError(f"override {item!r} is not section.key=value")
         values[key] = read_value(text)
-    return load_experiment(cfgs, values, CHECKS)
+    return load_experiment(cfgs, values)
 
 
 def _needs(extras: str, *packages: str) -> None:
@@ -206,7 +205,7 @@ def train(
 
     experiment = _load(cfgs, override)
     seed = read_yaml(cfgs).get("seed", 0) if seed is None else seed
-    with distributed.process_group(device, experiment.trainer_cfg.process_timeout) as where:
+    with distributed.process_group(device) as where:
         this = runs.Run(run or cfgs.stem, experiment, seed, where)
         stage = steps.choose_stage(this, stage)
         watch = steps.Watch(progress=sys.stderr.isatty())
@@ -243,7 +242,7 @@ def test(
                 f"data_cfg.dataset_name {name!r} cannot name a file of results: {fault}. Give "
                 "another (data_cfg.test_dataset_name chooses the protocol)"
             )
-    with distributed.process_group(device, experiments[0].trainer_cfg.process_timeout) as where:
+    with distributed.process_group(device) as where:
         tested = {}
         for experiment in experiments:
             this = runs.Run(run or cfgs[0].stem, experiment, device=where)

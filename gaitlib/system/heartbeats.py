@@ -86,7 +86,7 @@ class Heartbeats:
         if pauses * self._pause > self._timeout and not self._ended.is_set():
             self._ended.set()
             self._on_lost(
-                f"{who} has not answered for {self._timeout:g} s (trainer_cfg.process_timeout): it "
-                "is stopped, or its machine is gone. Start the job again; "
-                "trainer_cfg.restore_hint: latest continues from the last checkpoint"
+                f"{who} has not answered for {self._timeout:g} s: it is stopped, or its machine is "
+                "gone. Start the job again; trainer_cfg.restore_hint: latest continues from the "
+                "last checkpoint"
             )

@@ -10,7 +10,6 @@ from gaitlib.prune.hesso_settings import BUDGETS
 from gaitlib.quantize.bit_settings import BIT_BUDGETS
 from workbook.config import ConfigError, load_experiment, read_yaml
 from workbook.config.load import QUICKSTART
-from workbook.steps.dataset import CHECKS
 
 BAD = ["", "x", "\x07", "../x", -1, 0, -0.5, 1e99, 10**18, math.nan, math.inf, [], [math.nan]]
 BAD += [{"a": 1}]
@@ -46,7 +45,7 @@ def test_every_key_refuses_what_cannot_train():
     for key, value in LEAVES.items():
         for bad in BAD:
             try:
-                load_experiment(SECTIONS, {key: bad}, CHECKS)
+                load_experiment(SECTIONS, {key: bad})
             except ConfigError as error:
                 assert key.partition(".")[0] in str(error), (key, bad)
                 refused += 1
@@ -111,5 +110,5 @@ def test_a_wrong_transform_is_named_with_its_section_and_line(tmp_path):
     sections = path.read_text().rpartition("BaseSilCuttingTransform")  # of trainer_cfg, the last
     path.write_text(f"{sections[0]}Blur{sections[2]}")
     with pytest.raises(ConfigError) as refused:
-        load_experiment(path, None, CHECKS)
+        load_experiment(path)
     assert f"trainer_cfg.transform (line {line}): unknown transform 'Blur'" in str(refused.value)

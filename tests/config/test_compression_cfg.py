@@ -8,6 +8,7 @@ from gaitlib.prune import oto
 from gaitlib.prune.hesso_settings import HessoSettings, Scores
 from gaitlib.prune.importance import PROXIES
 from gaitlib.quantize.bit_settings import ORDERS, bit_keys
+from gaitlib.quantize.ptq import Rounding
 from workbook import runs
 from workbook.config import ConfigError, at_equal_compute, load_experiment, stretch
 from workbook.config.compression_cfg import HessoCfg
@@ -54,6 +55,14 @@ def test_target_bits_stands_for_two_keys():
     assert limits == [((4, most), (2, 16)) for most in (16, 12, 8, 4)]
 
 
+def test_the_rival_is_rounded_by_the_keys_of_the_order_that_reads_them():
+    assert experiment(order="qasso", batch_norm_batches=2).compression.rounding == Rounding()
+    late = experiment(**LATE, clipping="tensor", batch_norm_batches=2).compression
+    assert late.rounding == Rounding("tensor", 2)
+    with pytest.raises(ConfigError, match="unknown key 'ptq'"):
+        experiment(**LATE, ptq={"clipping": "tensor"})
+
+
 def test_the_plan_names_each_phase_and_where_it_begins():
     plan = experiment(start_projection_step=3, projection_steps=6).compression.settings.bits
     assert plan.phases == {"warm-up": 0, "projection": 3, "joint": 10, "cool-down": 18}
@@ -88,7 +97,7 @@ def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
             LATE | {"target_bops": 0.1, "target_bits": 4},
             ["target_bops 0.1, target_bits 4"],
         ),
-        (LATE | {"target_bytes": "10%"}, ["a share is written as a number: 0.1"]),
+        (LATE | {"target_bytes": "10%"}, ["target_bytes", "valid number", "'10%'"]),
         (LATE | {"target_bytes": -1.0}, ["target_bytes is -1.0: write a number above 0"]),
     ],
 )
@@ -224,7 +233,7 @@ def test_an_overridden_target_replaces_the_files():
     assert latency.compression.latency.runtime == "torch"
     again = load_experiment(latency.sections(), {"geta_optimizer_cfg.target_macs": 0.5})
     assert again.compression.latency is None
-    with pytest.raises(ConfigError, match="target_macs: a share is written as a number: 0.5"):
+    with pytest.raises(ConfigError, match="target_macs: .*valid number .*'50%'"):
         load_experiment(None, {"geta_optimizer_cfg.target_macs": "50%"})
     with pytest.raises(ConfigError, match="target_group_sparsity 0.7, target_macs 0.5"):
         load_experiment(None, {key: 0.7, "geta_optimizer_cfg.target_macs": 0.5})

@@ -11,18 +11,3 @@ from workbook.config.load import load_experiment, notebook_experiment, refuse_un
 from workbook.config.section import ConfigError
 from workbook.config.stretch import at_equal_compute, stretch
 from workbook.config.yaml_reader import read_value, read_yaml
-
-__all__ = [
-    "SECTIONS",
-    "ConfigError",
-    "GetaCfg",
-    "HessoCfg",
-    "Experiment",
-    "at_equal_compute",
-    "load_experiment",
-    "notebook_experiment",
-    "read_value",
-    "read_yaml",
-    "refuse_unknown",
-    "stretch",
-]

@@ -29,7 +29,6 @@ from gaitlib.system.errors import UserError
 from workbook.config.section import (
     Clips,
     Dampening,
-    Frames,
     Harmless,
     LearningRate,
     Momentum,
@@ -62,48 +61,22 @@ Criteria = Annotated[
 ]
 
 
-def _no_percent(value: object) -> object:
-    """Refuse ``50%`` with the share that it means."""
-    if isinstance(value, str) and value.rstrip().endswith("%"):
-        try:
-            share = float(value.rstrip()[:-1]) / 100
-        except ValueError:
-            return value
-        raise UserError(f"a share is written as a number: {share:g}")
-    return value
-
-
 #: Keys of the sections that the optimizer is not told.
 NOT_SETTINGS = {
-    *("implementation", "start_from", "steps", "latency", "importance_score_criteria"),
-    *("yardstick", "ptq"),
+    *("implementation", "start_from", "steps", "latency", "yardstick", "importance_score_criteria")
 }
-Amount = Annotated[float, BeforeValidator(_no_percent), Field(strict=True)]
 
 
 class LatencyCfg(Section):
-    """What ``target_latency_ms`` measures: the time to embed a batch of clips on this machine.
+    """What ``target_latency_ms`` measures: the time to embed clips of 30 frames on this machine.
 
-    - ``runtime``: torch, or ONNX Runtime on the CPU. Both compute in float32, with as many threads
-      as this process gives torch.
+    - ``runtime``: torch on the device that the run trains on, or ONNX Runtime on the CPU. Both
+      compute in float32, with as many threads as this process gives torch.
     - ``batch``: clips at a time.
-    - ``frames``: of each clip.
-    - ``device``: of torch; ``auto`` is the one that the run trains on.
     """
 
     runtime: Literal["torch", "onnxruntime"] = "torch"
     batch: Clips = 1
-    frames: Frames = 30
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    @model_validator(mode="after")
-    def _onnx_runs_on_the_cpu(self) -> "LatencyCfg":
-        if self.runtime == "onnxruntime" and self.device == "cuda":
-            raise UserError(
-                "latency.device 'cuda': onnxruntime is measured on the CPU: write device: cpu, or "
-                "runtime: torch"
-            )
-        return self
 
 
 class HessoCfg(Section):
@@ -160,9 +133,9 @@ class HessoCfg(Section):
     second_momentum: Momentum = default_of(HessoSettings, "second_momentum")
     dampening: Dampening = default_of(HessoSettings, "dampening")
     target_group_sparsity: float | None = None
-    target_macs: Amount | None = None
-    target_params: Amount | None = None
-    target_latency_ms: Amount | None = None
+    target_macs: float | None = None
+    target_params: float | None = None
+    target_latency_ms: float | None = None
     latency: LatencyCfg | None = None
     importance: Literal["taylor", "hesso"] | None = None
     min_channels_share: float | None = None
@@ -243,8 +216,6 @@ class HessoCfg(Section):
         return found
 
 
-RoundingCfg = section_of(Rounding, "RoundingCfg", batch_norm_batches=StepsFrom0)
-
 #: Keys that any order of bits reads.
 BIT_KEYS = set().union(*map(bit_keys, ORDERS))
 WeightBits = Annotated[int, Field(ge=2, le=MAX_BITS)]
@@ -305,18 +276,16 @@ class GetaCfg(HessoCfg):
       they follow to the end.
     - ``distillation``: weight of the divergence from the logits that the run's own float network of
       ``start_bits_step`` gives; 0 does without, see `gaitlib.train.float_twin`.
-    - ``keep_better``: at the end compare the network with that float network, rounded as ``ptq``
-      says, on training subjects, and keep the better one.
+    - ``keep_better``: at the end compare the network with that float network, rounded (`rounding`),
+      on training subjects, and keep the better one.
 
-    The keys of the comparison:
+    The key of the comparison:
 
     - ``yardstick``: false makes notebook 3 skip its comparison: the same run without bits, a second
       training of full length, and the rounding of its result.
-    - ``ptq``: how that result is rounded.
     """
 
     yardstick: Annotated[bool, Harmless("weights")] = True
-    ptq: RoundingCfg = RoundingCfg()
     order: Literal["qasso", "float_first"] | None = None
     lr_quant: LearningRate | None = None
     start_projection_step: StepsFrom0 | None = None
@@ -337,8 +306,8 @@ class GetaCfg(HessoCfg):
     learn_ranges_step: Steps | None = None
     distillation: Share | None = None
     keep_better: bool | None = None
-    target_bops: Amount | None = None
-    target_bytes: Amount | None = None
+    target_bops: float | None = None
+    target_bytes: float | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -378,6 +347,14 @@ class GetaCfg(HessoCfg):
     def settings(self) -> GetaSettings:
         """What the optimizer is told."""
         return GetaSettings.of(**{k: v for k, v in self._keys().items() if k not in self._unread})
+
+    @property
+    def rounding(self) -> Rounding:
+        """How a float network is rounded to be compared: by the keys of ``order: float_first``."""
+        bits = self.settings.bits
+        if isinstance(bits, FloatFirst):
+            return Rounding(bits.clipping, bits.batch_norm_batches)
+        return Rounding()
 
     @property
     def _unread(self) -> set[str]:

@@ -102,21 +102,13 @@ class Experiment(Section):
         """Refuse a section of compression that is not chosen, or a choice without its section."""
         chosen = self.compression_optimizer
         given = [n for n in ("hesso", "geta") if getattr(self, f"{n}_optimizer_cfg") is not None]
-        unread = "".join(f"{name}_optimizer_cfg" for name in given if name != chosen)
-        if chosen is None and given:
+        if given != [chosen] and (given or chosen):
+            sections = " and ".join(f"{name}_optimizer_cfg" for name in given) or "no section"
+            fix = f"give {chosen}_optimizer_cfg alone"
+            if chosen is None:
+                fix = f"add `compression_optimizer: {given[0]}`"
             raise UserError(
-                f"{given[0]}_optimizer_cfg is given without compression_optimizer: "
-                f"add `compression_optimizer: {given[0]}`"
-            )
-        if chosen is not None and chosen not in given:
-            other = f"; it does not read {unread}, which is given" if given else ""
-            raise UserError(
-                f"compression_optimizer is {chosen!r} but {chosen}_optimizer_cfg is missing{other}"
-            )
-        if unread:
-            raise UserError(
-                f"compression_optimizer is {chosen!r}, which does not read {unread}: move its keys "
-                f"to {chosen}_optimizer_cfg and remove {unread}"
+                f"compression_optimizer is {chosen} and {sections} of compression is given: {fix}"
             )
 
     def _check_logits(self, key: str, value: str) -> None:

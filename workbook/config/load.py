@@ -1,10 +1,9 @@
 """Build a checked `Experiment` from YAML, a mapping or a notebook's parameters cell."""
 
 import contextlib
-import functools
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ QUICKSTART = PARAMS / "quickstart.yaml"
 def load_experiment(
     source: str | Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
-    checks: Mapping[Place, Callable[[Any], Any]] | None = None,
 ) -> Experiment:
     """Build an experiment from a YAML file or a mapping of sections.
 
@@ -36,8 +34,6 @@ def load_experiment(
         overrides: dotted keys, each replacing one value: ``{"trainer_cfg.total_iter": 10}``.
             List entries count from 0: ``{"loss_cfg.0.margin": 0.3}``. A target of pruning also
             replaces the other targets of its section: see `TARGETS` and `BIT_TARGETS`.
-        checks: more checks, by the place of the value that each receives; they raise ValueError or
-            TypeError.
 
     Raises:
         ConfigError: if the experiment is invalid; the message lists each section, value and fix.
@@ -70,13 +66,7 @@ def load_experiment(
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
-        refused += _explain(error, values, lines)
-    else:
-        for place, check in (checks or {}).items():
-            try:
-                check(functools.reduce(getattr, place, experiment))
-            except (ValueError, TypeError) as error:
-                refused.append(f"{_said(place, lines.get(place))}: {error}")
+        refused += explain(error, values, lines)
     if refused:
         name = f" {source}" if isinstance(source, str | Path) else ""
         raise ConfigError("\n  ".join([f"the experiment{name} cannot run:", *refused]))
@@ -147,10 +137,20 @@ def _drop_replaced(values: dict[str, Any], dotted: str, overrides: Mapping[str, 
             held.pop(key, None)
 
 
-def _explain(
-    error: ValidationError, values: Mapping[str, Any], lines: Mapping[Place, int]
+def explain(
+    error: ValidationError,
+    values: Mapping[str, Any],
+    lines: Mapping[Place, int],
+    whole: str = "experiment",
 ) -> list[str]:
-    """Turn pydantic's report into one line per problem: section, file line, message, value."""
+    """Turn pydantic's report into one line per problem: key, file line, message, value.
+
+    Args:
+        error: of validating ``values``.
+        values: what a file holds.
+        lines: of the file's keys and entries.
+        whole: the name of a problem that no single key has.
+    """
     explained = []
     for problem in error.errors(include_url=False):
         held, place = values, ()
@@ -167,13 +167,9 @@ def _explain(
             message += f" (here {value!r})"
         if isinstance(value, str) and is_number(value):
             message += f"; YAML 1.1 reads {value} as text, write {number_as_yaml(value)}"
-        explained.append(f"{_said(place, lines.get(where))}: {message}")
+        name, line = ".".join(map(str, place)) or whole, lines.get(where)
+        explained.append(f"{name} (line {line}): {message}" if line else f"{name}: {message}")
     return explained
-
-
-def _said(place: Place, line: int | None) -> str:
-    name = ".".join(map(str, place)) or "experiment"
-    return f"{name} (line {line})" if line else name
 
 
 def notebook_experiment(namespace: Mapping[str, Any]) -> Experiment:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from gaitlib.data.samplers import InferenceSampling, TripletSampling
+from gaitlib.data.transforms import build_transform
 from gaitlib.model.losses import LOSSES, CrossEntropyLoss, TripletLoss
 from gaitlib.system.errors import UserError
 from workbook.config.protocol_cfg import EVAL_FUNCS, ProtocolCfg, protocol_of
@@ -98,10 +99,16 @@ class TransformCfg(BaseModel):
     type: str = "BaseSilCuttingTransform"
 
 
+def _can_be_built(value: tuple[TransformCfg, ...]) -> tuple[TransformCfg, ...]:
+    build_transform([cfg.model_dump() for cfg in value])
+    return value
+
+
 Transforms = Annotated[
     tuple[TransformCfg, ...],
     Field(strict=False),
     BeforeValidator(lambda value: (value,) if isinstance(value, Mapping) else value),
+    AfterValidator(_can_be_built),
 ]
 
 
@@ -120,8 +127,6 @@ class TrainerCfg(Section):
     - ``fix_BN``: freeze BatchNorm's statistics.
     - ``sync_BN``: compute BatchNorm over the clips of all processes (SyncBatchNorm, on CUDA).
     - ``find_unused_parameters``: an argument of DistributedDataParallel.
-    - ``process_timeout``: seconds that the processes of a job wait for a sign of life from each
-      other. (Not OpenGait's.)
     - ``restore_hint``: 0 starts anew. N or ``latest`` continues from this run's checkpoint of that
       iteration. A path loads that file's weights and starts at iteration 0.
     - ``restore_ckpt_strict``: refuse a checkpoint unless every name and shape matches; false loads
@@ -152,7 +157,6 @@ class TrainerCfg(Section):
     optimizer_reset: Annotated[bool, Harmless("weights")] = False
     scheduler_reset: Annotated[bool, Harmless("weights")] = False
     find_unused_parameters: Annotated[bool, Harmless()] = False
-    process_timeout: Annotated[float, Field(ge=1, le=1e6), Harmless()] = 600.0
     teacher: Annotated[PathText, Field(min_length=1)] | None = None
     sampler: TripletSamplerCfg = TripletSamplerCfg()
     transform: Transforms = (TransformCfg(),)

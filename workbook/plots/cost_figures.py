@@ -1,7 +1,5 @@
 """Figures of what networks cost: parameters, multiply-adds, bits, file sizes and time, as bars."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -17,11 +15,10 @@ from workbook.plots.style import (
     KEPT_COLOUR,
     PALE_GREY,
     SPARE_COLOURS,
-    condition_colour,
+    colour_of,
     condition_words,
     draw_bars,
     legend_above,
-    model_colour,
     styled,
     with_prefix,
     without_scale,
@@ -58,7 +55,7 @@ def block_cost(before: pd.DataFrame, after: pd.DataFrame, name: str = "compresse
     """
     if list(before["block"]) != list(after["block"]):
         raise UserError(f"blocks differ: {list(before['block'])} and {list(after['block'])}")
-    fig = _draw_costs({"dense": before, name: after}, [model_colour(n, 0) for n in ("dense", name)])
+    fig = _draw_costs({"dense": before, name: after}, [colour_of(n, 0) for n in ("dense", name)])
     legend_above(fig, fig.axes[0].containers)
     return fig
 
@@ -172,7 +169,7 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
     """
     size = (11, 1.4 + 0.8 * len(table))
     fig, axes = plt.subplots(1, 3, figsize=size, sharey=True, width_ratios=[1, 1, 1.4])
-    colours = {name: model_colour(name, i) for i, name in enumerate(table.index)}
+    colours = {name: colour_of(name, i) for i, name in enumerate(table.index)}
     sizes = {"file_kb": ("file, kB", ""), "relative_bops": ("BOPs, % of dense", "%")}
     for ax, (column, (title, unit)) in zip(axes[:2], sizes.items(), strict=True):
         ax.set_xscale("log")
@@ -188,7 +185,7 @@ def size_and_accuracy(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", visible=False)
     rank1 = table.filter(like="rank1_").rename(columns=lambda column: column.removeprefix("rank1_"))
     texts = rank1.map("{:.1f}".format).where(rank1.notna(), "").T.to_numpy()
-    colours = [condition_colour(condition, i) for i, condition in enumerate(rank1)]
+    colours = [colour_of(condition, i) for i, condition in enumerate(rank1)]
     look = {"color": colours, "width": 0.78, "fontsize": 9}
     draw_bars(axes[2], rank1.rename(columns=condition_words), *texts, **look)
     axes[2].set_title("rank-1 (%)", loc="left")
@@ -210,7 +207,7 @@ def speed_bars(table: pd.DataFrame) -> Figure:
         "walks_per_second": "walks per second, 16 at a time",
     }
     fig, axes = plt.subplots(1, 2, figsize=(11, 1.1 + 0.5 * len(table)), sharey=True)
-    colours = [model_colour(name, i) for i, name in enumerate(table.index)]
+    colours = [colour_of(name, i) for i, name in enumerate(table.index)]
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         values = table[column]
         draw_bars(ax, values, values.map("{:.3g}".format), color=colours, width=0.6)

@@ -1,7 +1,5 @@
 """Figures of a data set: its sequences, their lengths, and their silhouettes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -13,7 +11,7 @@ from matplotlib.patches import Patch
 
 from workbook.plots.style import (
     CONDITION_COLOURS,
-    condition_colour,
+    colour_of,
     condition_of,
     condition_words,
     draw_mosaic,
@@ -69,7 +67,7 @@ def frames_histogram(table: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(len(names), 1, figsize=size, sharex=True, squeeze=False)
     for i, (ax, name) in enumerate(zip(axes[:, 0], names, strict=True)):
         frames, look = table.loc[condition == name, "frames"], {"alpha": 1, "shrink": 0.9}
-        sns.histplot(x=frames, ax=ax, color=condition_colour(name, i), **bins, **look)
+        sns.histplot(x=frames, ax=ax, color=colour_of(name, i), **bins, **look)
         ax.set_title(condition_words(name), loc="left", fontsize=11)
         ax.set_ylabel("sequences")
         ax.grid(axis="x", visible=False)
@@ -127,7 +125,7 @@ def foreground_statistics(table: pd.DataFrame) -> Figure:
     types = types_in_order(table["type"])
     condition = table["type"].map(condition_of)
     conditions = list(dict.fromkeys(map(condition_of, types)))
-    colours = {c: condition_colour(c, i) for i, c in enumerate(conditions)}
+    colours = {c: colour_of(c, i) for i, c in enumerate(conditions)}
     panels = {"filled": "share of the frame filled", "width": "mean width (pixels)"}
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     for ax, (column, label) in zip(axes, panels.items(), strict=True):

@@ -1,7 +1,5 @@
 """Draw the dependency graph of a network as a column of layers, with arcs for skips."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection
 

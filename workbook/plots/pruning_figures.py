@@ -1,7 +1,5 @@
 """Figures of a compressing run: what pruning cut and when, the channels' scores, and the bits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """Figures of recognition: who is named at which threshold and by view; embeddings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -12,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from workbook.plots.style import (
-    condition_colour,
+    colour_of,
     condition_words,
     legend_above,
-    model_colour,
     styled,
 )
 
@@ -34,7 +31,7 @@ def recognition_curves(
     """
     fig, (roc, cmc) = plt.subplots(1, 2, figsize=(11, 4.2))
     for i, (name, table) in enumerate(curves.items()):
-        style = {"color": model_colour(name, i), "label": name, "linewidth": 2}
+        style = {"color": colour_of(name, i), "label": name, "linewidth": 2}
         roc.step(table["false_accepts"], table["identified"], where="post", **style)
         cmc.plot(ranks[name]["k"], ranks[name]["share"], marker="o", markersize=4, **style)
     roc.set(xscale="log", xlabel="strangers that get a name (%)", ylabel="walks named rightly (%)")
@@ -68,7 +65,7 @@ def rates_by_view(tables: Mapping[str, pd.DataFrame]) -> Figure:
             by_condition = table[measure].unstack("condition", sort=False)
             for i, (condition, rates) in enumerate(by_condition.items()):
                 look = {"marker": MARKERS.get(condition, "o"), "label": condition_words(condition)}
-                ax.plot(rates, color=condition_colour(condition, i), markersize=5, **look)
+                ax.plot(rates, color=colour_of(condition, i), markersize=5, **look)
         line[0].set_ylabel(label)
     for (top, bottom), name in zip(axes.T, tables, strict=True):
         top.set_title(name)

@@ -1,7 +1,5 @@
 """Figures of a finished study: differences, accuracy against costs, and each method's cuts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """The common style of all figures: fixed colours, number formats, and files without dates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import ParamSpec
@@ -94,9 +92,10 @@ def save_figure(fig: Figure, name: str) -> Figure:
     return fig
 
 
-def condition_colour(condition: str, position: int) -> str:
-    """Return a condition's own colour, or a spare one by its position if it has none."""
-    return CONDITION_COLOURS.get(condition, SPARE_COLOURS[position % len(SPARE_COLOURS)])
+def colour_of(name: str, position: int) -> str:
+    """Return a condition's or a model's own colour, or a spare one by its position."""
+    own = CONDITION_COLOURS | MODEL_COLOURS
+    return own.get(name, SPARE_COLOURS[position % len(SPARE_COLOURS)])
 
 
 def condition_words(condition: str) -> str:
@@ -113,11 +112,6 @@ def types_in_order(types: Iterable[str]) -> list[str]:
     """Return each walking type once: nm, bg, cl, then the others by name."""
     rank = {condition: i for i, condition in enumerate(CONDITION_COLOURS)}
     return sorted(set(types), key=lambda t: (rank.get(condition_of(t), len(rank)), t))
-
-
-def model_colour(name: str, position: int) -> str:
-    """Return a model's own colour, or a spare one by its position if it has none."""
-    return MODEL_COLOURS.get(name, SPARE_COLOURS[position % len(SPARE_COLOURS)])
 
 
 def with_prefix(value: float) -> str:

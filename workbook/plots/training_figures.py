@@ -1,7 +1,5 @@
 """Figures of a training run: its curves, and examples of recognition."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt

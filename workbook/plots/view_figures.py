@@ -1,7 +1,5 @@
 """Figures of accuracy by view; gaitlib.evaluate computes the accuracies."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
@@ -12,10 +10,9 @@ from seaborn.utils import relative_luminance
 
 from gaitlib.system.errors import UserError
 from workbook.plots.style import (
-    condition_colour,
+    colour_of,
     condition_words,
     legend_above,
-    model_colour,
     styled,
     without_frame,
 )
@@ -135,7 +132,7 @@ def view_curves(curves: pd.DataFrame) -> Figure:
         curves: tidy, with columns model, condition, view, rank1 (%).
     """
     conditions = curves["condition"].unique()
-    colours = {name: model_colour(name, i) for i, name in enumerate(curves["model"].unique())}
+    colours = {name: colour_of(name, i) for i, name in enumerate(curves["model"].unique())}
     views = sorted(curves["view"].unique())
     size = (4 * len(conditions), 3.8)
     fig, axes = plt.subplots(1, len(conditions), figsize=size, sharey=True, squeeze=False)
@@ -167,7 +164,7 @@ def drop_intervals(table: pd.DataFrame, name: str = "compressed") -> Figure:
     ax.axvline(0, color="#595959", linewidth=1)
     for at, row in enumerate(table.itertuples()):
         reach = [[row.difference - row.low], [row.high - row.difference]]
-        look = {"color": condition_colour(row.condition, at), "markersize": 9, "elinewidth": 3}
+        look = {"color": colour_of(row.condition, at), "markersize": 9, "elinewidth": 3}
         ax.errorbar(row.difference, at, xerr=reach, fmt="o", **look)
         text = f"{row.rank1_a:.1f} to {row.rank1_b:.1f} %"
         if not np.isnan(row.low):

@@ -4,8 +4,6 @@ The functions take the tables of `workbook.study.tables.read_tables`. Accuracy i
 the identical view excluded; ``rank1`` without a condition is the mean over the tested conditions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Recommend which network of a finished study to deploy, under limits, in one sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

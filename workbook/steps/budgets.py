@@ -23,7 +23,7 @@ from gaitlib.prune.latency_table import ROUNDS, ConvShape, LatencyTable, read_or
 from gaitlib.quantize.bit_budget import BitBudget
 from gaitlib.quantize.bit_settings import FloatFirst
 from gaitlib.system import distributed
-from gaitlib.system.device import choose_device, device_name
+from gaitlib.system.device import device_name
 from gaitlib.system.files import read_json, write_atomically
 from workbook.config.compression_cfg import HessoCfg, LatencyCfg
 from workbook.runs import data_folder
@@ -31,6 +31,7 @@ from workbook.runs import data_folder
 log = logging.getLogger(__name__)
 
 FILE = "budget.json"
+FRAMES = 30  # of the clips that are timed
 #: A network may be this share slower or faster than its table says before a warning reports it.
 LATENCY_TOLERANCE = 0.1
 
@@ -88,7 +89,7 @@ def latency_cost(cfg: HessoCfg, graph: Graph) -> ChannelCost | None:
 
     Args:
         cfg: the compression section.
-        graph: of the dense network, whose device ``latency.device: auto`` is.
+        graph: of the dense network.
     """
     if cfg.latency is None:
         return None
@@ -112,8 +113,8 @@ class _Clock:
     """Times layers and networks in the runtime that a latency budget is about.
 
     Args:
-        cfg: runtime, batch, frames and device.
-        model: its device is ``auto``.
+        cfg: runtime and batch.
+        model: torch computes on its device.
     """
 
     def __init__(self, cfg: LatencyCfg, model: nn.Module) -> None:
@@ -124,8 +125,6 @@ class _Clock:
             from gaitlib.deploy import onnx_export  # an extra: pip install gaitlib[onnx]
 
             self.onnx, self.device = onnx_export, torch.device("cpu")
-        elif cfg.device not in ("auto", self.device.type):
-            self.device = choose_device(cfg.device)
         self.inputs: dict[tuple[int, ...], torch.Tensor] = {}
 
     def conditions(self) -> dict[str, Any]:
@@ -135,7 +134,7 @@ class _Clock:
             "runtime": self.onnx.VERSION if self.onnx else f"torch {torch.__version__}",
             "threads": torch.get_num_threads(),
             "batch": self.cfg.batch,
-            "frames": self.cfg.frames,
+            "frames": FRAMES,
         }
 
     def prepare(self, model: GaitBase) -> nn.Module:
@@ -152,9 +151,7 @@ class _Clock:
     def stopwatch(self, model: GaitBase) -> Callable[[], float]:
         """Return a function that measures a network's latency, the median of 3."""
         network = self.prepare(model)
-        return lambda: measure_latency(
-            network, self.cfg.batch, self.cfg.frames, repeats=3, warmup=1
-        )
+        return lambda: measure_latency(network, self.cfg.batch, FRAMES, repeats=3, warmup=1)
 
     def layer_ms(self, shape: ConvShape, c_in: int, c_out: int) -> float:
         """Return the latency of one call: the median of 1 to 10, for about 4 ms."""

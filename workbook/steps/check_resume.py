@@ -253,6 +253,4 @@ def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Return whether two tensors are equal, NaN to NaN too."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    return torch.equal(first.nan_to_num(nan=0.0), second.nan_to_num(nan=0.0)) and torch.equal(
-        first.isnan(), second.isnan()
-    )
+    return bool(first.isclose(second, rtol=0, atol=0, equal_nan=True).all())

@@ -21,20 +21,8 @@ from walkers.walker_dataset import make_walkers
 from workbook.config import ConfigError, Experiment
 from workbook.runs import data_folder, locate
 
-__all__ = [
-    "calibration_clips",
-    "make_walkers",
-    "open_data",
-    "transform_of",
-]
-
 log = logging.getLogger(__name__)
 
-#: Checks of an experiment that `workbook.config.load_experiment` cannot make by itself.
-CHECKS = {
-    (section, "transform"): lambda cfgs: build_transform([cfg.model_dump() for cfg in cfgs])
-    for section in ("trainer_cfg", "evaluator_cfg")
-}
 #: The first iteration of calibration batches; training never gets this far.
 CALIBRATION_ITERATION = 2**31
 
@@ -50,11 +38,9 @@ def open_data(
         test_alone: open TEST_SET alone; TRAIN_SET may be empty.
 
     Raises:
-        ConfigError: if a transform cannot be built, or the network's classes or the sampler do not
-            fit the training subjects.
+        ConfigError: if the network's classes or the sampler do not fit the training subjects.
         OSError: if the disk is too full for ``data_cfg.cache: mapped``.
     """
-    check_transforms(experiment)
     name, root, partition = _dataset_paths(experiment, progress)
     in_use = experiment.data_cfg.file_in_use
     mapped = experiment.data_cfg.cache == "mapped"
@@ -186,16 +172,3 @@ def calibration_clips(
 def transform_of(section: Any) -> Transform:
     """Build the transform of a trainer_cfg or evaluator_cfg."""
     return build_transform([transform.model_dump() for transform in section.transform])
-
-
-def check_transforms(experiment: Experiment) -> None:
-    """Refuse transforms that cannot be built.
-
-    Raises:
-        ConfigError: with the section.
-    """
-    for (section, key), check in CHECKS.items():
-        try:
-            check(getattr(getattr(experiment, section), key))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{section}.{key}: {error}") from error

@@ -67,7 +67,10 @@ def export_network(
         model = cut_network.drop_bnnecks(load_checkpoint_network(run, source).cpu()).eval()
         source = source.with_name(f"{stage}_{source.name}")
         if form in ("pt", "safetensors"):
-            return _write_dense(run, model, folder / f"{source.stem}_embedding{SUFFIX}", form)
+            architecture = network_arguments(run.experiment) | {"SeparateBNNecks": None}
+            path = folder / f"{source.stem}_embedding{SUFFIX}"
+            file = write_network(model, architecture, path)
+            return export_state_dict(model, file.with_suffix(".pt")) if form == "pt" else file
     else:
         source = run.network_file(stage)
         if form in ("pt", "safetensors"):
@@ -82,13 +85,6 @@ def export_network(
     if rounded_on is not None:
         clips = torch.cat(calibration_clips(run.experiment, rounded_on, seed=run.seed, count=2))
     return _onnx(model, form, folder / f"{source.stem}_{form.replace('-', '_')}.onnx", clips)
-
-
-def _write_dense(run: Run, model: GaitBase, path: Path, form: str) -> Path:
-    """Write a dense network's file, and its ``state_dict`` for ``pt``; return the one asked for."""
-    architecture = network_arguments(run.experiment) | {"SeparateBNNecks": None}
-    file = write_network(model, architecture, path)
-    return export_state_dict(model, file.with_suffix(".pt")) if form == "pt" else file
 
 
 def _onnx(model: GaitBase, form: str, path: Path, clips: torch.Tensor | None) -> Path:

@@ -33,25 +33,21 @@ def cut_and_fine_tune(
         MissingRunError: if the baseline has not been trained.
         LockedError: if another process writes this stage.
     """
-    with run.locked(STAGE):
-        _cut_and_fine_tune(run, macs, watch, isomorphic)
-
-
-def _cut_and_fine_tune(run: Run, macs: int, watch: Watch, isomorphic: bool) -> None:
     from workbook.steps.torch_pruning_rival import prune_to_macs  # an extra
 
-    data = open_data(run.experiment)
-    check_test_set(run.experiment, data)
-    prepare_process(run)
-    dense = build_network(run.experiment, run.device)
-    baseline_weights(run, dense)
-    model = prune_to_macs(dense, macs, isomorphic=isomorphic)
-    optimizer = build_optimizer(run.experiment, model)
-    train_stage(run, STAGE, model, data, optimizer, watch)
-    model.eval()
-    path = network_path(run.folder(STAGE) / "compressed", STAGE)
-    exported = export_state_dict(model, path.with_suffix(".pt"))
-    write_network(model, network_arguments(run.experiment), path)
-    _, evaluation = evaluate_network(run.experiment, model, data)
-    costs = measure(model, exported) | {"dense": measure(dense)}
-    record(run, STAGE, data, evaluation, costs)
+    with run.locked(STAGE):
+        data = open_data(run.experiment)
+        check_test_set(run.experiment, data)
+        prepare_process(run)
+        dense = build_network(run.experiment, run.device)
+        baseline_weights(run, dense)
+        model = prune_to_macs(dense, macs, isomorphic=isomorphic)
+        optimizer = build_optimizer(run.experiment, model)
+        train_stage(run, STAGE, model, data, optimizer, watch)
+        model.eval()
+        path = network_path(run.folder(STAGE) / "compressed", STAGE)
+        exported = export_state_dict(model, path.with_suffix(".pt"))
+        write_network(model, network_arguments(run.experiment), path)
+        _, evaluation = evaluate_network(run.experiment, model, data)
+        costs = measure(model, exported) | {"dense": measure(dense)}
+        record(run, STAGE, data, evaluation, costs)

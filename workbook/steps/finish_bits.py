@@ -27,26 +27,10 @@ log = logging.getLogger(__name__)
 JUDGED_SUBJECTS = 32
 
 
-class _Subjects:
-    """The sequences of a data set's first subjects."""
-
-    def __init__(self, dataset: SilhouetteDataset, count: int) -> None:
-        self.dataset = dataset
-        self.rows = np.flatnonzero(dataset.table["subject"].isin(dataset.subjects[:count]))
-        self.table = dataset.table.iloc[self.rows].reset_index(drop=True)
-        self.labels = dataset.labels[self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def sequence(self, index: int) -> np.ndarray:
-        """Return the frames of one sequence, ``(T, H, W)`` uint8."""
-        return self.dataset.sequence(self.rows[index])
-
-
 def judged_half(data: DataSplit) -> DataSplit:
     """Return a split whose test half is training subjects, JUDGED_SUBJECTS at most."""
-    return replace(data, test=_Subjects(data.train, JUDGED_SUBJECTS))
+    table, first = data.train.table, data.train.subjects[:JUDGED_SUBJECTS]
+    return replace(data, test=SilhouetteDataset(table[table["subject"].isin(first)]))
 
 
 def check_judged(run: Run, data: DataSplit) -> None:
@@ -74,7 +58,7 @@ def finish_bits(run: Run, model: GaitBase, twin: FloatTwin | None, data: DataSpl
 
     With ``batch_norm_batches`` the statistics of batch norms are measured again on training clips,
     unless ``fix_BN`` froze them. With ``keep_better`` the float network of the switch is rounded to
-    the same bits, as the section's ``ptq`` says. Mean rank-1 on training subjects decides between
+    the same bits. Mean rank-1 on training subjects decides between
     the two; at a draw the trained one stays. The choice is written to ``kept.json``.
 
     Args:
@@ -125,7 +109,7 @@ def round_network(
     input_bits: Mapping[str, int],
     data: DataSplit,
 ) -> GaitBase:
-    """Return a float network rounded as the section's ``ptq`` says, on the run's training clips.
+    """Return a float network rounded on the run's training clips, see `GetaCfg.rounding`.
 
     Args:
         run: of a compressing stage.
@@ -134,7 +118,7 @@ def round_network(
         input_bits: whole bits of every quantized input, by layer name.
         data: its training half is used.
     """
-    rounding = run.experiment.compression.ptq.build()
+    rounding = run.experiment.compression.rounding
     return round_after_training(
         network,
         weight_bits,

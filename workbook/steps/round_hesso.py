@@ -35,26 +35,22 @@ def round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
         LockedError: if another process writes this stage.
     """
     with run.locked("ptq"):
-        return _round_hesso(run, data)
-
-
-def _round_hesso(run: Run, data: DataSplit) -> dict[str, Any]:
-    keep_freed_memory(run.device)
-    pruned = network_file.load_network(run.network_file("hesso"), run.device)
-    # not from GETA's network file, which stores weights of more than 16 bits as floats
-    rows = {row["layer"]: row for row in load_results(run.name, "geta")["bits_by_layer"]}
-    inputs = {layer: row["activation_bits"] for layer, row in rows.items()}
-    names = weight_names(pruned)
-    model = round_network(
-        run,
-        pruned,
-        {name: rows[layer]["weight_bits"] for layer, name in names.items()},
-        {layer: bits for layer, bits in inputs.items() if bits != FLOAT_BITS},
-        data,
-    )
-    path = network_file.network_path(run.folder("ptq") / "compressed", "ptq")
-    file = network_file.write_network(model, network_arguments(run.experiment), path)
-    _, evaluation = evaluate_network(run.experiment, model, data)
-    costs = measure(model, run.file("hesso", "compressed/compressed_*.pt"))  # rounding keeps it
-    dense = build_network(run.experiment, torch.device("cpu"))
-    return record(run, "ptq", data, evaluation, costs | measure_bits(model, dense, file))
+        keep_freed_memory(run.device)
+        pruned = network_file.load_network(run.network_file("hesso"), run.device)
+        # not from GETA's network file, which stores weights of more than 16 bits as floats
+        rows = {row["layer"]: row for row in load_results(run.name, "geta")["bits_by_layer"]}
+        inputs = {layer: row["activation_bits"] for layer, row in rows.items()}
+        names = weight_names(pruned)
+        model = round_network(
+            run,
+            pruned,
+            {name: rows[layer]["weight_bits"] for layer, name in names.items()},
+            {layer: bits for layer, bits in inputs.items() if bits != FLOAT_BITS},
+            data,
+        )
+        path = network_file.network_path(run.folder("ptq") / "compressed", "ptq")
+        file = network_file.write_network(model, network_arguments(run.experiment), path)
+        _, evaluation = evaluate_network(run.experiment, model, data)
+        costs = measure(model, run.file("hesso", "compressed/compressed_*.pt"))  # rounding keeps it
+        dense = build_network(run.experiment, torch.device("cpu"))
+        return record(run, "ptq", data, evaluation, costs | measure_bits(model, dense, file))

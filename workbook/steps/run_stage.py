@@ -87,36 +87,30 @@ def run_stage(
     """
     # several processes hold the lock themselves, while they train
     with run.locked(stage) if processes == 1 else contextlib.nullcontext():
-        _run(run, stage, watch, test, compress, processes, force)
-
-
-def _run(
-    run: Run, stage: str, watch: Watch, test: bool, compress: bool, processes: int, force: bool
-) -> None:
-    whole, run = run, run.of_stage(stage)
-    data = open_data(run.experiment, watch.progress)
-    if test or run.experiment.trainer_cfg.with_test:
-        check_test_set(run.experiment, data)
-    prepare_process(run)
-    model = build_network(run.experiment, run.device)
-    log.info("%s starts from %s", stage, start_weights(run, model, stage))
-    graph = quantization = None
-    if stage != "baseline":
-        graph = trace(run.experiment, model)
-        quantization = attach_quantizers(run.experiment, model, data, seed=run.seed)
-    optimizer = build_optimizer(run.experiment, model, graph, quantization)
-    train_stage(whole, stage, model, data, optimizer, watch, processes=processes, force=force)
-    if not compress:
-        return
-    if graph is None:
-        network = model
-    else:
-        compressed = compress_stage(run, graph, model, stage)
-        network = compressed.model
-    if test:
-        _, evaluation = evaluate_network(run.experiment, network, data)
-        if distributed.is_main() and graph is None:
-            record(run, stage, data, evaluation, measure(model))
-        elif distributed.is_main():
-            record_compressed(run, data, evaluation, compressed, stage)
-    distributed.wait()
+        whole, run = run, run.of_stage(stage)
+        data = open_data(run.experiment, watch.progress)
+        if test or run.experiment.trainer_cfg.with_test:
+            check_test_set(run.experiment, data)
+        prepare_process(run)
+        model = build_network(run.experiment, run.device)
+        log.info("%s starts from %s", stage, start_weights(run, model, stage))
+        graph = quantization = None
+        if stage != "baseline":
+            graph = trace(run.experiment, model)
+            quantization = attach_quantizers(run.experiment, model, data, seed=run.seed)
+        optimizer = build_optimizer(run.experiment, model, graph, quantization)
+        train_stage(whole, stage, model, data, optimizer, watch, processes=processes, force=force)
+        if not compress:
+            return
+        if graph is None:
+            network = model
+        else:
+            compressed = compress_stage(run, graph, model, stage)
+            network = compressed.model
+        if test:
+            _, evaluation = evaluate_network(run.experiment, network, data)
+            if distributed.is_main() and graph is None:
+                record(run, stage, data, evaluation, measure(model))
+            elif distributed.is_main():
+                record_compressed(run, data, evaluation, compressed, stage)
+        distributed.wait()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -236,7 +237,7 @@ def _fit(job: _Job) -> pd.DataFrame:
     )
     losses = GatheredLoss(build_losses([term.model_dump() for term in experiment.loss_cfg]))
     optimizer, scheduler = job.optimizer, job.scheduler
-    with deferred_signals() as signals, _StageReport(job, signals) as report:
+    with deferred_signals() as signals, closing(_StageReport(job, signals)) as report:
         transform = partial(transform_of(cfg), **share)
         with distributed.data_parallel(job.model, cfg.sync_BN, cfg.find_unused_parameters) as net:
             fit(net, batches, transform, losses, optimizer, scheduler, job.training, report)
@@ -272,10 +273,8 @@ class _StageReport(Report):
         rows = rows_to_continue(start.state, path) if start.continues else []
         return History(path, rows, self.writes)
 
-    def __enter__(self) -> "_StageReport":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Close the TensorBoard file."""
         if self.board is not None:
             self.board.close()
 

@@ -9,16 +9,3 @@ from workbook.study.plan import StudyPlan, expand, read_plan
 from workbook.study.points import read_point
 from workbook.study.tables import layer_table, point_table, read_tables, write_tables
 from workbook.study.train_point import run_point
-
-__all__ = [
-    "METHODS",
-    "StudyPlan",
-    "expand",
-    "layer_table",
-    "point_table",
-    "read_plan",
-    "read_point",
-    "read_tables",
-    "run_point",
-    "write_tables",
-]

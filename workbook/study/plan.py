@@ -10,9 +10,11 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from gaitlib.system.errors import UserError
-from workbook.config import ConfigError, Experiment, load_experiment, read_yaml
+from workbook.config import ConfigError, Experiment, load_experiment
+from workbook.config.load import explain
 from workbook.config.run_changes import digest, harmless_keys
 from workbook.config.section import Section, nearest
+from workbook.config.yaml_reader import read_with_lines
 from workbook.runs import locate, run_dir
 from workbook.study import methods
 from workbook.study.points import TEACHER, Point
@@ -81,15 +83,12 @@ def read_plan(path: str | Path) -> StudyPlan:
         UserError: if its name is not that of a run, as `workbook.runs.run_dir`.
     """
     path = Path(path)
+    values, lines = read_with_lines(path)
     try:
-        plan = StudyPlan.model_validate(read_yaml(path))
+        plan = StudyPlan.model_validate(values)
     except ValidationError as error:
-        lines = [f"the study {path} cannot run:"]
-        for problem in error.errors(include_url=False):
-            place = ".".join(map(str, problem["loc"]))
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{place}: {message}" if place else message)
-        raise ConfigError("\n  ".join(lines)) from error
+        problems = explain(error, values, lines, "study")
+        raise ConfigError("\n  ".join([f"the study {path} cannot run:", *problems])) from error
     name = path.stem if plan.name is None else plan.name
     run_dir(name)  # raises
     return plan.model_copy(update={"name": name})
@@ -112,9 +111,7 @@ def expand(plan: StudyPlan) -> list[Point]:
                 experiment = load_experiment(locate(plan.base), {**plan.overrides, **settings})
                 _check_start(experiment, plan.baseline_steps)
                 if (budget := methods.macs_budget(experiment)) is not None:
-                    methods.absolute_macs(
-                        experiment, budget
-                    )  # refuses one that no network can have
+                    methods.absolute_macs(experiment, budget)  # raises if no network can have it
                 for method in plan.methods:
                     _add_point(found, plan, method, experiment, settings, seed)
             except ConfigError as error:
@@ -167,10 +164,8 @@ def _add_point(
         settings: of this combination, by dotted key.
         seed: of the point.
     """
-    definition, resolved = (
-        methods.METHODS[method],
-        methods.resolve(method, experiment, plan.baseline_steps),
-    )
+    definition = methods.METHODS[method]
+    resolved = methods.resolve(method, experiment, plan.baseline_steps)
     sources = {other: other for other in methods.needs_of(method, experiment)}
     if definition.is_taught and experiment.trainer_cfg.teacher == "baseline":
         sources[TEACHER] = "baseline"
