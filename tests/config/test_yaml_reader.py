@@ -8,6 +8,10 @@ from workbook.config.yaml_reader import read_with_lines
 from workbook.system.folders import PARAMS, ROOT
 
 DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
+#: Each line doubles the line before.
+ALIASES = "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+LAUGHS = f"a0: &a0 [x, x]\n{ALIASES}"
+MERGED = "a0: &a0 {k: 1}\n" + ALIASES.replace("[", "{<<: [").replace("]", "]}")
 
 
 @pytest.mark.parametrize(
@@ -27,9 +31,12 @@ DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
         ("loss_cfg: []\nloss_cfg: []\n", "line 3: key 'loss_cfg' appears twice: keep one"),
         ("trainer_cfg: {a: 1, b: 2, a: 3}\n", "line 2: key 'a' appears twice"),
         ("a: {<<: {b: 1}, <<: {c: 2}}\n", "line 2: key '<<' appears twice"),
-        ("a: &a [*a]\n", "is not YAML: it is nested in too many"),
+        ("a: &a [*a]\n", "line 2: an alias inside of what it stands for"),
         ("a: !!timestamp 5\n", "line 2: 5 is not a valid timestamp"),
-        ("a: " + "[" * 9999 + "]" * 9999 + "\n", "is not YAML: it is nested in too many"),
+        ("a: " + "[" * 51 + "]" * 51 + "\n", "line 2: nested in more than 50 levels"),
+        ("a: " + "[" * 9999 + "]" * 9999 + "\n", "is not YAML: it is nested in more than 50"),
+        (LAUGHS, "more than 100000 values, most of them by aliases"),
+        (MERGED, "more than 100000 values, most of them by aliases"),
         ("trainer_cfg: {log_iter: 0__7}\n", "0__7 is 7 (octal) to YAML: write 7"),
         ("a: 1\nb: 0x_\n", "line 3: 0x_ is not a valid int: fix it, or quote '0x_'"),
         ("a: 1\nb: 2026-13-01\n", "line 3: 2026-13-01 is not a valid timestamp: fix it, or quote"),

@@ -18,6 +18,9 @@ from workbook.config.section import ConfigError
 #: The path to a value: keys and list indices, outermost first.
 Place = tuple[str | int, ...]
 
+#: The most values that a file may hold, counting what an alias repeats, and the most levels.
+MAX_VALUES, MAX_LEVELS = 100_000, 50
+
 INT, FLOAT, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "merge"))
 
 
@@ -81,7 +84,6 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     """Read a file's sections and the line of every key and entry; raises as `read_yaml` does."""
     try:
         values, node = _parse(path.read_text(encoding="utf-8"))
-        lines = dict(_lines(node))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:
@@ -94,7 +96,7 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
         raise ConfigError(f"{path} is not YAML: {_in_one_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, not sections (trainer_cfg: ...)")
-    return values, lines
+    return values, dict(_lines(node))
 
 
 def read_value(text: str) -> Any:
@@ -114,13 +116,46 @@ def read_value(text: str) -> Any:
 def _parse(text: str) -> tuple[Any, yaml.Node | None]:
     loader = _StrictLoader(text)
     node = loader.get_single_node()
+    if node is not None:
+        _count(node, {}, 0)
     return (None if node is None else loader.construct_document(node)), node
 
 
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "it is nested in too many levels"
+        return f"it is nested in more than {MAX_LEVELS} levels"
     return " ".join(str(error).split())
+
+
+def _count(node: yaml.Node, known: dict[int, int], level: int) -> int:
+    """Return how many values a node holds, those that aliases repeat each time.
+
+    A few aliases of aliases hold exponentially many, and one of itself endlessly many.
+
+    Args:
+        node: of a file.
+        known: the counts of nodes that are already counted, and 0 for those that are being counted.
+        level: how deep the node is.
+
+    Raises:
+        ConstructorError: for more than MAX_VALUES or MAX_LEVELS, or a node inside of itself.
+    """
+    if id(node) in known:
+        if not known[id(node)]:
+            _refuse("an alias inside of what it stands for: write the values", node)
+        return known[id(node)]
+    if level > MAX_LEVELS:
+        _refuse(f"nested in more than {MAX_LEVELS} levels", node)
+    known[id(node)] = 0
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        inner = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    known[id(node)] = 1 + sum(_count(part, known, level + 1) for part in inner)
+    if known[id(node)] > MAX_VALUES:
+        _refuse(f"more than {MAX_VALUES} values, most of them by aliases: write fewer", node)
+    return known[id(node)]
 
 
 def _lines(node: yaml.Node, place: Place = ()) -> Iterable[tuple[Place, int]]:

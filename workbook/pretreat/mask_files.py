@@ -2,9 +2,10 @@
 
 Archives are ``.tar``, ``.tar.gz``, ``.tgz`` and ``.zip``. One in a folder counts as a folder of its
 name; if its members are in such a folder already, that is the same one. Nothing is unpacked to
-disk, and what a member claims cannot fill the memory.
+disk, and what an archive claims cannot fill the memory.
 """
 
+import gzip
 import os
 import tarfile
 import zipfile
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from gaitlib.system.errors import UserError
 from workbook.pretreat.masks import MAX_IMAGE_BYTES
@@ -194,12 +196,16 @@ Member = tuple[str, int, Callable[[], bytes] | None]  # name, size, and how it i
 
 
 def _tar_members(archive: Path) -> Iterator[Member]:
-    with tarfile.open(archive, "r|*") as tar:  # packed or not
-        for member in tar:
-            tar.members = []  # it would keep them all
-            if not member.isdir():
-                file = tar.extractfile(member) if member.isfile() else None
-                yield member.name, member.size, file and file.read
+    with open(archive, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        with gzip.open(raw) if packed else raw as content:
+            with tarfile.open(fileobj=_Bounded(content), mode="r:") as tar:
+                for member in tar:
+                    tar.members = []  # it would keep them all
+                    if not member.isdir():
+                        file = tar.extractfile(member) if member.isfile() else None
+                        yield member.name, member.size, file and file.read
 
 
 def _zip_members(archive: Path) -> Iterator[Member]:
@@ -207,3 +213,21 @@ def _zip_members(archive: Path) -> Iterator[Member]:
         for member in content.infolist():
             if not member.is_dir():
                 yield member.filename, member.file_size, partial(content.read, member)
+
+
+class _Bounded:
+    """An unpacked archive, as tarfile reads it, that refuses what a small file can unpack to.
+
+    Args:
+        file: it gives the unpacked content.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tell, self.seek, self._read = file.tell, file.seek, file.read
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes; tarfile asks for a block of a header, or for a member."""
+        end = self.tell() + size
+        if not 0 <= size <= MAX_IMAGE_BYTES or end > MAX_ARCHIVE_BYTES:
+            raise tarfile.ReadError(f"a part of {size:,} bytes, up to {end:,}, is too large")
+        return self._read(size)
