@@ -20,16 +20,10 @@ def seed_streams(seed: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """Return the state of every stream, with CUDA's; ``torch.load`` reads it with weights_only."""
-    version, words, gauss = random.getstate()
-    numpy = np.random.get_state(legacy=False)
+    name, words, *rest = np.random.get_state()
     return {
-        "python": [version, torch.tensor(words), gauss],
-        "numpy": {
-            "key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
-            "pos": int(numpy["state"]["pos"]),
-            "has_gauss": int(numpy["has_gauss"]),
-            "gauss": float(numpy["gauss"]),
-        },
+        "python": random.getstate(),
+        "numpy": (name, words.tolist(), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all(),
     }
@@ -37,11 +31,8 @@ def random_state() -> dict[str, Any]:
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
     """Restore every stream; CUDA's only if the number of GPUs is the same."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    numpy = dict(state["numpy"])
-    words = {"key": numpy.pop("key").numpy().astype(np.uint32), "pos": numpy.pop("pos")}
-    np.random.set_state({"bit_generator": "MT19937", "state": words, **numpy})
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())
     if len(state["cuda"]) == torch.cuda.device_count():  # no state without a GPU
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

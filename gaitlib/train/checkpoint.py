@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from gaitlib.system.files import replacing, tensor_bytes
 from gaitlib.train.saved_state import entries_fault, weight_fault
 
 log = logging.getLogger(__name__)
+
+#: A weight's name, its shape in a checkpoint, and its shape in the network; ABSENT where it is not.
+Mismatch = tuple[str, tuple[int, ...] | str, tuple[int, ...] | str]
+ABSENT = "-"
 
 
 class CheckpointError(UserError):
@@ -109,14 +113,10 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     weights = state["model"]
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f"{path} holds no weights: 'model' is {_type_and_start(weights)}")
-    for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path} holds no state_dict: {name!r} is {_type_and_start(value)}, not a tensor; "
-                "save {'model': network.state_dict()}"
-            )
-        if fault := weight_fault(value):
-            raise CheckpointError(f"{path} holds no weights: {name} {fault}")
+    if fault := next(filter(None, (weight_fault(*item) for item in weights.items())), ""):
+        raise CheckpointError(
+            f"{path} holds no state_dict: {fault}; save {{'model': network.state_dict()}}"
+        )
     if fault := entries_fault(state):
         raise CheckpointError(
             f"{path} is damaged: {fault}. Take an earlier one, "
@@ -173,11 +173,8 @@ def refuse_narrow(state: Mapping[str, Any], path: Path) -> None:
 def checkpoints(folder: Path, save_name: str) -> dict[int, Path]:
     """Return the checkpoints of a stage by iteration, ascending."""
     pattern = re.compile(re.escape(save_name) + r"-(\d+)\.pt")
-    found = {}
-    for path in folder.glob("*.pt"):
-        if match := pattern.fullmatch(path.name):
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
+    matches = {path: pattern.fullmatch(path.name) for path in folder.glob("*.pt")}
+    return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
 
 
 def prune_checkpoints(folder: Path, save_name: str, keep: int | None) -> list[Path]:
@@ -188,16 +185,11 @@ def prune_checkpoints(folder: Path, save_name: str, keep: int | None) -> list[Pa
     Args:
         folder: of the checkpoints.
         save_name: checkpoints of other names are kept.
-        keep: how many to keep, those of the highest iterations; None keeps all.
+        keep: how many to keep, 1 or more, those of the highest iterations; None keeps all.
 
     Returns:
         The deleted files.
-
-    Raises:
-        UserError: if ``keep`` is less than 1.
     """
-    if keep is not None and keep < 1:
-        raise UserError(f"keep is {keep}: keep at least 1 checkpoint, or None for all")
     part = re.compile(r"\." + re.escape(save_name) + r"-\d+\.pt\..+\.part")
     deleted = [path for path in folder.glob(".*.part") if part.fullmatch(path.name)]
     if keep is not None:
@@ -274,21 +266,6 @@ def _without_wrappers(name: str) -> str:
     return ".".join(steps)
 
 
-class _Mismatch(NamedTuple):
-    """A weight that differs between a checkpoint and a network; the shape is None where absent."""
-
-    name: str
-    there: tuple[int, ...] | None
-    here: tuple[int, ...] | None
-
-    def __str__(self) -> str:
-        if self.here is None:
-            return f"{self.name}: not in the network"
-        if self.there is None:
-            return f"{self.name}: missing in the checkpoint"
-        return f"{self.name}: {self.there} in the checkpoint, {self.here} here"
-
-
 def restore_model(
     model: nn.Module, state: Mapping[str, Tensor], strict: bool = True, *, optional: str = ""
 ) -> list[str]:
@@ -313,17 +290,13 @@ def restore_model(
         state = {n: v for n, v in state.items() if n in here or not n.startswith(prefix)}
         here = {n: v for n, v in here.items() if n in state or not n.startswith(prefix)}
     names = match_keys(state, here)
-    matched = {names[name]: value for name, value in state.items() if name in names}
-    fitting = {name: v for name, v in matched.items() if v.shape == here[name].shape}
+    state = {names.get(name, name): value for name, value in state.items()}
+    there, sizes = ({n: tuple(v.shape) for n, v in side.items()} for side in (state, here))
+    fitting = {name: value for name, value in state.items() if there[name] == sizes.get(name)}
     mismatches = [
-        _Mismatch(name, tuple(matched[name].shape) if name in matched else None, tuple(value.shape))
-        for name, value in here.items()
+        (name, there.get(name, ABSENT), sizes.get(name, ABSENT))
+        for name in (sizes | there)
         if name not in fitting
-    ]
-    mismatches += [
-        _Mismatch(name, tuple(value.shape), None)
-        for name, value in state.items()
-        if name not in names
     ]
     if mismatches and (strict or not fitting):
         way_out = "restore_ckpt_strict: false loads what fits" if fitting else "nothing fits"
@@ -333,7 +306,7 @@ def restore_model(
             + _other_subjects(mismatches)
         )
     model.load_state_dict(fitting, strict=False)
-    return [str(mismatch) for mismatch in mismatches]
+    return [f"{name}: {there} in the checkpoint, {here} here" for name, there, here in mismatches]
 
 
 def load_weights(
@@ -357,21 +330,18 @@ def load_weights(
     return state
 
 
-def _table(mismatches: list[_Mismatch]) -> str:
-    rows = [("name", "in the checkpoint", "here")]
-    rows += [
-        (name, *("-" if s is None else str(s) for s in shapes)) for name, *shapes in mismatches
-    ]
+def _table(mismatches: list[Mismatch]) -> str:
+    rows = [("name", "in the checkpoint", "here"), *(tuple(map(str, row)) for row in mismatches)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
     return "\n".join(f"  {line}".rstrip() for line in lines)
 
 
-def _other_subjects(mismatches: list[_Mismatch]) -> str:
+def _other_subjects(mismatches: list[Mismatch]) -> str:
     """Explain, for the message, a classifier ``(P, C, K)`` that differs only in K."""
     for name, there, here in mismatches:
-        known = name.endswith("BNNecks.fc_bin") and there is not None and here is not None
-        if known and len(there) == len(here) == 3 and there[:2] == here[:2]:
+        is_known = name.endswith("BNNecks.fc_bin") and len(there) == len(here) == 3
+        if is_known and there[:2] == here[:2]:
             return (
                 f"\nthe checkpoint was trained on {there[2]} subjects, this experiment has "
                 f"{here[2]}: restore_ckpt_strict: false loads all but the classifier, which tests "

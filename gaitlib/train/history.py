@@ -50,12 +50,11 @@ class History:
 
     def columns(self) -> dict[str, Tensor]:
         """Return the rows as one tensor ``(rows,)`` per column, for a checkpoint."""
-        return {name: _tensor(values) for name, values in self.table().items()}
-
-
-def _tensor(column: pd.Series) -> Tensor:
-    """Return a column as int64 or float64; integers beyond int64 become floats."""
-    return torch.tensor(column.to_numpy(None if column.dtype == "int64" else "float64"))
+        table = self.table()  # integers beyond int64 become floats
+        kinds = {
+            name: None if kind == "int64" else "float64" for name, kind in table.dtypes.items()
+        }
+        return {name: torch.tensor(table[name].to_numpy(kind)) for name, kind in kinds.items()}
 
 
 def rows_to_continue(state: Mapping[str, Any], path: Path) -> Rows:
@@ -82,24 +81,17 @@ def rows_to_continue(state: Mapping[str, Any], path: Path) -> Rows:
     return pd.DataFrame({name: v.numpy() for name, v in columns.items()}).to_dict("records")
 
 
-def read_rows(path: Path, last: int | None = None) -> Rows:
-    """Return the whole rows of a CSV file, up to an iteration; a damaged file is a warning.
-
-    Args:
-        path: of the file, which may be missing.
-        last: the highest iteration to return; None means all.
-    """
-    if not path.exists():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]  # what follows the last newline is half a row
+def read_rows(path: Path) -> Rows:
+    """Return the whole rows of a CSV file, which may be missing; a damaged file is a warning."""
+    whole = path.read_bytes() if path.exists() else b""
+    whole = whole.rpartition(b"\n")[0]  # what follows the last newline is half a row
     if not whole:
         return []
     try:
         rows = pd.read_csv(io.BytesIO(whole))
-        iterations = pd.to_numeric(rows["iteration"])
-        if not iterations.is_monotonic_increasing:
+        if not pd.to_numeric(rows["iteration"]).is_monotonic_increasing:
             raise UserError("iterations do not ascend")
     except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
         log.warning("%s is damaged, and its rows are left out: %s", path, error)
         return []
-    return rows.to_dict("records") if last is None else rows[iterations <= last].to_dict("records")
+    return rows.to_dict("records")
