@@ -79,15 +79,12 @@ def _choose_file(folder: Path, file_in_use: int | None) -> tuple[Path | None, st
     if file_in_use is None and usual.is_file():
         return usual, ""
     files = sorted(folder.glob("[!.]*.pkl"))
+    names, position = join_some([path.name for path in files]), file_in_use or 0
     if not files:
         return None, ""
-    position = 0 if file_in_use is None and len(files) == 1 else file_in_use
-    names = join_some([path.name for path in files])
-    if position is None:
-        return folder, (
-            f"{len(files)} pickles ({names}): say with data_cfg.data_in_use which one holds the "
-            "silhouettes"
-        )
+    if file_in_use is None and len(files) > 1:
+        say = "say with data_cfg.data_in_use which one holds the silhouettes"
+        return folder, f"{len(files)} pickles ({names}): {say}"
     if position >= len(files):
         return folder, f"data_cfg.data_in_use asks for file {position} (from 0) of {names}"
     return files[position], ""

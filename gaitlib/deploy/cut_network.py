@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gaitlib.deploy.network_file import (
     SUFFIX,
@@ -163,10 +164,13 @@ def _relative_error(full: nn.Module, small: nn.Module) -> float:
     full = settled_copy(copy.deepcopy(full).cpu().float()).eval()
     if quantization_of(full) is not None:
         full, small, clips = full.double(), copy.deepcopy(small).double(), clips.double()
-    errors = []
     with torch.no_grad():
-        for expected, found in zip(full(clips), small.eval()(clips), strict=True):
-            if expected is not None:
-                scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-                errors.append((expected - found).abs().max() / scale)
-    return torch.stack(errors).max().item()
+        outputs = list(zip(small.eval()(clips), full(clips), strict=True))
+    errors = [relative_difference(*pair) for pair in outputs if pair[1] is not None]
+    return float(np.max(errors))  # NaN if one is
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a share of the largest magnitude that is expected."""
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return ((found - expected).abs().max() / scale).item()

@@ -238,23 +238,19 @@ def match_keys(names_in_file: Iterable[str], names_here: Iterable[str]) -> dict[
         The network's name for each name of the file that has one.
 
     Raises:
-        CheckpointError: if a name of the file matches several of the network's, or the reverse.
+        CheckpointError: if two names of one side match.
     """
-    here: dict[str, list[str]] = {}
-    for name in names_here:
-        here.setdefault(_without_wrappers(name), []).append(name)
-    matched, taken = {}, {}
-    for name in names_in_file:
-        candidates = here.get(_without_wrappers(name), [])
-        if len(candidates) > 1:
-            raise CheckpointError(f"{name} in the checkpoint could be any of {candidates} here")
-        for candidate in candidates:
-            if candidate in taken:
-                raise CheckpointError(
-                    f"{taken[candidate]} and {name} in the checkpoint are both {candidate} here"
-                )
-            matched[name], taken[candidate] = candidate, name
-    return matched
+    there, here = _by_plain_name(names_in_file), _by_plain_name(names_here)
+    return {name: here[plain] for plain, name in there.items() if plain in here}
+
+
+def _by_plain_name(names: Iterable[str]) -> dict[str, str]:
+    """Return names by what is left of them without wrappers."""
+    found: dict[str, str] = {}
+    for name in names:
+        if (other := found.setdefault(_without_wrappers(name), name)) != name:
+            raise CheckpointError(f"{other} and {name} are both {_without_wrappers(name)}")
+    return found
 
 
 def _without_wrappers(name: str) -> str:

@@ -72,11 +72,9 @@ class LogWindow:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window as plain values and one tensor."""
-        if not self.values:
-            return {"iterations": [], "names": [], "table": torch.empty(0), "seconds": 0.0}
         names, table = self._table()
         window = {"iterations": list(self.iterations), "names": names, "table": table}
-        return window | {"seconds": self._seconds()}
+        return window | {"seconds": self._seconds() if names else 0.0}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue a saved window."""
@@ -87,9 +85,9 @@ class LogWindow:
 
     def _table(self) -> tuple[list[str], Tensor]:
         """Return the scalars' names and their float32 values ``(iterations, scalars)``."""
-        names = list(self.values[0])
+        names = list(self.values[0]) if self.values else []
         rows = [torch.stack([v[n].float() for n in names]).cpu() for v in self.values]
-        return names, torch.stack(rows)
+        return names, torch.stack(rows) if rows else torch.empty(0)
 
 
 class RandomStreams:

@@ -456,7 +456,6 @@ def test_bits_end_where_the_schedule_says_and_never_leave_their_interval(geta):
             assert (bound[name] <= bound[f"{kind}_max"] + 1e-4).all()
             assert bits[name].iloc[-1] == pytest.approx(round(bits[name].iloc[-1]), abs=1e-4)
     assert bits["weights_max"].iloc[-1] == 4.0  # 8 - 2 periods x 2
-    assert (bits["outside"] == 0).all()  # counted at every step, logged or not
 
 
 def test_the_results_of_a_quantized_run_say_what_it_saves(geta):

@@ -208,9 +208,9 @@ def test_names_match_without_what_wraps_a_network():
 
 
 def test_names_that_match_twice_are_refused():
-    with pytest.raises(CheckpointError, match="conv.w and Backbone.conv.w .* are both"):
+    with pytest.raises(CheckpointError, match="conv.w and Backbone.conv.w are both conv.w"):
         match_keys(["conv.w", "Backbone.conv.w"], ["Backbone.forward_block.conv.w"])
-    with pytest.raises(CheckpointError, match="conv.w in the checkpoint could be any of"):
+    with pytest.raises(CheckpointError, match="Backbone.conv.w and forward_block.conv.w are both"):
         match_keys(["conv.w"], ["Backbone.conv.w", "forward_block.conv.w"])
 
 
