@@ -88,9 +88,9 @@ class NoOperation:
 STEPS = {
     step.__name__: step
     for step in (
-        *(BaseSilTransform, BaseSilCuttingTransform, NoOperation),
-        *(RandomAffine, RandomErasing, RandomHorizontalFlip, RandomPerspective, RandomRotate),
-        *(RandomPartBlur, RandomPartDilate),
+        *(BaseSilTransform, BaseSilCuttingTransform),
+        *(RandomAffine, RandomErasing, RandomHorizontalFlip, RandomPartBlur, RandomPartDilate),
+        *(RandomPerspective, RandomRotate, NoOperation),
     )
 }
 Step = Division | NoOperation | Augmentation

@@ -19,6 +19,7 @@ from gaitlib.train.saved_state import entries_fault, weight_fault
 
 log = logging.getLogger(__name__)
 
+TAKE_EARLIER = "Take an earlier one, trainer_cfg.restore_hint: <iteration>"
 #: A weight's name, its shape in a checkpoint, and its shape in the network; ABSENT where it is not.
 Mismatch = tuple[str, tuple[int, ...] | str, tuple[int, ...] | str]
 ABSENT = "-"
@@ -103,10 +104,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
                 "was run. If you trust its source, save its state_dict alone"
             ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path} is damaged: {reason:.200}. Take an earlier one, "
-            "trainer_cfg.restore_hint: <iteration>"
-        ) from error
+        raise CheckpointError(f"{path} is damaged: {reason:.200}. {TAKE_EARLIER}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds {type(state).__name__}, not a dict with 'model'")
     state = state if "model" in state else {"model": state}
@@ -118,10 +116,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
             f"{path} holds no state_dict: {fault}; save {{'model': network.state_dict()}}"
         )
     if fault := entries_fault(state):
-        raise CheckpointError(
-            f"{path} is damaged: {fault}. Take an earlier one, "
-            "trainer_cfg.restore_hint: <iteration>"
-        )
+        raise CheckpointError(f"{path} is damaged: {fault}. {TAKE_EARLIER}")
     return state
 
 
@@ -150,8 +145,7 @@ def _channel_numbers(value: Any, name: str) -> dict[str, set[int]]:
     if any(not isinstance(c, list) or any(type(n) is not int for n in c) for c in lists):
         raise CheckpointError(
             f"the checkpoint's optimizer is damaged: {name} should be lists of channel numbers by "
-            f"group, not {_type_and_start(value)}. Take an earlier one, trainer_cfg.restore_hint: "
-            "<iteration>"
+            f"group, not {_type_and_start(value)}. {TAKE_EARLIER}"
         )
     return {id_: set(channels) for id_, channels in value.items()}
 

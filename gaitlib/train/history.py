@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gaitlib.system.errors import UserError
 from gaitlib.system.files import write_atomically
-from gaitlib.train.checkpoint import CheckpointError
+from gaitlib.train.checkpoint import TAKE_EARLIER, CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ def rows_to_continue(state: Mapping[str, Any], path: Path) -> Rows:
     if not fine or len({len(v) for v in values}) > 1:
         raise CheckpointError(
             f"the checkpoint's history is damaged: {path.stem} should be a column of numbers for "
-            f"each name, not {str(tables):.60}. Take an earlier one, trainer_cfg.restore_hint: "
-            "<iteration>"
+            f"each name, not {str(tables):.60}. {TAKE_EARLIER}"
         )
     return pd.DataFrame({name: v.numpy() for name, v in columns.items()}).to_dict("records")
 
