@@ -162,7 +162,9 @@ class SilhouetteDataset:
             cached = map_sequences(cache, table.loc[known, "path"])
             shapes, faults = cached.shapes, cached.faults
         else:
-            cached, shapes, faults = _read(table.loc[known, "path"], cache)
+            cached = [] if cache else None
+            keep = cached.append if cache else None
+            shapes, faults = read_all(table.loc[known, "path"], keep)
         sizes = Counter(s[1:] for s, fault in zip(shapes, faults, strict=True) if not fault)
         usual = max(sizes, key=sizes.get, default=None)
         faults = [
@@ -234,18 +236,6 @@ class DataSplit:
     train: SilhouetteDataset | None
     test: SilhouetteDataset
     lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-def _read(
-    paths: Sequence[str], cache: bool
-) -> tuple[list[np.ndarray] | None, list[tuple[int, ...]], list[str]]:
-    """Return the sequences (None without ``cache``), their shapes, and their faults."""
-    sequences, shapes, faults = [], [], []
-    for frames, fault in read_all(paths):
-        sequences.append(frames if cache else None)
-        shapes.append(() if frames is None else frames.shape)
-        faults.append(fault)
-    return sequences if cache else None, shapes, faults
 
 
 def load_split(

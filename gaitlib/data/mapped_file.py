@@ -126,14 +126,8 @@ def _open_if_complete(index: Path, names: Sequence[str]) -> MappedSequences | No
 
 def _write(path: Path, names: Sequence[str]) -> tuple[list[tuple[int, ...]], list[str]]:
     """Write all readable sequences, one after another; return shapes and faults."""
-    shapes, faults = [], []
     with replacing(path, durable=True) as part, part.open("wb") as file:
-        for frames, fault in read_all(names):
-            shapes.append(() if frames is None else frames.shape)
-            faults.append(fault)
-            if frames is not None:
-                file.write(frames.data)
-    return shapes, faults
+        return read_all(names, lambda frames: frames is None or file.write(frames.data))
 
 
 def _size_and_time(path: str) -> str:
