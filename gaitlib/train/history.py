@@ -50,11 +50,10 @@ class History:
 
     def columns(self) -> dict[str, Tensor]:
         """Return the rows as one tensor ``(rows,)`` per column, for a checkpoint."""
-        table = self.table()  # integers beyond int64 become floats
-        kinds = {
-            name: None if kind == "int64" else "float64" for name, kind in table.dtypes.items()
+        return {  # integers beyond int64 become floats
+            name: torch.tensor(values.to_numpy(None if values.dtype == "int64" else "float64"))
+            for name, values in self.table().items()
         }
-        return {name: torch.tensor(table[name].to_numpy(kind)) for name, kind in kinds.items()}
 
 
 def rows_to_continue(state: Mapping[str, Any], path: Path) -> Rows:
