@@ -12,6 +12,7 @@ version to the next, and the clips of a seed would change with them. cv2 warps o
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,26 +52,41 @@ class Augmentation:
         raise NotImplementedError
 
     def overwrite(
-        self, clips: Tensor, generator: Generator | None, rank: int = 0, world_size: int = 1
+        self,
+        clips: Tensor,
+        generator: Generator | None,
+        rank: int = 0,
+        world_size: int = 1,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """Draw and apply. May write to the clips passed in.
 
         Several processes share a batch as `gaitlib.data.samplers.TripletSampler` splits it. Each
         one draws for the whole batch and keeps the rows of its clips. So every clip changes as it
-        would in one process that has the whole batch.
+        would in one process that has the whole batch. Of clips that are concatenated along frames,
+        each has a seed of its own, drawn in all processes alike: what is drawn for a clip may
+        depend on its length, which only its process knows.
 
         Args:
-            clips: ``(N, T, H, W)``: clips rank, rank + world_size, ... of N * world_size.
+            clips: ``(N, T, H, W)``: clips rank, rank + world_size, ... of N * world_size; or
+                ``(1, sum of T, H, W)``, one after another.
             generator: in the same state in all processes.
             rank: the number of this process.
             world_size: the number of processes.
+            lengths: of clips that are concatenated.
 
         Raises:
             UserError: no generator, or frames too small.
         """
-        n, *shape = clips.shape
-        draws = self.draw((n * world_size, *shape), generator)
-        return self.apply(clips, *(draw[rank::world_size] for draw in draws))
+        if lengths is None or generator is None:
+            n, *shape = clips.shape
+            draws = self.draw((n * world_size, *shape), generator)
+            return self.apply(clips, *(draw[rank::world_size] for draw in draws))
+        lengths = torch.as_tensor(lengths).tolist()
+        seeds = torch.randint(2**62, (len(lengths) * world_size,), generator=generator)
+        own = zip(clips.split(lengths, dim=1), seeds[rank::world_size].tolist(), strict=True)
+        changed = [self.overwrite(clip, Generator().manual_seed(seed)) for clip, seed in own]
+        return torch.cat(changed, dim=1)
 
 
 class RandomHorizontalFlip(Augmentation):

@@ -79,15 +79,12 @@ def _choose_file(folder: Path, file_in_use: int | None) -> tuple[Path | None, st
     if file_in_use is None and usual.is_file():
         return usual, ""
     files = sorted(folder.glob("[!.]*.pkl"))
+    names, position = join_some([path.name for path in files]), file_in_use or 0
     if not files:
         return None, ""
-    position = 0 if file_in_use is None and len(files) == 1 else file_in_use
-    names = join_some([path.name for path in files])
-    if position is None:
-        return folder, (
-            f"{len(files)} pickles ({names}): say with data_cfg.data_in_use which one holds the "
-            "silhouettes"
-        )
+    if file_in_use is None and len(files) > 1:
+        say = "say with data_cfg.data_in_use which one holds the silhouettes"
+        return folder, f"{len(files)} pickles ({names}): {say}"
     if position >= len(files):
         return folder, f"data_cfg.data_in_use asks for file {position} (from 0) of {names}"
     return files[position], ""
@@ -165,7 +162,9 @@ class SilhouetteDataset:
             cached = map_sequences(cache, table.loc[known, "path"])
             shapes, faults = cached.shapes, cached.faults
         else:
-            cached, shapes, faults = _read(table.loc[known, "path"], cache)
+            cached = [] if cache else None
+            keep = cached.append if cache else None
+            shapes, faults = read_all(table.loc[known, "path"], keep)
         sizes = Counter(s[1:] for s, fault in zip(shapes, faults, strict=True) if not fault)
         usual = max(sizes, key=sizes.get, default=None)
         faults = [
@@ -237,18 +236,6 @@ class DataSplit:
     train: SilhouetteDataset | None
     test: SilhouetteDataset
     lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-def _read(
-    paths: Sequence[str], cache: bool
-) -> tuple[list[np.ndarray] | None, list[tuple[int, ...]], list[str]]:
-    """Return the sequences (None without ``cache``), their shapes, and their faults."""
-    sequences, shapes, faults = [], [], []
-    for frames, fault in read_all(paths):
-        sequences.append(frames if cache else None)
-        shapes.append(() if frames is None else frames.shape)
-        faults.append(fault)
-    return sequences if cache else None, shapes, faults
 
 
 def load_split(

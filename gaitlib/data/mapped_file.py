@@ -1,8 +1,8 @@
 """All sequences of a data set in one memory-mapped file: a clip reads only its own pages.
 
 Each sequence is read and checked once, when the file is made. Processes share the pages that the
-system keeps in memory. Opening the file again reads only its index. An existing file is never
-written to, replaced or removed, because a run may have it open.
+system keeps in memory. Opening the file again reads only its index. A whole file is never written
+to or removed, because a run may have it open: sequences that have changed get another file.
 """
 
 import glob
@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from gaitlib.system.files import read_json, replacing
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the index; files of another format are made again
+FORMAT = 3  # of the index; files of another format are made again
 
 
 class MappedSequences:
@@ -60,8 +59,8 @@ def map_sequences(folder: Path, paths: Sequence[str]) -> MappedSequences:
     """Open the file of some sequences; make it first if it is missing, or if one of them changed.
 
     Its name follows from the paths, and from the size and the times of modification and change of
-    each sequence file. Its index is written last, so an unfinished file is made again. Several
-    processes may make it at the same time. The log names files that are out of date.
+    each sequence file. Its index is written last, so an unfinished file is made again. Processes
+    that make it at the same time write the same. The log names files that are out of date.
 
     Args:
         folder: of the file; made if needed.
@@ -81,16 +80,12 @@ def map_sequences(folder: Path, paths: Sequence[str]) -> MappedSequences:
             "%s: out of date and no longer used; `gaitlib clean` removes the files of that name in "
             "%s when no run has them open", ", ".join(Path(one).stem for one in old), folder,
         )  # fmt: skip
-    content = index.with_name(f"{index.stem}-{uuid.uuid4().hex[:8]}.bin")  # one per process
+    content = _content_of(index)
     try:
         shapes, faults = _write(content, names)
-        if (found := _open_if_complete(index, names)) is not None:  # another process was faster
-            content.unlink()
-            return found
         with replacing(index, durable=True) as part:
-            part.write_text(json.dumps([content.name, shapes, faults]))
+            part.write_text(json.dumps([shapes, faults]))
     except OSError as error:
-        content.unlink(missing_ok=True)
         needed = sum(os.path.getsize(path) for path in names if os.path.exists(path))
         raise OSError(
             error.errno,
@@ -100,28 +95,19 @@ def map_sequences(folder: Path, paths: Sequence[str]) -> MappedSequences:
     return MappedSequences(content, shapes, faults)
 
 
-def superseded_files(folder: Path) -> dict[Path, str]:
-    """Return the files of a folder of mapped files that no later start opens, with the reason.
+def superseded_files(folder: Path) -> list[Path]:
+    """Return the files of a folder of mapped files that no later start opens.
 
     Those are the files of sequences that have changed, and what killed processes left.
     """
-    found: dict[Path, str] = {}
-    newest: dict[str, Path] = {}
-    used = set()
-    for index in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
-        same_paths = index.stem.rpartition("-")[0]
-        if (older := newest.get(same_paths)) is not None:
-            found[older] = "its sequences have changed"
-        newest[same_paths] = index
-    for index in newest.values():
-        try:
-            used.add(read_json(index)[0])
-        except (OSError, ValueError, LookupError, TypeError):
-            found[index] = "damaged"
-    for content in folder.glob("*.bin"):
-        if content.name not in used:
-            found[content] = "no index that is up to date names it"
-    return found
+    indices = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    newest = {index.stem.rpartition("-")[0]: index for index in indices}
+    used = {*newest.values(), *map(_content_of, newest.values())}
+    return [path for path in (*indices, *folder.glob("*.bin")) if path not in used]
+
+
+def _content_of(index: Path) -> Path:
+    return index.with_name(f"{index.stem}.bin")
 
 
 def _open_if_complete(index: Path, names: Sequence[str]) -> MappedSequences | None:
@@ -130,8 +116,8 @@ def _open_if_complete(index: Path, names: Sequence[str]) -> MappedSequences | No
     None if the file is incomplete, or if a sequence that could not be read now can.
     """
     try:
-        content, shapes, faults = read_json(index)
-        found = MappedSequences(index.with_name(content), list(map(tuple, shapes)), faults)
+        shapes, faults = read_json(index)
+        found = MappedSequences(_content_of(index), list(map(tuple, shapes)), faults)
     except (OSError, ValueError, TypeError):
         return None
     faulty = [name for name, fault in zip(names, faults, strict=True) if fault]
@@ -140,14 +126,8 @@ def _open_if_complete(index: Path, names: Sequence[str]) -> MappedSequences | No
 
 def _write(path: Path, names: Sequence[str]) -> tuple[list[tuple[int, ...]], list[str]]:
     """Write all readable sequences, one after another; return shapes and faults."""
-    shapes, faults = [], []
     with replacing(path, durable=True) as part, part.open("wb") as file:
-        for frames, fault in read_all(names):
-            shapes.append(() if frames is None else frames.shape)
-            faults.append(fault)
-            if frames is not None:
-                file.write(frames.data)
-    return shapes, faults
+        return read_all(names, lambda frames: frames is None or file.write(frames.data))
 
 
 def _size_and_time(path: str) -> str:

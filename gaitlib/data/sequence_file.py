@@ -11,7 +11,7 @@ import io
 import math
 import pickle
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -151,12 +151,25 @@ def try_to_read(path: str | Path) -> tuple[np.ndarray | None, str]:
     return frames, ""
 
 
-def read_all(paths: Sequence[str]) -> Iterator[tuple[np.ndarray | None, str]]:
-    """Yield what :func:`try_to_read` returns for each path, in order; threads read ahead."""
-    paths = list(paths)
+def read_all(
+    paths: Sequence[str], keep: Callable[[np.ndarray | None], Any] | None = None
+) -> tuple[list[tuple[int, ...]], list[str]]:
+    """Read sequences in threads; return their shapes and their faults, as :func:`try_to_read`.
+
+    Args:
+        paths: of the sequences.
+        keep: called with each in order; with None, and the shape is (), where there is a fault.
+    """
+    paths, shapes, faults = list(paths), [], []
     with ThreadPoolExecutor(2) as pool:
         for first in range(0, len(paths), SEQUENCES_PER_BLOCK):
-            yield from pool.map(try_to_read, paths[first : first + SEQUENCES_PER_BLOCK])
+            block = paths[first : first + SEQUENCES_PER_BLOCK]
+            for frames, fault in pool.map(try_to_read, block):
+                shapes.append(() if frames is None else frames.shape)
+                faults.append(fault)
+                if keep is not None:
+                    keep(frames)
+    return shapes, faults
 
 
 def write_sequence(path: str | Path, frames: np.ndarray) -> None:

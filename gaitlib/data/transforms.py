@@ -85,18 +85,13 @@ class NoOperation:
         return clips
 
 
-AUGMENTATIONS = (
-    RandomAffine,
-    RandomErasing,
-    RandomHorizontalFlip,
-    RandomPartBlur,
-    RandomPartDilate,
-    RandomPerspective,
-    RandomRotate,
-)
 STEPS = {
     step.__name__: step
-    for step in (BaseSilTransform, BaseSilCuttingTransform, *AUGMENTATIONS, NoOperation)
+    for step in (
+        *(BaseSilTransform, BaseSilCuttingTransform),
+        *(RandomAffine, RandomErasing, RandomHorizontalFlip, RandomPartBlur, RandomPartDilate),
+        *(RandomPerspective, RandomRotate, NoOperation),
+    )
 }
 Step = Division | NoOperation | Augmentation
 #: Arguments that are not numbers.
@@ -136,11 +131,8 @@ class Transform:
         if isinstance(self.steps[0], Augmentation):
             clips = clips.clone()  # the steps may write to their input
         for step in self.steps:
-            random = isinstance(step, Augmentation)
-            if random and lengths is not None and generator is not None:
-                clips = _change_each(step, clips, lengths, generator, rank, world_size)
-            elif random:
-                clips = step.overwrite(clips, generator, rank, world_size)
+            if isinstance(step, Augmentation):
+                clips = step.overwrite(clips, generator, rank, world_size, lengths)
             else:
                 clips = step(clips)
         return clips
@@ -149,28 +141,6 @@ class Transform:
     def random(self) -> bool:
         """Whether a step needs the generator."""
         return any(isinstance(step, Augmentation) for step in self.steps)
-
-
-def _change_each(
-    step: Augmentation,
-    clips: Tensor,
-    lengths: Tensor | Sequence[int],
-    generator: Generator,
-    rank: int,
-    world_size: int,
-) -> Tensor:
-    """Apply one augmentation to each of the clips that are concatenated along frames.
-
-    Every clip of the whole batch has a seed of its own, drawn in all processes alike: what is drawn
-    for a clip may depend on its length, which only its process knows.
-    """
-    lengths = torch.as_tensor(lengths).tolist()
-    seeds = torch.randint(2**62, (len(lengths) * world_size,), generator=generator)
-    changed = [
-        step.overwrite(clip, Generator().manual_seed(int(seed)))
-        for clip, seed in zip(clips.split(lengths, dim=1), seeds[rank::world_size], strict=True)
-    ]
-    return torch.cat(changed, dim=1)
 
 
 def build_transform(spec: Spec) -> Transform:

@@ -2,6 +2,5 @@
 
 ``cut_network`` removes the zero channels and proves that nothing changed, ``network_file`` is the
 one file format of a compressed network, ``state_dict_export`` writes weights alone for other
-programs, ``onnx_export`` writes ONNX. ``network_description`` is what the files share: which
-network the numbers are of.
+programs, ``onnx_export`` writes ONNX. ``network_description`` is which network the numbers are of.
 """

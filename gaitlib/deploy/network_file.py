@@ -115,11 +115,8 @@ def write_network(model: GaitBase, architecture: Mapping[str, Any], path: Path |
         else:
             floats.append((tensor if grid is None else grid.fake(tensor)).cpu().float().ravel())
     header, rows = _header(description, weight_names(model))
-    tensors = {
-        "integers": torch.cat(integers),
-        "floats": torch.cat(floats),
-        "grids": torch.tensor(rows, dtype=torch.float32).reshape(-1, 3),
-    }
+    grids = torch.tensor(rows, dtype=torch.float32).reshape(-1, 3)
+    tensors = {"integers": torch.cat(integers), "floats": torch.cat(floats), "grids": grids}
     text = json.dumps(header, separators=(",", ":"))
     with replacing(path, durable=True) as part:
         part.write_bytes(save(tensors, {_METADATA: text}))
@@ -169,8 +166,7 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> GaitBa
     with _reading(path) as (description, tensors):
         is_own = path.suffix == SUFFIX
         state = _state(description, tensors) if is_own else read_state_dict(path)
-        model = description.rebuild(state)
-    return model.to(device)
+        return description.rebuild(state).to(device)
 
 
 def load_dense(path: Path | str) -> GaitBase:
@@ -236,24 +232,16 @@ def _description(header: Mapping[str, Any], grids: Tensor) -> NetworkDescription
         for (layer, own), sizes in zip(layer_widths(dense).items(), header["widths"], strict=True)
     }
     names = weight_names(dense)
-    weight_bits = dict(zip(names.values(), header["weight_bits"], strict=True))
-    input_bits = dict(zip(names, header["input_bits"], strict=True))
-    signed = dict(zip(names, header["input_signed"], strict=True))
-    bits = [b for b in (*weight_bits.values(), *input_bits.values()) if b != FLOAT_BITS]
-    if grids.shape != (len(bits), 3):
-        raise UserError(f"grids is {tuple(grids.shape)}, the bits call for ({len(bits)}, 3)")
-    row = iter(grids.tolist())
-    weight_grids = {
-        name: _settled(Grid(*next(row), bits, True))
-        for name, bits in weight_bits.items()
-        if bits != FLOAT_BITS
-    }
-    input_grids = {
-        layer: Grid(*next(row), bits, bool(signed[layer]))
-        for layer, bits in input_bits.items()
-        if bits != FLOAT_BITS
-    }
-    return NetworkDescription(architecture, widths, weight_grids, input_grids)
+    weights = zip(names.values(), header["weight_bits"], strict=True)
+    inputs = zip(names, header["input_bits"], header["input_signed"], strict=True)
+    weights = [(*weight, True) for weight in weights if weight[1] != FLOAT_BITS]
+    inputs = [given for given in inputs if given[1] != FLOAT_BITS]
+    if grids.shape != (count := len(weights + inputs), 3):
+        raise UserError(f"grids is {tuple(grids.shape)}, the bits call for ({count}, 3)")
+    rows = zip(weights + inputs, grids.tolist(), strict=True)
+    found = [(name, Grid(*row, bits, bool(signed))) for (name, bits, signed), row in rows]
+    weight_grids = {name: _settled(grid) for name, grid in found[: len(weights)]}
+    return NetworkDescription(architecture, widths, weight_grids, dict(found[len(weights) :]))
 
 
 def _check_size(architecture: Mapping[str, Any]) -> None:
@@ -278,20 +266,21 @@ def _state(description: NetworkDescription, tensors: Mapping[str, Tensor]) -> di
     """Cut ``integers`` and ``floats`` into the entries of the network's ``state_dict``."""
     model, weight_grids = description.outline(), description.weight_grids
     shapes = _shapes(model)
-    packed = [stored_bytes(shapes[name].numel(), grid.bits) for name, grid in weight_grids.items()]
-    floats = [shape.numel() for name, shape in shapes.items() if name not in weight_grids]
-    for kind, sizes in (("integers", packed), ("floats", floats)):
-        if tensors[kind].shape != (sum(sizes),):
-            has = tuple(tensors[kind].shape)
-            raise UserError(f"{kind} is {has}, the network needs ({sum(sizes)},)")
-    packed_parts = iter(tensors["integers"].split(packed))
-    float_parts = iter(tensors["floats"].split(floats))
+    sizes = {
+        "integers": {n: stored_bytes(shapes[n].numel(), g.bits) for n, g in weight_grids.items()},
+        "floats": {n: shape.numel() for n, shape in shapes.items() if n not in weight_grids},
+    }
+    parts = {}
+    for kind, of_kind in sizes.items():
+        if tensors[kind].shape != (total := sum(of_kind.values()),):
+            raise UserError(f"{kind} is {(*tensors[kind].shape,)}, the network needs ({total},)")
+        parts |= zip(of_kind, tensors[kind].split(list(of_kind.values())), strict=True)
     state = {}
     for name, tensor in model.state_dict().items():
         if grid := weight_grids.get(name):
-            state[name] = grid.dequantize(unpack(next(packed_parts), grid.bits, tensor.shape))
+            state[name] = grid.dequantize(unpack(parts[name], grid.bits, tensor.shape))
         elif name in shapes:
-            state[name] = next(float_parts).reshape(tensor.shape).clone()
+            state[name] = parts[name].reshape(tensor.shape).clone()
         else:  # a counter of steps
             state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     return state

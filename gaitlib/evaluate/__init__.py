@@ -12,25 +12,3 @@ from gaitlib.evaluate.evaluation import (
 from gaitlib.evaluate.evaluation_records import from_results, read_hits, to_results, write_hits
 from gaitlib.evaluate.features import collect, distance, embed_batches
 from gaitlib.evaluate.protocol import check_test_set, evaluate_features
-
-__all__ = [
-    "Averaging",
-    "Evaluation",
-    "averaging_of",
-    "bootstrap_drop",
-    "check_test_set",
-    "collect",
-    "conditions_of",
-    "distance",
-    "embed_batches",
-    "evaluate_features",
-    "examples",
-    "from_results",
-    "mean_rank1",
-    "nearest",
-    "probe_view_means",
-    "read_hits",
-    "to_results",
-    "worst_pairs",
-    "write_hits",
-]

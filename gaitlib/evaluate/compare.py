@@ -203,26 +203,17 @@ def nearest(
     between, column = between.min(1)
     column = column.cpu().numpy()
     match = gallery.iloc[column]
-    pairs = pd.DataFrame(
-        {
-            "probe": rows,
-            "gallery": gallery_rows[column],
-            "probe_subject": probe["subject"].to_numpy(),
-            "gallery_subject": match["subject"].to_numpy(),
-            "probe_view": probe["view"].to_numpy(),
-            "gallery_view": match["view"].to_numpy(),
-            "distance": between.cpu().numpy(),
-            "hit": probe["subject"].to_numpy() == match["subject"].to_numpy(),
-        }
-    )
+    pairs = pd.DataFrame({"probe": rows, "gallery": gallery_rows[column]})
+    for key in ("subject", "view"):
+        for side, found in (("probe", probe), ("gallery", match)):
+            pairs[f"{side}_{key}"] = found[key].to_numpy()
+    pairs["distance"] = between.cpu().numpy()
+    pairs["hit"] = pairs["probe_subject"] == pairs["gallery_subject"]
     return pairs[np.isfinite(pairs["distance"])].reset_index(drop=True)
 
 
 def examples(pairs: pd.DataFrame, hits: int = 4, misses: int = 4, *, seed: int = 0) -> pd.DataFrame:
     """Draw at most ``hits`` hits and ``misses`` misses from :func:`nearest`, hits first."""
     rng = np.random.default_rng(seed)
-    drawn = [
-        pairs[pairs["hit"] == hit].sample(frac=1, random_state=rng).head(count)
-        for hit, count in ((True, hits), (False, misses))
-    ]
-    return pd.concat(drawn, ignore_index=True)
+    mixed = [pairs[pairs["hit"] == hit].sample(frac=1, random_state=rng) for hit in (True, False)]
+    return pd.concat([mixed[0].head(hits), mixed[1].head(misses)], ignore_index=True)

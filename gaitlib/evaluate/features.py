@@ -66,12 +66,10 @@ def collect(indices: Tensor, features: Tensor) -> Tensor:
     Raises:
         ValueError: an index is missing or repeated.
     """
-    n = len(features)
-    if not torch.equal(indices.sort().values, torch.arange(n)):
+    found, order = indices.sort()
+    if found.tolist() != list(range(n := len(features))):
         raise ValueError(f"{n} features need each index of 0..{n - 1} once: {indices.tolist()}")
-    ordered = torch.empty(features.shape, dtype=features.dtype)
-    ordered[indices] = features
-    return ordered  # (n, C, P)
+    return features[order]
 
 
 def distance(probe: Tensor, gallery: Tensor, metric: str = "euc") -> Tensor:

@@ -42,18 +42,14 @@ def hits_per_view(
         columns = np.flatnonzero(gallery["view"] == view)
         gallery_subjects = gallery["subject"].to_numpy()[columns]
         at_view = between[:, torch.as_tensor(columns, device=between.device)]
+        unknown = not len(columns) or remove_no_gallery & ~np.isin(subjects, gallery_subjects)
         for k, hits in zip(protocol.ranks, found.values(), strict=True):
-            if not len(columns):
-                hits[view] = np.full(len(probe), np.nan, dtype=np.float32)
-                continue
-            if k == 1:
+            if k == 1 and len(columns):
                 nearest = at_view.argmin(1)[:, None]
             else:
                 nearest = at_view.topk(min(k, len(columns)), dim=1, largest=False).indices
             match = gallery_subjects[nearest.cpu().numpy()] == subjects[:, None]  # (n, k)
-            hits[view] = match.any(1).astype(np.float32)
-            if remove_no_gallery:
-                hits[view][~np.isin(subjects, gallery_subjects)] = np.nan
+            hits[view] = np.where(unknown, np.nan, match.any(1)).astype(np.float32)
     return {name: pd.DataFrame(hits) for name, hits in found.items()}
 
 

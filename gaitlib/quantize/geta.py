@@ -4,7 +4,6 @@ This is QASSO, the optimizer of GETA (Qu et al., https://arxiv.org/abs/2502.1663
 groups, scores and schedule of `gaitlib.prune.hesso.HESSO`, and equals it without quantization.
 """
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,8 +24,6 @@ from gaitlib.quantize.qasso import choose_rate_and_steps
 from gaitlib.quantize.quantization import Quantization
 from gaitlib.system.distributed import from_rank_0
 from gaitlib.system.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 class GETA(HESSO):
@@ -99,8 +96,6 @@ class GETA(HESSO):
                 while nothing is rounded.
             weights_min, weights_max, activations_min, activations_max: the allowed interval; NaN in
                 warm-up, which has none, and while nothing is rounded.
-            outside: how often a quantizer was outside its interval after a step, over all steps so
-                far.
         """
         control, step = self.control, self.num_steps
         table = control.quantization.bits()
@@ -110,8 +105,7 @@ class GETA(HESSO):
             bounds = [math.nan] * 4
         names = ("weights_min", "weights_max", "activations_min", "activations_max")
         row |= dict(zip(names, bounds, strict=True))
-        row = row if control.rounds else dict.fromkeys(row, math.nan)
-        return row | {"outside": int(control.outside)}
+        return row if control.rounds else dict.fromkeys(row, math.nan)
 
     def _share_groups(self) -> None:
         super()._share_groups()
@@ -202,24 +196,11 @@ class GETA(HESSO):
 
     def _subtract(self, group: dict[str, Any], losses: Sequence[Tensor]) -> None:
         """Subtract ``losses`` from redundant channels, at the end of a period all that is left."""
-        redundant, params, dims = (
-            self.pruner.indices(group)["redundant"],
-            group["params"],
-            group["p_dims"],
-        )
-        rows = [
-            param.index_select(dim, redundant).sub_(loss)
-            for param, dim, loss in zip(params, dims, losses, strict=True)
-        ]
-        if self.pruner.factor == 0.0:  # the only wait for the device, once per period
-            remaining, total = (sum(x.square().sum() for x in xs) for xs in (rows, params))
-            share = (remaining / total).sqrt().item()
-            log.info(
-                "%s: redundant channels leave with %.3f of the group's norm", group["id"], share
-            )
-            torch._foreach_zero_(rows)
-        for param, dim, row in zip(params, dims, rows, strict=True):
-            param.index_copy_(dim, redundant, row)
+        redundant = self.pruner.indices(group)["redundant"]
+        for param, dim, loss in zip(group["params"], group["p_dims"], losses, strict=True):
+            param.index_add_(dim, redundant, loss, alpha=-1)
+            if self.pruner.factor == 0.0:
+                param.index_fill_(dim, redundant, 0.0)
 
 
 def build_geta(

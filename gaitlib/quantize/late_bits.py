@@ -86,16 +86,11 @@ class LateBits(BitControl):
 
     def complete_gradients(self) -> None:
         """Add to the gradients of q_m and t what they change by d, which follows them."""
-        live = [q for q in self.quantizers if q.d.grad is not None and q.q_m.grad is not None]
-        if not live:
-            return
-        d, q_m, t, grad = map(
-            torch.stack, zip(*((q.d, q.q_m, q.t, q.d.grad) for q in live), strict=True)
-        )
-        torch._foreach_add_([q.q_m.grad for q in live], list((grad * t * d / q_m).unbind()))
-        for q, share in zip(live, (grad * d * q_m.log()).unbind(), strict=True):
+        for q in self.quantizers:
+            if q.q_m.grad is not None:
+                q.q_m.grad.add_(q.d.grad * q.t * q.d / q.q_m)
             if q.t.grad is not None:
-                q.t.grad.add_(share)
+                q.t.grad.add_(q.d.grad * q.d * q.q_m.log())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to continue, except for the scalars."""

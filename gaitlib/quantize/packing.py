@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gaitlib.model.float_state import float_state
-from gaitlib.model.network_cost import FLOAT_BITS, INT16_BITS, stored_bits, stored_bytes
+from gaitlib.model.network_cost import FLOAT_BITS, INT16_BITS, stored_bits
 from gaitlib.system.errors import UserError
 
 
@@ -49,7 +49,7 @@ def unpack(data: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     """Return what `pack` packed.
 
     Args:
-        data: uint8, as many as ``shape`` and ``bits`` need.
+        data: uint8, ``(stored_bytes(prod(shape), bits),)``.
         bits: 2..16.
         shape: of the result.
 
@@ -57,18 +57,12 @@ def unpack(data: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
         int32 of this shape, on the CPU.
 
     Raises:
-        UserError: if ``bits`` is outside its range, ``data`` has another type or size, or holds
-            the one code that is no level, ``-2^(bits-1)``.
+        UserError: if ``bits`` is outside its range, or ``data`` holds the one code that is no
+            level, ``-2^(bits-1)``.
     """
     if stored_bits(bits) == FLOAT_BITS:
         raise UserError(f"bits is {bits}; integers of 2 to 16 bits are packed")
-    numel = math.prod(shape)
-    if data.dtype != torch.uint8 or data.numel() != stored_bytes(numel, bits):
-        raise UserError(
-            f"{tuple(shape)} at {bits} bits takes {stored_bytes(numel, bits)} bytes as uint8, not "
-            f"{data.numel()} as {data.dtype}"
-        )
-    raw = data.detach().cpu().numpy().ravel()
+    numel, raw = math.prod(shape), data.detach().cpu().numpy().ravel()
     if bits in INT16_BITS:
         values = raw.copy().view("<i2").astype(np.int32)
     else:

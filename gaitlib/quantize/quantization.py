@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gaitlib.model.float_state import QUANTIZATION, quantization_of
-from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
+from gaitlib.model.heads import SeparateBNNecks
 from gaitlib.model.widths import weight_names
 from gaitlib.quantize.grid import Grid, bit_width
 from gaitlib.quantize.quantizer import (
@@ -28,8 +28,6 @@ from gaitlib.quantize.quantizer import (
 from gaitlib.system.errors import UserError
 
 QUANTIZE = ("weights", "weights_and_activations")
-
-_WEIGHTS = {nn.Conv2d: "weight", SeparateFCs: "fc_bin", SeparateBNNecks: "fc_bin"}
 
 
 class Quantization(nn.Module):

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,20 +38,16 @@ def choose_device(
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         device = "cuda" if count else "cpu"
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        chosen = None
-    known = chosen is not None and chosen.type in ("cpu", "cuda")
-    if not known or chosen.type == "cpu" and chosen.index:
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", device):
         raise UserError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
+    chosen = torch.device(device)
     if chosen.type == "cpu":
         return chosen
     if (chosen.index or 0) >= count:
         raise UserError(f"device {device!r} is not available ({count} GPUs): write 'auto' or 'cpu'")
-    if share_gpu and chosen.index is not None:
+    if local_processes == 1 or share_gpu and chosen.index is not None:
         return chosen
-    if local_processes > 1 and chosen.index is not None:
+    if chosen.index is not None:
         raise UserError(
             f"device {device!r} names one GPU for {local_processes} processes: write 'cuda'"
         )
@@ -59,7 +56,7 @@ def choose_device(
             f"{local_processes} processes need a GPU each, and there are {count}: "
             f"write --nproc_per_node={count}, or --device cpu"
         )
-    return torch.device("cuda", local_rank) if local_processes > 1 else chosen
+    return torch.device("cuda", local_rank)
 
 
 def device_name(device: torch.device) -> str:

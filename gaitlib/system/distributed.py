@@ -246,9 +246,8 @@ def from_rank_0(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def share_buffers(model: nn.Module) -> None:
     """Copy rank 0's buffers to every process: each updates its batch-norm statistics separately."""
-    if world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+    for buffer in model.buffers():
+        from_rank_0(buffer)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,11 @@ from gaitlib.system.files import replacing, tensor_bytes
 from gaitlib.train.saved_state import entries_fault, weight_fault
 
 log = logging.getLogger(__name__)
+
+TAKE_EARLIER = "Take an earlier one, trainer_cfg.restore_hint: <iteration>"
+#: A weight's name, its shape in a checkpoint, and its shape in the network; ABSENT where it is not.
+Mismatch = tuple[str, tuple[int, ...] | str, tuple[int, ...] | str]
+ABSENT = "-"
 
 
 class CheckpointError(UserError):
@@ -99,29 +104,19 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
                 "was run. If you trust its source, save its state_dict alone"
             ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path} is damaged: {reason:.200}. Take an earlier one, "
-            "trainer_cfg.restore_hint: <iteration>"
-        ) from error
+        raise CheckpointError(f"{path} is damaged: {reason:.200}. {TAKE_EARLIER}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds {type(state).__name__}, not a dict with 'model'")
     state = state if "model" in state else {"model": state}
     weights = state["model"]
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f"{path} holds no weights: 'model' is {_type_and_start(weights)}")
-    for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path} holds no state_dict: {name!r} is {_type_and_start(value)}, not a tensor; "
-                "save {'model': network.state_dict()}"
-            )
-        if fault := weight_fault(value):
-            raise CheckpointError(f"{path} holds no weights: {name} {fault}")
-    if fault := entries_fault(state):
+    if fault := next(filter(None, (weight_fault(*item) for item in weights.items())), ""):
         raise CheckpointError(
-            f"{path} is damaged: {fault}. Take an earlier one, "
-            "trainer_cfg.restore_hint: <iteration>"
+            f"{path} holds no state_dict: {fault}; save {{'model': network.state_dict()}}"
         )
+    if fault := entries_fault(state):
+        raise CheckpointError(f"{path} is damaged: {fault}. {TAKE_EARLIER}")
     return state
 
 
@@ -150,8 +145,7 @@ def _channel_numbers(value: Any, name: str) -> dict[str, set[int]]:
     if any(not isinstance(c, list) or any(type(n) is not int for n in c) for c in lists):
         raise CheckpointError(
             f"the checkpoint's optimizer is damaged: {name} should be lists of channel numbers by "
-            f"group, not {_type_and_start(value)}. Take an earlier one, trainer_cfg.restore_hint: "
-            "<iteration>"
+            f"group, not {_type_and_start(value)}. {TAKE_EARLIER}"
         )
     return {id_: set(channels) for id_, channels in value.items()}
 
@@ -173,11 +167,8 @@ def refuse_narrow(state: Mapping[str, Any], path: Path) -> None:
 def checkpoints(folder: Path, save_name: str) -> dict[int, Path]:
     """Return the checkpoints of a stage by iteration, ascending."""
     pattern = re.compile(re.escape(save_name) + r"-(\d+)\.pt")
-    found = {}
-    for path in folder.glob("*.pt"):
-        if match := pattern.fullmatch(path.name):
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
+    matches = {path: pattern.fullmatch(path.name) for path in folder.glob("*.pt")}
+    return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
 
 
 def prune_checkpoints(folder: Path, save_name: str, keep: int | None) -> list[Path]:
@@ -188,16 +179,11 @@ def prune_checkpoints(folder: Path, save_name: str, keep: int | None) -> list[Pa
     Args:
         folder: of the checkpoints.
         save_name: checkpoints of other names are kept.
-        keep: how many to keep, those of the highest iterations; None keeps all.
+        keep: how many to keep, 1 or more, those of the highest iterations; None keeps all.
 
     Returns:
         The deleted files.
-
-    Raises:
-        UserError: if ``keep`` is less than 1.
     """
-    if keep is not None and keep < 1:
-        raise UserError(f"keep is {keep}: keep at least 1 checkpoint, or None for all")
     part = re.compile(r"\." + re.escape(save_name) + r"-\d+\.pt\..+\.part")
     deleted = [path for path in folder.glob(".*.part") if part.fullmatch(path.name)]
     if keep is not None:
@@ -246,23 +232,19 @@ def match_keys(names_in_file: Iterable[str], names_here: Iterable[str]) -> dict[
         The network's name for each name of the file that has one.
 
     Raises:
-        CheckpointError: if a name of the file matches several of the network's, or the reverse.
+        CheckpointError: if two names of one side match.
     """
-    here: dict[str, list[str]] = {}
-    for name in names_here:
-        here.setdefault(_without_wrappers(name), []).append(name)
-    matched, taken = {}, {}
-    for name in names_in_file:
-        candidates = here.get(_without_wrappers(name), [])
-        if len(candidates) > 1:
-            raise CheckpointError(f"{name} in the checkpoint could be any of {candidates} here")
-        for candidate in candidates:
-            if candidate in taken:
-                raise CheckpointError(
-                    f"{taken[candidate]} and {name} in the checkpoint are both {candidate} here"
-                )
-            matched[name], taken[candidate] = candidate, name
-    return matched
+    there, here = _by_plain_name(names_in_file), _by_plain_name(names_here)
+    return {name: here[plain] for plain, name in there.items() if plain in here}
+
+
+def _by_plain_name(names: Iterable[str]) -> dict[str, str]:
+    """Return names by what is left of them without wrappers."""
+    found: dict[str, str] = {}
+    for name in names:
+        if (other := found.setdefault(_without_wrappers(name), name)) != name:
+            raise CheckpointError(f"{other} and {name} are both {_without_wrappers(name)}")
+    return found
 
 
 def _without_wrappers(name: str) -> str:
@@ -272,21 +254,6 @@ def _without_wrappers(name: str) -> str:
         while steps[:1] == [wrapper]:
             steps.pop(0)
     return ".".join(steps)
-
-
-class _Mismatch(NamedTuple):
-    """A weight that differs between a checkpoint and a network; the shape is None where absent."""
-
-    name: str
-    there: tuple[int, ...] | None
-    here: tuple[int, ...] | None
-
-    def __str__(self) -> str:
-        if self.here is None:
-            return f"{self.name}: not in the network"
-        if self.there is None:
-            return f"{self.name}: missing in the checkpoint"
-        return f"{self.name}: {self.there} in the checkpoint, {self.here} here"
 
 
 def restore_model(
@@ -313,17 +280,13 @@ def restore_model(
         state = {n: v for n, v in state.items() if n in here or not n.startswith(prefix)}
         here = {n: v for n, v in here.items() if n in state or not n.startswith(prefix)}
     names = match_keys(state, here)
-    matched = {names[name]: value for name, value in state.items() if name in names}
-    fitting = {name: v for name, v in matched.items() if v.shape == here[name].shape}
+    state = {names.get(name, name): value for name, value in state.items()}
+    there, sizes = ({n: tuple(v.shape) for n, v in side.items()} for side in (state, here))
+    fitting = {name: value for name, value in state.items() if there[name] == sizes.get(name)}
     mismatches = [
-        _Mismatch(name, tuple(matched[name].shape) if name in matched else None, tuple(value.shape))
-        for name, value in here.items()
+        (name, there.get(name, ABSENT), sizes.get(name, ABSENT))
+        for name in (sizes | there)
         if name not in fitting
-    ]
-    mismatches += [
-        _Mismatch(name, tuple(value.shape), None)
-        for name, value in state.items()
-        if name not in names
     ]
     if mismatches and (strict or not fitting):
         way_out = "restore_ckpt_strict: false loads what fits" if fitting else "nothing fits"
@@ -333,7 +296,7 @@ def restore_model(
             + _other_subjects(mismatches)
         )
     model.load_state_dict(fitting, strict=False)
-    return [str(mismatch) for mismatch in mismatches]
+    return [f"{name}: {there} in the checkpoint, {here} here" for name, there, here in mismatches]
 
 
 def load_weights(
@@ -357,21 +320,18 @@ def load_weights(
     return state
 
 
-def _table(mismatches: list[_Mismatch]) -> str:
-    rows = [("name", "in the checkpoint", "here")]
-    rows += [
-        (name, *("-" if s is None else str(s) for s in shapes)) for name, *shapes in mismatches
-    ]
+def _table(mismatches: list[Mismatch]) -> str:
+    rows = [("name", "in the checkpoint", "here"), *(tuple(map(str, row)) for row in mismatches)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
     return "\n".join(f"  {line}".rstrip() for line in lines)
 
 
-def _other_subjects(mismatches: list[_Mismatch]) -> str:
+def _other_subjects(mismatches: list[Mismatch]) -> str:
     """Explain, for the message, a classifier ``(P, C, K)`` that differs only in K."""
     for name, there, here in mismatches:
-        known = name.endswith("BNNecks.fc_bin") and there is not None and here is not None
-        if known and len(there) == len(here) == 3 and there[:2] == here[:2]:
+        is_known = name.endswith("BNNecks.fc_bin") and len(there) == len(here) == 3
+        if is_known and there[:2] == here[:2]:
             return (
                 f"\nthe checkpoint was trained on {there[2]} subjects, this experiment has "
                 f"{here[2]}: restore_ckpt_strict: false loads all but the classifier, which tests "

@@ -12,9 +12,6 @@ from gaitlib.model import GaitBase
 from gaitlib.model.float_state import quantization_of
 from gaitlib.train.teacher import Teacher
 
-#: The name of the loss in the history.
-TERM = "distillation/loss"
-
 
 class FloatTwin(Teacher):
     """Keeps the float network of the last step before the network is rounded.
@@ -28,8 +25,10 @@ class FloatTwin(Teacher):
         network: the float network, in evaluation mode; None until the model is rounded.
     """
 
+    term = "distillation/loss"
+
     def __init__(self, model: GaitBase, weight: float = 0.0, scale: float = 1.0) -> None:
-        super().__init__(None, scale, weight, TERM)
+        super().__init__(None, scale, weight)
         self.model = model
 
     def begin_step(self) -> None:

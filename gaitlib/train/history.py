@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gaitlib.system.errors import UserError
 from gaitlib.system.files import write_atomically
-from gaitlib.train.checkpoint import CheckpointError
+from gaitlib.train.checkpoint import TAKE_EARLIER, CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,10 @@ class History:
 
     def columns(self) -> dict[str, Tensor]:
         """Return the rows as one tensor ``(rows,)`` per column, for a checkpoint."""
-        return {name: _tensor(values) for name, values in self.table().items()}
-
-
-def _tensor(column: pd.Series) -> Tensor:
-    """Return a column as int64 or float64; integers beyond int64 become floats."""
-    return torch.tensor(column.to_numpy(None if column.dtype == "int64" else "float64"))
+        return {  # integers beyond int64 become floats
+            name: torch.tensor(values.to_numpy(None if values.dtype == "int64" else "float64"))
+            for name, values in self.table().items()
+        }
 
 
 def rows_to_continue(state: Mapping[str, Any], path: Path) -> Rows:
@@ -76,30 +74,22 @@ def rows_to_continue(state: Mapping[str, Any], path: Path) -> Rows:
     if not fine or len({len(v) for v in values}) > 1:
         raise CheckpointError(
             f"the checkpoint's history is damaged: {path.stem} should be a column of numbers for "
-            f"each name, not {str(tables):.60}. Take an earlier one, trainer_cfg.restore_hint: "
-            "<iteration>"
+            f"each name, not {str(tables):.60}. {TAKE_EARLIER}"
         )
     return pd.DataFrame({name: v.numpy() for name, v in columns.items()}).to_dict("records")
 
 
-def read_rows(path: Path, last: int | None = None) -> Rows:
-    """Return the whole rows of a CSV file, up to an iteration; a damaged file is a warning.
-
-    Args:
-        path: of the file, which may be missing.
-        last: the highest iteration to return; None means all.
-    """
-    if not path.exists():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]  # what follows the last newline is half a row
+def read_rows(path: Path) -> Rows:
+    """Return the whole rows of a CSV file, which may be missing; a damaged file is a warning."""
+    whole = path.read_bytes() if path.exists() else b""
+    whole = whole.rpartition(b"\n")[0]  # what follows the last newline is half a row
     if not whole:
         return []
     try:
         rows = pd.read_csv(io.BytesIO(whole))
-        iterations = pd.to_numeric(rows["iteration"])
-        if not iterations.is_monotonic_increasing:
+        if not pd.to_numeric(rows["iteration"]).is_monotonic_increasing:
             raise UserError("iterations do not ascend")
     except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
         log.warning("%s is damaged, and its rows are left out: %s", path, error)
         return []
-    return rows.to_dict("records") if last is None else rows[iterations <= last].to_dict("records")
+    return rows.to_dict("records")

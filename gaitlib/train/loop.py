@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -14,11 +14,10 @@ from tqdm.auto import tqdm
 from gaitlib.data.batches import Batch
 from gaitlib.prune.hesso import HESSO
 from gaitlib.system.signals import TrainingStopped
-from gaitlib.train.training_state import NonFiniteLossError, TrainingState
-
-__all__ = ["NonFiniteLossError", "Report", "fit"]
+from gaitlib.train.training_state import TrainingState
 
 
+@dataclass(eq=False)
 class Report:
     """Whom the loop tells how far it is. This one keeps quiet; a caller overrides what it needs.
 
@@ -29,15 +28,10 @@ class Report:
         progress: draw a bar.
     """
 
-    def __init__(
-        self,
-        log_iter: int = 100,
-        save_iter: int = 0,
-        total_iter: int | None = None,
-        progress: bool = False,
-    ) -> None:
-        self.log_iter, self.save_iter, self.total_iter = log_iter, save_iter, total_iter
-        self.progress = progress
+    log_iter: int = 100
+    save_iter: int = 0
+    total_iter: int | None = None
+    progress: bool = False
 
     def log(self, row: dict[str, float]) -> None:
         """Take a row of history."""
@@ -176,16 +170,9 @@ def _step(
         scheduler.step()
 
 
-@runtime_checkable
-class _Prunes(Protocol):
-    """An optimizer that removes channels: `HESSO`, or only_train_once's own."""
-
-    def group_sparsity(self) -> float: ...
-
-
 def _pruning_row(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Return how far an optimizer has pruned; empty for one that does not."""
-    if not isinstance(optimizer, _Prunes):
+    if not hasattr(optimizer, "group_sparsity"):  # `HESSO`, or only_train_once's own
         return {}
     row = {"group_sparsity": float(optimizer.group_sparsity())}
     share = optimizer.cost_share if isinstance(optimizer, HESSO) else None

@@ -9,7 +9,7 @@ from torch import nn
 
 from gaitlib.model.float_state import QUANTIZATION
 from gaitlib.prune.hesso import HESSO
-from gaitlib.train.checkpoint import CheckpointError, is_narrow, restore_model
+from gaitlib.train.checkpoint import TAKE_EARLIER, CheckpointError, is_narrow, restore_model
 from gaitlib.train.saved_state import StateError, load_checked
 from gaitlib.train.training_state import TrainingState
 
@@ -86,10 +86,8 @@ def _restore_training(training: TrainingState, state: Mapping[str, Any]) -> None
                 f"the run cannot continue: {error}. Name the teacher that it began with in "
                 "trainer_cfg.teacher, or start anew, trainer_cfg.restore_hint: 0"
             ) from error
-        raise CheckpointError(
-            f"the checkpoint is damaged: {error.entry}: {error}. Take an earlier one, "
-            "trainer_cfg.restore_hint: <iteration>"
-        ) from error
+        damage = f"the checkpoint is damaged: {error.entry}: {error}"
+        raise CheckpointError(f"{damage}. {TAKE_EARLIER}") from error
 
 
 def has_complete_state_dict(optimizer: torch.optim.Optimizer) -> bool:

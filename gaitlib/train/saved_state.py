@@ -14,7 +14,10 @@ from gaitlib.system.errors import UserError
 #: An optimizer's tensors that have the shape of their parameter.
 LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
-
+#: The kinds of a checkpoint's entries, as `kind_fault` compares them.
+ENTRIES = {
+    name: {} for name in ("optimizer", "scheduler", "scaler", "window", "cost", "config", "history")
+}
 #: What a state of the wrong kind can raise when it is loaded.
 _UNREADABLE = (ValueError, LookupError, RuntimeError, TypeError, AttributeError, OverflowError)
 
@@ -58,22 +61,17 @@ def entries_fault(state: Mapping[str, Any]) -> str:
     iteration = state.get("iteration", 0)
     if type(iteration) is not int or iteration < 0:
         return f"iteration is {iteration!r:.40}, not a whole number"
-    for name in ("optimizer", "scheduler", "scaler", "window", "cost", "config", "history"):
-        value = state.get(name)
-        if value is not None and not isinstance(value, Mapping):
-            return f"{name} is {type(value).__name__} {value!r:.40}, not a dictionary"
-    streams = state.get("random", [])
-    if not isinstance(streams, list) or not all(isinstance(s, Mapping) for s in streams):
-        return f"random is {type(streams).__name__} {streams!r:.40}, not a list of dictionaries"
-    return ""
+    return kind_fault(ENTRIES, {name: value for name, value in state.items() if value is not None})
 
 
-def weight_fault(value: Tensor) -> str:
-    """Return why a tensor cannot be a weight; "" if it can."""
+def weight_fault(name: Any, value: Any) -> str:
+    """Return why an entry of a state_dict cannot be a weight; "" if it can."""
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return _other_kind(value, "a tensor with a name", repr(name))
     if value.device.type == "meta":
-        return "has no values (it is on the device meta)"
+        return f"{name} has no values (it is on the device meta)"
     if value.layout is not torch.strided or value.is_quantized or value.is_complex():
-        return f"is no plain tensor of numbers ({value.layout}, {value.dtype})"
+        return f"{name} is no plain tensor of numbers ({value.layout}, {value.dtype})"
     return ""
 
 
@@ -95,9 +93,8 @@ def kind_fault(ours: Any, saved: Any, where: str = "") -> str:
     elif isinstance(ours, list | tuple):
         if not isinstance(saved, list | tuple):
             return _other_kind(saved, "a list", where)
-        same = len(ours) == len(saved)
-        pairs = [(a, b, f"{where}.{i}") for i, (a, b) in enumerate(zip(ours, saved, strict=False))]
-        pairs = pairs if same else []
+        numbers = range(len(ours)) if len(ours) == len(saved) else ()
+        pairs = [(ours[i], saved[i], f"{where}.{i}") for i in numbers]
     else:
         kinds = (bool, str, Tensor, (int, float))
         kind = next((k for k in kinds if isinstance(ours, k)), object)
@@ -111,10 +108,8 @@ def optimizer_fault(optimizer: torch.optim.Optimizer) -> str:
     for parameter, state in optimizer.state.items():
         for name in LIKE_PARAMETER:
             value = state.get(name)
-            if value is None:
-                continue
-            if not isinstance(value, Tensor) or value.shape != parameter.shape:
-                shape = getattr(value, "shape", value)
+            shape = getattr(value, "shape", value)
+            if value is not None and shape != parameter.shape:
                 return f"{name} is {shape!s:.40} for a parameter of shape {tuple(parameter.shape)}"
     return ""
 

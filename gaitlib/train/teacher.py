@@ -14,9 +14,6 @@ from gaitlib.model.losses import divergence
 from gaitlib.system.distributed import gather_rows
 from gaitlib.system.errors import UserError
 
-#: The name of the loss in the history.
-TERM = "teacher/loss"
-
 
 class Teacher:
     """Adds the divergence from a fixed network's logits to the loss of each step.
@@ -27,13 +24,15 @@ class Teacher:
         network: in evaluation mode, with the classes and the parts of the one in training.
         scale: factor on the logits, that of the cross-entropy.
         weight: of the divergence; 0 computes none.
-        term: its name in the history.
+
+    Attributes:
+        term: the name of the loss in the history.
     """
 
-    def __init__(
-        self, network: GaitBase | None, scale: float, weight: float = 1.0, term: str = TERM
-    ) -> None:
-        self.network, self.scale, self.weight, self.term = network, scale, weight, term
+    term = "teacher/loss"
+
+    def __init__(self, network: GaitBase | None, scale: float, weight: float = 1.0) -> None:
+        self.network, self.scale, self.weight = network, scale, weight
 
     @property
     def teaches(self) -> bool:

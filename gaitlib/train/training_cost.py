@@ -27,7 +27,7 @@ class TrainingCost:
         self.macs = 0
         self._before = 0  # of them, those before the resumption
         self._widths: dict[str, dict[str, int]] | None = None
-        self._per_frame = self._per_clip = 0
+        self._each = 0, 0  # per frame and per clip
         self._forward: dict[int, tuple[int, int]] = {}  # of teachers, by id
 
     def add_step(self, clips: int, frames: int, teachers: Iterable[GaitBase] = ()) -> None:
@@ -40,13 +40,11 @@ class TrainingCost:
         """
         widths = layer_widths(self.model)
         if widths != self._widths:
-            self._per_frame, self._per_clip = training_macs(self.model)
-            self._widths = widths
-        self.macs += frames * self._per_frame + clips * self._per_clip
-        for teacher in teachers:
-            if id(teacher) not in self._forward:
-                self._forward[id(teacher)] = forward_macs(teacher)
-            per_frame, per_clip = self._forward[id(teacher)]
+            self._each, self._widths = training_macs(self.model), widths
+        asked = {id(teacher): teacher for teacher in teachers}
+        new = asked.keys() - self._forward.keys()
+        self._forward |= {key: forward_macs(asked[key]) for key in new}
+        for per_frame, per_clip in (self._each, *(self._forward[key] for key in asked)):
             self.macs += frames * per_frame + clips * per_clip
 
     def total(self) -> int:

@@ -1,4 +1,7 @@
-"""What a training carries from step to step beside network, optimizer and schedule."""
+"""What a training carries from step to step beside network, optimizer and schedule.
+
+Nothing draws from the global random streams: iteration i depends on (seed, i) alone.
+"""
 
 import time
 from collections.abc import Mapping
@@ -8,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaitlib.system import distributed
 from gaitlib.system.device import Precision
 from gaitlib.system.errors import UserError
-from gaitlib.system.random_streams import random_state, restore_random_state
 from gaitlib.train.saved_state import load_checked
 from gaitlib.train.teacher import Teacher
 from gaitlib.train.training_cost import TrainingCost
@@ -72,11 +73,9 @@ class LogWindow:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window as plain values and one tensor."""
-        if not self.values:
-            return {"iterations": [], "names": [], "table": torch.empty(0), "seconds": 0.0}
         names, table = self._table()
         window = {"iterations": list(self.iterations), "names": names, "table": table}
-        return window | {"seconds": self._seconds()}
+        return window | {"seconds": self._seconds() if names else 0.0}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue a saved window."""
@@ -87,22 +86,9 @@ class LogWindow:
 
     def _table(self) -> tuple[list[str], Tensor]:
         """Return the scalars' names and their float32 values ``(iterations, scalars)``."""
-        names = list(self.values[0])
+        names = list(self.values[0]) if self.values else []
         rows = [torch.stack([v[n].float() for n in names]).cpu() for v in self.values]
-        return names, torch.stack(rows)
-
-
-class RandomStreams:
-    """The global random streams of all processes, as an entry of a checkpoint."""
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Return the streams of every process, by rank; every process must call this."""
-        return distributed.gather(random_state())
-
-    def load_state_dict(self, streams: list[Mapping[str, Any]]) -> None:
-        """Restore this process's streams, if there were as many processes."""
-        if distributed.rank() < len(streams):
-            restore_random_state(streams[distributed.rank()])
+        return names, torch.stack(rows) if rows else torch.empty(0)
 
 
 @dataclass
@@ -133,8 +119,8 @@ class TrainingState:
 
     def _parts(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it, by entry."""
-        parts = {"scaler": self.scaler, "window": self.window, "random": RandomStreams()}
-        return {**self.teachers, **parts} | ({"cost": self.cost} if self.cost else {})
+        parts = {**self.teachers, "scaler": self.scaler, "window": self.window}
+        return parts | ({"cost": self.cost} if self.cost else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return a checkpoint's entries that OpenGait's do not have; every process calls this."""

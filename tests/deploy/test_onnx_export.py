@@ -249,17 +249,6 @@ def test_a_convolution_alone_is_the_one_in_torch(norms):
         torch.testing.assert_close(OnnxConvolution(layers, threads=1)(x), layers(x))
 
 
-def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path):
-    model = network("resnet")
-    grid, unsigned = Grid(0.1, 0.7, 1, 4, True), Grid(0.1, 1.5, 1, 4, False)
-    path = tmp_path / "q.onnx"
-    with pytest.raises(ValueError, match="FCs.weight"):
-        export_onnx(model, path, grids=({"FCs.weight": grid}, {}))
-    with pytest.raises(ValueError, match="FCs.fc_bin.*no sign"):
-        export_onnx(model, path, grids=({"FCs.fc_bin": unsigned}, {}))
-    assert not list(tmp_path.iterdir())
-
-
 def test_grids_of_the_classifier_that_is_left_out_do_no_harm(tmp_path):
     model = network("plain")
     grid = Grid(0.1, 0.7, 1, 4, True)

@@ -1,5 +1,4 @@
 import copy
-import logging
 import os
 
 import pytest
@@ -135,13 +134,11 @@ def test_scalars_stay_positive_under_any_gradient():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("quantize", ["weights", "weights_and_activations"])
-def test_exactly_k_channels_are_zero_at_the_end(variant, quantize, caplog):
-    caplog.set_level(logging.INFO, "gaitlib.quantize.geta")
+def test_exactly_k_channels_are_zero_at_the_end(variant, quantize):
     model, graph, optimizer = quantized(quantize, variant=variant, target_group_sparsity=0.3)
     expected = int(graph.num_channels * 0.3) / graph.num_channels
     train(model, optimizer, 0, 17)
     assert optimizer.group_sparsity() == expected == graph.group_sparsity()
-    assert "redundant channels leave with 0." in caplog.text
     train(model, optimizer, 17, TOTAL)
     assert optimizer.group_sparsity() == expected
 
@@ -264,7 +261,6 @@ def test_ranges_follow_until_pruning_ends_and_are_learned_afterwards(target):
             ]
             # the optimizer moves q_m by a thousandth first
             assert [q.q_m.item() for q in inputs] == pytest.approx(moved, rel=2e-3)
-    assert optimizer.control.outside == 0
 
 
 # --- resuming and scaling --------------------------------------------------------------------

@@ -4,11 +4,9 @@ import dataclasses
 import io
 import logging
 import os
-import random
 import signal
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,7 +18,6 @@ from gaitlib.data.sequence_file import write_sequence
 from gaitlib.deploy.network_file import load_network
 from gaitlib.model.network_cost import layer_table
 from gaitlib.prune import oto
-from gaitlib.system.random_streams import random_state, restore_random_state, seed_streams
 from gaitlib.system.signals import TrainingStopped
 from gaitlib.train.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from gaitlib.train.history import read_rows
@@ -155,14 +152,14 @@ def test_the_rows_of_a_resumed_stage_are_those_of_its_checkpoint(train):
 
 @pytest.mark.parametrize(
     ("damage", "kept"),
-    [("half a row", 4), ("empty", 0), ("garbage", 0), ("later rows", 5), ("removed", 0)],
+    [("half a row", 4), ("empty", 0), ("garbage", 0), ("removed", 0)],
 )
-def test_the_rows_of_an_earlier_version_are_the_whole_rows_of_its_file(damage, kept, tmp_path):
+def test_the_rows_of_a_file_are_its_whole_rows(damage, kept, tmp_path):
     path = tmp_path / "history.csv"
     rows = pd.DataFrame({"iteration": range(1, 6), "total": 0.123456789})
     rows.to_csv(path, index=False)
     HISTORY[damage](path)
-    assert read_rows(path, 5) == rows[:kept].to_dict("records")
+    assert read_rows(path) == rows[:kept].to_dict("records")
 
 
 def test_a_changed_experiment_is_named_and_refused_unless_forced(train, caplog):
@@ -194,8 +191,6 @@ WRONG_ENTRIES = [
     (["optimizer", "param_groups", 0, "lr"], "x", "param_groups.0.lr is str 'x', not a number"),
     (["optimizer", "state", 0, "exp_avg"], torch.ones(7), r"exp_avg is .*7.* for a parameter of"),
     (["window"], {"iterations": [], "names": 3, "table": torch.empty(0)}, "window: names is int"),
-    (["random", 0, "python"], [3], "is damaged: random"),
-    (["random", 0, "torch"], torch.ones(3), "is damaged: random"),
     (["history"], [], "history is list"),
 ]
 
@@ -297,18 +292,6 @@ def test_an_opengait_checkpoint_starts_the_compression(train, data, tmp_path):
     _, model, _, history = train("geta", restore_hint=str(path), **resets)
     assert history["group_sparsity"].iloc[-1] == 0.5
     assert history["iteration"].iloc[0] == 1
-
-
-def test_global_random_streams_go_on_where_they_were():
-    def draw():
-        return random.random(), np.random.rand(), torch.rand(1).item()
-
-    seed_streams(4)
-    state = random_state()
-    drawn = draw()
-    draw()
-    restore_random_state(state)
-    assert draw() == drawn
 
 
 def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, tmp_path, monkeypatch):
@@ -456,7 +439,6 @@ def test_bits_end_where_the_schedule_says_and_never_leave_their_interval(geta):
             assert (bound[name] <= bound[f"{kind}_max"] + 1e-4).all()
             assert bits[name].iloc[-1] == pytest.approx(round(bits[name].iloc[-1]), abs=1e-4)
     assert bits["weights_max"].iloc[-1] == 4.0  # 8 - 2 periods x 2
-    assert (bits["outside"] == 0).all()  # counted at every step, logged or not
 
 
 def test_the_results_of_a_quantized_run_say_what_it_saves(geta):

@@ -84,8 +84,6 @@ def test_pruning_keeps_the_newest_and_removes_what_a_killed_process_left(tmp_pat
     assert prune_checkpoints(tmp_path, "Net", 2) == []
     left = {"Net-00020.pt", "Net-100000.pt", "Other-00001.pt", parts[1].name}
     assert {path.name for path in tmp_path.iterdir()} == left
-    with pytest.raises(ValueError, match="keep is 0"):
-        prune_checkpoints(tmp_path, "Net", 0)
 
 
 def test_restore_hint_is_zero_an_iteration_latest_or_a_path(tmp_path):
@@ -143,7 +141,6 @@ def test_a_truncated_file_is_refused(tmp_path, share):
         ({"model": {"a": torch.ones(1)}, "iteration": [1]}, r"iteration is \[1\], not a whole"),
         ({"model": {"a": torch.ones(1)}, "iteration": -1}, "iteration is -1, not a whole"),
         ({"model": {"a": torch.ones(1)}, "scheduler": 5}, "scheduler is int 5, not a dictionary"),
-        ({"model": {"a": torch.ones(1)}, "random": [1]}, "random is list .*, not a list of dict"),
     ],
 )
 def test_a_file_without_weights_is_refused(tmp_path, content, words):
@@ -180,8 +177,8 @@ def test_mismatches_are_a_table_of_names_and_shapes():
     ]
     assert restore_model(model, state, strict=False) == [
         "0.weight: (3, 5) in the checkpoint, (3, 2) here",
-        "1.num_batches_tracked: missing in the checkpoint",
-        "extra: not in the network",
+        "1.num_batches_tracked: - in the checkpoint, () here",
+        "extra: (1,) in the checkpoint, - here",
     ]
     assert (model[0].bias == 1).all()
     with pytest.raises(CheckpointError, match="nothing fits"):
@@ -210,9 +207,9 @@ def test_names_match_without_what_wraps_a_network():
 
 
 def test_names_that_match_twice_are_refused():
-    with pytest.raises(CheckpointError, match="conv.w and Backbone.conv.w .* are both"):
+    with pytest.raises(CheckpointError, match="conv.w and Backbone.conv.w are both conv.w"):
         match_keys(["conv.w", "Backbone.conv.w"], ["Backbone.forward_block.conv.w"])
-    with pytest.raises(CheckpointError, match="conv.w in the checkpoint could be any of"):
+    with pytest.raises(CheckpointError, match="Backbone.conv.w and forward_block.conv.w are both"):
         match_keys(["conv.w"], ["Backbone.conv.w", "forward_block.conv.w"])
 
 

@@ -16,10 +16,10 @@ from gaitlib.model import GaitOutput, build_losses
 from gaitlib.model.network_cost import forward_macs, training_macs
 from gaitlib.prune.hesso import build_hesso
 from gaitlib.system.device import choose_device, choose_precision
-from gaitlib.train.loop import NonFiniteLossError, Report, fit
+from gaitlib.train.loop import Report, fit
 from gaitlib.train.teacher import Teacher
 from gaitlib.train.training_cost import TrainingCost
-from gaitlib.train.training_state import TrainingState
+from gaitlib.train.training_state import NonFiniteLossError, TrainingState
 
 LOSSES = [{"type": "TripletLoss", "margin": 0.2}, {"type": "CrossEntropyLoss"}]
 TRANSFORM = [

@@ -55,8 +55,9 @@ def find_leftovers() -> list[Leftover]:
     for path in runs_folder().glob(".launch-*"):
         if _untouched(path):
             found[path] = "a killed process left it"
-    mapped = superseded_files(data_folder() / "mapped")
-    found |= {path: reason for path, reason in mapped.items() if _untouched(path)}
+    for path in superseded_files(data_folder() / "mapped"):
+        if _untouched(path):
+            found[path] = "its sequences have changed, or it was never finished"
     found |= dict.fromkeys(_earlier_networks(), "the stage has a newer network")
     in_use = files_in_use(folders)
     places = {path: path.resolve() for path in found}  # a folder may be a link
