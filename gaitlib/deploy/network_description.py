@@ -10,6 +10,9 @@ from gaitlib.model import GaitBase, outline
 from gaitlib.model.widths import Widths, resize_layers
 from gaitlib.quantize.grid import Grid
 from gaitlib.quantize.quantization import attach_grids
+from gaitlib.system.errors import UserError
+
+INPUT_BITS = 24  # whole numbers up to 2^24 are exact in float32
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,23 @@ class NetworkDescription:
         widths: ``in`` and ``out`` of each layer of this one, as `layer_widths` gives them.
         weight_grids: the grid that each quantized weight lies on, by parameter name.
         input_grids: the grid of each quantized layer input, by layer name.
+
+    Raises:
+        UserError: if a weight's grid has no sign, or an input's more than 24 bits.
     """
 
     architecture: dict[str, Any]
     widths: Widths
     weight_grids: dict[str, Grid]
     input_grids: dict[str, Grid]
+
+    def __post_init__(self) -> None:
+        refuse_unsigned(self.weight_grids)
+        if wide := {name: g.bits for name, g in self.input_grids.items() if g.bits > INPUT_BITS}:
+            raise UserError(
+                f"the inputs of {wide} have more bits than float32 counts in, {INPUT_BITS}: leave "
+                "them float"
+            )
 
     def outline(self) -> GaitBase:
         """Return the float network as shapes alone, on the meta device.
@@ -56,3 +70,9 @@ class NetworkDescription:
         if self.weight_grids or self.input_grids:
             attach_grids(model, self.weight_grids, self.input_grids)
         return model.eval()
+
+
+def refuse_unsigned(weight_grids: Mapping[str, Grid]) -> None:
+    """Raise ``UserError`` if the grid of a weight, by parameter name, has no negative values."""
+    if unsigned := [name for name, grid in weight_grids.items() if not grid.signed]:
+        raise UserError(f"the grids of {unsigned} have no sign: weights need one")

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gaitlib.deploy.network_description import refuse_unsigned
 from gaitlib.model import GaitBase, GaitOutput
 from gaitlib.model.backbones import BasicConv2d, FocalConv2d, Plain, ResidualUnit, ResNet9
 from gaitlib.model.examples import difference
@@ -83,7 +84,14 @@ def export_onnx(
 
     Returns:
         ``path``.
+
+    Raises:
+        UserError: if a grid is of nothing in the model, or a weight's has no sign.
     """
+    refuse_unsigned(grids[0])
+    names = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
+    if strangers := sorted({*grids[0], *grids[1]} - names):
+        raise UserError(f"{strangers} have grids, but nothing in the model is called so")
     ranges = {} if calibration is None else _embedding(model, grids, {}).measure(calibration)
     content = _embedding(model, grids, ranges).proto()
     onnx.checker.check_model(content, full_check=True)

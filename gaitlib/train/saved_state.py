@@ -15,7 +15,7 @@ from gaitlib.system.errors import UserError
 LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
 #: The kinds of a checkpoint's entries, as `kind_fault` compares them.
-ENTRIES = {
+ENTRIES = {"random": []} | {
     name: {} for name in ("optimizer", "scheduler", "scaler", "window", "cost", "config", "history")
 }
 #: What a state of the wrong kind can raise when it is loaded.

@@ -1,7 +1,4 @@
-"""What a training carries from step to step beside network, optimizer and schedule.
-
-Nothing draws from the global random streams: iteration i depends on (seed, i) alone.
-"""
+"""What a training carries from step to step beside network, optimizer and schedule."""
 
 import time
 from collections.abc import Mapping
@@ -11,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaitlib.system import distributed
 from gaitlib.system.device import Precision
 from gaitlib.system.errors import UserError
+from gaitlib.system.random_streams import random_state, restore_random_state
 from gaitlib.train.saved_state import load_checked
 from gaitlib.train.teacher import Teacher
 from gaitlib.train.training_cost import TrainingCost
@@ -91,6 +90,19 @@ class LogWindow:
         return names, torch.stack(rows) if rows else torch.empty(0)
 
 
+class RandomStreams:
+    """The global random streams of all processes, as an entry of a checkpoint."""
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return the streams of every process, by rank; every process must call this."""
+        return distributed.gather(random_state())
+
+    def load_state_dict(self, streams: list[Mapping[str, Any]]) -> None:
+        """Restore this process's streams, if there were as many processes."""
+        if distributed.rank() < len(streams):
+            restore_random_state(streams[distributed.rank()])
+
+
 @dataclass
 class TrainingState:
     """How a training computes its steps, and what it carries from one to the next.
@@ -119,8 +131,8 @@ class TrainingState:
 
     def _parts(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it, by entry."""
-        parts = {**self.teachers, "scaler": self.scaler, "window": self.window}
-        return parts | ({"cost": self.cost} if self.cost else {})
+        parts = {"scaler": self.scaler, "window": self.window, "random": RandomStreams()}
+        return {**self.teachers, **parts} | ({"cost": self.cost} if self.cost else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return a checkpoint's entries that OpenGait's do not have; every process calls this."""

@@ -209,6 +209,12 @@ def test_a_file_is_as_large_as_its_numbers(cut, bits, tmp_path):
 def test_writing_refuses_what_it_cannot_hold(tmp_path):
     model, path = build_model(**ARGUMENTS), tmp_path / "a.safetensors"
     weights, inputs = grids_of(model)
+    for grids, message in (
+        (({"FCs.fc_bin": Grid(1.0, 1.0, 1.0, 4, False)}, inputs), "have no sign"),
+        ((weights, {"FCs": grid(torch.ones(1), 25)}), "more bits than float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_network(with_grids(model, *grids), ARGUMENTS, path)
     other = ARGUMENTS | {"backbone_cfg": ARGUMENTS["backbone_cfg"] | {"channels": [3, 6]}}
     with pytest.raises(ValueError, match="has 'out' 4: write an integer in 1..3"):
         write_network(with_grids(model, weights, inputs), other, path)

@@ -262,3 +262,14 @@ def test_missing_package_is_named_with_the_extra_that_has_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "gaitlib.deploy.onnx_export")
     with pytest.raises(ModuleNotFoundError, match=r"onnxruntime.*gaitlib\[onnx\]"):
         import gaitlib.deploy.onnx_export  # noqa: F401
+
+
+def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path):
+    model = network("resnet")
+    grid, unsigned = Grid(0.1, 0.7, 1, 4, True), Grid(0.1, 1.5, 1, 4, False)
+    path = tmp_path / "q.onnx"
+    with pytest.raises(ValueError, match="FCs.weight"):
+        export_onnx(model, path, grids=({"FCs.weight": grid}, {}))
+    with pytest.raises(ValueError, match="FCs.fc_bin.*no sign"):
+        export_onnx(model, path, grids=({"FCs.fc_bin": unsigned}, {}))
+    assert not list(tmp_path.iterdir())

@@ -212,7 +212,8 @@ def test_a_source_without_frames_is_a_clear_error(tmp_path):
     [
         ({"MAX_ARCHIVE_BYTES": 20_000}, bytes(40_000), b"0", "more than 20,000 bytes"),
         ({"MAX_MEMBERS": 1}, b"x", b"0", "more than 1 members"),
-        ({}, b"cut off", b"0", "none of it was used: unexpected end of data"),
+        ({"MAX_IMAGE_BYTES": 9_999}, bytes(50_000), b"L", "a part of 50"),
+        ({}, b"cut off", b"0", "none of it was used: Compressed file ended before"),
         ({}, b"pipe", b"0", "none of it was used: no regular file"),
     ],
 )

@@ -4,9 +4,11 @@ import dataclasses
 import io
 import logging
 import os
+import random
 import signal
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +20,7 @@ from gaitlib.data.sequence_file import write_sequence
 from gaitlib.deploy.network_file import load_network
 from gaitlib.model.network_cost import layer_table
 from gaitlib.prune import oto
+from gaitlib.system.random_streams import random_state, restore_random_state, seed_streams
 from gaitlib.system.signals import TrainingStopped
 from gaitlib.train.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from gaitlib.train.history import read_rows
@@ -191,6 +194,8 @@ WRONG_ENTRIES = [
     (["optimizer", "param_groups", 0, "lr"], "x", "param_groups.0.lr is str 'x', not a number"),
     (["optimizer", "state", 0, "exp_avg"], torch.ones(7), r"exp_avg is .*7.* for a parameter of"),
     (["window"], {"iterations": [], "names": 3, "table": torch.empty(0)}, "window: names is int"),
+    (["random", 0, "python"], [3], "is damaged: random"),
+    (["random", 0, "torch"], torch.ones(3), "is damaged: random"),
     (["history"], [], "history is list"),
 ]
 
@@ -292,6 +297,18 @@ def test_an_opengait_checkpoint_starts_the_compression(train, data, tmp_path):
     _, model, _, history = train("geta", restore_hint=str(path), **resets)
     assert history["group_sparsity"].iloc[-1] == 0.5
     assert history["iteration"].iloc[0] == 1
+
+
+def test_global_random_streams_go_on_where_they_were():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    seed_streams(4)
+    state = random_state()
+    drawn = draw()
+    draw()
+    restore_random_state(state)
+    assert draw() == drawn
 
 
 def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, tmp_path, monkeypatch):

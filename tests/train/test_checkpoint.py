@@ -141,6 +141,7 @@ def test_a_truncated_file_is_refused(tmp_path, share):
         ({"model": {"a": torch.ones(1)}, "iteration": [1]}, r"iteration is \[1\], not a whole"),
         ({"model": {"a": torch.ones(1)}, "iteration": -1}, "iteration is -1, not a whole"),
         ({"model": {"a": torch.ones(1)}, "scheduler": 5}, "scheduler is int 5, not a dictionary"),
+        ({"model": {"a": torch.ones(1)}, "random": {}}, "random is dict {}, not a list"),
     ],
 )
 def test_a_file_without_weights_is_refused(tmp_path, content, words):

@@ -3,10 +3,9 @@
 import contextlib
 import logging
 
-import torch
-
 from gaitlib.system import distributed
 from gaitlib.system.device import keep_freed_memory
+from gaitlib.system.random_streams import seed_streams
 from workbook.config import ConfigError
 from workbook.runs import Run
 from workbook.steps.dataset import open_data
@@ -55,8 +54,8 @@ def choose_stage(run: Run, stage: str = "") -> str:
 
 
 def prepare_process(run: Run) -> None:
-    """Prepare this process for a run: seed the new weights and let it keep freed memory."""
-    torch.manual_seed(run.seed)
+    """Prepare this process for a run: seed its random streams and let it keep freed memory."""
+    seed_streams(run.seed)
     keep_freed_memory(run.device)
 
 
