@@ -13,6 +13,7 @@ _HOMES = {
     "gaitlib.data.batches": ("inference_batches", "training_batches"),
     "gaitlib.data.transforms": ("build_transform",),
     "gaitlib.model": ("GaitBase", "build_losses", "build_model"),
+    "gaitlib.model.backbones": ("add_backbone",),
     "gaitlib.model.network_cost": ("count_parameters", "macs_per_frame"),
     "gaitlib.model.widths": ("layer_widths",),
     "gaitlib.evaluate": ("embed_batches", "evaluate_features"),

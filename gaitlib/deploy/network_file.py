@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from gaitlib.deploy.network_description import NetworkDescription
 from gaitlib.deploy.state_dict_export import read_state_dict
 from gaitlib.model import GaitBase, build_model, outline
+from gaitlib.model.backbones import add_backbone
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bits, stored_bytes
 from gaitlib.model.widths import MAX_CLASSES, MAX_WIDTH, layer_widths, weight_names
 from gaitlib.quantize.grid import Grid
@@ -145,7 +146,11 @@ def _header(
     return header, [(grid.d, grid.q_m, grid.t) for grid in weights + inputs if grid is not None]
 
 
-def load_network(path: Path | str, device: torch.device | str = "cpu") -> GaitBase:
+def load_network(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    backbone: type[nn.Module] | None = None,
+) -> GaitBase:
     """Rebuild a network from its file.
 
     If it was quantized, quantizers that no longer learn are attached (`quantization_of` gives
@@ -155,6 +160,7 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> GaitBa
     Args:
         path: what `write_network` wrote, or a ``.pt`` of weights beside such a file of its name.
         device: where the network goes; it is returned in eval mode.
+        backbone: the class of a backbone of one's own. A file names it and never imports it.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -163,6 +169,8 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> GaitBa
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; write_network makes it")
+    if backbone is not None:
+        add_backbone(backbone)
     with _reading(path) as (description, tensors):
         is_own = path.suffix == SUFFIX
         state = _state(description, tensors) if is_own else read_state_dict(path)
@@ -246,12 +254,12 @@ def _description(header: Mapping[str, Any], grids: Tensor) -> NetworkDescription
 
 def _check_size(architecture: Mapping[str, Any]) -> None:
     """Refuse an architecture that takes long to build; its file may come from anyone."""
-    necks = architecture.get("SeparateBNNecks") or {}
+    necks, backbone = architecture.get("SeparateBNNecks") or {}, architecture["backbone_cfg"]
     text = json.dumps({**architecture, "SeparateBNNecks": {**necks, "class_num": 1}})
     if (
         max(map(int, re.findall(r"[0-9]{1,20}", text))) > MAX_WIDTH
         or necks.get("class_num", 1) > MAX_CLASSES
-        or sum(architecture["backbone_cfg"].get("layers", ())) > MAX_BLOCKS
+        or (backbone["type"] == "ResNet9" and sum(backbone.get("layers", ())) > MAX_BLOCKS)
         or len(text) > 10_000
     ):
         raise UserError(f"its architecture is too large: {text:.100}")

@@ -24,7 +24,8 @@ def build_model(
     """Build a network from the entries of OpenGait's ``model_cfg``.
 
     Args:
-        backbone_cfg: ``type`` (``ResNet9`` or ``Plain``) and that class's arguments.
+        backbone_cfg: ``type`` (``ResNet9``, ``Plain``, or what `backbones.add_backbone` returned)
+            and that class's arguments.
         SeparateFCs: arguments of `heads.SeparateFCs`.
         SeparateBNNecks: arguments of `heads.SeparateBNNecks`; None builds a network that embeds but
             does not classify.
@@ -38,6 +39,11 @@ def build_model(
     arguments = dict(backbone_cfg)
     kind = arguments.pop("type", None)
     if kind not in BACKBONES:
+        if ":" in str(kind):
+            raise UserError(
+                f"its backbone is {kind}, and no file imports code: pass the class, as in "
+                f"load_network(path, backbone={kind.rpartition(':')[2]})"
+            )
         raise UserError(f"unknown backbone_cfg.type {kind!r}; choose from {sorted(BACKBONES)}")
     backbone, fcs = BACKBONES[kind](**arguments), heads.SeparateFCs(**SeparateFCs)
     bnnecks = None if SeparateBNNecks is None else heads.SeparateBNNecks(**SeparateBNNecks)

@@ -226,3 +226,24 @@ def _is_width(text: str) -> bool:
 
 
 BACKBONES = {"ResNet9": ResNet9, "Plain": Plain}
+
+
+def add_backbone(kind: type[nn.Module], name: str = "") -> str:
+    """Let `build_model`, and files of networks, know a backbone of one's own.
+
+    Args:
+        kind: a module that maps frames ``(N, 1, H, W)`` to maps ``(N, C', H', W')``, whose number
+            C' is its ``out_channels``.
+        name: what ``backbone_cfg.type`` calls it; by default ``my_package.my_module:MyNet``.
+
+    Returns:
+        The name.
+
+    Raises:
+        UserError: if it is no class of modules.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise UserError(f"{name or kind} is no class of torch.nn.Module, as a backbone has to be")
+    name = name or f"{kind.__module__}:{kind.__qualname__}"
+    BACKBONES[name] = kind
+    return name

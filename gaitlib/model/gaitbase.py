@@ -66,6 +66,11 @@ class GaitBase(nn.Module):
     ) -> None:
         super().__init__()
         self.frame_size = tuple(frame_size)
+        if not hasattr(backbone, "out_channels"):
+            raise UserError(
+                f"a {type(backbone).__name__} has no out_channels: set it to the number of its "
+                "output's channels"
+            )
         parts, c_in, width = fcs.fc_bin.shape
         _require("SeparateFCs.parts_num", parts, sum(bins), f"bin_num {list(bins)} sums to")
         _require("SeparateFCs.in_channels", c_in, backbone.out_channels, "the backbone ends in")

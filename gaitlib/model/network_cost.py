@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from gaitlib.model import BACKBONE, GaitBase
@@ -23,6 +24,7 @@ from gaitlib.model.eval_mode import in_eval_mode, layer_calls
 from gaitlib.model.examples import Example, run_example
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
+from gaitlib.model.widths import sides_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +47,7 @@ def macs_per_frame(model: GaitBase) -> int:
 
 
 def backbone_macs(model: GaitBase) -> dict[str, int]:
-    """Return the MACs per frame of each convolution of the backbone, by module name."""
+    """Return the MACs per frame of each layer of the backbone, by module name."""
     return _backbone_and_heads(model)[0]
 
 
@@ -67,8 +69,8 @@ def training_macs(model: GaitBase) -> tuple[int, int]:
 
 
 def _backbone_and_heads(model: GaitBase) -> tuple[dict[str, int], int]:
-    """Return the MACs per frame of each convolution of the backbone, and of the heads per clip."""
-    macs = {name: row["macs"] for name, row in _count_macs(model).items()}
+    """Return the MACs per frame of each layer of the backbone, and of the heads per clip."""
+    macs = module_macs(model, _one_frame(model))
     backbone = {name: n for name, n in macs.items() if name.startswith(BACKBONE)}
     return backbone, sum(macs.values()) - sum(backbone.values())
 
@@ -195,23 +197,24 @@ def module_macs(model: nn.Module, example: Example) -> dict[str, int]:
     return {name: count for name, count in total.items() if count}
 
 
+def _one_frame(model: GaitBase) -> Tensor:
+    """Return one clip of one empty frame."""
+    return next(model.parameters()).new_zeros(1, 1, *model.frame_size)
+
+
 def _count_macs(model: GaitBase) -> dict[str, dict[str, int]]:
     """Run one clip of one frame; return channels, output size, params and MACs of each layer."""
-    with FlopCounterMode(display=False) as counter:
-        calls = layer_calls(model, nn.Conv2d | SeparateFCs | SeparateBNNecks)
-    flops = counter.get_flop_counts()
+    macs = module_macs(model, _one_frame(model))
     rows: dict[str, dict[str, int]] = {}
-    for name, layer, _, output in calls:
+    kinds = _ConvNd | nn.Linear | SeparateFCs | SeparateBNNecks
+    for name, layer, _, output in layer_calls(model, kinds):
         if name in rows:  # a focal convolution runs once per strip
             rows[name]["height"] += output.size(2)
             continue
-        if isinstance(layer, nn.Conv2d):
-            c_out, c_in = layer.weight.shape[:2]
-            height, width = output.shape[2:]
-        else:
-            _, c_in, c_out = layer.fc_bin.shape
-            height = width = 1
-        macs = sum(flops[f"{type(model).__name__}.{name}"].values()) // 2
+        tensor, sides = sides_of(layer)
+        shape = getattr(layer, tensor).shape if sides else layer.weight.shape
+        c_out, c_in = shape[sides.get("out", 0)], shape[sides.get("in", 0)]
+        height, width = (1, 1, *output.shape[2:])[-2:] if isinstance(layer, _ConvNd) else (1, 1)
         rows[name] = {"in_channels": c_in, "out_channels": c_out, "height": height, "width": width}
-        rows[name] |= {"params": count_parameters(layer), "macs": macs}
+        rows[name] |= {"params": count_parameters(layer), "macs": macs.get(name, 0)}
     return rows

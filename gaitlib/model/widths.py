@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.system.errors import UserError
 
@@ -49,19 +48,19 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 
 def weight_names(model: nn.Module) -> dict[str, str]:
-    """Return the parameter that multiplies the input, by layer: of convolutions and heads."""
-    tensors = {name: sides_of(layer) for name, layer in model.named_modules()}
-    return {name: f"{name}.{tensor}" for name, (tensor, sides) in tensors.items() if "in" in sides}
+    """Return the parameter that multiplies the input, by layer: of convolutions, Linear, heads."""
+    found = {}
+    for name, layer in model.named_modules():
+        tensor, sides = sides_of(layer)
+        if "in" in sides or isinstance(layer, _ConvNd):
+            found[name] = f"{name}.{tensor or 'weight'}"
+    return found
 
 
 def layer_widths(model: nn.Module) -> Widths:
     """Return ``in`` and ``out`` channels of every layer, by module name.
 
-    A batch norm has only ``out``, a quantizer has no width. Any other module with parameters is not
-    part of a gait network.
-
-    Raises:
-        TypeError: for such a module.
+    A norm has only ``out``; a quantizer, and a module of a kind that is not known here, has none.
     """
     widths = {}
     for name, layer in model.named_modules():
@@ -69,8 +68,6 @@ def layer_widths(model: nn.Module) -> Widths:
         if sides:
             shape = getattr(layer, tensor).shape
             widths[name] = {side: shape[dim] for side, dim in sides.items()}
-        elif not of_quantizer(name) and any(True for _ in layer.parameters(recurse=False)):
-            raise TypeError(f"{name} is a {type(layer).__name__}, whose width is not known here")
     return widths
 
 

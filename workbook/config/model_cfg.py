@@ -1,13 +1,16 @@
 """The model_cfg section: backbone, heads, and the check that they fit each other."""
 
 import functools
+import importlib
+import os
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from gaitlib.model import outline
-from gaitlib.model.backbones import BLOCKS, Plain, ResNet9
+from gaitlib.model.backbones import BLOCKS, Plain, ResNet9, add_backbone
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.system.errors import UserError
 from workbook.config.section import Classes, Section, Width, Widths, section_of
@@ -37,6 +40,57 @@ SeparateBNNecksCfg = section_of(
 )
 
 
+class OwnBackboneCfg(Section):
+    """A backbone of one's own, and the arguments of its class as further keys.
+
+    - ``type``: its class, ``my_package.my_module:MyNet``. It maps frames ``(N, 1, H, W)`` to maps
+      whose number is its ``out_channels``. Python has to find the module, here or installed.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest(cls, values: Any) -> Any:
+        """Any key may be one of the class's arguments; `ModelCfg` builds it to find out."""
+        return values
+
+    @model_validator(mode="after")
+    def _can_be_imported(self) -> Self:
+        module, _, name = self.type.partition(":")
+        if os.getcwd() not in sys.path:  # of a command, it has the folder of the command alone
+            sys.path.append(os.getcwd())
+        try:
+            kind = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{self.type}: {error}; write my_package.my_module:MyNet, of a module in this "
+                "folder or of an installed one"
+            ) from error
+        add_backbone(kind, self.type)
+        return self
+
+
+def _kind_of_backbone(values: Any) -> Any:
+    """Return which section a backbone is: that of its type, or of one's own."""
+    given = values.get("type") if isinstance(values, Mapping) else getattr(values, "type", None)
+    return "own" if isinstance(given, str) and ":" in given else given
+
+
+BackboneCfg = Annotated[
+    Annotated[ResNet9Cfg, Tag("ResNet9")]
+    | Annotated[PlainCfg, Tag("Plain")]
+    | Annotated[OwnBackboneCfg, Tag("own")],
+    Discriminator(
+        _kind_of_backbone,
+        custom_error_type="backbone",
+        custom_error_message="type is ResNet9, Plain, or my_package.my_module:MyNet",
+    ),
+]
+
+
 class ModelCfg(Section):
     """A network: in full, or in the compact form ``{channels: [a, b, c], class_num: K}``.
 
@@ -44,14 +98,15 @@ class ModelCfg(Section):
     bins 16-8-4-2-1 and 256 outputs per part, so that all other code sees one form.
 
     - ``model``: its name. Baseline and GaitBase are one program: the backbone makes the difference.
-    - ``backbone_cfg``: the network of each frame, ResNet9 or Plain.
+      ``my_package.my_module:MyNet`` is short for that ``backbone_cfg.type``.
+    - ``backbone_cfg``: the network of each frame: ResNet9, Plain, or one of your own.
     - ``SeparateFCs``: the maps from features to embeddings.
     - ``SeparateBNNecks``: the classifiers of training.
     - ``bin_num``: horizontal strips (parts) of each level of the pyramid.
     """
 
     model: Literal["Baseline", "GaitBase", "GaitBaseGeta"] = "Baseline"
-    backbone_cfg: Annotated[ResNet9Cfg | PlainCfg, Field(discriminator="type")] = ResNet9Cfg()
+    backbone_cfg: BackboneCfg = ResNet9Cfg()
     SeparateFCs: SeparateFCsCfg = SeparateFCsCfg()
     SeparateBNNecks: SeparateBNNecksCfg = SeparateBNNecksCfg()
     bin_num: Widths = (16,)
@@ -61,6 +116,9 @@ class ModelCfg(Section):
     def _the_model_is_known(cls, values: Any) -> Any:
         """Refuse another of OpenGait's models by its name, before its keys are refused."""
         known = get_args(cls.model_fields["model"].annotation)
+        if isinstance(values, Mapping) and ":" in str(own := values.get("model")):
+            backbone = dict(values.get("backbone_cfg") or {}) | {"type": own}
+            return {**values, "model": known[0], "backbone_cfg": backbone}
         if isinstance(values, Mapping) and values.get("model", known[0]) not in known:
             raise UserError(
                 f"model is {values['model']!r}, which this program does not have: it has "
@@ -105,4 +163,7 @@ class ModelCfg(Section):
 
 @functools.lru_cache  # most experiments of a study have one network
 def _outline_of(network: ModelCfg) -> None:
-    outline(network.build_arguments())
+    try:
+        outline(network.build_arguments())
+    except TypeError as error:  # the arguments of one's own class are not checked before
+        raise UserError(f"backbone_cfg: {error}") from error

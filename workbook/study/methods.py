@@ -349,6 +349,11 @@ def _macs_by_stage(
 def _stages(network: ModelCfg) -> tuple[int, ...]:
     """Return the different numbers of channels of a backbone, in its order."""
     backbone = network.backbone_cfg
+    if ":" in backbone.type:
+        raise ConfigError(
+            f"{backbone.type} has widths of its own: narrower networks are made of a ResNet9 or a "
+            "Plain alone"
+        )
     if backbone.type == "ResNet9":
         return tuple(dict.fromkeys(backbone.channels))
     return tuple(dict.fromkeys(int(t.split("-")[1]) for t in backbone.layers_cfg if t != "M"))
