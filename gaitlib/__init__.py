@@ -29,6 +29,7 @@ _HOMES = {
     "gaitlib.train.training_state": ("TrainingState",),
     "gaitlib.deploy.cut_network": ("construct_compressed_model", "cut"),
     "gaitlib.deploy.network_file": ("load_network", "write_network"),
+    "gaitlib.deploy.onnx_export": ("write_onnx",),
     "gaitlib.system.errors": ("UserError",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -43,7 +43,7 @@ class DenseGait(nn.Module):
         returns: ``(N, out_channels, 16, 11)`` with two blocks
     """
 
-    def __init__(self, growth: int = 12, blocks: Sequence[int] = (3, 4)) -> None:
+    def __init__(self, growth: int = 8, blocks: Sequence[int] = (3, 4)) -> None:
         super().__init__()
         width = 2 * growth
         self.stem = nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False)
@@ -105,8 +105,8 @@ class MobileGait(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int] = (16, 24, 24, 40, 40, 48),
-        strides: Sequence[int] = (1, 1, 2, 1, 1),
+        channels: Sequence[int] = (12, 16, 24, 24, 32),
+        strides: Sequence[int] = (1, 2, 1, 1),
     ) -> None:
         super().__init__()
         self.stem = ConvNorm(1, channels[0], 3, stride=2)

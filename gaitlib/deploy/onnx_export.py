@@ -17,12 +17,17 @@ was tried and passes the tests of this module, with the same integer kernels and
 6 %. It is not used: the code was no shorter (471 lines, not 462), an export of GaitBase took 5 to
 7 s of CPU time instead of 0.2 to 0.8 s, and the exporter merges equal constants, a file that ONNX
 Runtime refuses with the exact kernels for x86 without VNNI until they are separated again.
+
+A network with a backbone of one's own, or any other network, is written by torch's older exporter,
+in float alone.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +35,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from gaitlib.deploy.network_description import refuse_unsigned
 from gaitlib.model import GaitBase, GaitOutput
 from gaitlib.model.backbones import BasicConv2d, FocalConv2d, Plain, ResidualUnit, ResNet9
-from gaitlib.model.examples import difference
+from gaitlib.model.examples import Example, difference, run_example
 from gaitlib.model.heads import SeparateFCs
 from gaitlib.quantize.grid import Grid
 from gaitlib.system.errors import UserError
@@ -54,6 +60,8 @@ VERSION = f"onnxruntime {onnxruntime.__version__}"
 OPSET = 21  # the first whose DequantizeLinear takes int16
 INPUT, OUTPUT = "silhouettes", "embeddings"
 INTEGER_BITS = 8  # the widest numbers that integer kernels multiply
+OWN_TOLERANCE = 1e-4  # largest difference of any network in ONNX Runtime, of the largest output
+TORCH_OPSET = 18  # of torch's exporter
 _LARGEST_BIAS = 2**30  # in steps: kernels add biases as int32
 
 
@@ -92,11 +100,99 @@ def export_onnx(
     names = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
     if strangers := sorted({*grids[0], *grids[1]} - names):
         raise UserError(f"{strangers} have grids, but nothing in the model is called so")
+    if not isinstance(model.Backbone.forward_block, ResNet9 | Plain):
+        return _export_own(model, path, grids)
     ranges = {} if calibration is None else _embedding(model, grids, {}).measure(calibration)
     content = _embedding(model, grids, ranges).proto()
     onnx.checker.check_model(content, full_check=True)
     with replacing(path) as part:
         part.write_bytes(content.SerializeToString(deterministic=True))
+    return Path(path)
+
+
+def write_onnx(model: nn.Module, example: Example, path: Path | str) -> Path:
+    """Write any network by torch's own exporter, and compare it in ONNX Runtime.
+
+    Inputs are ``input0``, ``input1`` and so on, in the order of the example; their first dimension
+    may have any size, if the network's own code allows that. Outputs are ``output0`` and so on.
+
+    Args:
+        model: a float network, run in eval mode; not changed.
+        example: inputs to run it on, as `gaitlib.prune.oto.trace` takes them.
+        path: of the file, which replaces one that is there.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: if the exporter does not know an operation, or ONNX Runtime computes something
+            else; nothing is written.
+    """
+    tensors, form = tree_flatten(example)
+    twin = copy.deepcopy(model).cpu().eval()
+    tensors = [tensor.cpu() for tensor in tensors]
+    with torch.no_grad():
+        expected = run_example(twin, tree_unflatten(tensors, form))
+    given = {f"input{i}": tensor for i, tensor in enumerate(tensors)}
+
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(run_example(twin, tree_unflatten(inputs, form)))
+
+    returned = [f"output{i}" for i in range(len(expected))]
+    with replacing(path) as part:
+        _torch_export(twin, forward, given, returned, part, {name: {0: "N"} for name in given})
+        found = _session(str(part), None).run(returned, {n: _array(t) for n, t in given.items()})
+        error = difference(expected, [torch.from_numpy(output) for output in found])
+        if not error <= OWN_TOLERANCE:
+            raise UserError(
+                f"ONNX Runtime differs from torch by {error:.3g} of the largest output, more than "
+                f"{OWN_TOLERANCE}; nothing was written"
+            )
+    return Path(path)
+
+
+def _torch_export(
+    model: nn.Module,
+    forward: Callable[..., Any],
+    given: Mapping[str, Tensor],
+    returned: Sequence[str],
+    path: Path,
+    dynamic: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Write what a function of a network computes; ``dynamic`` names the sizes that vary."""
+    traced = nn.Module()
+    traced.model = model
+    traced.forward = forward
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is the older exporter, and of traced sizes
+        try:
+            torch.onnx.export(
+                traced.eval(),
+                tuple(given.values()),
+                str(path),
+                input_names=list(given),
+                output_names=list(returned),
+                dynamic_axes=dict(dynamic),
+                opset_version=TORCH_OPSET,
+                dynamo=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            said = str(error).strip().splitlines()[0]
+            raise UserError(f"torch cannot write this network as ONNX: {said}") from error
+
+
+def _export_own(model: GaitBase, path: Path | str, grids: Grids) -> Path:
+    """Write a network with a backbone of one's own, in float."""
+    if any(grids):
+        raise UserError(
+            f"a {type(model.Backbone.forward_block).__name__} has no form in ONNX's integers: only "
+            "ResNet9 and Plain have; write it in float"
+        )
+    twin = copy.deepcopy(model).cpu().eval()
+    clips = torch.zeros(2, 3, *model.frame_size)
+    with replacing(path) as part:
+        dynamic = {INPUT: {0: "N", 1: "T"}, OUTPUT: {0: "N"}}
+        _torch_export(twin, twin.embed, {INPUT: clips}, [OUTPUT], part, dynamic)
     return Path(path)
 
 

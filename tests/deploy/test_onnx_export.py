@@ -6,14 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from any_networks import NETWORKS as ANY
 from nets import plain, resnet
 from torch import nn
 
+import gaitlib as gl
 from gaitlib.evaluate import collect, embed_batches
-from gaitlib.model import build_model
+from gaitlib.model import GaitBase, build_model
 from gaitlib.model.heads import SeparateFCs
 from gaitlib.prune import oto
 from gaitlib.quantize.grid import Grid, step_size
+from gaitlib.system.errors import UserError
 
 ort = pytest.importorskip("onnxruntime", reason="ONNX files need pip install 'gaitlib[onnx]'")
 onnx = pytest.importorskip("onnx", reason="ONNX files need pip install 'gaitlib[onnx]'")
@@ -273,3 +276,44 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path):
     with pytest.raises(ValueError, match="FCs.fc_bin.*no sign"):
         export_onnx(model, path, grids=({"FCs.fc_bin": unsigned}, {}))
     assert not list(tmp_path.iterdir())
+
+
+class Depthwise(nn.Sequential):
+    """A backbone of one's own."""
+
+    out_channels = 8
+
+    def __init__(self, pool=None):
+        first = [nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU()]
+        last = [nn.Conv2d(4, 8, 1), nn.ReLU(), pool or nn.MaxPool2d(2)]
+        super().__init__(*first, nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU(), *last)
+
+
+def test_a_backbone_of_ones_own_is_written_in_float_for_any_clips(tmp_path):
+    torch.manual_seed(0)
+    fcs = SeparateFCs(in_channels=8, out_channels=4, parts_num=16)
+    model = GaitBase(Depthwise(), fcs, None, bins=[16]).eval()
+    path = export_onnx(model, tmp_path / "own.onnx")
+    for n, t in ((1, 5), (3, 2)):
+        assert check_onnx(path, model, torch.rand(n, t, 64, 44)) <= 1e-5
+    weights = {"FCs.fc_bin": Grid(0.1, 0.7, 1, 4, True)}
+    with pytest.raises(UserError, match="Depthwise has no form in ONNX's integers"):
+        export_onnx(model, tmp_path / "int.onnx", grids=(weights, {}))
+
+
+@pytest.mark.parametrize(
+    "kind", ["dense block", "inverted residuals", "two inputs", "convolutions over time"]
+)
+def test_any_cut_network_is_written_and_compared(kind, tmp_path):
+    torch.manual_seed(0)
+    model, example = ANY[kind]()
+    graph = gl.trace(model, example)
+    graph.zero({group.id: range(0, group.channels, 2) for group in graph.prunable()})
+    assert gl.write_onnx(gl.cut(graph), example, tmp_path / "any.onnx").stat().st_size > 1000
+
+
+def test_what_torch_cannot_write_leaves_nothing(tmp_path):
+    model = Depthwise(nn.AdaptiveMaxPool2d((15, 7)))
+    with pytest.raises(UserError, match="torch cannot write .* as ONNX: .*adaptive") as caught:
+        gl.write_onnx(model, torch.rand(1, 1, 64, 44), tmp_path / "any.onnx")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
