@@ -36,11 +36,6 @@ def test_damaged_results_are_named_with_what_writes_them_anew(content, tmp_path)
     assert str(path) in str(refused.value)
 
 
-def test_a_missing_stage_names_the_notebook_to_run_first():
-    with pytest.raises(runs.MissingRunError, match=r"02_baseline_train.ipynb with run='r'"):
-        runs.load_results("r", "baseline")
-
-
 @pytest.mark.parametrize(
     ("run", "fault"),
     {
@@ -79,12 +74,6 @@ def test_a_run_may_have_any_other_name_and_runs_may_be_a_link(run, tmp_path):
 def test_a_seed_is_a_whole_number_from_0(seed):
     with pytest.raises(ValueError, match="seed is .*: write a whole number from 0"):
         runs.Run("r", load_experiment(), seed)
-
-
-def test_finished_stages_come_in_the_order_of_tables():
-    for stage in ("geta", "baseline"):
-        runs.save_results("r", stage, {})
-    assert runs.finished("r") == ["baseline", "geta"]
 
 
 def test_an_unknown_stage_is_refused_with_the_choices():

@@ -338,17 +338,6 @@ def test_checkpoints_are_opengaits_form_and_a_new_start_keeps_the_old_stage(trai
     assert (previous / "checkpoints" / "GaitBase-00010.pt").exists()
 
 
-def test_the_compressed_file_is_the_zeroed_network_at_half_the_groups(train):
-    run, model, graph, _ = train("small")
-    compressed = steps.compress_stage(run, graph, model)
-    assert compressed.group_sparsity == pytest.approx(0.5, abs=1 / graph.num_channels)
-    clips = torch.rand(2, 3, 64, 44)
-    torch.testing.assert_close(
-        load_network(compressed.path).eval()(clips).embeddings, model.eval()(clips).embeddings
-    )
-    assert compressed.path.name.startswith("compressed_gaitbase_hesso_")
-
-
 def test_the_packages_own_hesso_runs_and_refuses_to_resume(train, data):
     values = SMALL | {
         "data_cfg.dataset_root": str(data[0]),
@@ -571,13 +560,6 @@ def test_a_quantized_stage_resumed_while_it_prunes_ends_as_before(geta):
         assert torch.equal(value, after[name]), name
     rows = pd.read_csv(runs.stage_file("r", "geta", "bits.csv"))
     assert rows["iteration"].tolist() == list(range(1, 11))
-
-
-def test_quantization_starts_from_a_dense_checkpoint(geta):
-    dense = runs.stage_dir("r", "baseline") / "checkpoints" / "GaitBase-00010.pt"
-    resets = {"optimizer_reset": True, "scheduler_reset": True}
-    started = _again(geta, "from-dense", restore_hint=str(dense), **resets)
-    assert started.keys() > load_checkpoint(dense)["model"].keys()
 
 
 EDGES = [
