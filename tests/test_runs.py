@@ -8,10 +8,7 @@ from workbook import runs
 from workbook.config import load_experiment
 from workbook.steps.start_of_stage import set_aside
 
-
-@pytest.fixture(autouse=True)
-def _workspace(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("workspace")
 
 
 def test_results_are_sorted_rounded_and_free_of_nan(tmp_path):

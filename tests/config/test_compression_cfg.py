@@ -85,8 +85,7 @@ def test_late_bits_take_the_same_share_of_a_longer_run():
     )
 
 
-def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_a_runs_config_yaml_repeats_it(workspace):
     weights = {"importance_score_criteria": {"magnitude": 2, "avg_magnitude": 0.5}}
     for cfg in ({}, {"lr_quant": 1e-4}, {"target_bits": 4}, LATE, weights):
         first = experiment(**cfg)

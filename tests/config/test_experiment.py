@@ -149,8 +149,7 @@ def test_what_cannot_run_is_refused_with_the_value_and_the_remedy(overrides, wor
         assert word in str(error.value)
 
 
-def test_a_runs_config_yaml_is_an_experiment_that_repeats_it(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_a_runs_config_yaml_is_an_experiment_that_repeats_it(workspace, caplog):
     experiment = load_experiment(None, {"trainer_cfg.log_iter": 7})
     record = {**experiment.sections(), "seed": 3, "device": "cpu", "processes": 1, "data": {"n": 2}}
     assert load_experiment(runs.save_config("r", "geta", record)) == experiment

@@ -137,8 +137,7 @@ def test_every_plot_function_is_tried_above():
     assert {name for name in drawing if name != "save_figure"} == {c[0].__name__ for c in CASES}
 
 
-def test_equal_data_give_equal_files(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_equal_data_give_equal_files(tmp_path, workspace):
     for name in ("once/sparsity_0.5", "twice/sparsity_0.5"):
         plots.save_figure(plots.saliency_of_groups(SCORES), name)
     for suffix in ("png", "pdf"):

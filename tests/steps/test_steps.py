@@ -36,8 +36,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def train(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def train(data, workspace):
 
     def train(run, stop=None, force=False, seed=0, budget=None, **overrides):
         experiment = small_experiment(data[0], **overrides)
@@ -60,8 +59,7 @@ def train(data, tmp_path, monkeypatch):
     return train
 
 
-def test_a_mapped_file_gives_loading_processes_the_same_batches(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_a_mapped_file_gives_loading_processes_the_same_batches(data, tmp_path, workspace):
     changes = SMALL | {"data_cfg.dataset_root": str(data[0]), "data_cfg.cache": "mapped"}
     mapped = steps.open_data(load_experiment(None, changes))
     assert len([*tmp_path.glob("data/mapped/*.bin")]) == 2  # of training and of testing
@@ -307,8 +305,7 @@ def test_global_random_streams_go_on_where_they_were():
     assert draw() == drawn
 
 
-def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, workspace):
     values = SMALL | {"data_cfg.dataset_root": str(data[0]), "trainer_cfg.restore_hint": "latest"}
     experiment = load_experiment(None, values | {"hesso_optimizer_cfg.start_from": "baseline"})
     run, model = runs.Run("r", experiment), steps.build_network(experiment, torch.device("cpu"))
@@ -331,8 +328,7 @@ def test_checkpoints_are_opengaits_form_and_a_new_start_keeps_the_old_stage(trai
     assert (previous / "checkpoints" / "GaitBase-00010.pt").exists()
 
 
-def test_the_packages_own_hesso_refuses_to_resume(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_the_packages_own_hesso_refuses_to_resume(data, workspace):
     changes = {"hesso_optimizer_cfg.implementation": "only_train_once"}
     changes |= {"scheduler_cfg.cycle_momentum": False, "trainer_cfg.restore_hint": "latest"}
     experiment = load_experiment(small_experiment(data[0]).sections(), changes)
@@ -343,10 +339,9 @@ def test_the_packages_own_hesso_refuses_to_resume(data, tmp_path, monkeypatch):
 
 
 def test_results_say_what_was_asked_for_and_what_the_network_measures(
-    data, tmp_path, monkeypatch, caplog
+    data, tmp_path, workspace, monkeypatch, caplog
 ):
     """The machine is one that needs 1 us for 1000 MACs and half a millisecond for the rest."""
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
 
     def layer_ms(clock, shape, c_in, c_out):
         return 1e-6 * c_in * c_out * shape.frames * shape.height * shape.width * 9
@@ -534,8 +529,7 @@ EDGES = [
 
 
 @pytest.mark.parametrize("changes", EDGES)
-def test_values_at_the_ends_of_their_ranges_train(changes, data, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_values_at_the_ends_of_their_ranges_train(changes, data, workspace):
     dense = {"compression_optimizer": None, "hesso_optimizer_cfg": None}
     dense |= {"trainer_cfg.total_iter": 2, "trainer_cfg.save_iter": 9}
     values = small_experiment(data[0]).sections()
