@@ -102,6 +102,7 @@ CASES = [
     (plots.view_curves, (CURVES,), 2, "CL, in a coat"),
     (plots.drop_intervals, (DROP,), 1, "97.0 to 96.0 %   -1.0 (-2.0 to +0.0)"),
     (plots.bits_schedule, (BITS, {"joint": 1}), 2, "4  FCs"),
+    (plots.bits_schedule, (BITS.drop(columns=BITS.filter(like="act")), {}), 1, "bits of weights"),
     (plots.bits_by_layer, (LAYER_BITS,), 3, "float"),
     (plots.size_and_accuracy, (NETWORKS,), 3, "24.3"),
     (plots.frontiers, (SUMMARY,), 6, "rank-1 (%), mean of NM, CL"),
@@ -157,13 +158,6 @@ def test_layers_stand_below_what_they_read_and_a_hidden_one_keeps_its_neighbours
     assert (0, -2) in ends and len(ends) == 4  # conv1 to add
 
 
-def test_input_and_output_are_no_layers():
-    graph = network()
-    graph.add_node("input", type="input", group="", prunable=False, channels=0)
-    graph.add_edge("input", "conv1")
-    assert "not pruned: 1 layer" in texts(plots.dependency_graph(graph))  # FCs
-
-
 def test_multiply_adds_per_clip_have_no_bar_beside_those_per_frame():
     heads = pd.DataFrame({"block": ["FCs"], "params": [100], "macs": [1e9], "per": ["clip"]})
     table = pd.concat([BLOCKS, heads], ignore_index=True)
@@ -188,12 +182,6 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="needs two models"):
         plots.view_differences({"dense": matrices(50)})
     assert len(plots.view_heatmaps({"dense": matrices(50)}).axes) == 3
-
-
-def test_a_condition_without_any_accuracy_is_drawn_empty():
-    empty = {"NM": matrices(90)["NM"] * np.nan}
-    for maps in ({"dense": empty}, {"dense": empty, "compressed": empty}):
-        assert "nan" not in "".join(texts(plots.view_heatmaps(maps)))
 
 
 def test_a_mosaic_keeps_the_images_apart():

@@ -222,13 +222,6 @@ def test_watched_ranges_are_of_all_columns_alike(shape):
     assert quantizer.seen_range() == shape[-1] - 1
 
 
-def test_calibration_needs_clips():
-    model = network()
-    quantization = quantize_network(model)
-    with pytest.raises(ValueError, match="one batch of clips or more, not 0"):
-        calibrate(model, quantization, [])
-
-
 @pytest.mark.parametrize("uniform", [True, False])
 def test_settling_keeps_what_whole_bits_compute(uniform):
     model, quantization = quantized(bits=4, uniform=uniform)

@@ -97,16 +97,11 @@ def test_a_hostile_file_is_refused_and_not_executed(tmp_path):
 
     path = tmp_path / "bad.pt"
     torch.save({"model": Hostile()}, path)
-    with pytest.raises(
-        CheckpointError, match="is refused: it asks for .*open, which no weights need"
-    ):
+    refused = pytest.raises(CheckpointError, match="it asks for .*open, which no weights need")
+    with refused:
         load_checkpoint(path)
-    path.write_bytes(
-        pickle.dumps(Hostile(), protocol=2)
-    )  # a pickle without torch's archive around it
-    with pytest.raises(
-        CheckpointError, match="is refused: it asks for .*open, which no weights need"
-    ):
+    path.write_bytes(pickle.dumps(Hostile(), protocol=2))  # without torch's archive around it
+    with refused:
         load_checkpoint(path)
     assert not (tmp_path / "executed").exists()
 
@@ -125,14 +120,11 @@ def test_a_truncated_file_is_refused(tmp_path, share):
     [
         ([torch.ones(1)], "holds list"),
         ({}, "holds no weights: 'model' is dict"),
-        ({"model": {}}, "holds no weights"),
         ({"model": [1]}, r"'model' is list \[1\]"),
         ({"epoch": 3, "state_dict": {}}, "'epoch' is int 3, not a tensor"),
-        ({"model": {0: torch.ones(1)}}, "0 is Tensor"),
         ({"model": {"a": torch.ones(1, device="meta")}}, "a has no values"),
         ({"model": {"a": torch.ones(2, 2).to_sparse()}}, "a is no plain tensor of numbers"),
         ({"model": {"a": torch.ones(1)}, "iteration": [1]}, r"iteration is \[1\], not a whole"),
-        ({"model": {"a": torch.ones(1)}, "iteration": -1}, "iteration is -1, not a whole"),
         ({"model": {"a": torch.ones(1)}, "scheduler": 5}, "scheduler is int 5, not a dictionary"),
         ({"model": {"a": torch.ones(1)}, "random": [1]}, "random is list .*, not a list of dict"),
     ],
