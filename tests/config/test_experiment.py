@@ -23,6 +23,7 @@ DATA = "data_cfg: {dataset_root: a, dataset_partition: b}\n"  # line 1
             "optimizer_cfg.lr (line 4): Input should be a valid number (here '1e-3'); "
             "YAML 1.1 reads 1e-3 as text, write 0.001",
         ),
+        ("trainer_cfg: {log_iter: 08}\n", "reads 08 as text, write 8"),
         ("scheduler_cfg: {scheduler: StepLR}\n", "step_size (line 2): Field required"),
         ("loss_cfg:\n- type: TripletLoss\n  margin: wide\n", "loss_cfg.0.margin (line 4): "),
         ("trainer_cfg:\n  save_iter: 3\n  log_itr: 3\n", "(line 4): unknown key 'log_itr'; did"),

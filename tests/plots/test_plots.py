@@ -80,6 +80,7 @@ SPEED = pd.DataFrame({"ms_per_walk": [8.25], "walks_per_second": [150.0]}, index
 WALKS = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0], "subject": "025", "condition": "NM"})
 MAPS = {"dense": matrices(95), "compressed": matrices(93)}
 IMAGE = CLIP[0]
+ALL_THE_TIME = "iteration\n(bits of activations: 8 all the time)"
 # function, its arguments, axes (colour bars and twins included), a text that must be in it
 CASES = [
     (plots.sequences_heatmap, (SEQUENCES, 3), 2, "18 sequences, 0 missing"),
@@ -103,6 +104,7 @@ CASES = [
     (plots.drop_intervals, (DROP,), 1, "97.0 to 96.0 %   -1.0 (-2.0 to +0.0)"),
     (plots.bits_schedule, (BITS, {"joint": 1}), 2, "4  FCs"),
     (plots.bits_schedule, (BITS.drop(columns=BITS.filter(like="act")), {}), 1, "bits of weights"),
+    (plots.bits_schedule, (BITS.assign(**{"activations:FCs": 8}), {}), 1, ALL_THE_TIME),
     (plots.bits_by_layer, (LAYER_BITS,), 3, "float"),
     (plots.size_and_accuracy, (NETWORKS,), 3, "24.3"),
     (plots.frontiers, (SUMMARY,), 6, "rank-1 (%), mean of NM, CL"),
