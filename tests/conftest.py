@@ -13,3 +13,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seed_torch():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """The folder of this test as the one that runs and figures are written to."""
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    return tmp_path

@@ -55,9 +55,8 @@ def walkers(tmp_path_factory):
 
 
 @pytest.fixture
-def root(walkers, tmp_path, monkeypatch):
+def root(walkers, tmp_path, workspace):
     """A copy of the tree to damage: subjects 001 and 002 to train on, 003 and 004 to test."""
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
     return shutil.copytree(walkers, tmp_path / "pkl")
 
 

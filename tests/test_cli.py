@@ -15,6 +15,7 @@ from workbook.steps import FORMATS
 from workbook.steps.run_stage import TRAINABLE
 from workbook.system.folders import PARAMS
 
+CASIA_B = str(PARAMS / "casia_b/gaitbase.yaml")
 QUICKSTART = str(PARAMS / "quickstart.yaml")
 
 
@@ -23,7 +24,7 @@ def _run(*arguments):
 
 
 def test_describe_prints_the_parameters_and_macs_of_every_block():
-    done = _run("describe", "--cfgs", str(PARAMS / "casia_b/gaitbase.yaml"), "--json")
+    done = _run("describe", "--cfgs", CASIA_B, "--json")
     assert done.exit_code == 0, done.output
     described = json.loads(done.stdout)
     assert described["params"] == 7_305_408
@@ -38,10 +39,8 @@ def test_describe_says_what_a_budget_means_before_anything_is_trained():
     assert (budget["dense"], budget["limit"]) == (dense, dense // 4)
     line = f"budget: at most {dense // 4:,} of {dense:,} MACs per frame (25.00%)"
     assert line in _run("describe", "--cfgs", QUICKSTART, *quarter).stdout
-    assert (
-        "bits: at most 31,258 of 500,128 bytes (6.25%)"
-        in _run("describe", "--cfgs", QUICKSTART).stdout
-    )
+    bits = "bits: at most 31,258 of 500,128 bytes (6.25%)"
+    assert bits in _run("describe", "--cfgs", QUICKSTART).stdout
     lowest = ("-o", f"geta_optimizer_cfg.target_macs={budget['least']}")
     assert _run("describe", "--cfgs", QUICKSTART, *lowest).exit_code == 0
     below = ("-o", f"geta_optimizer_cfg.target_macs={budget['least'] - 1}")
@@ -52,24 +51,16 @@ def test_describe_says_what_a_budget_means_before_anything_is_trained():
     ("arguments", "words"),
     [
         (("describe", "--cfgs", "none.yaml"), "cannot read none.yaml"),
-        (("describe", "--cfgs", QUICKSTART, "-o", "trainer_cfg.total_itr=3"), "total_iter"),
         (("describe", "--cfgs", QUICKSTART, "-o", "trainer_cfg"), "not section.key=value"),
-        (
-            ("describe", "--cfgs", QUICKSTART, "-o", "trainer_cfg.total_iter=\x07"),
-            "'\\x07' is not a YAML value: unacceptable character #x0007",
-        ),
-        (("describe", "--cfgs", QUICKSTART, "-o", f"a={'[' * 9999}"), "nested in too many levels"),
+        (("describe", "--cfgs", QUICKSTART, "-o", "a=\x07"), "'\\x07' is not a YAML value"),
         (("describe", "--cfgs", QUICKSTART, "-o", "loss_cfg.²=3"), "² is not an entry of a list"),
         (("train", "--cfgs", QUICKSTART, "--device", "mps"), "not one of auto, cpu"),
         (("train", "--cfgs", QUICKSTART, "--run", "../mine"), "it begins with a ."),
         (("train", "--cfgs", QUICKSTART, "--device", "cuda:9"), "write 'auto' or 'cpu'"),
-        (("train", "--cfgs", str(PARAMS / "casia_b/gaitbase.yaml")), "path/to/CASIA-B-pkl"),
+        (("train", "--cfgs", CASIA_B), "path/to/CASIA-B-pkl"),
         (("test", "--cfgs", QUICKSTART, "--checkpoint", "none.pt"), "none.pt"),
         (("train", "--cfgs", QUICKSTART, "--stage", "baselin"), "'baselin': choose from"),
-        (
-            ("train", "--stage", "geta", "--cfgs", str(PARAMS / "casia_b/gaitbase.yaml")),
-            "add `compression_optimizer: hesso`",
-        ),
+        (("train", "--cfgs", CASIA_B, "--stage", "geta"), "add `compression_optimizer: hesso`"),
         (("summary", "no-such-run"), "02_baseline_train.ipynb"),
     ],
 )

@@ -1,8 +1,7 @@
 """README and docs: links lead somewhere, commands can be parsed, the page of keys is current.
 
 Commands are parsed by the real parsers, files and `make` targets have to exist, and overrides have
-to fit their experiment; none of them is run here. RUN says which test runs a command of that kind,
-NOT_RUN why none does.
+to fit their experiment; none of them is run here.
 """
 
 import re
@@ -30,58 +29,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 GAITLIB = typer.main.get_command(cli.app)
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
 
-#: The test that runs a command of this kind, with other names or at smaller size.
-RUN = {
-    "gaitlib train": "test_notebooks.py::"
-    "test_the_command_line_repeats_a_notebook_figure_for_figure",
-    "gaitlib test": "test_bad_days.py::test_what_cannot_be_measured_is_named_once_and_null",
-    "gaitlib summary": "study/test_runner.py::"
-    "test_every_point_leaves_a_row_and_a_run_that_the_other_verbs_read",
-    "gaitlib export": "test_notebooks.py::"
-    "test_the_command_line_exports_what_the_notebooks_compressed",
-    "gaitlib describe": "test_cli.py::test_describe_prints_the_parameters_and_macs_of_every_block",
-    "gaitlib walkers": "test_walkers.py::"
-    "test_both_command_lines_draw_the_same_walkers_as_the_function",
-    "gaitlib pretreat": "test_cli.py::test_raw_walkers_pretreated_are_the_walkers",
-    "gaitlib check-resume": "steps/test_check_resume.py::"
-    "test_the_command_kills_dense_and_pruning_and_finds_no_difference",
-    "gaitlib study": "study/test_runner.py::"
-    "test_a_killed_study_keeps_its_points_and_a_killed_workers_point_goes_on_once_more",
-    "gaitlib clean": "steps/test_clean.py::"
-    "test_leftovers_are_listed_and_removed_and_nothing_else_is",
-    "gaitlib walker-video": "recognise/test_commands.py::"
-    "test_a_video_of_a_walker_has_names_in_one_command",
-    "gaitlib enroll": "recognise/test_commands.py::"
-    "test_a_video_of_a_walker_has_names_in_one_command",
-    "gaitlib identify": "recognise/test_commands.py::"
-    "test_a_video_of_a_walker_has_names_in_one_command",
-    "gaitlib forget": "recognise/test_commands.py::test_embeddings_are_kept_named_and_forgotten",
-    "gaitlib notebooks": "test_notebooks.py::test_gaitlib_notebooks_executes_one_from_the_shell",
-    "torchrun": "steps/test_torchrun.py::"
-    "test_two_processes_train_test_and_compress_from_the_command_line",
-    "papermill": "test_notebooks.py::test_a_notebook_runs_at_smoke_size",
-    "make lab": "test_browser.py::"
-    "test_make_lab_opens_on_the_rendered_readme_which_leads_to_every_notebook",
-}
-#: Why no test runs a command of this kind.
-NOT_RUN = {
-    "make workbook": "minutes of training; `gaitlib notebooks`, which it calls, is run",
-    "make study": "an hour of training; `gaitlib study` and notebook 6 are run",
-    "make deploy": "a minute or two; notebook 7 is run at smoke size",
-    "make test": "it is what runs the tests; CI calls it (.ci/run)",
-    "make browser-test": "it runs tests; CI calls it",
-    "make bench": "a quarter of an hour",
-    "make gpu-check": "it needs a GPU; --rehearse runs its commands without one, in minutes",
-    "make lint": "CI calls it",
-    "make notebooks": "minutes of training, and it changes the committed notebooks",
-    "make lock": "it asks the package index; tests/test_house.py compares what it wrote",
-    "make docs": "it writes the page that test_the_page_of_keys_is_that_of_the_code compares",
-    "benchmarks": "a quarter of an hour, on an idle machine",
-    "dask": "it waits for workers; tests/study/test_runner.py starts a local cluster instead",
-    "mkdir": "the shell's own",
-}
 #: A command in a sentence: its first two words.
-INLINE = r"`((?:make|gaitlib) [\w-]+)"
+INLINE = r"`(make|gaitlib) ([\w-]+)"
 #: Files of the reader's, which are not part of the project.
 THEIRS = re.compile(r"/data/|D:/|gaitbase_da_casiab|GaitBase_DA|mine|dask\.json")
 
@@ -147,53 +96,42 @@ COMMANDS = list(commands())
 
 @pytest.mark.parametrize("words", [w for _, w in COMMANDS], ids=[f"{p}: {w}" for p, w in COMMANDS])
 def test_a_command_is_one_that_its_program_takes(words):
-    assert kind_and_check(words) in RUN.keys() | NOT_RUN.keys()
-
-
-def test_every_kind_of_command_is_run_by_a_test_that_exists_or_is_not_for_a_reason():
-    named = {kind for path in PAGES for kind in re.findall(INLINE, text_of(path))}
-    for program, word in map(str.split, named):
-        assert word in (TARGETS if program == "make" else GAITLIB.commands), word
-    used = {kind_and_check(words) for _, words in COMMANDS} | named
-    assert RUN.keys() | NOT_RUN.keys() == used and not RUN.keys() & NOT_RUN.keys()
-    for where in RUN.values():
-        file, _, test = where.partition("::")
-        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), where
-
-
-def kind_and_check(words):
-    """The kind of a command. Its own parser takes it, and its files exist."""
+    """Its own parser takes it, and its files exist."""
     program, *rest = words
     name = Path(program).name
     if name == "make":
-        for word in rest:
-            variable, equals, value = word.partition("=")
-            assert equals or word in TARGETS, word
-            if variable in ("CFGS", "STUDY"):
-                check_file(value)
-        return f"make {rest[0]}"
-    if name == "gaitlib":
-        return check_gaitlib(rest)
-    if name == "torchrun":
+        check_target(rest)
+    elif name == "gaitlib":
+        check_gaitlib(rest)
+    elif name == "torchrun":
         parsed = get_args_parser().parse_args(rest)
         assert parsed.training_script == "workbook" and parsed.module
         check_gaitlib(parsed.training_script_args)
-        return "torchrun"
-    if name == "papermill":
+    elif name == "papermill":
         with papermill_cli.make_context("papermill", list(rest)) as context:
             given = context.params
         known = papermill.inspect_notebook(str(ROOT / given["notebook_path"]))
         assert {key for key, _ in given["parameters"]} <= known.keys()
         for file in given["parameters_file"]:
             check_file(file)
-        return "papermill"
-    if name == "python":
+    elif name == "python":
         assert rest[:2] == ["-m", "benchmarks"]
         benchmarks_parser().parse_args(rest[2:])
-        return "benchmarks"
-    if name == "dask":
-        assert rest[0] in ("scheduler", "worker")
-    return name
+    else:
+        assert name == "mkdir" or rest[0] in ("scheduler", "worker") and name == "dask"
+
+
+def test_a_command_in_a_sentence_exists():
+    for program, word in {w for p in PAGES for w in re.findall(INLINE, text_of(p))}:
+        assert word in (TARGETS if program == "make" else GAITLIB.commands), word
+
+
+def check_target(words):
+    for word in words:
+        variable, equals, value = word.partition("=")
+        assert equals or word in TARGETS, word
+        if variable in ("CFGS", "STUDY"):
+            check_file(value)
 
 
 def check_gaitlib(words):
@@ -208,7 +146,6 @@ def check_gaitlib(words):
     for file in [*(given.get("notebooks") or ()), given.get("file")]:
         if file:
             check_file(file)
-    return f"gaitlib {verb}"
 
 
 def check_file(file):

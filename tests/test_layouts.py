@@ -82,8 +82,7 @@ def draw(layout, root, people=4):
 
 
 @pytest.mark.parametrize("layout", EXPECTED)
-def test_a_data_set_runs_from_its_own_experiment(layout, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_a_data_set_runs_from_its_own_experiment(layout, tmp_path, workspace, monkeypatch):
     monkeypatch.setattr(network_cost, "measure_latency", lambda *_, **__: 1.0)  # seconds
     _, conditions, size, measures = EXPECTED[layout]
     people = 24 if layout == "grew" else 4  # its file names the nearest 20
@@ -135,8 +134,7 @@ def draw_as_notebook_5(run, results):
     run_tables.trade_table(results)
 
 
-def test_a_checkpoint_is_tested_on_other_data_sets_and_one_table_lists_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_a_checkpoint_is_tested_on_other_data_sets_and_one_table_lists_them(tmp_path, workspace):
     files, options = {}, ["--checkpoint", str(tmp_path / "other.pt"), "--run", "t"]
     for layout in ("oumvlp", "gait3d"):
         root = draw(layout, tmp_path / layout)

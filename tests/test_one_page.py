@@ -33,7 +33,7 @@ def test_the_page_has_sixty_lines_and_needs_gaitlib_and_walkers_alone():
     assert "workbook" not in code and "yaml" not in code
 
 
-def test_its_dense_network_is_that_of_the_command_line_bit_for_bit(tmp_path, monkeypatch):
+def test_its_dense_network_is_that_of_the_command_line_bit_for_bit(tmp_path, workspace):
     matplotlib.use("Agg")
     parameters, *rest = cells()
     page = {}
@@ -45,7 +45,6 @@ def test_its_dense_network_is_that_of_the_command_line_bit_for_bit(tmp_path, mon
     assert page["cut"].max_error < 1e-4
     assert page["gl"].macs_per_frame(small) <= 0.25 * page["gl"].macs_per_frame(dense)
 
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
     walker = {"subjects": 8, "train": 6, "frames": [4, 5]}
     experiment = load_experiment(
         None,

@@ -72,6 +72,13 @@ def trace(
         raise UserError(
             f"{synchronised[0]} is a SyncBatchNorm; trace the model first, then convert it"
         )
+    packed = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    if packed:
+        raise UserError(
+            f"{packed[0]} is a MultiheadAttention, whose packed weights only_train_once cannot "
+            "trace: write it with a Linear each for queries, keys and values, or trace a part of "
+            "the network that lacks it"
+        )
     if example is None:
         if not hasattr(model, "frame_size"):
             raise UserError(
@@ -158,7 +165,7 @@ def _any_network(package: types.ModuleType, twin: nn.Module) -> Iterator[None]:
 
 def _operation_of(error: Exception, traced: nn.Module, tensors: tuple[Tensor, ...]) -> str:
     """Return the operation that an error of the tracer names, and the module that runs it."""
-    if named := re.search(r"aten::(\w+)", str(error)):
+    if named := re.search(r"(?:aten::|operator )(\w+)", str(error)):
         scopes = {module: name or "the network" for name, module in traced.named_modules()}
         torch.jit._trace._trace_module_map = scopes  # the tracer then notes whose a node is
         try:
@@ -166,7 +173,7 @@ def _operation_of(error: Exception, traced: nn.Module, tensors: tuple[Tensor, ..
         finally:
             torch.jit._trace._trace_module_map = None
         for node in traced_graph.nodes():
-            if node.kind() == named[0]:
+            if node.kind() == f"aten::{named[1]}":
                 return f"{named[1]} in {node.scopeName().rpartition('/')[2] or 'the network'}"
     said = (str(error).splitlines() or [""])[0]
     return f"this {type(traced).__name__} ({type(error).__name__}: {said})"

@@ -63,52 +63,12 @@ def test_every_key_refuses_what_cannot_train():
     assert accepted < 100
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (
-            {"model_cfg": {"model": "DeepGaitV2", "Backbone": {"mode": "p3d"}}},
-            "model_cfg: model is 'DeepGaitV2', which this program does not have: it has Baseline",
-        ),
-        ({"loss_cfg": []}, "loss_cfg: Tuple should have at least 1 item"),
-        (
-            {"loss_cfg.0.loss_term_weight": 0, "loss_cfg.1.loss_term_weight": 0},
-            "every loss_term_weight is 0, so nothing is learned",
-        ),
-        (
-            {"scheduler_cfg": {"scheduler": "StepLR", "step_size": 0}},
-            "scheduler_cfg.step_size: Input should be greater than or equal to 1 (here 0)",
-        ),
-        (
-            {"scheduler_cfg": {"scheduler": "StepLR", "step_size": None}},
-            "step_size: Input should be a valid integer",
-        ),
-        ({"scheduler_cfg": {"milestones": "x"}}, "scheduler_cfg.milestones: Input should be a"),
-        ({"scheduler_cfg": {"milestones": [math.nan]}}, "milestones.0: Input should be a"),
-        ({"scheduler_cfg": {"gamma": -5}}, "gamma: Input should be greater than 0 (here -5)"),
-        (
-            {"trainer_cfg.total_iter": 250, "scheduler_cfg.pct_start": 1 / 250},
-            "pct_start 0.004 of trainer_cfg.total_iter 250 is one step",
-        ),
-        ({"trainer_cfg.save_name": "../x"}, "'../x' cannot begin the names of files: it has a /"),
-    ],
-)
-def test_a_value_out_of_its_usual_range_is_named_with_the_range(changes, words):
-    with pytest.raises(ConfigError) as refused:
-        load_experiment(SECTIONS, changes)
-    assert words in str(refused.value)
-
-
 def test_a_wrong_transform_is_named_with_its_section_and_line(tmp_path):
     path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump(SECTIONS))
-    line = next(
-        number
-        for number, text in enumerate(path.read_text().splitlines(), 1)
-        if number > path.read_text().partition("trainer_cfg")[0].count("\n") and "transform" in text
-    )
-    sections = path.read_text().rpartition("BaseSilCuttingTransform")  # of trainer_cfg, the last
-    path.write_text(f"{sections[0]}Blur{sections[2]}")
+    before, _, after = path.read_text().rpartition("BaseSilCuttingTransform")  # of trainer_cfg
+    path.write_text(f"{before}Blur{after}")
+    line = before.rpartition("transform")[0].count("\n") + 1
     with pytest.raises(ConfigError) as refused:
         load_experiment(path)
     assert f"trainer_cfg.transform (line {line}): unknown transform 'Blur'" in str(refused.value)

@@ -1,11 +1,9 @@
-from dataclasses import fields
-
 import pytest
 import torch
 from small_experiment import LATE_BITS, SMALL
 
 from gaitlib.prune import oto
-from gaitlib.prune.hesso_settings import HessoSettings, Scores
+from gaitlib.prune.hesso_settings import HessoSettings
 from gaitlib.prune.importance import PROXIES
 from gaitlib.quantize.bit_settings import ORDERS, bit_keys
 from gaitlib.quantize.ptq import Rounding
@@ -17,6 +15,7 @@ from workbook.steps import build_network, build_optimizer
 
 PRUNING = {"start_pruning_step": 10, "pruning_steps": 8, "pruning_periods": 2}
 DATA = {"dataset_root": "a", "dataset_partition": "b"}
+SCORES = "importance_score_criteria"
 LATE = {"order": "float_first"}
 QASSO_KEYS, LATE_KEYS = (
     {"order": order} | {key: default_of(ORDERS[order], key) for key in bit_keys(order)}
@@ -50,13 +49,6 @@ def test_any_of_its_keys_quantizes_and_writes_the_others_out(key, value):
     assert {name: getattr(cfg, name) for name in QASSO_KEYS} == QASSO_KEYS
 
 
-def test_target_bits_stands_for_two_keys():
-    cfg = experiment(target_bits=4, projection_periods=3, projection_steps=9).compression
-    assert cfg.quantizes and cfg.min_bit_wt is cfg.bit_reduction is None
-    limits = [cfg.settings.bits.limits(step) for step in (1, 3, 6, 9)]  # a period has 3 steps
-    assert limits == [((4, most), (2, 16)) for most in (16, 12, 8, 4)]
-
-
 def test_the_rival_is_rounded_by_the_keys_of_the_order_that_reads_them():
     assert experiment(order="qasso", batch_norm_batches=2).compression.rounding == Rounding()
     late = experiment(**LATE, clipping="tensor", batch_norm_batches=2).compression
@@ -86,30 +78,6 @@ def test_float_first_has_two_phases_and_keys_and_defaults_of_its_own():
     assert cfg.compression.settings.bits.limits(18)[0] == (2, 8)
 
 
-@pytest.mark.parametrize(
-    "cfg, words",
-    [
-        ({"target_bops": 0.01}, ["target_bops 0.01 is kept only with order: float_first"]),
-        (LATE | {"start_bits_step": 17}, ["start_bits_step 17", "write 18 or more"]),
-        (LATE | {"learn_ranges_step": 20}, ["learn_ranges_step 20 is not before", "total_iter 20"]),
-        (LATE | {"learn_ranges_step": 17}, ["learn_ranges_step 17", "write 18 or more"]),
-        (LATE | {"learn_ranges_step": 19, "ranges": "learned"}, ["19 is read only with ranges: f"]),
-        (LATE | {"target_bops": 0.1, "target_bytes": 0.1}, ["target_bops 0.1, target_bytes 0.1"]),
-        (
-            LATE | {"target_bops": 0.1, "target_bits": 4},
-            ["target_bops 0.1, target_bits 4"],
-        ),
-        (LATE | {"target_bytes": "10%"}, ["target_bytes", "valid number", "'10%'"]),
-        (LATE | {"target_bytes": -1.0}, ["target_bytes is -1.0: write a number above 0"]),
-    ],
-)
-def test_keys_of_float_first_that_do_not_fit_are_refused(cfg, words):
-    with pytest.raises(ConfigError) as caught:
-        experiment(**cfg)
-    for word in words:
-        assert word in str(caught.value)
-
-
 def test_distillation_needs_a_cross_entropy_and_takes_its_scale():
     late = load_experiment(None, SMALL | LATE_BITS)
     assert late.logit_scale == 16.0
@@ -128,8 +96,7 @@ def test_late_bits_take_the_same_share_of_a_longer_run():
     )
 
 
-def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_a_runs_config_yaml_repeats_it(workspace):
     weights = {"importance_score_criteria": {"magnitude": 2, "avg_magnitude": 0.5}}
     for cfg in ({}, {"lr_quant": 1e-4}, {"target_bits": 4}, LATE, weights):
         first = experiment(**cfg)
@@ -156,10 +123,21 @@ def test_a_runs_config_yaml_repeats_it(tmp_path, monkeypatch):
         ({"pruning_steps": 10, "lr_quant": 1e-3}, ["10 + pruning_steps 10 = 20", "whole bits"]),
         ({"implementation": "only_train_once", "lr_quant": 1e-3}, ["does not quantize"]),
         ({"min_bit_wt": 1}, ["min_bit_wt", "greater than or equal to 2"]),
-        ({"bit_reductoin": 2}, ["'bit_reductoin'; did you mean 'bit_reduction'"]),
+        ({"target_bops": 0.01}, ["target_bops 0.01 is kept only with order: float_first"]),
+        (LATE | {"start_bits_step": 17}, ["start_bits_step 17", "write 18 or more"]),
+        (LATE | {"learn_ranges_step": 20}, ["learn_ranges_step 20 is not before", "total_iter 20"]),
+        (LATE | {"learn_ranges_step": 17}, ["learn_ranges_step 17", "write 18 or more"]),
+        (LATE | {"learn_ranges_step": 19, "ranges": "learned"}, ["19 is read only with ranges: f"]),
+        (LATE | {"target_bops": 0.1, "target_bits": 4}, ["target_bops 0.1, target_bits 4"]),
+        (LATE | {"target_bytes": "10%"}, ["target_bytes", "valid number", "'10%'"]),
+        (LATE | {"target_bytes": -1.0}, ["target_bytes is -1.0: write a number above 0"]),
+        ({SCORES: {"magnitud": 1.0}}, [SCORES, "unknown key 'magnitud'; did you mean 'magnitude'"]),
+        ({SCORES: {"magnitude": -1.0}}, ["magnitude: ", "greater than or equal to 0 (here -1.0)"]),
+        ({SCORES: {"magnitude": 0.0}}, ["no score has a weight", "{magnitude: 1.0}"]),
+        ({SCORES: "magnitude"}, ["'magnitude' is neither default", "taylor_first_order"]),
     ],
 )
-def test_what_cannot_end_at_its_bits_is_refused_with_the_arithmetic(cfg, words):
+def test_what_cannot_end_at_its_bits_or_ranks_nothing_is_refused_with_the_reason(cfg, words):
     with pytest.raises(ConfigError) as caught:
         experiment(**cfg)
     for word in words:
@@ -178,27 +156,6 @@ def test_keys_that_are_not_read_are_listed(caplog):
     assert "geta_optimizer_cfg.start_bits_step: nothing is quantized" in caplog.text
     experiment(order="float_first", projection_steps=3)
     assert "geta_optimizer_cfg.projection_steps: order is 'float_first'" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "criteria, words",
-    [
-        ({"magnitud": 1.0}, ["unknown key 'magnitud'; did you mean 'magnitude'"]),
-        ({"magnitude": -1.0}, ["magnitude: ", "greater than or equal to 0 (here -1.0)"]),
-        ({"magnitude": 0.0}, ["no score has a weight", "{magnitude: 1.0}"]),
-        ({}, ["no score has a weight"]),
-        ("magnitude", ["'magnitude' is neither default", "{magnitude: 1.0}", "taylor_first_order"]),
-    ],
-)
-def test_scores_that_rank_nothing_are_refused_with_their_names(criteria, words):
-    with pytest.raises(ConfigError) as caught:
-        experiment(importance_score_criteria=criteria)
-    for word in ["geta_optimizer_cfg.importance_score_criteria", *words]:
-        assert word in str(caught.value)
-
-
-def test_every_score_can_be_weighed():
-    assert tuple(f.name for f in fields(Scores)) == PROXIES
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from workbook.config import ConfigError, load_experiment
 FOLDER = Path(__file__).parent / "opengait"
 GAITBASE = FOLDER / "gaitbase.yaml"
 FILES = {"gaitbase": 7_305_408, "baseline": 3_779_136}
-PLACED = {"dataset_root": "a", "dataset_partition": "b"}
+GREW = {"data_cfg.test_dataset_name": "GREW"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -32,30 +32,20 @@ def test_a_yaml_loads_as_it_is_and_builds_its_network(name):
         build_transform([transform.model_dump() for transform in section.transform])
 
 
-@pytest.mark.parametrize(
-    ("name", "keys"),
-    [
-        ("gaitbase", {"evaluator_cfg.sampler.batch_shuffle", "evaluator_cfg.save_name"}),
-        (
-            "baseline",
-            {
-                "evaluator_cfg.rerank",
-                "evaluator_cfg.sampler.batch_shuffle",
-                "evaluator_cfg.sampler.frames_num_fixed",
-                "evaluator_cfg.save_name",
-                "evaluator_cfg.transform.img_w",
-                "trainer_cfg.fix_layers",
-                "trainer_cfg.transform.img_w",
-            },
-        ),
-    ],
-)
-def test_the_keys_that_change_nothing_are_listed_in_one_line(name, keys, caplog):
-    load_experiment(FOLDER / f"{name}.yaml")
+def test_the_keys_that_change_nothing_are_listed_in_one_line(caplog):
+    load_experiment(FOLDER / "baseline.yaml")
     (record,) = caplog.records
     assert "\n" not in record.message
     listed = record.message.removeprefix("keys without effect here: ").split("; ")
-    assert {line.split(": ")[0] for line in listed} == keys
+    assert {line.split(": ")[0] for line in listed} == {
+        "evaluator_cfg.rerank",
+        "evaluator_cfg.sampler.batch_shuffle",
+        "evaluator_cfg.sampler.frames_num_fixed",
+        "evaluator_cfg.save_name",
+        "evaluator_cfg.transform.img_w",
+        "trainer_cfg.fix_layers",
+        "trainer_cfg.transform.img_w",
+    }
 
 
 def test_what_follows_from_another_key_may_say_the_same(caplog):
@@ -77,16 +67,9 @@ def test_what_follows_from_another_key_may_say_the_same(caplog):
             {"trainer_cfg.sampler.points_in_use": {"points_num": 9}},
             "silhouettes are the only input",
         ),
-        (
-            {"evaluator_cfg.eval_func": "evaluate_gait3d"},
-            "evaluator_cfg.eval_func: Input should be 'evaluate_indoor_dataset', ",
-        ),
         ({"evaluator_cfg.eval_func": "evaluate_real_scene"}, "only GREW's is built in"),
         (
-            {
-                "evaluator_cfg.eval_func": "evaluate_CCPG",
-                "evaluator_cfg.cross_view_gallery": True,
-            },
+            {"evaluator_cfg": {"eval_func": "evaluate_CCPG", "cross_view_gallery": True}},
             "only casia-b, oumvlp have a cross-view gallery",
         ),
         ({"evaluator_cfg.protocol": "casiab"}, "unknown protocol 'casiab'; did you mean 'casia-b'"),
@@ -96,7 +79,6 @@ def test_what_follows_from_another_key_may_say_the_same(caplog):
         ),
         ({"data_cfg.data_in_use": [False, False]}, "[false, false]: silhouettes are the only"),
         ({"data_cfg.data_in_use": [0, 1]}, "or its number, as "),
-        ({"model_cfg.backbone_cfg.typ": "ResNet9"}, "unknown key 'typ'; did you mean 'type'"),
         ({"trainer_cfg.sampler.type": "CommonSampler"}, "'CommonSampler'"),
     ],
 )
@@ -148,13 +130,7 @@ def test_a_block_of_no_layers_returns_its_input():
         ({"evaluator_cfg.cross_view_gallery": True}, "casia-b-cross-view"),
         ({"evaluator_cfg.eval_func": "evaluate_Gait3D"}, "gait3d"),
         ({"evaluator_cfg.eval_func": "HID_submission"}, "hid"),
-        (
-            {
-                "evaluator_cfg.eval_func": "evaluate_real_scene",
-                "data_cfg.test_dataset_name": "GREW",
-            },
-            "grew-labelled",
-        ),
+        (GREW | {"evaluator_cfg.eval_func": "evaluate_real_scene"}, "grew-labelled"),
         ({"evaluator_cfg.protocol": "gallery_probe"}, "gallery_probe"),
         ({"evaluator_cfg.protocol": {"gallery": ["a"], "probes": ["b"]}}, "own"),
     ],
@@ -181,24 +157,15 @@ def _network(name, subjects=5):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_checkpoint_loads_key_for_key(name, tmp_path):
     network = _network(name)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
-    network(torch.rand(2, 3, 16, 12)).logits.sum().backward()
-    optimizer.step()
-    scheduler.step()
     weights = network.state_dict()
     first = f"Backbone.forward_block.{FIRST[name]}"
     assert {first, "FCs.fc_bin", "BNNecks.bn1d.running_var"} <= weights.keys()
-    saved = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-    torch.save(saved | {"model": weights, "iteration": 1}, tmp_path / "GaitBase_DA-00001.pt")
+    torch.save({"model": weights, "iteration": 1}, tmp_path / "GaitBase_DA-00001.pt")
     state = load_checkpoint(tmp_path / "GaitBase_DA-00001.pt")
     other = _network(name)
     assert restore_model(other, state["model"]) == []
     for key, value in network.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
-    resumed = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
-    resumed.load_state_dict(state["optimizer"])
-    torch.optim.lr_scheduler.MultiStepLR(resumed, [2, 4]).load_state_dict(state["scheduler"])
 
 
 def test_weights_of_other_subjects_load_without_their_classifier():

@@ -2,7 +2,6 @@ import os
 import signal
 import time
 from collections import Counter
-from functools import partial
 from multiprocessing import active_children
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from gaitlib.data.batches import inference_batches, training_batches
 from gaitlib.data.frames import choose_frames
 from gaitlib.data.samplers import InferenceSampling, TripletSampler, TripletSampling
-from gaitlib.data.sequence_file import SequenceError
 from gaitlib.system.errors import UserError
 from gaitlib.system.processes import WorkerError
 
@@ -238,58 +236,10 @@ def test_ranks_load_the_very_batches_of_one_process(batch_size, world_size):
         assert all(same(a, b) for a, b in zip(one[rank::world_size], share, strict=True))
 
 
-def test_subjects_with_fewer_than_k_sequences_are_one_warning(caplog):
-    training(Numbered())
-    (record,) = caplog.records
-    assert "1 of 6 training subjects have fewer than K = 4 sequences (the fewest: 2)" in caplog.text
-    assert "with replacement" in caplog.text and "batch_size[1]" in caplog.text
-    caplog.clear()
-    training(Numbered(), options={"rank": 1, "world_size": 2})  # rank 0 says it for all
-    training(Numbered(), batch_size=(3, 2))
-    assert not caplog.records
-
-
-class Fatal(Numbered):
-    """Sequences whose reading kills the process, or fails, from the given index on."""
-
-    def __init__(self, first, act):
-        super().__init__()
-        self.first, self.act = first, act
-
-    def sequence(self, index):
-        if index >= self.first:
-            self.act()
-        return super().sequence(index)
-
-
-def fail():
-    raise SequenceError("cannot read the sequence a.pkl: EOFError: Ran out of input")
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_file_that_fails_while_loading_is_one_line(num_workers):
-    with pytest.raises(SequenceError) as error:
-        inference(Fatal(0, fail), num_workers=num_workers)
-    assert str(error.value) == "cannot read the sequence a.pkl: EOFError: Ran out of input"
-    with pytest.raises(ZeroDivisionError):  # another error stays what it is
-        inference(Fatal(0, lambda: 1 / 0), num_workers=num_workers)
-
-
 @pytest.fixture
 def quick_look(monkeypatch):
     """Look for dead processes every tenth of a second instead of every five."""
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
-
-
-def test_a_loading_process_that_is_killed_is_one_clear_error(quick_look):
-    handler = signal.getsignal(signal.SIGCHLD)
-    dataset = Fatal(4, partial(signal.raise_signal, signal.SIGKILL))
-    with pytest.raises(WorkerError) as error:
-        inference(dataset, num_workers=1)
-    assert "died by SIGKILL, most often because memory ran out" in str(error.value)
-    assert "data_cfg.num_workers is 1: lower it" in str(error.value)
-    assert "restore_hint: latest" in str(error.value)
-    assert signal.getsignal(signal.SIGCHLD) == handler  # nothing is raised outside of next()
 
 
 def test_a_loading_process_killed_from_outside_with_batches_on_the_way_is_reported_too(quick_look):

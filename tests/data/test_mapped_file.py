@@ -53,14 +53,6 @@ def test_the_file_gives_every_sequence_and_is_made_once(tmp_path, paths, reads):
     assert again[2].flags.writeable is False
 
 
-def test_a_pickled_one_is_its_name(tmp_path, paths):
-    found = map_sequences(tmp_path / "mapped", paths)
-    found[4]
-    content = pickle.dumps(found)
-    assert len(content) < 1000
-    holds(pickle.loads(content), 1, 2, 3, 4, 5)
-
-
 def test_a_changed_file_is_made_again_and_the_old_one_is_kept_for_its_users(
     tmp_path, paths, caplog
 ):

@@ -1,6 +1,7 @@
-"""Every built-in protocol but CASIA-B's against a plain double loop over made-up features."""
+"""Every built-in protocol against a plain double loop over made-up features."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,8 @@ from gaitlib.evaluate.reranking import rerank
 from workbook.config.protocol_cfg import ProtocolCfg, protocol_of
 
 SUBJECTS = ("001", "002", "003")
+NORMAL = ("nm-01", "nm-02", "nm-03", "nm-04")
+CASIA_B_TYPES = (*NORMAL, "nm-05", "nm-06", "bg-01", "bg-02", "cl-01", "cl-02")
 SUSTECH_TYPES = ("00-nm", "01-nm", "01-bg", "02-cl", "02-cr", "03-ub", "03-uf", "04-oc", "04-nt")
 CASIA_E_TYPES = [
     f"{height}-{scene}-{kind}-1"
@@ -55,6 +58,15 @@ def unlisted(row):
 
 #: protocol -> types, views, and per condition which sequences are probes and which are gallery.
 VIEW_PAIRS = {
+    "casia-b": (
+        CASIA_B_TYPES,
+        ("000", "018", "036"),
+        {
+            "NM": (is_in("nm-05", "nm-06"), is_in(*NORMAL)),
+            "BG": (has("bg"), is_in(*NORMAL)),
+            "CL": (has("cl"), is_in(*NORMAL)),
+        },
+    ),
     "oumvlp": (("00", "01"), ("000", "045", "270"), {"NM": (is_in("00"), is_in("01"))}),
     "casia-e": (
         CASIA_E_TYPES,
@@ -113,7 +125,8 @@ def ranking(between, table, i, gallery):
 def test_view_pairs_agree_with_a_double_loop(name):
     types, views, conditions = VIEW_PAIRS[name]
     table, features = made_up(types, views)
-    found = evaluate_features(features, table, PROTOCOLS[name])
+    own_views = {"views": views} if name == "casia-b" else {}
+    found = evaluate_features(features, table, replace(PROTOCOLS[name], **own_views))
     between, rows = distance(features, features), list(table.itertuples())
     places = [row.view.split("_")[0] if name == "ccpg" else row.view for row in rows]
     names = sorted(set(places) - ({"270"} if name == "casia-e" else set()))
@@ -190,6 +203,20 @@ def test_one_gallery_of_all_views_agrees_with_a_loop_over_probes(name):
     assert any(f"of 003 have no gallery sequence: {problem}" in line for line in found.problems)
     with pytest.raises(ValueError, match="of the types|needs (PROBE|GALLERY)_SET"):
         evaluate_features(features, table.assign(type="99"), PROTOCOLS[name])
+
+
+def test_casia_bs_cross_view_gallery_excludes_the_probes_own_view():
+    protocol = replace(PROTOCOLS["casia-b-cross-view"], views=("000", "018", "036"))
+    table, features = made_up(CASIA_B_TYPES, protocol.views)
+    found = evaluate_features(features, table, protocol)
+    between = distance(features, features)
+    gallery = table.index[table["type"].isin(protocol.gallery)]
+    for condition, types in protocol.probes.items():
+        probes = table.index[table["type"].isin(types)]
+        expected = loop_over_probes(table, between, probes, gallery, miss=True, own_view=False)
+        measures = (found.rank1, found.scores["rank5"], found.scores["mAP"])
+        assert [measure[condition] for measure in measures] == pytest.approx(list(expected[:3]))
+    assert found.rank1_by_view == {}
 
 
 def test_ccpgs_second_rule_excludes_the_probes_own_camera_and_leaves_the_unmatched_out():

@@ -80,6 +80,7 @@ SPEED = pd.DataFrame({"ms_per_walk": [8.25], "walks_per_second": [150.0]}, index
 WALKS = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0], "subject": "025", "condition": "NM"})
 MAPS = {"dense": matrices(95), "compressed": matrices(93)}
 IMAGE = CLIP[0]
+ALL_THE_TIME = "iteration\n(bits of activations: 8 all the time)"
 # function, its arguments, axes (colour bars and twins included), a text that must be in it
 CASES = [
     (plots.sequences_heatmap, (SEQUENCES, 3), 2, "18 sequences, 0 missing"),
@@ -102,6 +103,8 @@ CASES = [
     (plots.view_curves, (CURVES,), 2, "CL, in a coat"),
     (plots.drop_intervals, (DROP,), 1, "97.0 to 96.0 %   -1.0 (-2.0 to +0.0)"),
     (plots.bits_schedule, (BITS, {"joint": 1}), 2, "4  FCs"),
+    (plots.bits_schedule, (BITS.drop(columns=BITS.filter(like="act")), {}), 1, "bits of weights"),
+    (plots.bits_schedule, (BITS.assign(**{"activations:FCs": 8}), {}), 1, ALL_THE_TIME),
     (plots.bits_by_layer, (LAYER_BITS,), 3, "float"),
     (plots.size_and_accuracy, (NETWORKS,), 3, "24.3"),
     (plots.frontiers, (SUMMARY,), 6, "rank-1 (%), mean of NM, CL"),
@@ -137,8 +140,7 @@ def test_every_plot_function_is_tried_above():
     assert {name for name in drawing if name != "save_figure"} == {c[0].__name__ for c in CASES}
 
 
-def test_equal_data_give_equal_files(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_equal_data_give_equal_files(tmp_path, workspace):
     for name in ("once/sparsity_0.5", "twice/sparsity_0.5"):
         plots.save_figure(plots.saliency_of_groups(SCORES), name)
     for suffix in ("png", "pdf"):
@@ -156,13 +158,6 @@ def test_layers_stand_below_what_they_read_and_a_hidden_one_keeps_its_neighbours
     assert "relu" not in texts(fig)
     ends = {tuple(arc.get_path().vertices[[0, -1], 1].round()) for arc in fig.axes[0].patches}
     assert (0, -2) in ends and len(ends) == 4  # conv1 to add
-
-
-def test_input_and_output_are_no_layers():
-    graph = network()
-    graph.add_node("input", type="input", group="", prunable=False, channels=0)
-    graph.add_edge("input", "conv1")
-    assert "not pruned: 1 layer" in texts(plots.dependency_graph(graph))  # FCs
 
 
 def test_multiply_adds_per_clip_have_no_bar_beside_those_per_frame():
@@ -189,12 +184,6 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="needs two models"):
         plots.view_differences({"dense": matrices(50)})
     assert len(plots.view_heatmaps({"dense": matrices(50)}).axes) == 3
-
-
-def test_a_condition_without_any_accuracy_is_drawn_empty():
-    empty = {"NM": matrices(90)["NM"] * np.nan}
-    for maps in ({"dense": empty}, {"dense": empty, "compressed": empty}):
-        assert "nan" not in "".join(texts(plots.view_heatmaps(maps)))
 
 
 def test_a_mosaic_keeps_the_images_apart():

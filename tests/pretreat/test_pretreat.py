@@ -47,8 +47,6 @@ def plainly_aligned(frame):
         person(),
         person(angle=25.0),
         person(x=2),  # the window leaves the image on the left
-        person(x=318),
-        person(y=0),
         person()[:, 138:162],  # narrower than the window
     ],
 )

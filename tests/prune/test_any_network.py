@@ -19,7 +19,7 @@ REFUSED = {
     "one layer twice": "needs at least",
     "tied weights": "no channel may leave",
     "attention between convolutions": "needs at least",
-    "transformer": "unflatten in 2.self_attn",
+    "transformer": "2.self_attn is a MultiheadAttention",
 }
 KEYS = {"start_pruning_step": 2, "pruning_steps": 6, "pruning_periods": 2, "variant": "adamw"}
 
@@ -154,6 +154,12 @@ def test_a_wrong_target_is_one_sentence(keys, message):
     given = {"start_pruning_step": 0} if "pruning_steps" not in keys else {}
     with pytest.raises(gl.UserError, match=message):
         gl.hesso(graph, **{"pruning_steps": 5} | given | keys)
+
+
+def test_an_operation_that_cannot_be_traced_is_named_with_its_module():
+    model = nn.Sequential(conv(3, 8), nn.AdaptiveAvgPool2d((15, 7)), nn.Flatten())
+    with pytest.raises(gl.UserError, match="cannot trace adaptive_avg_pool2d in 1: write it"):
+        gl.trace(model, torch.rand(2, 3, 16, 16))
 
 
 def test_a_network_that_says_nothing_of_its_inputs_needs_an_example():

@@ -210,7 +210,7 @@ def test_this_machine_measures_a_table(runtime, tmp_path, monkeypatch):
     monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
     monkeypatch.setattr(latency_table, "ROUNDS", 1)
     graph = traced(residual())
-    latency = {"runtime": runtime, "frames": 2}
+    latency = {"runtime": runtime}
     cfg = hesso_section(target_latency_ms=0.9, group_divisible=8, latency=latency)
     cost = budgets.latency_cost(cfg, graph)
     (file,) = (tmp_path / "data" / "latency").iterdir()

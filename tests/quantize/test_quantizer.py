@@ -115,7 +115,9 @@ def test_layers_see_rounded_weights_and_checkpoints_float_ones():
 
 
 def test_what_is_quantized():
-    _, both = quantized()
+    model, both = quantized()
+    with pytest.raises(ValueError, match="one batch of clips or more, not 0"):
+        calibrate(model, both, [])
     weights, inputs = both.weight_quantizers, both.input_quantizers
     assert f"{CONV1}.weight" in weights and CONV1 not in inputs
     assert {"FCs.fc_bin", "BNNecks.fc_bin"} < set(weights)
@@ -220,13 +222,6 @@ def test_watched_ranges_are_of_all_columns_alike(shape):
     quantizer.sample, quantizer.enabled = TRAINING_SAMPLE, False
     quantizer(torch.arange(shape[-1]).expand(shape).float())
     assert quantizer.seen_range() == shape[-1] - 1
-
-
-def test_calibration_needs_clips():
-    model = network()
-    quantization = quantize_network(model)
-    with pytest.raises(ValueError, match="one batch of clips or more, not 0"):
-        calibrate(model, quantization, [])
 
 
 @pytest.mark.parametrize("uniform", [True, False])

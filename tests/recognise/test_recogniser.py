@@ -44,16 +44,12 @@ def test_every_form_of_one_walk_has_one_embedding(recogniser):
         (lambda f: f.astype(np.float32), r"floats of 0 to 255.*divide by 255"),
         (lambda f: f / 127.5 - 1, r"floats of -1 to 1.*scale it"),
         (lambda f: f * np.float32("nan"), "floats of nan"),
-        (lambda f: f // 255, "0/1 masks"),
         (lambda f: f / np.float32(255 * 255), "0/1 masks"),
-        (lambda f: 255 - f, "inverted masks"),
-        (lambda f: f * 0, "all black"),
         (lambda f: f[:0], "T = 0 frames"),
         (lambda f: f[None], r"a walk is \(T, H, W\), got \(1, 4, 64, 64\)"),
         (lambda f: f.astype(np.int64), "a walk of int64: give uint8"),
         (lambda f: f.repeat(2, 1).repeat(2, 2), "128 x 128, and the network sees 64 x 44"),
         (lambda f: f[:, :, 12:52], "64 x 40, .* pretreat --size 64"),
-        (lambda f: f | 255, "inverted masks"),
     ],
 )
 def test_what_cannot_be_a_walk_is_refused_with_the_fix(recogniser, given, words):

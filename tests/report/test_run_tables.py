@@ -10,10 +10,7 @@ from workbook.config import load_experiment
 from workbook.report import run_tables
 from workbook.steps import build_network
 
-
-@pytest.fixture(autouse=True)
-def _workspace(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("workspace")
 
 
 def network(*layers):

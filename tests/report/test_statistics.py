@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gaitlib.data.casia_b import SilhouetteDataset, index_tree, load_split
+from gaitlib.data.casia_b import SilhouetteDataset, index_tree
 from gaitlib.data.sequence_file import write_sequence
 from workbook.report.statistics import (
     energy_images,
@@ -95,15 +95,6 @@ def test_the_report_lists_what_is_missing_short_and_unreadable(parts):
     assert (unreadable["view"], unreadable["subject"]) == ("018", "001")
     assert "0 bytes" in unreadable["problem"]
     assert (report(parts, short=4)["kind"] != "short").all()  # 4 frames are not fewer than 4
-
-
-def test_a_subject_that_is_not_on_disk_is_a_problem_of_the_partition(parts, tmp_path):
-    partition = tmp_path / "partition.json"
-    partition.write_text('{"TRAIN_SET": ["001"], "TEST_SET": ["002", "007"]}')
-    table = report({"test": load_split(tmp_path / "test", partition, "TEST_SET")})
-    (found,) = table[table["kind"] == "partition"].to_dict("records")
-    assert (found["split"], found["subject"]) == ("test", "007")
-    assert found["problem"] == "in TEST_SET, but not on disk"
 
 
 def test_another_data_set_lacks_what_half_of_its_subjects_have(tmp_path):

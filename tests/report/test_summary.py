@@ -9,9 +9,7 @@ from workbook.report.summary import compare, summary_table
 COLUMNS = ("NM", "BG", "CL", *summary.COLUMNS)
 
 
-@pytest.fixture(autouse=True)
-def _workspace(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("workspace")
 
 
 def results(nm, milliseconds=2.0, **others):

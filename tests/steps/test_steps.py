@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_experiment import SMALL, small_experiment
+from small_experiment import QUANTIZED, SMALL, small_experiment
 
 from gaitlib.data.batches import training_batches
 from gaitlib.data.samplers import TripletSampling
@@ -36,8 +36,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def train(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def train(data, workspace):
 
     def train(run, stop=None, force=False, seed=0, budget=None, **overrides):
         experiment = small_experiment(data[0], **overrides)
@@ -60,13 +59,10 @@ def train(data, tmp_path, monkeypatch):
     return train
 
 
-def test_a_mapped_file_gives_loading_processes_the_same_batches(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_a_mapped_file_gives_loading_processes_the_same_batches(data, tmp_path, workspace):
     changes = SMALL | {"data_cfg.dataset_root": str(data[0]), "data_cfg.cache": "mapped"}
     mapped = steps.open_data(load_experiment(None, changes))
-    assert (
-        len(list((tmp_path / "data" / "mapped").glob("*.bin"))) == 2
-    )  # of training and of testing
+    assert len([*tmp_path.glob("data/mapped/*.bin")]) == 2  # of training and of testing
     sampling = TripletSampling(batch_size=(2, 2), frames_num_fixed=4)
     expected = list(training_batches(data[1].train, sampling, 0, range(2)))
     found = list(training_batches(mapped.train, sampling, 0, range(2), num_workers=2))
@@ -220,9 +216,7 @@ def test_a_checkpoint_with_a_wrong_entry_is_refused_by_its_name(train):
     pd.testing.assert_frame_equal(resumed[:9], history[:9])
 
 
-def test_a_checkpoint_from_half_way_gives_the_narrow_network_and_starts_no_other_run(
-    train,
-):
+def test_a_checkpoint_from_half_way_gives_the_narrow_network_and_starts_no_other_run(train):
     run, model, _, _ = train("narrow", budget=0.5)
     path = runs.stage_dir("narrow", "hesso") / "checkpoints" / "GaitBase-00003.pt"
     found = steps.load_network(run, path)
@@ -311,19 +305,15 @@ def test_global_random_streams_go_on_where_they_were():
     assert draw() == drawn
 
 
-def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_latest_without_a_checkpoint_still_starts_from_the_baseline(data, workspace):
     values = SMALL | {"data_cfg.dataset_root": str(data[0]), "trainer_cfg.restore_hint": "latest"}
     experiment = load_experiment(None, values | {"hesso_optimizer_cfg.start_from": "baseline"})
     run, model = runs.Run("r", experiment), steps.build_network(experiment, torch.device("cpu"))
     with pytest.raises(runs.MissingRunError, match="02_baseline_train"):
         steps.start_weights(run, model)
-    baseline = steps.build_network(experiment, torch.device("cpu"))
-    optimizer = steps.build_optimizer(experiment, baseline)
-    steps.train_stage(run, "baseline", baseline, data[1], optimizer)
+    steps.run_stage(run, "baseline", test=False, compress=False)
     assert steps.start_weights(run, model) == "the baseline's GaitBase-00010.pt"
     assert steps.start_weights(run, model, "baseline") == "restore_hint, GaitBase-00010.pt"
-    assert torch.equal(model.FCs.fc_bin, baseline.FCs.fc_bin)
 
 
 def test_checkpoints_are_opengaits_form_and_a_new_start_keeps_the_old_stage(train):
@@ -338,41 +328,20 @@ def test_checkpoints_are_opengaits_form_and_a_new_start_keeps_the_old_stage(trai
     assert (previous / "checkpoints" / "GaitBase-00010.pt").exists()
 
 
-def test_the_compressed_file_is_the_zeroed_network_at_half_the_groups(train):
-    run, model, graph, _ = train("small")
-    compressed = steps.compress_stage(run, graph, model)
-    assert compressed.group_sparsity == pytest.approx(0.5, abs=1 / graph.num_channels)
-    clips = torch.rand(2, 3, 64, 44)
-    torch.testing.assert_close(
-        load_network(compressed.path).eval()(clips).embeddings, model.eval()(clips).embeddings
-    )
-    assert compressed.path.name.startswith("compressed_gaitbase_hesso_")
-
-
-def test_the_packages_own_hesso_runs_and_refuses_to_resume(train, data):
-    values = SMALL | {
-        "data_cfg.dataset_root": str(data[0]),
-        "hesso_optimizer_cfg": SMALL["hesso_optimizer_cfg"] | {"implementation": "only_train_once"},
-        "scheduler_cfg": {"scheduler": "OneCycleLR", "cycle_momentum": False},
-    }
-    for hint in (0, "latest"):
-        experiment = load_experiment(None, values | {"trainer_cfg.restore_hint": hint})
-        model = steps.build_network(experiment, torch.device("cpu"))
-        optimizer = steps.build_optimizer(experiment, model, oto.trace(model))
-        arguments = (runs.Run("package", experiment), "hesso", model, data[1], optimizer)
-        if hint == "latest":
-            with pytest.raises(CheckpointError, match="implementation: gaitlib"):
-                steps.train_stage(*arguments)
-        else:
-            history = steps.train_stage(*arguments)
-            assert history["group_sparsity"].iloc[-1] > 0.4
+def test_the_packages_own_hesso_refuses_to_resume(data, workspace):
+    changes = {"hesso_optimizer_cfg.implementation": "only_train_once"}
+    changes |= {"scheduler_cfg.cycle_momentum": False, "trainer_cfg.restore_hint": "latest"}
+    experiment = load_experiment(small_experiment(data[0]).sections(), changes)
+    run = runs.Run("package", experiment)
+    steps.run_stage(run, "hesso", test=False, compress=False)
+    with pytest.raises(CheckpointError, match="implementation: gaitlib"):
+        steps.run_stage(run, "hesso")
 
 
 def test_results_say_what_was_asked_for_and_what_the_network_measures(
-    data, tmp_path, monkeypatch, caplog
+    data, tmp_path, workspace, monkeypatch, caplog
 ):
     """The machine is one that needs 1 us for 1000 MACs and half a millisecond for the rest."""
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
 
     def layer_ms(clock, shape, c_in, c_out):
         return 1e-6 * c_in * c_out * shape.frames * shape.height * shape.width * 9
@@ -385,18 +354,20 @@ def test_results_say_what_was_asked_for_and_what_the_network_measures(
     monkeypatch.setattr(budgets._Clock, "layer_ms", layer_ms)
     monkeypatch.setattr(budgets._Clock, "stopwatch", stopwatch)
 
-    def train(name, **keys):
-        changes = {
-            "data_cfg.dataset_root": str(data[0]),
-            "hesso_optimizer_cfg": SMALL["hesso_optimizer_cfg"] | keys,
-            "trainer_cfg.restore_hint": "latest",
-        }
-        steps.run_stage(runs.Run(name, load_experiment(None, SMALL | changes)), "hesso")
-        return runs.load_results(name, "hesso")
-
     keys = {"latency": {"batch": 2}, "target_latency_ms": 0.6}
+    changes = {
+        "data_cfg.dataset_root": str(data[0]),
+        "hesso_optimizer_cfg": SMALL["hesso_optimizer_cfg"] | keys,
+        "trainer_cfg.restore_hint": "latest",
+    }
+    run = runs.Run("timed", load_experiment(None, SMALL | changes))
+
+    def train():
+        steps.run_stage(run, "hesso")
+        return runs.load_results("timed", "hesso")["budget"]
+
     with caplog.at_level(logging.INFO):
-        budget = train("timed", **keys)["budget"]
+        budget = train()
     assert (budget["key"], budget["asked"], budget["unit"]) == ("target_latency_ms", 0.6, "ms")
     assert budget["reached"] <= budget["limit"] == pytest.approx(0.6 * budget["dense"], rel=1e-5)
     assert budget["measured_ms"] == pytest.approx(budget["reached"], rel=1e-5)
@@ -404,39 +375,14 @@ def test_results_say_what_was_asked_for_and_what_the_network_measures(
     assert "expected (+0 %)" in caplog.text
     (file,) = (tmp_path / "data" / "latency").iterdir()
     before = file.read_text()
-    assert train("timed", **keys)["budget"] == budget and file.read_text() == before  # resumed
-    results = train("counted", target_macs=0.7)
-    budget = results["budget"]
-    assert budget["reached"] == results["macs_per_frame"] <= budget["limit"]
-    assert budget["dense"] == results["dense"]["macs_per_frame"] and "measured_ms" not in budget
-
-
-GETA = {
-    "compression_optimizer": "geta",
-    "hesso_optimizer_cfg": None,
-    "geta_optimizer_cfg": {
-        "variant": "adamw",
-        "lr": 0.01,
-        "start_projection_step": 1,
-        "projection_steps": 2,
-        "projection_periods": 2,
-        "bit_reduction": 2,
-        "min_bit_wt": 4,
-        "max_bit_wt": 8,
-        "min_bit_act": 8,
-        "max_bit_act": 8,
-        "start_pruning_step": 3,
-        "pruning_steps": 4,
-        "pruning_periods": 1,
-    },
-}
+    assert train() == budget and file.read_text() == before  # resumed
 
 
 @pytest.fixture(scope="module")
 def geta(data, tmp_path_factory):
     """A run with every stage of an experiment that quantizes."""
-    experiment = load_experiment(None, SMALL | GETA | {"data_cfg.dataset_root": str(data[0])})
-    run = runs.Run("r", experiment)
+    changes = {"data_cfg.dataset_root": str(data[0]), "geta_optimizer_cfg.start_from": "scratch"}
+    run = runs.Run("r", load_experiment(None, SMALL | QUANTIZED | changes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GAITLIB_WORKSPACE", str(tmp_path_factory.mktemp("geta")))
         for stage in ("baseline", "geta", "hesso"):
@@ -507,28 +453,18 @@ def test_the_network_of_any_stage_is_exported_the_dense_one_too(geta, tmp_path):
     assert runs.config_file("r", "ptq") == runs.stage_dir("r", "hesso") / "config.yaml"
 
 
-def test_a_stages_folder_holds_the_network_once_and_exports_for_other_programs(geta):
-    for stage, kinds in {
-        "geta": ("compressed .pt", "compressed .safetensors", "full .pt"),
-        "hesso": ("compressed .pt", "compressed .safetensors", "full .pt"),
-        "ptq": ("compressed .safetensors",),
-    }.items():
+def test_a_stages_folder_holds_the_network_once(geta):
+    once = ["compressed .pt", "compressed .safetensors", "full .pt"]
+    for stage, kinds in {"geta": once, "hesso": once, "ptq": once[1:2]}.items():
         files = sorted((geta.folder(stage) / "compressed").glob("*.*"))
-        assert [f"{f.name.partition('_')[0]} {f.suffix}" for f in files] == list(kinds)
+        assert [f"{f.name.partition('_')[0]} {f.suffix}" for f in files] == kinds
         assert all(f"_gaitbase_{stage}_2" in f.name for f in files)  # the year follows
-        assert geta.network_file(stage).suffix == ".safetensors"
         seen = steps.load_network(geta, geta.network_file(stage))
         results = runs.load_results("r", stage)
-        assert (
-            sum(p.numel() for n, p in seen.named_parameters() if "quanti" not in n)
-            == (results["params"])
-        )
-        if stage != "ptq":
-            assert files[0].stat().st_size == results["file_bytes"]
-    assert (
-        runs.load_results("r", "ptq")["file_bytes"]
-        == (runs.load_results("r", "hesso")["file_bytes"])
-    )
+        params = {n: p.numel() for n, p in seen.named_parameters() if "quanti" not in n}
+        assert sum(params.values()) == results["params"]
+        measured = geta.folder("hesso" if stage == "ptq" else stage) / "compressed"
+        assert next(measured.glob("compressed*.pt")).stat().st_size == results["file_bytes"]
 
 
 def _again(geta, run, **trainer_cfg):
@@ -572,13 +508,6 @@ def test_a_quantized_stage_resumed_while_it_prunes_ends_as_before(geta):
     assert rows["iteration"].tolist() == list(range(1, 11))
 
 
-def test_quantization_starts_from_a_dense_checkpoint(geta):
-    dense = runs.stage_dir("r", "baseline") / "checkpoints" / "GaitBase-00010.pt"
-    resets = {"optimizer_reset": True, "scheduler_reset": True}
-    started = _again(geta, "from-dense", restore_hint=str(dense), **resets)
-    assert started.keys() > load_checkpoint(dense)["model"].keys()
-
-
 EDGES = [
     {
         "optimizer_cfg": {"solver": "AdamW", "lr": 0.5, "betas": [0, 0], "eps": 0.5},
@@ -598,15 +527,12 @@ EDGES = [
 ]
 
 
-def test_values_at_the_ends_of_their_ranges_train(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+@pytest.mark.parametrize("changes", EDGES)
+def test_values_at_the_ends_of_their_ranges_train(changes, data, workspace):
     dense = {"compression_optimizer": None, "hesso_optimizer_cfg": None}
-    for changes in EDGES:
-        values = small_experiment(data[0]).sections()
-        changes = dense | {"trainer_cfg.total_iter": 2, "trainer_cfg.save_iter": 9} | changes
-        experiment = load_experiment(values, changes)
-        model = steps.build_network(experiment, torch.device("cpu"))
-        optimizer = steps.build_optimizer(experiment, model)
-        run = runs.Run("edges", experiment)
-        history = steps.train_stage(run, "baseline", model, data[1], optimizer)
-        assert history["iteration"].tolist() == [1, 2] and history["total"].notna().all(), changes
+    dense |= {"trainer_cfg.total_iter": 2, "trainer_cfg.save_iter": 9}
+    values = small_experiment(data[0]).sections()
+    run = runs.Run("edges", load_experiment(values, dense | changes))
+    steps.run_stage(run, "baseline", test=False, compress=False)
+    history = pd.read_csv(run.file("baseline", "history.csv"))
+    assert history["iteration"].tolist() == [1, 2] and history["total"].notna().all()

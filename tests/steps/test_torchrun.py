@@ -123,16 +123,7 @@ def test_a_port_in_use_is_one_clear_message(folder, monkeypatch):
         rank = {"RANK": "0", "WORLD_SIZE": "2"}
         rank |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "workbook",
-                "train",
-                "--cfgs",
-                str(experiment),
-                "--device",
-                "cpu",
-            ],
+            [sys.executable, "-m", "workbook", "train", "--cfgs", experiment, "--device=cpu"],
             capture_output=True,
             text=True,
             env=os.environ | rank,

@@ -20,9 +20,8 @@ GB = 1_000_000_000
 
 
 @pytest.fixture
-def file(tmp_path, monkeypatch):
+def file(tmp_path, workspace):
     """Return a study's file of two pruned networks."""
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
     base = write_experiment(small_experiment(tmp_path / "walkers"), tmp_path / "base.yaml")
     path = tmp_path / "s.yaml"
     values = {"base": str(base), "grid": {SPARSITY: [0.3, 0.6]}, "methods": ["hesso"]}

@@ -123,11 +123,8 @@ def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters
         ({"metods": ["geta"]}, "unknown key 'metods'; did you mean 'methods'"),
         ({"methods": ["gta"]}, "unknown method 'gta'; did you mean 'geta'"),
         ({"methods": ["geta", "geta"]}, "names one twice"),
-        ({"methods": ["geta"], "seeds": [-1]}, "seeds.0"),
-        ({"methods": ["geta"], "notebooks": {"gta": []}}, "unknown method 'gta'; did you mean"),
         ({"methods": ["geta"], "notebooks": {"all": ["a.ipynb"]}}, "the notebook a.ipynb is not"),
         ({"methods": ["geta"], "grid": {SPARSITY: []}}, f"{SPARSITY} has no values"),
-        ({"methods": ["geta"], "grid": {SPARSITY: [0.5, 1.5]}}, f"{SPARSITY}: 1.5"),
         ({"methods": ["geta"], "grid": {f"{SPARSITY}y": [0.5]}}, "did you mean 'target_group"),
         (
             {"methods": ["geta"], "grid": {SPARSITY: [0.5]}, "overrides": {SPARSITY: 0.5}},
@@ -142,7 +139,6 @@ def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters
             },
             "budget_longer is the one with more",
         ),
-        ({"methods": ["geta"], "base": "none.yaml"}, "cannot read"),
         (
             {"methods": ["geta"], "overrides": {"trainer_cfg.restore_hint": "latest"}},
             "points of a study start anew",
@@ -150,8 +146,6 @@ def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters
         ({"methods": ["budget"], "overrides": HALF}, f"give {MACS} (for example 0.25) and write"),
         ({"methods": ["uniform_longer"], "overrides": HALF}, "needs its MACs before it trains: "),
         ({"methods": ["budget"], "grid": {MACS: [1.0]}}, "a number below 1 is a share"),
-        ({"methods": ["budget"], "grid": {MACS: [1.0e-5]}}, "a number below 1 is a share"),
-        ({"methods": ["budget"], "grid": {MACS: [1.0e9]}}, "a number below 1 is a share"),
         (
             {"methods": ["uniform_longer"], "grid": {MACS: [0.25]}, "overrides": TAUGHT},
             "uniform_longer does not count what a teacher costs",
@@ -164,7 +158,7 @@ def test_a_name_stays_when_the_grid_grows_and_a_digest_when_nothing_that_matters
             {"methods": ["budget"], "overrides": {START: "scratch"}, "baseline_steps": 400},
             "baseline_steps is 400, but no method starts from",
         ),
-        ({"methods": ["baseline"], "name": "../mine"}, "'../mine' is not a folder name below runs"),
+        ({"methods": ["baseline"], "name": "../mine"}, "'../mine' is not a folder name"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_before_anything_does(plan, keys, words):

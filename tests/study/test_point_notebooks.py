@@ -40,8 +40,7 @@ def test_the_newest_training_is_told(training):
 
 
 @pytest.fixture
-def notebook(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def notebook(tmp_path, workspace):
     path = tmp_path / "02_train.ipynb"
     path.touch()
     return path

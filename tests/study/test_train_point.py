@@ -28,9 +28,8 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def study(base, tmp_path, monkeypatch):
+def study(base, tmp_path, workspace, monkeypatch):
     """Return a function that gives the points of a study of the small experiment."""
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
     monkeypatch.setattr(network_cost, "measure_latency", lambda *_, **__: 1.0)  # takes longest
 
     def points(**keys):

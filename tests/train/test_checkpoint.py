@@ -44,15 +44,6 @@ def test_the_content_of_a_file_does_not_depend_on_its_name(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_failed_write_leaves_the_last_good_file(tmp_path):
-    _, path = _save(tmp_path, 1)
-    before = path.read_bytes()
-    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
-        save_atomically({"unwritable": lambda: None}, path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_full_disk_is_one_error_and_the_last_good_file_stays(tmp_path, monkeypatch):
     _, path = _save(tmp_path, 1)
     before = path.read_bytes()
@@ -104,16 +95,11 @@ def test_a_hostile_file_is_refused_and_not_executed(tmp_path):
 
     path = tmp_path / "bad.pt"
     torch.save({"model": Hostile()}, path)
-    with pytest.raises(
-        CheckpointError, match="is refused: it asks for .*open, which no weights need"
-    ):
+    refused = pytest.raises(CheckpointError, match="it asks for .*open, which no weights need")
+    with refused:
         load_checkpoint(path)
-    path.write_bytes(
-        pickle.dumps(Hostile(), protocol=2)
-    )  # a pickle without torch's archive around it
-    with pytest.raises(
-        CheckpointError, match="is refused: it asks for .*open, which no weights need"
-    ):
+    path.write_bytes(pickle.dumps(Hostile(), protocol=2))  # without torch's archive around it
+    with refused:
         load_checkpoint(path)
     assert not (tmp_path / "executed").exists()
 
@@ -132,14 +118,11 @@ def test_a_truncated_file_is_refused(tmp_path, share):
     [
         ([torch.ones(1)], "holds list"),
         ({}, "holds no weights: 'model' is dict"),
-        ({"model": {}}, "holds no weights"),
         ({"model": [1]}, r"'model' is list \[1\]"),
         ({"epoch": 3, "state_dict": {}}, "'epoch' is int 3, not a tensor"),
-        ({"model": {0: torch.ones(1)}}, "0 is Tensor"),
         ({"model": {"a": torch.ones(1, device="meta")}}, "a has no values"),
         ({"model": {"a": torch.ones(2, 2).to_sparse()}}, "a is no plain tensor of numbers"),
         ({"model": {"a": torch.ones(1)}, "iteration": [1]}, r"iteration is \[1\], not a whole"),
-        ({"model": {"a": torch.ones(1)}, "iteration": -1}, "iteration is -1, not a whole"),
         ({"model": {"a": torch.ones(1)}, "scheduler": 5}, "scheduler is int 5, not a dictionary"),
         ({"model": {"a": torch.ones(1)}, "random": {}}, "random is dict {}, not a list"),
     ],
@@ -184,16 +167,6 @@ def test_mismatches_are_a_table_of_names_and_shapes():
     assert (model[0].bias == 1).all()
     with pytest.raises(CheckpointError, match="nothing fits"):
         restore_model(model, {"extra": torch.ones(1)}, strict=False)
-
-
-def test_a_classifier_of_other_subjects_is_explained():
-    class Net(nn.Module):
-        def __init__(self, subjects):
-            super().__init__()
-            self.BNNecks = nn.ParameterDict({"fc_bin": torch.ones(2, 3, subjects)})
-
-    with pytest.raises(CheckpointError, match="trained on 74 subjects, this experiment has 24: "):
-        restore_model(Net(24), Net(74).state_dict())
 
 
 def test_names_match_without_what_wraps_a_network():

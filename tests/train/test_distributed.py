@@ -276,8 +276,7 @@ def test_what_two_processes_cannot_do_is_refused_with_the_reason(found):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_two_processes_share_a_gpu_and_train_as_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+def test_two_processes_share_a_gpu_and_train_as_one(tmp_path, workspace):
     root = tmp_path / "walkers"
     one = _within_half(root, "one", "cuda:0")
     mp.spawn(_rank_on_a_gpu, args=(_free_port(), root, tmp_path, "cuda:0"), nprocs=2)
