@@ -23,7 +23,7 @@ _HOMES = {
     "gaitlib.prune.hesso_settings": ("Budget", "HessoSettings", "Scores", "Sparsity"),
     "gaitlib.prune.hesso": ("HESSO", "build_hesso", "hesso"),
     "gaitlib.quantize.bit_settings": ("FloatFirst", "GetaSettings", "Qasso"),
-    "gaitlib.quantize.geta": ("GETA", "build_geta"),
+    "gaitlib.quantize.geta": ("GETA", "build_geta", "geta"),
     "gaitlib.quantize.quantization": ("calibrate", "quantize_network"),
     "gaitlib.train.loop": ("Report", "fit"),
     "gaitlib.train.training_state": ("TrainingState",),

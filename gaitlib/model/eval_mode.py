@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gaitlib.model.examples import Example, run_example
+
 
 @contextlib.contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
@@ -25,12 +27,15 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def layer_calls(model: nn.Module, kinds: Any) -> list[tuple[str, nn.Module, Tensor, Any]]:
-    """Run a network on one clip of one empty frame; return the calls of some layers, in order.
+def layer_calls(
+    model: nn.Module, kinds: Any, example: Example | None = None
+) -> list[tuple[str, nn.Module, Tensor, Any]]:
+    """Run a network once; return the calls of some layers, in order.
 
     Args:
         model: run in evaluation mode; not changed.
         kinds: classes of the layers.
+        example: inputs to run it on; one clip of one empty frame if None.
 
     Returns:
         Of each call the layer's name, the layer, its input and its output.
@@ -45,10 +50,11 @@ def layer_calls(model: nn.Module, kinds: Any) -> list[tuple[str, nn.Module, Tens
         for name, layer in model.named_modules()
         if isinstance(layer, kinds)
     ]
-    first = next(model.parameters())
+    if example is None:
+        example = next(model.parameters()).new_zeros(1, 1, *model.frame_size)
     try:
         with in_eval_mode(model):
-            model(first.new_zeros(1, 1, *model.frame_size))
+            run_example(model, example)
     finally:
         for handle in handles:
             handle.remove()

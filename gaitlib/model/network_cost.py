@@ -51,6 +51,17 @@ def backbone_macs(model: GaitBase) -> dict[str, int]:
     return _backbone_and_heads(model)[0]
 
 
+def budget_macs(model: nn.Module, example: Example | None) -> dict[str, int]:
+    """Return the MACs that a budget limits, by module.
+
+    Those of a GaitBase are its backbone's per frame; those of another network are all that run on
+    the example.
+    """
+    if isinstance(model, GaitBase):
+        return backbone_macs(model)
+    return module_macs(model, example)
+
+
 def forward_macs(model: GaitBase) -> tuple[int, int]:
     """Return the MACs of a forward pass: per frame, in the backbone, and per clip, in the heads."""
     backbone, heads = _backbone_and_heads(model)

@@ -10,7 +10,7 @@ from math import prod
 
 from gaitlib.model import GaitBase
 from gaitlib.model.float_state import of_quantizer
-from gaitlib.model.network_cost import backbone_macs, module_macs
+from gaitlib.model.network_cost import budget_macs
 from gaitlib.model.widths import sides_of
 from gaitlib.prune.channel_groups import Segment
 from gaitlib.prune.graph import Graph
@@ -119,20 +119,14 @@ def product_cost(
 
 
 def macs_cost(graph: Graph) -> ChannelCost:
-    """Return the MACs of a network.
-
-    Those of a GaitBase are its backbone's per frame, as `network_cost.macs_per_frame` counts them;
-    those of another network are all that run on the example that it was traced with.
-    """
+    """Return the MACs of a network, as `network_cost.budget_macs` counts them."""
     dims = {}
     for name, shrinks in graph.shrinking_dims().items():
         layer, _, last = name.rpartition(".")
         if last == sides_of(graph.model.get_submodule(layer))[0]:
             dims[layer] = tuple(shrinks.values())
-    if isinstance(graph.model, GaitBase):
-        unit, counts = "MACs per frame", backbone_macs(graph.model)
-    else:
-        unit, counts = "MACs of the example", module_macs(graph.model, graph.example)
+    unit = "MACs per frame" if isinstance(graph.model, GaitBase) else "MACs of the example"
+    counts = budget_macs(graph.model, graph.example)
     return product_cost(unit, widths_of(graph), counts, dims)
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gaitlib.model import network_cost
+from gaitlib.model import GaitBase, network_cost
+from gaitlib.model.examples import Example
 from gaitlib.model.network_cost import FLOAT_BITS, stored_bytes
 from gaitlib.prune.graph import Graph
 from gaitlib.quantize.bit_control import normal_clipping
@@ -34,13 +35,16 @@ log = logging.getLogger(__name__)
 UNITS = {"target_bops": "bit operations per frame", "target_bytes": "bytes"}
 
 
-def budget_terms(key: str, asked: float, model: nn.Module) -> dict[str, Any]:
+def budget_terms(
+    key: str, asked: float, model: nn.Module, example: Example | None = None
+) -> dict[str, Any]:
     """Return what a budget means, under the names of results.json.
 
     Args:
         key: ``target_bops`` or ``target_bytes``.
         asked: its value; below 1 a share of what ``model`` costs.
         model: the dense network, in float.
+        example: inputs of a network that is no GaitBase.
 
     Returns:
         ``key``, ``asked``, ``limit`` and ``dense`` (what the budget and ``model`` are), ``unit``.
@@ -48,9 +52,10 @@ def budget_terms(key: str, asked: float, model: nn.Module) -> dict[str, Any]:
     if key == "target_bytes":
         dense = disk_bits(model, {}) // 8
     else:
-        dense = network_cost.macs_per_frame(model) * FLOAT_BITS**2
+        dense = sum(network_cost.budget_macs(model, example).values()) * FLOAT_BITS**2
     limit = int(asked * dense if asked < 1 else asked)
-    return {"key": key, "asked": asked, "limit": limit, "dense": dense, "unit": UNITS[key]}
+    unit = UNITS[key] if isinstance(model, GaitBase) else UNITS[key].replace("frame", "example")
+    return {"key": key, "asked": asked, "limit": limit, "dense": dense, "unit": unit}
 
 
 class BitBudget:
@@ -67,7 +72,7 @@ class BitBudget:
     def __init__(self, graph: Graph, settings: GetaSettings) -> None:
         self.graph = graph
         bits = settings.bits
-        self.terms = budget_terms(*bits.budget, graph.model)
+        self.terms = budget_terms(*bits.budget, graph.model, graph.example)
         self.key, self.limit = self.terms["key"], self.terms["limit"]
         self.options = range(bits.min_bit_wt, bits.max_bit_wt + 1)
         floats = bits.quantize == "weights"
@@ -137,7 +142,7 @@ class BitBudget:
             costs = [{b: stored_bytes(numbers[name], b) for b in self.options} for name in names]
             others = numbers.keys() - set(names)
             return costs, sum(stored_bytes(numbers[name], FLOAT_BITS) for name in others)
-        macs = network_cost.backbone_macs(small)
+        macs = network_cost.budget_macs(small, self.graph.example)
         layers = [name.rpartition(".")[0] for name in names]
         each = [macs.get(layer, 0) * inputs.get(layer, FLOAT_BITS) for layer in layers]
         return [{b: one * b for b in self.options} for one in each], 0

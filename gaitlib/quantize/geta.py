@@ -5,12 +5,14 @@ groups, scores and schedule of `gaitlib.prune.hesso.HESSO`, and equals it withou
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gaitlib.model import GaitBase
+from gaitlib.model.examples import Example
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph
@@ -21,7 +23,7 @@ from gaitlib.quantize.bit_control import BitControl
 from gaitlib.quantize.bit_settings import FloatFirst, GetaSettings
 from gaitlib.quantize.late_bits import LateBits
 from gaitlib.quantize.qasso import choose_rate_and_steps
-from gaitlib.quantize.quantization import Quantization
+from gaitlib.quantize.quantization import Quantization, calibrate, quantize_network
 from gaitlib.system.distributed import from_rank_0
 from gaitlib.system.errors import UserError
 
@@ -203,6 +205,32 @@ class GETA(HESSO):
                 param.index_fill_(dim, redundant, 0.0)
 
 
+def geta(graph: Graph, batches: Iterable[Example], **keys: Any) -> HESSO:
+    """Quantize a network of one's own, and build what prunes it and chooses its bits.
+
+    Args:
+        graph: what `gaitlib.prune.oto.trace` said of the network, to which quantizers are added.
+        batches: inputs like those of training; the ranges of activations start from them.
+        keys: those of `GetaSettings.of`, as an experiment's file has them.
+
+    Raises:
+        UserError: as `build_geta`, or for a network that is already quantized.
+    """
+    settings = GetaSettings.of(**keys)
+    quantization = None
+    if settings.bits is not None:
+        bits = settings.bits
+        quantization = quantize_network(
+            graph.model,
+            bits.quantize,
+            weight_bits=bits.max_bit_wt,
+            activation_bits=bits.max_bit_act,
+            uniform=bits.uniform,
+        )
+        calibrate(graph.model, quantization, batches)
+    return build_geta(graph, settings, quantization)
+
+
 def build_geta(
     graph: Graph,
     settings: GetaSettings,
@@ -237,7 +265,8 @@ def build_geta(
         )
     if isinstance(bits, FloatFirst):
         budget = None if bits.budget is None else BitBudget(graph, settings)
-        control = LateBits(graph.model, bits, budget)
+        example = None if isinstance(graph.model, GaitBase) else graph.example
+        control = LateBits(graph.model, bits, budget, example)
     else:
         control = BitControl(graph.model, bits)
     limits = network_budget(graph, settings, latency)

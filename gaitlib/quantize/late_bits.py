@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gaitlib.model.examples import Example
 from gaitlib.quantize.bit_budget import BitBudget
 from gaitlib.quantize.bit_control import FOLLOW_RATE, BitControl
 from gaitlib.quantize.bit_settings import FloatFirst
@@ -43,11 +44,18 @@ class LateBits(BitControl):
         model: with the quantizers attached, which are switched off here.
         plan: when bits begin, and which.
         budget: chooses the bits of weights; None takes those of the plan.
+        example: inputs of a network that is no GaitBase, as in `normalised_convolutions`.
     """
 
-    def __init__(self, model: nn.Module, plan: FloatFirst, budget: BitBudget | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: FloatFirst,
+        budget: BitBudget | None = None,
+        example: Example | None = None,
+    ) -> None:
         super().__init__(model, plan)
-        self.budget = budget
+        self.budget, self.example = budget, example
         self.squares: Tensor | None = None  # (W,), sums of the mean squared gradients
         self._switch()
 
@@ -124,7 +132,7 @@ class LateBits(BitControl):
         multiplied by s, and those of squares by its square.
         """
         bits = dict(zip(self.positions, self.whole.int().tolist(), strict=False))
-        for name, share in clip_channels(self.model, bits).items():
+        for name, share in clip_channels(self.model, bits, self.example).items():
             weight = self.model.get_parameter(name)
             share = share.reshape(-1, *[1] * (weight.dim() - 1))
             for key, power in _POWERS.items():

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from gaitlib.model import GaitBase
-from gaitlib.model.batch_norm import normalised_convolutions, reestimate_batch_norms
+from gaitlib.model.batch_norm import (
+    divide_channels,
+    normalised_convolutions,
+    reestimate_batch_norms,
+)
+from gaitlib.model.examples import Example
 from gaitlib.quantize.grid import step_size
 from gaitlib.quantize.quantization import calibrate, quantize_network
 
@@ -99,7 +104,9 @@ def best_clippings(rows: Tensor, bits: int) -> Tensor:
 
 
 @torch.no_grad()
-def clip_channels(model: nn.Module, bits: Mapping[str, int]) -> dict[str, Tensor]:
+def clip_channels(
+    model: nn.Module, bits: Mapping[str, int], example: Example | None = None
+) -> dict[str, Tensor]:
     """Scale each output channel so that one grid per weight clips all where their error is least.
 
     The channels of a convolution are divided by the share that their best clipping magnitude has
@@ -110,20 +117,16 @@ def clip_channels(model: nn.Module, bits: Mapping[str, int]) -> dict[str, Tensor
     Args:
         model: in float; changed in place.
         bits: of each weight, by parameter name.
+        example: as in `normalised_convolutions`.
 
     Returns:
         By parameter name, what the channels of each weight were divided by: ``(O,)``, in 0..1.
     """
     shares = {}
-    for conv_name, norm_name in normalised_convolutions(model).items():
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        best = best_clippings(conv.weight.flatten(1), bits[f"{conv_name}.weight"])  # (O,)
+    for conv_name, norm_name in normalised_convolutions(model, example).items():
+        weight = model.get_submodule(conv_name).weight
+        best = best_clippings(weight.flatten(1), bits[f"{conv_name}.weight"])  # (O,)
         share = torch.where(best > 0, best / best.max(), 1.0)
-        conv.weight.div_(share[:, None, None, None])
-        if conv.bias is not None:
-            conv.bias.div_(share)
-        norm.running_mean.div_(share)
-        # batch norm divides by sqrt(var + eps); eps keeps its size
-        norm.running_var.add_(norm.eps).div_(share.square()).sub_(norm.eps)
+        divide_channels(model, conv_name, norm_name, share)
         shares[f"{conv_name}.weight"] = share
     return shares

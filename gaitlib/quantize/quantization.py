@@ -10,11 +10,13 @@ import contextlib
 import copy
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from gaitlib.model.examples import Example, example_like, run_example
 from gaitlib.model.float_state import QUANTIZATION, quantization_of
 from gaitlib.model.heads import SeparateBNNecks
 from gaitlib.model.widths import weight_names
@@ -54,6 +56,10 @@ class Quantization(nn.Module):
             raise UserError("the network is quantized already; detach its quantization first")
         self.weights, self.activations = nn.ModuleDict(), nn.ModuleDict()
         setattr(model, QUANTIZATION, self)
+
+    def forward(self, x: Any) -> Any:
+        """Return ``x``: a ``Sequential`` runs all its modules, and this one rounds by hooks."""
+        return x
 
     def quantizers(self) -> list[Quantizer]:
         """Return all quantizers: those of weights first, each in the network's order."""
@@ -219,7 +225,7 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, quantization: Quantization, batches: Iterable[Tensor], training: bool = True
+    model: nn.Module, quantization: Quantization, batches: Iterable[Example], training: bool = True
 ) -> None:
     """Set the range and sign of every activation quantizer from real clips.
 
@@ -230,7 +236,7 @@ def calibrate(
     Args:
         model: the network that ``quantization`` is attached to.
         quantization: the result of `quantize_network`.
-        batches: clips in the network's input format; 8 batches or more are advised.
+        batches: inputs of the network, as an example has them; 8 batches or more are advised.
         training: if True, batch norms use the batch's statistics, as in training (the running ones
             of an untrained network are meaningless); if False, their running ones.
 
@@ -243,9 +249,9 @@ def calibrate(
     observers = list(quantization_of(twin).train().activations.values())  # they look at inputs
     for observer in observers:
         observer.enabled, observer.sample = False, CALIBRATION_SAMPLE
-    device, seen = next(twin.parameters()).device, []
+    first, seen = next(twin.parameters()), []
     for clips in batches:
-        twin(clips.to(device))
+        run_example(twin, example_like(clips, first))
         seen.append([observer.seen for observer in observers])
     if not seen:
         raise UserError("calibration needs one batch of clips or more, not 0")

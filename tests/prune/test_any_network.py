@@ -9,6 +9,7 @@ from torch import nn
 
 import gaitlib as gl
 from gaitlib.deploy.cut_network import CompressionError
+from gaitlib.model.batch_norm import normalised_convolutions
 from gaitlib.model.examples import difference, run_example
 from gaitlib.model.network_cost import count_parameters, module_macs
 from gaitlib.prune.dry_cut import TOLERANCE
@@ -165,3 +166,38 @@ def test_an_operation_that_cannot_be_traced_is_named_with_its_module():
 def test_a_network_that_says_nothing_of_its_inputs_needs_an_example():
     with pytest.raises(gl.UserError, match="pass an example"):
         gl.trace(nn.Linear(2, 2))
+
+
+BITS = {
+    "qasso": {"start_projection_step": 0, "projection_steps": 2, "projection_periods": 1},
+    "float_first": {"clipping": "channel", "target_bytes": 0.2},
+}
+
+
+@pytest.mark.parametrize("order", BITS)
+@pytest.mark.parametrize("kind", ["dense block", "inverted residuals", "two inputs", "perceptron"])
+def test_bits_are_chosen_with_the_channels(kind, order):
+    model, example = built(kind)
+    graph = gl.trace(model, example)
+    keys = KEYS | BITS[order] | {"order": order, "max_bit_wt": 8, "max_bit_act": 8}
+    optimizer = gl.geta(graph, [example], target_macs=0.5, lr=0.01, **keys)
+    train(model, example, optimizer, 14)
+    small, bits = gl.cut(graph), optimizer.control.quantization.bits()  # cut proves it at 1e-4
+    assert {"weights", "activations"} == set(bits["kind"]) and (bits["bits"] < 8.5).all()
+    assert count_parameters(small) < count_parameters(graph.widen())
+
+
+def test_only_convolutions_that_a_batch_norm_alone_reads_are_scaled():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.second, self.behind = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.behind(self.second(x + torch.relu(self.norm(x))))
+
+    torch.manual_seed(0)
+    pairs = normalised_convolutions(Both(), torch.rand(2, 3, 8, 8))
+    assert pairs == {"second": "behind"}

@@ -24,7 +24,7 @@ def test_a_budget_of_a_twenty_fourth_is_met_between_three_and_five_bits():
     dense = build_model(**experiment.model_cfg.build_arguments())
     narrow = narrowed(experiment, macs_per_frame(dense) // 4)  # all layers, by one factor
     slim = build_model(**narrow.model_cfg.build_arguments())
-    graph = SimpleNamespace(model=dense, slice=lambda: slim)
+    graph = SimpleNamespace(example=None, model=dense, slice=lambda: slim)
     keys = {"order": "float_first", "min_bit_wt": 3, "max_bit_wt": 5, "bit_reduction": 0}
     budget = BitBudget(graph, geta_settings(**keys, target_macs=0.25, target_bytes=1 / 24))
     weights = {name: p for name, p in slim.named_parameters() if p.dim() > 1}
