@@ -31,7 +31,7 @@ from torch import nn
 from gaitlib.model import BACKBONE
 from gaitlib.model.batch_norm import normalised_convolutions
 from gaitlib.model.eval_mode import layer_calls
-from gaitlib.model.widths import layer_widths
+from gaitlib.model.widths import layer_widths, weight_names
 from gaitlib.prune.channel_cost import ChannelCost, Term, widths_of
 from gaitlib.prune.graph import Graph
 from gaitlib.system.errors import UserError
@@ -229,7 +229,19 @@ def grid_widths(full: int, divisible: int, shrinks: bool = True) -> tuple[int, .
 
 
 def conv_shapes(graph: Graph, batch: int, frames: int) -> dict[str, ConvShape]:
-    """Return the shape of each backbone convolution, by name, from a forward on one frame."""
+    """Return the shape of each backbone convolution, by name, from a forward on one frame.
+
+    Raises:
+        UserError: for a backbone with another kind of layer that takes time.
+    """
+    for name in weight_names(graph.model):
+        layer = graph.model.get_submodule(name)
+        is_plain = isinstance(layer, nn.Conv2d) and layer.groups == 1
+        if name.startswith(BACKBONE) and not is_plain:
+            raise UserError(
+                f"{name} is a {type(layer).__name__} of its own kind, and target_latency_ms "
+                "measures ungrouped Conv2d: write target_macs"
+            )
     normalised, calls = normalised_convolutions(graph.model), layer_calls(graph.model, nn.Conv2d)
     times = Counter(name for name, *_ in calls)
     return {

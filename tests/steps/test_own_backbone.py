@@ -12,6 +12,7 @@ from gaitlib.deploy.network_file import NetworkFileError
 from gaitlib.model.backbones import BACKBONES
 from workbook import runs, steps
 from workbook.config import ConfigError, load_experiment
+from workbook.steps.budgets import latency_cost
 from workbook.steps.export import export_network
 
 OWN = {"model_cfg.model": "own_backbone:Mobile", "model_cfg.backbone_cfg": {"width": 4}}
@@ -76,3 +77,15 @@ def test_an_experiment_is_written_so_that_it_can_be_read_again(run):
 def test_what_is_wrong_with_it_is_one_sentence(changes, message):
     with pytest.raises(ConfigError, match=message):
         load_experiment(None, SMALL | OWN | changes)
+
+
+def test_a_latency_of_depthwise_layers_is_refused(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("GAITLIB_WORKSPACE", str(tmp_path))
+    latency = {"target_macs": None, "target_bops": None, "target_latency_ms": 0.5}
+    changed = {f"geta_optimizer_cfg.{key}": value for key, value in latency.items()}
+    experiment = load_experiment(
+        run.experiment.sections(), changed | {"geta_optimizer_cfg.latency": {}}
+    )
+    graph = gl.trace(steps.build_network(experiment, "cpu"))
+    with pytest.raises(gl.UserError, match="spread is a Conv2d of its own kind"):
+        latency_cost(experiment.compression, graph)
