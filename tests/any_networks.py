@@ -375,6 +375,12 @@ def spatial_pyramid():
 # groups, splits, shared weights ------------------------------------------------------------------
 
 
+@network("a transposed depthwise layer")
+def transposed_depthwise():
+    body = [conv(3, 8), nn.ConvTranspose2d(8, 8, 2, 2, groups=8), nn.ReLU(), conv(8, 8)]
+    return nn.Sequential(*body, classify(8))
+
+
 @network("depthwise separable")
 def mobile():
     def block(c_in, c_out):
@@ -491,6 +497,36 @@ def attention():
 def transformer():
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
     return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), layer, nn.Linear(16, 5))
+
+
+@network("attention by torch's own function", WORDS)
+def dot_product():
+    class DotProduct(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rest = nn.Linear(12, 16), nn.Linear(16, 5)
+            self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            q, k, v = self.query(x), self.key(x), self.value(x)
+            return self.rest(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+    return DotProduct()
+
+
+@network("recurrent", WORDS)
+def recurrent():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.cells = nn.Linear(12, 16), nn.GRU(16, 10, batch_first=True)
+            self.last = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 5))
+
+        def forward(self, x):
+            return self.last(self.cells(torch.relu(self.first(x)))[0][:, -1])
+
+    return Recurrent()
 
 
 # inputs and outputs ------------------------------------------------------------------------------

@@ -193,4 +193,5 @@ def _relative_error(full: nn.Module, small: nn.Module, example: Example) -> floa
         full, small = full.double(), copy.deepcopy(small).double()
     example = example_like(example, next(full.parameters()))
     with torch.no_grad():
-        return difference(run_example(full, example), run_example(small.eval(), example))
+        expected = run_example(full, copy.deepcopy(example))
+        return difference(expected, run_example(small.eval(), copy.deepcopy(example)))

@@ -6,6 +6,7 @@ frame, so its MACs are per frame. FCs and BNNecks run once per clip, so their MA
 not part of `macs_per_frame`.
 """
 
+import copy
 import math
 import statistics
 import time
@@ -196,7 +197,7 @@ def module_macs(model: nn.Module, example: Example) -> dict[str, int]:
     What a module computes between its children, such as attention, counts as its own.
     """
     with in_eval_mode(model), FlopCounterMode(display=False) as counter:
-        run_example(model, example)
+        run_example(model, copy.deepcopy(example))
     root, flops = type(model).__name__, counter.get_flop_counts()
     total = {
         name: sum(flops.get(f"{root}.{name}" if name else root, {}).values()) // 2

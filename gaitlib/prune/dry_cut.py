@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from gaitlib.model.examples import Example, difference, one_more, run_example
+from gaitlib.model.examples import Example, difference, example_like, one_more, run_example
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.graph import Graph
 
@@ -26,12 +26,13 @@ def refuse_wrong_cuts(graph: Graph) -> Graph:
 
     Groups are tried one by one, and then together with those before.
     """
-    twin = copy.deepcopy(graph.model).eval()
+    twin = copy.deepcopy(graph.model).float().eval()
     if (quantization := quantization_of(twin)) is not None:
         quantization.detach_from(twin)
     _randomise(twin)
     trial = replace(graph, model=twin)
-    examples = [e for e in (graph.example, one_more(graph.example)) if _runs(twin, e)]
+    example = example_like(graph.example, next(twin.parameters()))
+    examples = [e for e in (example, one_more(example)) if _runs(twin, e)]
     refused: dict[str, str] = {}
     for group in trial.prunable():
         if reason := _fault(trial, [group.id], examples):
@@ -56,8 +57,8 @@ def _fault(graph: Graph, ids: Iterable[str], examples: Iterable[Example]) -> str
     try:
         cut = zeroed.slice()
         for example in examples:
-            expected, found = run_example(zeroed.model, example), run_example(cut, example)
-            error = difference(expected, found)
+            expected = run_example(zeroed.model, copy.deepcopy(example))
+            error = difference(expected, run_example(cut, copy.deepcopy(example)))
             if error == math.inf:
                 return "reaches the output"
             if not error <= TOLERANCE:  # NaN is refused too
@@ -72,7 +73,7 @@ def _fault(graph: Graph, ids: Iterable[str], examples: Iterable[Example]) -> str
 def _runs(model: nn.Module, example: Example) -> bool:
     """Return whether a network takes an example; it may be made for one size of batch."""
     try:
-        run_example(model, example)
+        run_example(model, copy.deepcopy(example))
     except Exception:
         return False
     return True

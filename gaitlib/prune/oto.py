@@ -79,18 +79,26 @@ def trace(
             "trace: write it with a Linear each for queries, keys and values, or trace a part of "
             "the network that lacks it"
         )
+    if not any(parameter.is_floating_point() for parameter in model.parameters()):
+        raise UserError(f"this {type(model).__name__} has no parameters: there is nothing to prune")
     if example is None:
         if not hasattr(model, "frame_size"):
             raise UserError(
                 f"a {type(model).__name__} says nothing of its inputs: pass an example of them"
             )
         example = dummy_batch((*EXAMPLE_SHAPE[:3], *model.frame_size))
-    example = example_like(example, next(model.parameters()))
-    twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
+    example = copy.deepcopy(example_like(example, next(model.parameters())))
+    try:
+        twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
+    except RuntimeError as error:
+        raise UserError(f"this {type(model).__name__} cannot be copied: {error}") from error
     twin.zero_grad(set_to_none=True)
     if (quantization := quantization_of(twin)) is not None:
         quantization.detach_from(twin)
-    found = _package_graph(twin, example, as_shipped)
+    with torch.no_grad():  # a wrong example ends in the network's own error, here
+        if not run_example(twin, copy.deepcopy(example)):
+            raise UserError(f"this {type(model).__name__} returns no tensor: there is no output")
+    found = _package_graph(twin, copy.deepcopy(example), as_shipped)
     graph = read_graph(found, model, example)
     return refuse_wrong_cuts(graph) if check and not as_shipped else graph
 

@@ -5,6 +5,7 @@ The package reads private names of an older torch, sets a global ONNX opset, app
 """
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import logging
@@ -37,6 +38,9 @@ def compat() -> Iterator[None]:
             from torch.onnx._internal.torchscript_exporter import _globals, utils
 
             optimize = utils._optimize_graph
+            # how operations are written; torch itself imports these when it first exports a network
+            for version in range(7, _ONNX_OPSET + 1):
+                importlib.import_module(f"{utils.__package__}.symbolic_opset{version}")
         except (ImportError, AttributeError) as error:
             raise UserError(
                 f"only_train_once 3.0.1 cannot trace with torch {torch.__version__} ({error}): "

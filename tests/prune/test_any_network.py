@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from any_networks import NETWORKS, classify, conv
+from any_networks import NETWORKS, Apply, classify, conv
 from torch import nn
 
 import gaitlib as gl
@@ -20,8 +20,10 @@ REFUSED = {
     "one layer twice": "needs at least",
     "tied weights": "no channel may leave",
     "attention between convolutions": "needs at least",
+    "recurrent": "needs at least",
     "transformer": "2.self_attn is a MultiheadAttention",
 }
+IMAGES = torch.rand(2, 3, 16, 16)
 KEYS = {"start_pruning_step": 2, "pruning_steps": 6, "pruning_periods": 2, "variant": "adamw"}
 
 
@@ -163,9 +165,22 @@ def test_an_operation_that_cannot_be_traced_is_named_with_its_module():
         gl.trace(model, torch.rand(2, 3, 16, 16))
 
 
+def test_a_network_that_changes_its_input_or_computes_in_bfloat16_is_proved_too():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(inplace=True), conv(3, 8), conv(8, 8))
+    for body in (nn.Sequential(Apply(lambda x: x.add_(1)), *model), model.bfloat16()):
+        graph = gl.trace(nn.Sequential(body, classify(8).to(body[-1][0].weight.dtype)), IMAGES)
+        assert graph.table().prunable.sum() == 2
+        graph.zero({group.id: [1, 3] for group in graph.prunable()})
+    assert IMAGES.max() <= 1
+
+
 def test_a_network_that_says_nothing_of_its_inputs_needs_an_example():
     with pytest.raises(gl.UserError, match="pass an example"):
         gl.trace(nn.Linear(2, 2))
+    with pytest.raises(gl.UserError, match="no parameters"):
+        gl.trace(nn.ReLU(), IMAGES)
+    with pytest.raises(RuntimeError, match="expected input.* to have 3 channels, but got 5"):
+        gl.trace(conv(3, 8), torch.rand(2, 5, 16, 16))
 
 
 BITS = {
