@@ -68,7 +68,13 @@ class ConvNorm(nn.Sequential):
     """Convolution, batch norm and, unless ``linear``, ReLU6."""
 
     def __init__(
-        self, c_in: int, c_out: int, size: int, stride: int = 1, groups: int = 1, linear: bool = False
+        self,
+        c_in: int,
+        c_out: int,
+        size: int,
+        stride: int = 1,
+        groups: int = 1,
+        linear: bool = False,
     ) -> None:
         conv = nn.Conv2d(c_in, c_out, size, stride, size // 2, groups=groups, bias=False)
         super().__init__(conv, nn.BatchNorm2d(c_out), nn.Identity() if linear else nn.ReLU6())

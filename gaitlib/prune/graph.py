@@ -122,7 +122,7 @@ class Graph:
             {
                 "group": group.id,
                 "layers": ", ".join(group.layers),
-                "channels": len(self.left[group.id]),
+                "channels": self.model.get_parameter(group.names[0]).shape[group.dims[0]],
                 "tensors": len(group.names),
                 "params": sum(self.model.get_parameter(name).numel() for name in group.names),
                 "prunable": not self.reason(group),
