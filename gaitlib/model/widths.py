@@ -86,10 +86,11 @@ def resize_layers(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> 
             if type(size) is not int or not 1 <= size <= most:
                 raise UserError(f"{name} has {side!r} {size!r}: write an integer in 1..{most}")
         if width != present[name]:
-            _resize(model.get_submodule(name), width)
+            resize_layer(model.get_submodule(name), width)
 
 
-def _resize(layer: nn.Module, width: Mapping[str, int]) -> None:
+def resize_layer(layer: nn.Module, width: Mapping[str, int]) -> None:
+    """Give one layer these widths, in place; all its tensors become zeros."""
     _, sides = sides_of(layer)
     tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
     for name, tensor in tensors:

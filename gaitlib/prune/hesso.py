@@ -21,6 +21,7 @@ from gaitlib.prune.channel_groups import channel_rows
 from gaitlib.prune.channel_rules import BudgetRule, SparsityRule
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso_settings import Budget, HessoSettings, Sparsity
+from gaitlib.prune.layer_timing import measure_layers
 from gaitlib.prune.pruner import Pruner
 from gaitlib.prune.removal import Removal, removal_of
 from gaitlib.prune.taylor import TaylorSums, scored_tensors
@@ -328,7 +329,15 @@ def hesso(graph: Graph, **keys: Any) -> HESSO:
         UserError: as `HessoSettings` and `HESSO`; if the target cannot be reached, with the least
             that can.
     """
-    return build_hesso(graph, HessoSettings.of(**keys))
+    settings = HessoSettings.of(**keys)
+    return build_hesso(graph, settings, measured_latency(graph, settings))
+
+
+def measured_latency(graph: Graph, settings: HessoSettings) -> ChannelCost | None:
+    """Return the latency of a network, measured here; None if ``settings`` limit none."""
+    if getattr(settings.target, "key", "") != "target_latency_ms":
+        return None
+    return measure_layers(graph, settings.group_divisible).cost(graph)
 
 
 def build_hesso(graph: Graph, settings: HessoSettings, latency: ChannelCost | None = None) -> HESSO:

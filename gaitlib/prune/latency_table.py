@@ -31,7 +31,7 @@ from torch import nn
 from gaitlib.model import BACKBONE
 from gaitlib.model.batch_norm import normalised_convolutions
 from gaitlib.model.eval_mode import layer_calls
-from gaitlib.model.widths import layer_widths, weight_names
+from gaitlib.model.widths import layer_widths, sides_of, weight_names
 from gaitlib.prune.channel_cost import ChannelCost, Term, widths_of
 from gaitlib.prune.graph import Graph
 from gaitlib.system.errors import UserError
@@ -182,7 +182,9 @@ class LatencyTable:
         terms = []
         for name, layer in self.layers.items():
             if shrinks := dims.get(f"{name}.weight"):
-                cost = _layer_cost(layer, *self.dense[name], tuple(shrinks), factor)
+                _, places = sides_of(graph.model.get_submodule(name))
+                sides = [next(s for s, d in places.items() if d == dim) for dim in shrinks]
+                cost = _layer_cost(layer, *self.dense[name], sides, factor)
                 terms.append(Term(name, tuple(shrinks.values()), cost))
         fixed = max(self.dense_ms - sum(term.at(full) for term in terms), 0.0)
         return ChannelCost(
@@ -203,13 +205,13 @@ class LatencyTable:
 
 
 def _layer_cost(
-    layer: LayerLatency, c_in: int, c_out: int, dims: Sequence[int], factor: float
+    layer: LayerLatency, c_in: int, c_out: int, sides: Sequence[str], factor: float
 ) -> Callable[..., float]:
-    """Return a layer's cost as a function of the widths of its dimensions ``dims`` alone."""
+    """Return a layer's cost as a function of its widths ``in``, ``out`` or both."""
 
     def cost(*widths: int) -> float:
-        size = {0: c_out, 1: c_in} | dict(zip(dims, widths, strict=True))
-        return factor * layer.at(size[1], size[0])
+        size = {"in": c_in, "out": c_out} | dict(zip(sides, widths, strict=True))
+        return factor * layer.at(size["in"], size["out"])
 
     return cost
 
@@ -291,7 +293,7 @@ def read_or_measure(
         measured, [layer_widths(graph.model), graph.model.HPP.bins, plain, axes]
     )
     if not path.exists():
-        small = _narrowed(graph, divisible)
+        small = narrowed(graph, divisible)
         networks = [prepare_network(model) for model in (graph.model, small)]
         layers, totals = _measure(shapes, axes, measure_layer, networks)
         table = LatencyTable(layers, dense, _sizes(small, shapes), *totals, measured)
@@ -306,7 +308,7 @@ def read_or_measure(
         ) from error
 
 
-def _narrowed(graph: Graph, divisible: int) -> nn.Module:
+def narrowed(graph: Graph, divisible: int) -> nn.Module:
     """Return a copy of the network in which each group has a share NARROW of its channels."""
     twin = replace(graph, model=copy.deepcopy(graph.model))
     for group in twin.prunable():

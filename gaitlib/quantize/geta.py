@@ -16,7 +16,13 @@ from gaitlib.model.examples import Example
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.channel_cost import ChannelCost
 from gaitlib.prune.graph import Graph
-from gaitlib.prune.hesso import HESSO, NetworkBudget, build_hesso, network_budget
+from gaitlib.prune.hesso import (
+    HESSO,
+    NetworkBudget,
+    build_hesso,
+    measured_latency,
+    network_budget,
+)
 from gaitlib.prune.removal import Removal, removal_of
 from gaitlib.quantize.bit_budget import BitBudget
 from gaitlib.quantize.bit_control import BitControl
@@ -228,7 +234,7 @@ def geta(graph: Graph, batches: Iterable[Example], **keys: Any) -> HESSO:
             uniform=bits.uniform,
         )
         calibrate(graph.model, quantization, batches)
-    return build_geta(graph, settings, quantization)
+    return build_geta(graph, settings, quantization, measured_latency(graph, settings))
 
 
 def build_geta(

@@ -6,12 +6,14 @@ import pytest
 import torch
 from any_networks import NETWORKS, Apply, classify, conv
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import gaitlib as gl
 from gaitlib.deploy.cut_network import CompressionError
 from gaitlib.model.batch_norm import normalised_convolutions
 from gaitlib.model.examples import difference, run_example
 from gaitlib.model.network_cost import count_parameters, module_macs
+from gaitlib.prune import layer_timing
 from gaitlib.prune.dry_cut import TOLERANCE
 
 #: Kinds that cannot be traced, or not pruned to 0.4 of the MACs, with what the refusal says.
@@ -148,7 +150,6 @@ def test_an_unchecked_graph_is_proved_at_the_cut_which_names_the_layer():
     [
         ({"target_macs": 0.4, "pruning_steps": 5}, "start_pruning_step missing"),
         ({"target_macs": 0.001}, "needs at least"),
-        ({"target_latency_ms": 1.0}, "needs layers that were measured"),
         ({"target_macs": 0.4, "target_params": 0.4}, "pruned to one target"),
     ],
 )
@@ -181,6 +182,34 @@ def test_a_network_that_says_nothing_of_its_inputs_needs_an_example():
         gl.trace(nn.ReLU(), IMAGES)
     with pytest.raises(RuntimeError, match="expected input.* to have 3 channels, but got 5"):
         gl.trace(conv(3, 8), torch.rand(2, 5, 16, 16))
+
+
+@pytest.mark.parametrize("kind", ["dense block", "upsampled by transposed convolutions"])
+def test_a_latency_is_measured_layer_by_layer(kind, monkeypatch):
+    """Each layer takes, by this clock, as many milliseconds as it has multiply-adds."""
+    monkeypatch.setattr(layer_timing, "median_ms", counted_ms)
+    model, example = built(kind)
+    graph = gl.trace(model, example)
+    optimizer = gl.hesso(graph, target_latency_ms=0.5, lr=0.01, **KEYS)
+    train(model, example, optimizer)
+    budget = optimizer.budget()
+    assert budget["dense"] == pytest.approx(sum(module_macs(graph.widen(), example).values()))
+    assert budget["reached"] <= budget["limit"]
+    again = gl.hesso(gl.trace(*built(kind)), target_latency_ms=0.5, lr=0.01, **KEYS)
+    again.pruner.load_state_dict(optimizer.state_dict()["hesso"])
+    assert again.budget() == budget  # also where no clock says the same twice
+    out_of_reach = gl.hesso(
+        graph := gl.trace(*built(kind)), target_latency_ms=0.01, lr=0.01, **KEYS
+    )
+    with pytest.raises(gl.UserError, match="target_latency_ms 0.01 means .* needs at least"):
+        train(graph.model, example, out_of_reach, 1)
+
+
+def counted_ms(call, device, **keys):
+    """Return the multiply-adds of a call in place of its milliseconds."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops() / 2
 
 
 BITS = {
