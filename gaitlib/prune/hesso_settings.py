@@ -99,6 +99,8 @@ class Budget:
         return f"{self.key} is {self.asked}"
 
 
+#: Keys of the schedule.
+_WHEN = ("start_pruning_step", "pruning_steps", "pruning_periods")
 #: Keys that only a budget reads, with their defaults.
 WITH_BUDGET = {f.name: f.default for f in fields(Budget) if f.name not in ("key", "asked")}
 
@@ -146,10 +148,14 @@ class HessoSettings:
                 good as absent.
 
         Raises:
-            UserError: for two targets, or a key of budgets without one.
+            UserError: for an unknown key, two targets, or a key of budgets without one.
         """
         given = {key: value for key, value in keys.items() if value is not None}
-        missing = [key for key in ("start_pruning_step", "pruning_steps") if key not in given]
+        flat = {f.name for f in fields(cls)} - {"target", "schedule", "bits"}
+        known = flat | {*TARGETS, *WITH_BUDGET, *_WHEN}
+        if unknown := given.keys() - known:
+            raise UserError(f"unknown key {min(unknown)!r}: choose from {', '.join(sorted(known))}")
+        missing = [key for key in _WHEN[:2] if key not in given]
         if missing:
             raise UserError(f"{' and '.join(missing)} missing: say in which steps channels leave")
         start, steps = given.pop("start_pruning_step"), given.pop("pruning_steps")

@@ -150,6 +150,7 @@ def test_an_unchecked_graph_is_proved_at_the_cut_which_names_the_layer():
     [
         ({"target_macs": 0.4, "pruning_steps": 5}, "start_pruning_step missing"),
         ({"target_macs": 0.001}, "needs at least"),
+        ({"taget_macs": 0.4}, "unknown key 'taget_macs': choose from .*target_macs"),
         ({"target_macs": 0.4, "target_params": 0.4}, "pruned to one target"),
     ],
 )
