@@ -21,6 +21,7 @@ from gaitlib.quantize.quantizer import TRAINING_SAMPLE
 from gaitlib.system.distributed import from_rank_0
 from gaitlib.system.errors import UserError
 
+TOLERANCE = 1e-3  # bits; rounding error of float32
 SMALLEST_Q_M = 1e-6
 T_RANGE = (0.25, 4.0)
 #: The clipping magnitude of a signed grid with the least squared error for normally distributed
@@ -52,6 +53,8 @@ class BitControl:
 
     Attributes:
         whole: the bits kept in cool-down, ``(Q,)``; None before.
+        outside: how often a quantizer was outside its interval after a step, summed over all steps
+            and quantizers; a tensor without dimensions. It should stay 0.
     """
 
     def __init__(self, model: nn.Module, plan: Bits) -> None:
@@ -65,6 +68,7 @@ class BitControl:
             if scalar.requires_grad
         }
         self.whole: Tensor | None = None
+        self.outside = torch.zeros((), dtype=torch.long, device=self.quantizers[0].d.device)
         self.watch(0)
 
     def param_group(self) -> dict[str, Any]:
@@ -143,7 +147,7 @@ class BitControl:
             # calibration may find negative inputs; a signed grid needs 2 bits
             least.append(float(max(low, 1 + quantizer.signed)))
             most.append(max(float(high), least[-1]))
-        device = self.quantizers[0].d.device
+        device = self.outside.device
         return constant(tuple(least), device), constant(tuple(most), device)
 
     def bounds(self, step: int) -> tuple[Tensor, Tensor]:
@@ -156,10 +160,13 @@ class BitControl:
         """Clip every d to its bounds; the last action of ``step``."""
         d = self.quantization.scalars()[0]
         self._write(d=from_rank_0(torch.clamp(d, *self.bounds(step))))
+        lower, upper = self.interval(step)
+        bits = bit_width(*self.quantization.scalars())
+        self.outside += ((bits < lower - TOLERANCE) | (bits > upper + TOLERANCE)).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to continue, except for the scalars."""
-        return {"plan": asdict(self.plan), "whole": self.whole}
+        return {"plan": asdict(self.plan), "whole": self.whole, "outside": self.outside.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``.
@@ -171,8 +178,9 @@ class BitControl:
         keys = [k for k in ours if k not in NOT_PLANNED and ours[k] != theirs.get(k)]
         if differing := {k: (theirs.get(k), ours[k]) for k in keys}:
             raise UserError(f"the state is of another bit plan, (saved, here): {differing}")
-        whole = state["whole"]
-        self.whole = None if whole is None else whole.to(self.quantizers[0].d.device)
+        device, whole = self.outside.device, state["whole"]
+        self.whole = None if whole is None else whole.to(device)
+        self.outside = state["outside"].to(device).clone()
 
     def _move_ranges(self, rate: float) -> None:
         """Set the weights' ranges for their bits, and move the inputs' by a share of the way."""

@@ -104,6 +104,8 @@ class GETA(HESSO):
                 while nothing is rounded.
             weights_min, weights_max, activations_min, activations_max: the allowed interval; NaN in
                 warm-up, which has none, and while nothing is rounded.
+            outside: how often a quantizer was outside its interval after a step, over all steps so
+                far.
         """
         control, step = self.control, self.num_steps
         table = control.quantization.bits()
@@ -113,7 +115,8 @@ class GETA(HESSO):
             bounds = [math.nan] * 4
         names = ("weights_min", "weights_max", "activations_min", "activations_max")
         row |= dict(zip(names, bounds, strict=True))
-        return row if control.rounds else dict.fromkeys(row, math.nan)
+        row = row if control.rounds else dict.fromkeys(row, math.nan)
+        return row | {"outside": int(control.outside)}
 
     def _share_groups(self) -> None:
         super()._share_groups()

@@ -54,6 +54,7 @@ def test_bits_are_whole_from_the_switch_on_and_nothing_is_rounded_before():
         assert learns == {step >= 11}
         train(model, optimizer, step, step + 1)
         row, phase = optimizer.bits_row(), optimizer.control.plan.phase(step + 1)
+        assert row.pop("outside") == 0
         if step + 1 < 11:
             assert phase == "float" and all(value != value for value in row.values())
             continue
