@@ -29,6 +29,18 @@ def example_like(example: Example, tensor: Tensor) -> Example:
     return tree_map_only(Tensor, moved, example)
 
 
+def varied(example: Example) -> Example:
+    """Return the example with random numbers, 0 to 1, in place of tensors of one number alone."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(leaf: Tensor) -> Tensor:
+        if not leaf.is_floating_point() or leaf.numel() < 2 or leaf.min() < leaf.max():
+            return leaf
+        return torch.rand(leaf.shape, generator=generator).to(leaf)
+
+    return tree_map_only(Tensor, random, example)
+
+
 def one_more(example: Example) -> Example:
     """Return the example with its first row again at the end, in every tensor that has as many."""
     rows = next(len(leaf) for leaf in tree_leaves(example) if isinstance(leaf, Tensor))

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gaitlib.model.examples import Example, difference, example_like, one_more, run_example
 from gaitlib.model.float_state import quantization_of
+from gaitlib.model.widths import sides_of
 from gaitlib.prune.graph import Graph
 
 TOLERANCE = 1e-4  # largest difference of an output, relative to its largest number, as in GETA
@@ -81,7 +82,7 @@ def _runs(model: nn.Module, example: Example) -> bool:
 
 @torch.no_grad()
 def _randomise(model: nn.Module) -> None:
-    """Give norms and biases random numbers, so that a tensor that was forgotten shows."""
+    """Give norms, biases and scales random numbers, so that a tensor that was forgotten shows."""
     generator = torch.Generator().manual_seed(0)
 
     def fill(tensor: Tensor | None, low: float, high: float) -> None:
@@ -89,7 +90,14 @@ def _randomise(model: nn.Module) -> None:
             random = torch.rand(tensor.shape, generator=generator)
             tensor.copy_(low + (high - low) * random)
 
+    for parameter in model.parameters():
+        if not parameter.any():  # as of a last layer that begins at zero and hides all before it
+            fill(parameter, -0.5, 0.5)
     for layer in model.modules():
+        if not sides_of(layer)[1]:  # its own parameters scale or shift, at first perhaps by 1e-6
+            for parameter in layer.parameters(recurse=False):
+                if parameter.numel() == max(parameter.shape, default=1):
+                    fill(parameter, 0.5, 1.5)
         if isinstance(layer, _NormBase | nn.GroupNorm | nn.LayerNorm):
             fill(layer.weight, 0.5, 1.5)
             fill(getattr(layer, "running_mean", None), -0.5, 0.5)

@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from gaitlib.model.examples import Example, example_like, run_example
+from gaitlib.model.examples import Example, example_like, run_example, varied
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.dry_cut import refuse_wrong_cuts
 from gaitlib.prune.graph import Graph
@@ -87,7 +87,7 @@ def trace(
                 f"a {type(model).__name__} says nothing of its inputs: pass an example of them"
             )
         example = dummy_batch((*EXAMPLE_SHAPE[:3], *model.frame_size))
-    example = copy.deepcopy(example_like(example, next(model.parameters())))
+    example = copy.deepcopy(varied(example_like(example, next(model.parameters()))))
     try:
         twin = copy.deepcopy(model).eval().requires_grad_(True)  # frozen layers have channels too
     except RuntimeError as error:

@@ -176,6 +176,28 @@ def test_a_network_that_changes_its_input_or_computes_in_bfloat16_is_proved_too(
     assert IMAGES.max() <= 1
 
 
+class LayerScale(nn.Module):
+    """A residual branch that hardly counts at first, and computes with its zeros."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(8, 6), nn.Linear(6, 8)
+        self.gamma = nn.Parameter(torch.full((8,), start))
+
+    def forward(self, x):
+        return x + self.gamma * self.outer(torch.sigmoid(self.inner(x)))
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-6, 1.0])
+@pytest.mark.parametrize("example", [torch.zeros(4, 8), torch.rand(4, 8)])
+def test_a_wrong_cut_shows_however_small_it_is_at_first(start, example):
+    torch.manual_seed(0)
+    model = nn.Sequential(LayerScale(start), nn.Linear(8, 3))
+    nn.init.zeros_(model[1].weight)
+    table = gl.trace(model, example).table().set_index("group")
+    assert table.loc["0.inner"].reason == "cutting it changes the output"
+
+
 def test_a_network_that_says_nothing_of_its_inputs_needs_an_example():
     with pytest.raises(gl.UserError, match="pass an example"):
         gl.trace(nn.Linear(2, 2))
