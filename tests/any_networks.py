@@ -398,6 +398,21 @@ def inverted():
     return nn.Sequential(conv(3, 8), block(8), block(8), classify(8))
 
 
+@network("a gate behind a depthwise layer")
+def gated():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.squeeze, self.excite = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+
+        def forward(self, x):
+            weights = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
+            return x * torch.sigmoid(weights)
+
+    block = Residual(conv(8, 16, 1), conv(16, 16, groups=16), Gate(), conv(16, 8, 1))
+    return nn.Sequential(conv(3, 8), block, classify(8))
+
+
 @network("a depthwise layer after a concatenation")
 def depthwise_join():
     body = [conv(3, 8), Concat(conv(8, 4), conv(8, 6)), conv(10, 10, groups=10), conv(10, 8, 1)]

@@ -2,7 +2,8 @@
 
 A graph of operations does not show all that a cut may break: a norm over channels, a sigmoid that
 makes 0.5 of a zero, a fixed channel number, an output. So half of each group's channels are set to
-zero in a copy and cut out of another. Both run on two batches, and have to agree.
+zero in a copy and cut out of another. Both run on two batches, and have to agree. In training mode,
+where a head may run that evaluation leaves out, they have to run and return the same shapes.
 """
 
 import copy
@@ -33,16 +34,17 @@ def refuse_wrong_cuts(graph: Graph) -> Graph:
     _randomise(twin)
     trial = replace(graph, model=twin)
     example = example_like(graph.example, next(twin.parameters()))
-    examples = [e for e in (example, one_more(example)) if _runs(twin, e)]
+    tries = [(example, False), (one_more(example), False), (example, True)]
+    tries = [(given, training) for given, training in tries if _runs(twin, given, training)]
     refused: dict[str, str] = {}
     for group in trial.prunable():
-        if reason := _fault(trial, [group.id], examples):
+        if reason := _fault(trial, [group.id], tries):
             refused[group.id] = reason
     right = [group.id for group in trial.prunable() if group.id not in refused]
-    if _fault(trial, right, examples):
+    if _fault(trial, right, tries):
         together: list[str] = []
         for id_ in right:
-            if reason := _fault(trial, [*together, id_], examples):
+            if reason := _fault(trial, [*together, id_], tries):
                 refused[id_] = reason
             else:
                 together.append(id_)
@@ -51,30 +53,39 @@ def refuse_wrong_cuts(graph: Graph) -> Graph:
 
 
 @torch.no_grad()
-def _fault(graph: Graph, ids: Iterable[str], examples: Iterable[Example]) -> str:
+def _fault(graph: Graph, ids: Iterable[str], tries: Iterable[tuple[Example, bool]]) -> str:
     """Return why half of these groups' channels cannot be cut together; empty if they can."""
     zeroed = replace(graph, model=copy.deepcopy(graph.model))
     zeroed.zero({id_: range(1, len(graph.left[id_]), 2) for id_ in ids})
+    training = False
     try:
         cut = zeroed.slice()
-        for example in examples:
-            expected = run_example(zeroed.model, copy.deepcopy(example))
-            error = difference(expected, run_example(cut, copy.deepcopy(example)))
+        for example, training in tries:
+            expected = _run(zeroed.model, example, training)
+            error = difference(expected, _run(cut, example, training))
             if error == math.inf:
                 return "reaches the output"
-            if not error <= TOLERANCE:  # NaN is refused too
+            if not (training or error <= TOLERANCE):  # NaN is refused too
                 return "cutting it changes the output"
     except Exception as error:  # whatever the network's own code makes of a narrower tensor
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"the network does not run without half of it ({said})"
+        return f"the network does not {'train' if training else 'run'} without half of it ({said})"
     return ""
 
 
+def _run(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
+    """Run a network in either mode, with the same random numbers at each call."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return run_example(model.train(training), copy.deepcopy(example))
+
+
 @torch.no_grad()
-def _runs(model: nn.Module, example: Example) -> bool:
+def _runs(model: nn.Module, example: Example, training: bool) -> bool:
     """Return whether a network takes an example; it may be made for one size of batch."""
     try:
-        run_example(model, copy.deepcopy(example))
+        _run(copy.deepcopy(model), example, training)
     except Exception:
         return False
     return True

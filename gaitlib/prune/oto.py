@@ -9,6 +9,7 @@ registers them there, except for a trace ``as_shipped``.
 import contextlib
 import copy
 import functools
+import logging
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +28,10 @@ from gaitlib.prune.dry_cut import refuse_wrong_cuts
 from gaitlib.prune.graph import Graph
 from gaitlib.prune.hesso_settings import HessoSettings, Sparsity
 from gaitlib.prune.oto_compat import bare_imports, compat, quiet
-from gaitlib.prune.oto_graph import read_graph
+from gaitlib.prune.oto_graph import UNUSED, read_graph
 from gaitlib.system.errors import UserError
+
+log = logging.getLogger(__name__)
 
 EXAMPLE_SHAPE = (2, 2, 1, 64, 44)  # N, T, 1, H, W
 
@@ -100,6 +103,13 @@ def trace(
             raise UserError(f"this {type(model).__name__} returns no tensor: there is no output")
     found = _package_graph(twin, copy.deepcopy(example), as_shipped)
     graph = read_graph(found, model, example)
+    if unused := [name for g in graph.groups if g.reason == UNUSED for name in g.names]:
+        log.warning(
+            "the traced forward pass does not use %s. Channels that a training pass on the example "
+            "needs are kept; others that these read may be cut: let evaluation use them too, with "
+            "an example that reaches them, or freeze what they read, requires_grad_(False)",
+            ", ".join(unused),
+        )
     return refuse_wrong_cuts(graph) if check and not as_shipped else graph
 
 

@@ -22,6 +22,8 @@ from gaitlib.model.widths import is_depthwise, sides_of
 from gaitlib.prune.channel_groups import Group, Segment
 from gaitlib.prune.graph import Graph
 
+#: The reason to keep parameters of modules that did not run.
+UNUSED = "not used by the traced forward pass"
 #: The segments of a node group's channels; their groups are the package's ids.
 Layout = tuple[Segment, ...]
 
@@ -84,7 +86,10 @@ class _Reader:
         channels = draft.channels or node_group.get_num_groups()
         for name in dict.fromkeys(name for node in node_group for name in node.param_names):
             layer, _, last = name.rpartition(".")
-            tensor = getattr(self.model.get_submodule(layer), last)
+            module = self.model.get_submodule(layer)
+            if isinstance(module, nn.RNNBase):
+                draft.refuse(f"{layer} is a {type(module).__name__}, and recurrent layers are kept")
+            tensor = getattr(module, last)
             if not isinstance(tensor, nn.Parameter):
                 draft.statistics += [name] * (tensor.dim() == 1)
             elif (dim := self._channel_dim(layer, last, tensor, channels)) is not None:
@@ -128,7 +133,12 @@ class _Reader:
                 sources += [self._layout(i) for i in self._sources(node)]
         found = {own} if draft.channels else set()
         found |= set(sources)
-        if len(found) > 1:
+        others = set(sources) - {own}
+        one = Segment(next((s.group for other in others for s in other), ""), draft.channels)
+        if one.group and others == {(one,)}:  # as a depthwise layer and the gate behind it
+            self.drafts[one.group].refuse(draft.reason)
+            draft.channels, sources = 0, [(one,)]
+        elif len(found) > 1:
             self._refuse(found, "joins channels of several groups")
             draft.refuse("joins channels of several groups")
         if not draft.channels:
@@ -182,13 +192,13 @@ class _Reader:
     def _read_inputs(self, node: Any) -> None:
         """Record whose channels a stem reads, and refuse those that its weight cannot lose."""
         layouts = {self._layout(key) for key in self._sources(node)}
-        layer, own = node.op.module, self.drafts[node.node_group_ids[0]]
+        layer, own = node.op.module, self._layout(node.node_group_ids[0])
         tensor, sides = sides_of(layer)
         name = next((n for n in node.param_names if n.rpartition(".")[2] == tensor), "")
         if "in" not in sides or not name:
             name = name or (node.param_names[0] if node.param_names else node.op_name)
             self._refuse(layouts, f"{name} reads it and has inputs that cannot be cut")
-            own.refuse(f"{name} has inputs that cannot be cut")
+            self._refuse([own], f"{name} has inputs that cannot be cut")
             return
         earlier = self.cuts.get(name, {}).get(sides["in"])
         layouts |= {earlier} if earlier else set()
@@ -242,7 +252,7 @@ class _Reader:
         ]
         apart = {name for draft in self.drafts.values() for name in draft.apart}
         unused = dict.fromkeys((n for n in self.names if n not in used | apart), 0)
-        rest = [_Draft(1, "not used by the traced forward pass", unused)] * bool(unused)
+        rest = [_Draft(1, UNUSED, unused)] * bool(unused)
         rest += [_Draft(1, "has no dimension of channels", {name: 0}) for name in sorted(apart)]
         for draft in rest:
             first = next(iter(draft.dims))

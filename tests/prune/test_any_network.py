@@ -91,11 +91,45 @@ def test_half_of_all_channels_that_may_leave_do_so_unnoticed(kind):
         ("dense block", "4", "follows the channels of 0.0, 1.branches.0.2, 2.branches.0.2, 3."),
         ("split into two halves", "first.0", "branch.0.weight reads 4 channels of it"),
         ("a sum after a concatenation", "0.0", "joins channels of several groups"),
+        ("a gate behind a depthwise layer", "1.layers.0.0", ""),
+        ("recurrent", "first", "cells is a GRU, and recurrent layers are kept"),
     ],
 )
 def test_all_that_is_kept_has_a_reason(kind, group, reason):
     table = gl.trace(*built(kind)).table().set_index("group")
-    assert reason in table.loc[group].reason
+    assert reason in table.loc[group].reason and bool(reason) != table.loc[group].prunable
+
+
+class Auxiliary(nn.Module):
+    """A second head that evaluation does not run: in training, or for some inputs alone."""
+
+    def __init__(self, runs):
+        super().__init__()
+        self.body, self.more = conv(3, 8), conv(8, 12)
+        self.head, self.aux, self.runs = classify(12), classify(8), runs
+
+    def forward(self, x):
+        early = self.body(x)
+        late = self.head(self.more(early))
+        return (late, self.aux(early)) if self.runs(self, x) else late
+
+
+@pytest.mark.parametrize(
+    "runs, reason",
+    [
+        (lambda model, x: model.training, "does not train without half of it"),
+        (lambda model, x: x.sum() < 0, ""),
+    ],
+)
+def test_what_only_training_reads_is_kept_and_what_the_trace_misses_is_said(runs, reason, caplog):
+    model = Auxiliary(runs)
+    graph = gl.trace(model, IMAGES)
+    assert "does not use aux.2.weight, aux.2.bias" in caplog.text
+    table = graph.table().set_index("group")
+    assert reason in table.loc["body.0"].reason and table.loc["more.0"].prunable
+    if reason:
+        train(model, IMAGES, gl.hesso(graph, target_macs=0.7, lr=0.01, **KEYS))
+        assert len(gl.cut(graph).train()(IMAGES)) == 2
 
 
 @pytest.mark.parametrize("shrink", [True, False])
