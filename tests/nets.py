@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gaitlib.model import GaitBase, build_model
 from gaitlib.prune import oto
 from gaitlib.prune.graph import Graph
-from gaitlib.prune.hesso_settings import HessoSettings
+from gaitlib.prune.hesso_settings import TARGETS, HessoSettings
 from gaitlib.quantize.bit_settings import GetaSettings
 from workbook.config import HessoCfg
 
@@ -126,9 +126,13 @@ def _keys(keys: Arguments) -> Arguments:
     return {"lr": 0.1} | schedule | _BASES.get(keys.get("variant", "sgd"), {}) | keys
 
 
+def _aimed(keys: Arguments) -> Arguments:
+    return _keys(keys if {*TARGETS} & keys.keys() else {"target_group_sparsity": 0.5} | keys)
+
+
 def hesso_settings(**keys: Any) -> HessoSettings:
-    """Return settings that prune at the first step, with torch's defaults and ``lr`` 0.1."""
-    return HessoSettings.of(**_keys(keys))
+    """Return settings that prune half at the first step, with torch's defaults, ``lr`` 0.1."""
+    return HessoSettings.of(**_aimed(keys))
 
 
 def hesso_section(**keys: Any) -> HessoCfg:
@@ -138,4 +142,4 @@ def hesso_section(**keys: Any) -> HessoCfg:
 
 def geta_settings(**keys: Any) -> GetaSettings:
     """Return settings as `hesso_settings`; they quantize if ``keys`` ask for it."""
-    return GetaSettings.of(**_keys(keys))
+    return GetaSettings.of(**_aimed(keys))

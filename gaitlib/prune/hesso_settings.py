@@ -1,7 +1,9 @@
 """What a pruning run is told: how far to prune, when, and by which base optimizer."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from numbers import Integral, Real
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from gaitlib.prune.schedules import PruningSchedule
 from gaitlib.system.errors import UserError
@@ -137,24 +139,42 @@ class HessoSettings:
     group_divisible: int = 1
     scores: Scores = field(default=EQUAL_SCORES)
 
+    def __post_init__(self) -> None:
+        if self.group_divisible < 1:
+            raise UserError(f"group_divisible is {self.group_divisible}: write 1 or more")
+
     @classmethod
     def of(cls, **keys: Any) -> Self:
         """Return the settings that flat keys mean, as an experiment's file has them.
 
         Args:
-            keys: ``start_pruning_step``, ``pruning_steps`` and ``pruning_periods`` (by default 10,
-                or as many as there are steps); at most one of TARGETS, by default a sparsity of
-                0.5; what `Budget` has besides; and the other attributes of this class. None is as
-                good as absent.
+            keys: those of `kinds`: ``start_pruning_step``, ``pruning_steps`` and
+                ``pruning_periods`` (by default 10, or as many as there are steps); one of TARGETS;
+                what `Budget` has besides; and the other attributes of this class. None is as good
+                as absent.
 
         Raises:
-            UserError: for an unknown key, two targets, or a key of budgets without one.
+            UserError: for an unknown key, a value of another type, no target, two of them, or a key
+                of budgets without one.
         """
         given = {key: value for key, value in keys.items() if value is not None}
-        flat = {f.name for f in fields(cls)} - {"target", "schedule", "bits"}
-        known = flat | {*TARGETS, *WITH_BUDGET, *_WHEN}
-        if unknown := given.keys() - known:
-            raise UserError(f"unknown key {min(unknown)!r}: choose from {', '.join(sorted(known))}")
+        kinds = cls.kinds()
+        if unknown := given.keys() - kinds.keys():
+            raise UserError(f"unknown key {min(unknown)!r}: choose from {', '.join(sorted(kinds))}")
+        for key, value in given.items():
+            _check_type(key, value, kinds[key])
+        return cls._of(given)
+
+    @classmethod
+    def kinds(cls) -> dict[str, Any]:
+        """Return the types of the flat keys."""
+        own, of_budget = get_type_hints(cls), get_type_hints(Budget)
+        kinds = {key: own[key] for key in own.keys() - {"target", "schedule", "bits"}}
+        kinds |= {key: of_budget[key] for key in WITH_BUDGET}
+        return kinds | dict.fromkeys(TARGETS, float) | dict.fromkeys(_WHEN, int)
+
+    @classmethod
+    def _of(cls, given: dict[str, Any]) -> Self:
         missing = [key for key in _WHEN[:2] if key not in given]
         if missing:
             raise UserError(f"{' and '.join(missing)} missing: say in which steps channels leave")
@@ -168,7 +188,9 @@ class HessoSettings:
                 f"{said}: a network is pruned to one target, so leave one of them, and write null "
                 "for those that a base file has"
             )
-        ((key, value),) = targets.items() or [("target_group_sparsity", Sparsity.share)]
+        if not targets:
+            raise UserError(f"no target: say how far to prune, by one of {', '.join(TARGETS)}")
+        ((key, value),) = targets.items()
         if key in BUDGETS:
             target = Budget(key, value, **of_budget)
         elif of_budget:
@@ -190,3 +212,22 @@ class HessoSettings:
     def by_taylor(self) -> bool:
         """Whether the Taylor importance ranks the channels; else the five scores do."""
         return isinstance(self.target, Budget) and self.target.importance == "taylor"
+
+
+def _check_type(key: str, value: Any, kind: Any) -> None:
+    """Refuse a value of another type than a key's: text, a part of a step, an unknown word."""
+    kinds, wanted = get_args(kind) or (kind,), ""
+    if get_origin(kind) is Literal:
+        wanted = "" if value in kinds else f"one of {', '.join(kinds)}"
+    elif bool in kinds:
+        wanted = "" if isinstance(value, bool) else "true or false"
+    elif int in kinds:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        wanted = "" if whole else "a whole number"
+    elif float in kinds:
+        real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        wanted = "" if real else "a number"
+    elif not isinstance(value, kind):
+        wanted = f"a {kind.__name__}"
+    if wanted:
+        raise UserError(f"{key} is {value!r}: write {wanted}")

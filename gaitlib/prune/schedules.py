@@ -24,7 +24,7 @@ class Periods:
             comes after the last.
 
     Raises:
-        UserError: if there are more periods than steps.
+        UserError: if there are more periods than steps, or less than one, or a negative start.
     """
 
     name: ClassVar[str]
@@ -33,6 +33,10 @@ class Periods:
     periods: int
 
     def __post_init__(self) -> None:
+        if self.start < 0:
+            raise UserError(f"start_{self.name}_step is {self.start}: write 0 or more")
+        if self.periods < 1:
+            raise UserError(f"{self.name}_periods is {self.periods}: write 1 or more")
         if self.steps < self.periods:
             raise UserError(
                 f"{self.name}_steps {self.steps} is less than {self.name}_periods {self.periods}: "

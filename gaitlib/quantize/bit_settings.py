@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 from gaitlib.prune.hesso_settings import HessoSettings
 from gaitlib.prune.schedules import Periods, PruningSchedule
@@ -13,6 +13,14 @@ MAX_BITS = 24  # bits of float32's significand
 BIT_BUDGETS = ("target_bops", "target_bytes")
 #: The keys that say how many bits weights end at; a run has at most one of them.
 BIT_TARGETS = (*BIT_BUDGETS, "target_bits")
+#: What whole numbers may be.
+_RANGES = {
+    **dict.fromkeys(("target_bits", "min_bit_wt", "max_bit_wt"), (2, MAX_BITS)),
+    **dict.fromkeys(("min_bit_act", "max_bit_act"), (1, MAX_BITS)),
+    "projection_periods": (1, 10**9),
+    "bit_reduction": (0, MAX_BITS),
+    "batch_norm_batches": (0, 10**9),
+}
 #: The fewest and the most bits, of weights and of activations.
 Limits = tuple[tuple[int, float], tuple[int, float]]
 
@@ -78,6 +86,10 @@ class Bits:
     batch_norm_batches: int = 0
 
     def __post_init__(self) -> None:
+        for key, (least, most) in _RANGES.items():
+            value = getattr(self, key)
+            if value is not None and not least <= value <= most:
+                raise UserError(f"{key} is {value}: write {least} to {most}")
         least = "min_bit_wt" if self.target_bits is None else "target_bits"
         for low, high in ((least, "max_bit_wt"), ("min_bit_act", "max_bit_act")):
             if getattr(self, low) > getattr(self, high):
@@ -240,6 +252,9 @@ ORDERS = {"qasso": Qasso, "float_first": FloatFirst}
 class GetaSettings(HessoSettings):
     """Pruning and quantization in one run.
 
+    Flat keys are also ``order``, a key of ORDERS, and those of its class. Any of them switches bits
+    on; without an order it is ``qasso``.
+
     Attributes:
         bits: when and how bits are chosen; None only prunes.
     """
@@ -247,19 +262,28 @@ class GetaSettings(HessoSettings):
     bits: Qasso | FloatFirst | None = None
 
     @classmethod
-    def of(cls, order: str | None = None, **keys: Any) -> Self:
-        """Return the settings that flat keys mean, as `HessoSettings.of`.
+    def kinds(cls) -> dict[str, Any]:
+        """Return the types of the flat keys."""
+        kinds = super().kinds() | {"order": Literal[tuple(ORDERS)]}
+        for order, bits in ORDERS.items():
+            hints = get_type_hints(bits)
+            kinds |= {key: hints[key] for key in bit_keys(order)}
+        return kinds
 
-        Args:
-            order: a key of ORDERS; None is ``qasso`` if there is a key of bits.
-            keys: also those of the order's class. Any of them, or an order, switches bits on.
-        """
-        known = set().union(*map(bit_keys, ORDERS))
-        own = {key: value for key in known & keys.keys() if (value := keys.pop(key)) is not None}
-        settings = super().of(**keys)
-        if order is None and not own:
+    @classmethod
+    def _of(cls, given: dict[str, Any]) -> Self:
+        known, order = set().union(*map(bit_keys, ORDERS)), given.pop("order", "")
+        own = {key: given.pop(key) for key in known & given.keys()}
+        settings = super()._of(given)
+        if not order and not own:
             return settings
-        return replace(settings, bits=ORDERS[order or "qasso"](settings.schedule, **own))
+        order = order or "qasso"
+        for key in sorted(own.keys() - bit_keys(order)):
+            (other,) = ORDERS.keys() - {order}
+            raise UserError(
+                f"{key} {own[key]} is read only with order: {other}: write that, or leave {key} out"
+            )
+        return replace(settings, bits=ORDERS[order](settings.schedule, **own))
 
 
 def bit_keys(order: str) -> set[str]:

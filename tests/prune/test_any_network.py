@@ -186,13 +186,39 @@ def test_an_unchecked_graph_is_proved_at_the_cut_which_names_the_layer():
         ({"target_macs": 0.001}, "needs at least"),
         ({"taget_macs": 0.4}, "unknown key 'taget_macs': choose from .*target_macs"),
         ({"target_macs": 0.4, "target_params": 0.4}, "pruned to one target"),
+        ({}, "no target: say how far to prune, by one of target_group_sparsity, target_macs"),
+        ({"target_macs": "40%"}, "target_macs is '40%': write a number"),
+        ({"lr": "1e-3"}, "lr is '1e-3': write a number"),
+        ({"variant": "AdamW"}, "variant is 'AdamW': write one of sgd, adam, adamw"),
+        ({"pruning_steps": 40.5}, "pruning_steps is 40.5: write a whole number"),
+        ({"start_pruning_step": "10"}, "start_pruning_step is '10': write a whole number"),
+        ({"target_macs": 0.4, "start_pruning_step": -1}, "start_pruning_step is -1: write 0 or"),
+        ({"shrink": 1}, "shrink is 1: write true or false"),
     ],
 )
-def test_a_wrong_target_is_one_sentence(keys, message):
-    graph = gl.trace(*built("convolutions with batch norms"))
-    given = {"start_pruning_step": 0} if "pruning_steps" not in keys else {}
+def test_a_wrong_key_is_one_sentence(keys, message):
+    graph = gl.trace(*built("convolutions with batch norms"), check=False)
+    given = {"start_pruning_step": 0} if "start_pruning_step missing" not in message else {}
     with pytest.raises(gl.UserError, match=message):
         gl.hesso(graph, **{"pruning_steps": 5} | given | keys)
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"target_bits": 0}, "target_bits is 0: write 2 to 24"),
+        ({"target_bit": 8}, "unknown key 'target_bit': choose from .*target_bits"),
+        ({"order": "foo"}, "order is 'foo': write one of qasso, float_first"),
+        ({"target_bops": 0.1}, "target_bops 0.1 is read only with order: float_first"),
+        ({"quantize": "all"}, "quantize is 'all': write one of weights, weights_and_activations"),
+    ],
+)
+def test_a_wrong_key_of_bits_is_one_sentence(keys, message):
+    model, example = built("convolutions with batch norms")
+    graph = gl.trace(model, example, check=False)
+    with pytest.raises(gl.UserError, match=message):
+        gl.geta(graph, [example], target_macs=0.5, **KEYS | keys)
+    assert not hasattr(model, "quantization")
 
 
 def test_an_operation_that_cannot_be_traced_is_named_with_its_module():

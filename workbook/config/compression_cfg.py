@@ -317,12 +317,7 @@ class GetaCfg(HessoCfg):
             return values
         given = {key: value for key, value in values.items() if value is not None}
         order = given.get("order", "qasso")
-        for key in {*BIT_BUDGETS} & given.keys() if order != "float_first" else ():
-            raise UserError(
-                f"{key} {given[key]} is kept only with order: float_first: write that, or leave "
-                f"{key} out"
-            )
-        if order not in ORDERS or not ("order" in given or bit_keys(order) & given.keys()):
+        if order not in [*ORDERS] or not ("order" in given or bit_keys(order) & given.keys()):
             return values
         sets = {"min_bit_wt", "bit_reduction"} if "target_bits" in given else set()
         for key in sets & given.keys():
@@ -346,7 +341,8 @@ class GetaCfg(HessoCfg):
     @cached_property
     def settings(self) -> GetaSettings:
         """What the optimizer is told."""
-        return GetaSettings.of(**{k: v for k, v in self._keys().items() if k not in self._unread})
+        left_out = self._unread - {*BIT_BUDGETS}  # which are refused there
+        return GetaSettings.of(**{k: v for k, v in self._keys().items() if k not in left_out})
 
     @property
     def rounding(self) -> Rounding:
