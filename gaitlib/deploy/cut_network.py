@@ -21,7 +21,7 @@ from gaitlib.deploy.state_dict_export import export_state_dict, settled_copy
 from gaitlib.model import GaitBase
 from gaitlib.model.examples import Example, difference, example_like, run_example
 from gaitlib.model.network_cost import count_parameters
-from gaitlib.prune.graph import Graph
+from gaitlib.prune.graph import Graph, require_graph
 from gaitlib.quantize.quantization import quantization_of
 from gaitlib.system.errors import UserError
 
@@ -136,12 +136,17 @@ def construct_compressed_model(
 def cut(graph: Graph) -> nn.Module:
     """Return a copy of a trained network without its zero channels, proved equal to it.
 
+    A cut before the last step of pruning misses its target, which is logged as a warning.
+
     Args:
         graph: what `gaitlib.prune.oto.trace` said of the network.
 
     Raises:
         CompressionError: if the outputs on the traced example differ; it names the layer.
     """
+    require_graph(graph)
+    if missing := graph.unfinished():
+        log.warning("this cut comes before the end of pruning: %s", missing)
     return construct_compressed_model(graph).model
 
 

@@ -160,18 +160,18 @@ def load_network(
     Args:
         path: what `write_network` wrote, or a ``.pt`` of weights beside such a file of its name.
         device: where the network goes; it is returned in eval mode.
-        backbone: the class of a backbone of one's own. A file names it and never imports it.
+        backbone: the class of a backbone of one's own. A file names it and never imports it; the
+            class has that name, in any module.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        NetworkFileError: if it is of an unknown format, damaged, or contradicts itself.
+        NetworkFileError: if it is of an unknown format, damaged, or contradicts itself; or if its
+            backbone is of another class.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; write_network makes it")
-    if backbone is not None:
-        add_backbone(backbone)
-    with _reading(path) as (description, tensors):
+    with _reading(path, backbone) as (description, tensors):
         is_own = path.suffix == SUFFIX
         state = _state(description, tensors) if is_own else read_state_dict(path)
         return description.rebuild(state).to(device)
@@ -200,7 +200,9 @@ def is_network_file(path: Path | str) -> bool:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[tuple[NetworkDescription, dict[str, Tensor]]]:
+def _reading(
+    path: Path, backbone: type[nn.Module] | None = None
+) -> Iterator[tuple[NetworkDescription, dict[str, Tensor]]]:
     """Yield what the file says which network ``path`` holds, and its tensors, of the right types.
 
     Whatever a damaged file raises, also in the block, becomes one error of one line.
@@ -221,12 +223,24 @@ def _reading(path: Path) -> Iterator[tuple[NetworkDescription, dict[str, Tensor]
                     f"{sorted(file.metadata() or {})} and {found}"
                 )
             tensors = {name: file.get_tensor(name) for name in _DTYPES}
-        yield _description(json.loads(text), tensors["grids"]), tensors
+        header = json.loads(text)
+        if backbone is not None:
+            _take(backbone, header["build_model"]["backbone_cfg"]["type"])
+        yield _description(header, tensors["grids"]), tensors
     except _DAMAGE as error:
         reason = "" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise NetworkFileError(
             f"{path} is no network that can be loaded: {reason or repr(error):.500}"
         ) from error
+
+
+def _take(backbone: type[nn.Module], name: str) -> None:
+    """Let a class be the backbone that a file names."""
+    own = add_backbone(backbone)
+    if ":" not in name or own.rpartition(":")[2] != name.rpartition(":")[2]:
+        fix = f"pass the class {name.rpartition(':')[2]}" if ":" in name else "leave backbone out"
+        raise UserError(f"its backbone is {name}, and backbone={own} is another class: {fix}")
+    add_backbone(backbone, name)
 
 
 def _description(header: Mapping[str, Any], grids: Tensor) -> NetworkDescription:

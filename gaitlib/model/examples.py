@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gaitlib.system.errors import UserError
+
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
@@ -18,6 +20,31 @@ def run_example(model: Callable[..., Any], example: Example) -> list[Tensor]:
     else:
         output = model(*example) if isinstance(example, tuple) else model(example)
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def run_given(model: Callable[..., Any], example: Example, said: str) -> list[Tensor]:
+    """Run a network on inputs that a user gave, as `run_example` does.
+
+    Args:
+        model: the network.
+        example: the inputs.
+        said: what they are, for the message.
+
+    Raises:
+        UserError: with what the network's own code says, if it does not run on them.
+    """
+    try:
+        return run_example(model, example)
+    except Exception as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        kinds = (
+            f"a tensor {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            for leaf in tree_leaves(example)
+        )
+        raise UserError(
+            f"this {type(model).__name__} does not run on {said} ({', '.join(kinds):.100}): {line}"
+            ". Give a tensor, a tuple of arguments or a dict of named ones, as it takes them"
+        ) from error
 
 
 def example_like(example: Example, tensor: Tensor) -> Example:

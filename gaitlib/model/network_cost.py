@@ -26,6 +26,7 @@ from gaitlib.model.examples import Example, run_example
 from gaitlib.model.float_state import of_quantizer
 from gaitlib.model.heads import SeparateBNNecks, SeparateFCs
 from gaitlib.model.widths import sides_of
+from gaitlib.system.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,16 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def macs_per_frame(model: GaitBase) -> int:
-    """Return the MACs of the backbone on one frame: GaitBase's published cost is 1.178 GMAC."""
+    """Return the MACs of the backbone on one frame: GaitBase's published cost is 1.178 GMAC.
+
+    Raises:
+        UserError: for another network, with what counts its MACs.
+    """
+    if not isinstance(model, GaitBase):
+        raise UserError(
+            f"a {type(model).__name__} has no frames: gaitlib.model.network_cost.module_macs(model,"
+            " example) has the MACs of each of its modules"
+        )
     return sum(backbone_macs(model).values())
 
 

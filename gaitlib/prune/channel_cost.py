@@ -92,7 +92,8 @@ class ChannelCost:
     def most_expensive(self, widths: Widths) -> tuple[str, float]:
         """Return the layer that costs most at ``widths``, or all that does not shrink; its cost."""
         costs = {term.layer: term.at(widths) for term in self.terms}
-        return max((("all that keeps its size", self.fixed), *costs.items()), key=lambda c: c[1])
+        kept = "what is kept whole (graph.table() says why)"
+        return max(((kept, self.fixed), *costs.items()), key=lambda c: c[1])
 
 
 def product_cost(

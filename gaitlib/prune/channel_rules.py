@@ -200,7 +200,7 @@ class BudgetRule(ChannelRule):
                 f"{said}, but with group_divisible {self.divisible} and min_channels_share "
                 f"{self.least_share} the network needs at least {_figure(reached)} of "
                 f"{_figure(whole)}, a share of {math.ceil(1000 * reached / whole) / 1000:g}; "
-                f"{_figure(most)} of them are {layer}'s: raise the budget, or lower these keys"
+                f"{_figure(most)} of them are in {layer}: raise the budget, or lower these keys"
             )
         if whole <= self.budget:
             log.warning("%s, and the dense network has %s: no channel leaves", said, _figure(whole))

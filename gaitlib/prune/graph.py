@@ -4,7 +4,7 @@ A `Graph` holds the traced model, names and numbers, but no object of the tool t
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ class Graph:
             its segments.
         edges: pairs of layer names in the direction of the data, from ``input`` to ``output``.
         example: the inputs that it was traced with.
+        unfinished: says what an optimizer of this graph still has to remove; empty if nothing.
         left: the channels of each group that the model still has, by group id and in the order of
             the model; all of them until `narrow` takes some out.
     """
@@ -42,6 +43,7 @@ class Graph:
     cuts: Mapping[str, Mapping[int, tuple[Segment, ...]]]
     edges: tuple[tuple[str, str], ...]
     example: Example | None = None
+    unfinished: Callable[[], str] = field(default=str, init=False)
     left: dict[str, list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -300,6 +302,15 @@ class Graph:
                     tensor = wide.index_copy_(dim, places.to(tensor.device), tensor)
             _replace(twin, name, tensor)
         return twin
+
+
+def require_graph(graph: Any) -> None:
+    """Raise ``UserError`` for what is no graph, as a network that was not traced."""
+    if not isinstance(graph, Graph):
+        raise UserError(
+            f"a {type(graph).__name__} is no graph: call graph = gl.trace(model, example) first, "
+            "and pass that"
+        )
 
 
 def segment_places(

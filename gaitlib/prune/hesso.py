@@ -19,7 +19,7 @@ from gaitlib.prune.base_optimizer import build_base, next_move
 from gaitlib.prune.channel_cost import ChannelCost, macs_cost, params_cost
 from gaitlib.prune.channel_groups import channel_rows
 from gaitlib.prune.channel_rules import BudgetRule, SparsityRule
-from gaitlib.prune.graph import Graph
+from gaitlib.prune.graph import Graph, require_graph
 from gaitlib.prune.hesso_settings import Budget, HessoSettings, Sparsity
 from gaitlib.prune.layer_timing import measure_layers
 from gaitlib.prune.pruner import Pruner
@@ -92,7 +92,7 @@ class HESSO(torch.optim.Optimizer):
         prunable = [group for group in self.param_groups if group["is_prunable"]]
         if not prunable and settings.target != Sparsity(0.0):
             raise UserError(
-                f"{settings.target.said}, but no channel may leave: Graph.table() shows why"
+                f"{settings.target.said}, but no channel may leave: graph.table() says why"
             )
         if isinstance(settings.target, Sparsity):
             rule = SparsityRule(prunable, settings)
@@ -132,6 +132,15 @@ class HESSO(torch.optim.Optimizer):
 
     def _end_step(self) -> None:
         """Do what follows when channels have left; nothing here."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take a group while the optimizer is built; refuse one later, which no graph knows."""
+        if hasattr(self, "pruner"):
+            raise UserError(
+                "this optimizer trains what its graph holds: give other parameters an optimizer of "
+                "their own, or put their module into the network before gl.trace"
+            )
+        super().add_param_group(param_group)
 
     def skip_step(self) -> None:
         """Count a step that did not run, for example because a gradient was infinite.
@@ -173,6 +182,19 @@ class HESSO(torch.optim.Optimizer):
         if not rule.cost.table:  # MACs and parameters are counted
             costs = {name: math.floor(cost + 1e-3) for name, cost in costs.items()}
         return {"key": rule.target.key, "asked": rule.target.asked, **costs, "unit": rule.cost.unit}
+
+    def unfinished(self) -> str:
+        """Say what is still to be removed before the last step of pruning; empty after it."""
+        last, said = self.pruner.schedule.last, self.pruner.rule.target.said
+        if self.num_steps >= last:
+            return ""
+        budget = self.budget()
+        if budget is None:
+            is_now = f"{self.pruner.num_pruned} of {self.num_channels} channels are removed"
+        else:
+            said += f", {budget['limit']:,.4g} {budget['unit']}"
+            is_now = f"the network has {budget['reached']:,.4g}"
+        return f"{said}, and {is_now}: pruning ends at step {last}, and this is {self.num_steps}"
 
     @property
     def cost_share(self) -> float | None:
@@ -329,6 +351,7 @@ def hesso(graph: Graph, **keys: Any) -> HESSO:
         UserError: as `HessoSettings` and `HESSO`; if the target cannot be reached, with the least
             that can.
     """
+    require_graph(graph)
     settings = HessoSettings.of(**keys)
     return build_hesso(graph, settings, measured_latency(graph, settings))
 
@@ -346,4 +369,6 @@ def build_hesso(graph: Graph, settings: HessoSettings, latency: ChannelCost | No
     ``latency`` is needed for ``target_latency_ms``; see `network_budget`.
     """
     budget = network_budget(graph, settings, latency)
-    return HESSO(graph.param_groups(), settings, budget, removal_of(graph, settings))
+    optimizer = HESSO(graph.param_groups(), settings, budget, removal_of(graph, settings))
+    graph.unfinished = optimizer.unfinished
+    return optimizer

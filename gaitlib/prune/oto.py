@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from gaitlib.model.examples import Example, example_like, run_example, varied
+from gaitlib.model.examples import Example, example_like, run_example, run_given, varied
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.dry_cut import refuse_wrong_cuts
 from gaitlib.prune.graph import Graph
@@ -66,10 +66,15 @@ def trace(
             BNNecks then form one group, which reaches the output and keeps all its channels.
 
     Raises:
-        UserError: if only_train_once does not work with this torch, or cannot trace the model; and
-            for a model with SyncBatchNorm, which the package cannot read. Convert batch norms after
-            tracing; the graph finds its tensors by name.
+        UserError: if only_train_once does not work with this torch, or cannot trace the model; if
+            the model does not run on the example; for what is no network, or a compiled one; and
+            for a model with SyncBatchNorm, which the package cannot read. Convert batch norms, and
+            compile, after tracing; the graph finds its tensors by name.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{model!r:.100} is no network: pass an instance of a torch.nn.Module")
+    if hasattr(model, "_orig_mod"):
+        raise UserError("this network is compiled: trace it first, then compile it")
     synchronised = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     if synchronised:
         raise UserError(
@@ -98,8 +103,8 @@ def trace(
     twin.zero_grad(set_to_none=True)
     if (quantization := quantization_of(twin)) is not None:
         quantization.detach_from(twin)
-    with torch.no_grad():  # a wrong example ends in the network's own error, here
-        if not run_example(twin, copy.deepcopy(example)):
+    with torch.no_grad():
+        if not run_given(twin, copy.deepcopy(example), "the example"):
             raise UserError(f"this {type(model).__name__} returns no tensor: there is no output")
     found = _package_graph(twin, copy.deepcopy(example), as_shipped)
     graph = read_graph(found, model, example)

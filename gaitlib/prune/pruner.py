@@ -86,6 +86,8 @@ class Pruner:
         self.left = {id_: list(range(count)) for id_, count in self.channels.items()}
         self.choices: list[Choice] = []
         self._indices: dict[str, dict[str, Tensor]] = {}
+        #: layers of these groups that have had no gradient so far
+        self._idle = {_layer(name) for group in self.groups for name in group["p_names"]}
         self._is_checked = not rule.cost.table
         if self._is_checked:  # else a resumed run still loads the table that it began with
             rule.check()
@@ -97,9 +99,17 @@ class Pruner:
             moves: called only when channels are chosen.
 
         Raises:
-            UserError: at the first step of a run whose budget is out of reach of a measured cost.
+            UserError: at the first step of a run whose budget is out of reach of a measured cost;
+                at the first choice, if a layer has had no gradient; for scores that are not
+                finite.
         """
         self.steps += 1
+        self._idle -= {
+            _layer(name)
+            for group in (self.groups if self._idle else ())
+            for name, param in zip(group["p_names"], group["params"], strict=True)
+            if param.grad is not None
+        }
         if not self._is_checked:
             self.rule.check()
             self._is_checked = True
@@ -252,6 +262,13 @@ class Pruner:
         self.period = period + 1
         if self.rule.cost_without(self.pruned) <= self.rule.budget_of(period):
             return
+        if self._idle and not self.choices:
+            raise UserError(
+                f"channels are to be chosen at step {self.steps}, and so far there was no "
+                f"gradient of {', '.join(sorted(self._idle))}: call loss.backward() before step(), "
+                "train the traced network itself and no copy, trace again after you replace a "
+                "module, or freeze what does not learn, requires_grad_(False)"
+            )
         if self.taylor is None:
             found = five_scores(self.groups, moves, self.criteria)
         else:
@@ -259,7 +276,10 @@ class Pruner:
             self.taylor.restart()
         found = from_rank_0(found).cpu()
         if not found.isfinite().all():
-            raise UserError(f"importance scores at step {self.steps} are not finite")
+            raise UserError(
+                f"importance scores at step {self.steps} are not finite, because a gradient is NaN "
+                "or infinite: lower lr, or use a GradScaler and call skip_step() when it skips one"
+            )
         places, first = [], 0  # of the channels left, among all; those of the others score 0
         for id_, count in self.channels.items():
             places += [first + channel for channel in self.left[id_]]
@@ -280,3 +300,7 @@ class Pruner:
             self.pruned = {i: sorted(gone + self.redundant[i]) for i, gone in self.pruned.items()}
             self.redundant = {id_: [] for id_ in self.channels}
             self._indices.clear()
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0] or name

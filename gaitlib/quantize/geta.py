@@ -15,7 +15,7 @@ from gaitlib.model import GaitBase
 from gaitlib.model.examples import Example
 from gaitlib.model.float_state import quantization_of
 from gaitlib.prune.channel_cost import ChannelCost
-from gaitlib.prune.graph import Graph
+from gaitlib.prune.graph import Graph, require_graph
 from gaitlib.prune.hesso import (
     HESSO,
     NetworkBudget,
@@ -220,24 +220,32 @@ def geta(graph: Graph, batches: Iterable[Example], **keys: Any) -> HESSO:
     Args:
         graph: what `gaitlib.prune.oto.trace` said of the network, to which quantizers are added.
         batches: inputs like those of training; the ranges of activations start from them.
-        keys: those of `GetaSettings.of`, as an experiment's file has them.
+        keys: those of `GetaSettings.kinds`, as an experiment's file has them.
 
     Raises:
-        UserError: as `build_geta`, or for a network that is already quantized.
+        UserError: as `build_geta`, or for a network that is already quantized, or does not run on
+            a batch; it has no quantizers then.
     """
+    require_graph(graph)
+    if isinstance(batches, Tensor | dict):
+        raise UserError("batches is one input of the network: write a list of them, [batch]")
     settings = GetaSettings.of(**keys)
-    quantization = None
-    if settings.bits is not None:
-        bits = settings.bits
-        quantization = quantize_network(
-            graph.model,
-            bits.quantize,
-            weight_bits=bits.max_bit_wt,
-            activation_bits=bits.max_bit_act,
-            uniform=bits.uniform,
-        )
+    bits = settings.bits
+    if bits is None:
+        return build_geta(graph, settings, latency=measured_latency(graph, settings))
+    quantization = quantize_network(
+        graph.model,
+        bits.quantize,
+        weight_bits=bits.max_bit_wt,
+        activation_bits=bits.max_bit_act,
+        uniform=bits.uniform,
+    )
+    try:
         calibrate(graph.model, quantization, batches)
-    return build_geta(graph, settings, quantization, measured_latency(graph, settings))
+        return build_geta(graph, settings, quantization, measured_latency(graph, settings))
+    except UserError:
+        quantization.detach_from(graph.model)  # so that it can be called again
+        raise
 
 
 def build_geta(
@@ -279,4 +287,7 @@ def build_geta(
     else:
         control = BitControl(graph.model, bits)
     limits = network_budget(graph, settings, latency)
-    return GETA(graph.param_groups(), settings, control, limits, removal_of(graph, settings))
+    removal = removal_of(graph, settings)
+    optimizer = GETA(graph.param_groups(), settings, control, limits, removal)
+    graph.unfinished = optimizer.unfinished
+    return optimizer

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gaitlib.model.examples import Example, example_like, run_example
+from gaitlib.model.examples import Example, example_like, run_given
 from gaitlib.model.float_state import QUANTIZATION, quantization_of
 from gaitlib.model.heads import SeparateBNNecks
 from gaitlib.model.widths import weight_names
@@ -241,7 +241,7 @@ def calibrate(
             of an untrained network are meaningless); if False, their running ones.
 
     Raises:
-        UserError: without any batch.
+        UserError: without any batch, or for one that the network does not run on.
     """
     if not len(quantization.activations):
         return
@@ -251,7 +251,7 @@ def calibrate(
         observer.enabled, observer.sample = False, CALIBRATION_SAMPLE
     first, seen = next(twin.parameters()), []
     for clips in batches:
-        run_example(twin, example_like(clips, first))
+        run_given(twin, example_like(clips, first), "a batch")
         seen.append([observer.seen for observer in observers])
     if not seen:
         raise UserError("calibration needs one batch of clips or more, not 0")

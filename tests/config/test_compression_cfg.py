@@ -205,7 +205,7 @@ def test_an_overridden_number_of_bits_replaces_the_files():
     assert bits.settings.bits.limits(1)[0] == (5, 5) and bits.target_bytes is None
     bops = load_experiment(None, {"geta_optimizer_cfg.target_bops": 0.01}).compression
     assert (bops.target_bops, bops.target_bytes, bops.min_bit_wt) == (0.01, None, 2)
-    with pytest.raises(ConfigError, match="target_bytes 0.0625 is kept only with order: float_fir"):
+    with pytest.raises(ConfigError, match="target_bytes 0.0625 is read only with order: float_fir"):
         load_experiment(None, {"geta_optimizer_cfg.order": "qasso"})
 
 

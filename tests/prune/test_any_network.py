@@ -1,6 +1,7 @@
 """Networks of many kinds: traced, pruned to a budget in a loop, cut; or refused in one sentence."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -263,8 +264,75 @@ def test_a_network_that_says_nothing_of_its_inputs_needs_an_example():
         gl.trace(nn.Linear(2, 2))
     with pytest.raises(gl.UserError, match="no parameters"):
         gl.trace(nn.ReLU(), IMAGES)
-    with pytest.raises(RuntimeError, match="expected input.* to have 3 channels, but got 5"):
-        gl.trace(conv(3, 8), torch.rand(2, 5, 16, 16))
+    for example, said in (
+        (
+            torch.rand(2, 5, 16, 16),
+            r"the example \(a tensor \(2, 5, 16, 16\)\): .*channels, but got 5",
+        ),
+        (IMAGES.numpy(), r"the example \(ndarray\)"),
+        ([IMAGES], "tuple of arguments"),
+    ):
+        with pytest.raises(gl.UserError, match=said):
+            gl.trace(conv(3, 8), example)
+
+
+def test_what_comes_in_the_wrong_order_is_said():
+    model, example = built("convolutions with batch norms")
+    for network, said in (
+        (type(model), "pass an instance"),
+        (torch.compile(model), "trace it fir"),
+    ):
+        with pytest.raises(gl.UserError, match=said):
+            gl.trace(network, example)
+    for use in (gl.cut, gl.hesso, lambda graph: gl.geta(graph, [example])):
+        with pytest.raises(gl.UserError, match=r"a Sequential is no graph: call .*gl.trace\(model"):
+            use(model)
+    graph = gl.trace(model, example)
+    keys = KEYS | {"target_macs": 0.4, "target_bits": 8, "bit_reduction": None}
+    for batches, said in (
+        (example, "one input"),
+        ([(example, 1)], r"does not run on a batch .*int"),
+    ):
+        with pytest.raises(gl.UserError, match=said):
+            gl.geta(graph, batches, **keys)
+        assert not hasattr(model, "quantization")
+    optimizer = gl.hesso(graph, target_macs=0.4, **KEYS)
+    with pytest.raises(gl.UserError, match="an optimizer of their own"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(gl.UserError, match="network_cost.module_macs"):
+        gl.macs_per_frame(model)
+
+
+@pytest.mark.parametrize(
+    "target, said",
+    [
+        (
+            {"target_macs": 0.4},
+            r"target_macs is 0.4, [\d,.e+]+ MACs of the example, and the network",
+        ),
+        ({"target_group_sparsity": 0.5}, "sparsity is 0.5, and 5 of 20 channels are removed"),
+    ],
+)
+def test_a_cut_before_the_end_of_pruning_says_what_is_missing(target, said, caplog):
+    model, example = built("convolutions with batch norms")
+    graph = gl.trace(model, example)
+    optimizer = gl.hesso(graph, lr=0.01, **target, **KEYS)
+    train(model, example, optimizer, 5)
+    gl.cut(graph)
+    assert re.search(f"{said}.*ends at step 7, and this is 5", caplog.text)
+    caplog.clear()
+    train(model, example, optimizer, 2)
+    gl.cut(graph)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("target", [{"target_macs": 0.4}, {"target_group_sparsity": 0.5}])
+def test_no_channel_leaves_without_a_gradient(target):
+    model, example = built("convolutions with batch norms")
+    optimizer = gl.hesso(gl.trace(model, example), lr=0.01, **target, **KEYS)
+    model[1] = copy.deepcopy(model[1])
+    with pytest.raises(gl.UserError, match="step 3, .* gradient of 1.0, 1.1: call"):
+        train(model, example, optimizer)
 
 
 @pytest.mark.parametrize("kind", ["dense block", "upsampled by transposed convolutions"])

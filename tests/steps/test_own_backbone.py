@@ -49,6 +49,12 @@ def test_its_file_names_the_class_and_does_not_import_it(run, monkeypatch):
     ):
         gl.load_network(path)
     found = gl.load_network(path, backbone=Mobile)
+    other = type("Other", (Mobile,), {"__module__": "moved"})
+    with pytest.raises(NetworkFileError, match="own_backbone:Mobile, and backbone=moved:Other is"):
+        gl.load_network(path, backbone=other)
+    other.__qualname__ = "Mobile"
+    for kind in (other, Mobile):
+        assert type(gl.load_network(path, backbone=kind).Backbone.forward_block) is kind
     clips = torch.rand(2, 3, *found.frame_size)
     assert torch.equal(found.embed(clips), expected.embed(clips))
 
