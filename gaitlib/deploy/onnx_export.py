@@ -100,7 +100,7 @@ def export_onnx(
     names = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
     if strangers := sorted({*grids[0], *grids[1]} - names):
         raise UserError(f"{strangers} have grids, but nothing in the model is called so")
-    if not isinstance(model.Backbone.forward_block, ResNet9 | Plain):
+    if not has_integers(model):
         return _export_own(model, path, grids)
     ranges = {} if calibration is None else _embedding(model, grids, {}).measure(calibration)
     content = _embedding(model, grids, ranges).proto()
@@ -108,6 +108,20 @@ def export_onnx(
     with replacing(path) as part:
         part.write_bytes(content.SerializeToString(deterministic=True))
     return Path(path)
+
+
+def has_integers(model: GaitBase) -> bool:
+    """Return whether a network has a form in ONNX's integers."""
+    return isinstance(model.Backbone.forward_block, ResNet9 | Plain)
+
+
+def require_integers(model: GaitBase) -> None:
+    """Raise ``UserError`` if a network has no form in ONNX's integers."""
+    if not has_integers(model):
+        raise UserError(
+            f"a {type(model.Backbone.forward_block).__name__} has no form in ONNX's integers: only "
+            "ResNet9 and Plain have; write it in float, as format onnx"
+        )
 
 
 def write_onnx(model: nn.Module, example: Example, path: Path | str) -> Path:
@@ -184,10 +198,7 @@ def _torch_export(
 def _export_own(model: GaitBase, path: Path | str, grids: Grids) -> Path:
     """Write a network with a backbone of one's own, in float."""
     if any(grids):
-        raise UserError(
-            f"a {type(model.Backbone.forward_block).__name__} has no form in ONNX's integers: only "
-            "ResNet9 and Plain have; write it in float"
-        )
+        require_integers(model)
     twin = copy.deepcopy(model).cpu().eval()
     clips = torch.zeros(2, 3, *model.frame_size)
     with replacing(path) as part:

@@ -88,6 +88,12 @@ class GaitBase(nn.Module):
     def embed(self, sils: Tensor, seqL: Tensor | Sequence[int] | None = None) -> Tensor:  # noqa: N803
         """Return only the embeddings, ``(N, C, P)``; inputs as in `forward`."""
         maps = self.Backbone(_channel_first(sils))  # (N, C', T, H', W')
+        if maps.dim() != 5 or maps.size(1) != self.FCs.fc_bin.size(1):
+            raise UserError(
+                f"the backbone returns {(*maps.shape[1:2], *maps.shape[3:])} for each frame, and "
+                f"SeparateFCs.in_channels is {self.FCs.fc_bin.size(1)}: it has to return "
+                "(out_channels, H, W), with the number that it says"
+            )
         return self.FCs(self.HPP(self.TP(maps, seqL)))
 
     def forward(self, sils: Tensor, seqL: Tensor | Sequence[int] | None = None) -> GaitOutput:  # noqa: N803
@@ -99,7 +105,8 @@ class GaitBase(nn.Module):
             seqL: number of frames of each joined clip; the output then has one row per clip.
 
         Raises:
-            UserError: for other shapes, or a height that does not split into the bins.
+            UserError: for other shapes, a height that does not split into the bins, or a backbone
+                that returns other channels than it says.
         """
         embeddings = self.embed(sils, seqL)
         logits = None if self.BNNecks is None else self.BNNecks(embeddings)[1]

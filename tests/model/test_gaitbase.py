@@ -3,7 +3,8 @@ import warnings
 import pytest
 import torch
 
-from gaitlib.model import build_model
+from gaitlib.model import GaitBase, build_model
+from gaitlib.model.heads import SeparateFCs
 
 SLIM = {
     "type": "ResNet9",
@@ -122,3 +123,15 @@ def test_layers_are_initialised_as_opengait_does():
 def test_entries_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         slim(**changes)
+
+
+def test_a_backbone_that_returns_other_maps_than_it_says_is_refused():
+    layers = torch.nn.Conv2d(1, 6, 3), torch.nn.Flatten()
+    for backbone, said in (
+        (layers[0], r"\(6, 6, 6\)"),
+        (torch.nn.Sequential(*layers), r"\(216,\)"),
+    ):
+        backbone.out_channels = 8
+        model = GaitBase(backbone, SeparateFCs(8, 6, 4), None, [4], (8, 8))
+        with pytest.raises(ValueError, match=f"returns {said} for .* SeparateFCs.in_channels is 8"):
+            model(torch.rand(2, 3, 8, 8))

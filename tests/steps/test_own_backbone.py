@@ -59,9 +59,13 @@ def test_its_file_names_the_class_and_does_not_import_it(run, monkeypatch):
     assert torch.equal(found.embed(clips), expected.embed(clips))
 
 
-def test_it_is_exported_as_onnx(run, tmp_path):
+def test_it_is_exported_as_onnx_in_float_alone(run, tmp_path, caplog):
     pytest.importorskip("onnxruntime")
     assert export_network(run, "onnx", tmp_path).stat().st_size > 1000
+    assert "computes in float" in caplog.text and "onnx-int8" not in caplog.text
+    with pytest.raises(gl.UserError, match="Mobile has no form in ONNX's integers"):
+        export_network(run, "onnx-int8", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_an_experiment_is_written_so_that_it_can_be_read_again(run):

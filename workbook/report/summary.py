@@ -92,7 +92,8 @@ def summary_table(run: str) -> str:
         counted = [stage for stage, result in found.items() if "training_macs" in result]
         lines += [_training_cost(found, stage) for stage in counted if stage != "baseline"]
     lines.append(f"results and checkpoints: {runs.runs_folder() / run}")
-    lines.append(f"figures:                 {runs.figures_folder() / run}")
+    if (figures := runs.figures_folder() / run).is_dir():  # the notebooks draw them
+        lines.append(f"figures:                 {figures}")
     return "\n".join(lines)
 
 

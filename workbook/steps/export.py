@@ -90,6 +90,8 @@ def export_network(
 def _onnx(model: GaitBase, form: str, path: Path, clips: torch.Tensor | None) -> Path:
     from gaitlib.deploy import onnx_export  # an extra: pip install gaitlib[onnx]
 
+    if form != "onnx":
+        onnx_export.require_integers(model)
     noise = torch.rand(2, 7, *model.frame_size, generator=torch.Generator().manual_seed(1))
     fresh = (noise > 0.5).float()
     kind = "float" if form == "onnx" else "integers" if clips is None else "rounded sums"
@@ -97,7 +99,7 @@ def _onnx(model: GaitBase, form: str, path: Path, clips: torch.Tensor | None) ->
         if form == "onnx":
             with float_arithmetic(model):
                 error = onnx_export.check_onnx(onnx_export.export_onnx(model, part), model, fresh)
-            _say_what_float_leaves_out(model, fresh)
+            _say_what_float_leaves_out(model, fresh, onnx_export.has_integers(model))
         else:
             file = onnx_export.export_onnx(model, part, quantization_of(model).grids(), clips)
             error = onnx_export.check_onnx(file, model, fresh)
@@ -109,7 +111,7 @@ def _onnx(model: GaitBase, form: str, path: Path, clips: torch.Tensor | None) ->
     return path
 
 
-def _say_what_float_leaves_out(model: GaitBase, clips: torch.Tensor) -> None:
+def _say_what_float_leaves_out(model: GaitBase, clips: torch.Tensor, has_integers: bool) -> None:
     """Warn that a float file of a quantized network does not round the inputs of its layers."""
     if (quantization := quantization_of(model)) is None:
         return
@@ -121,8 +123,9 @@ def _say_what_float_leaves_out(model: GaitBase, clips: torch.Tensor) -> None:
     log.warning(
         "format onnx computes in float: the rounding of %d layers' inputs is left out, which moves "
         "embeddings by up to %.1f %% of the largest, and the values of %d rounded weights are "
-        "stored as floats of 32 bits; onnx-int8 leaves nothing out",
+        "stored as floats of 32 bits%s",
         len(inputs),
         100 * apart.item(),
         len(weights),
+        "; onnx-int8 leaves nothing out" if has_integers else "",
     )
