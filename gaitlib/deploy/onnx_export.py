@@ -131,7 +131,7 @@ def write_onnx(model: nn.Module, example: Example, path: Path | str) -> Path:
     may have any size, if the network's own code allows that. Outputs are ``output0`` and so on.
 
     Args:
-        model: a float network, run in eval mode; not changed.
+        model: float or quantized, which then rounds in float; run in eval mode, and not changed.
         example: inputs to run it on, as `gaitlib.prune.oto.trace` takes them.
         path: of the file, which replaces one that is there.
 

@@ -191,21 +191,21 @@ class BudgetRule(ChannelRule):
         """Refuse a budget below the least cost, and warn of one that removes nothing."""
         asked, least = self.target.asked, self.least_widths()
         reached, whole = self.cost.total(least), self.cost.total(self.cost.full)
-        said = f"{self.target.key} {asked:g} means {_figure(self.budget)} {self.cost.unit}"
+        said = f"{self.target.key} {asked:g} means {figure(self.budget)} {self.cost.unit}"
         if asked >= 1:
             said += " (a number below 1 is a share)"
         if reached > self.budget:
             layer, most = self.cost.most_expensive(least)
             raise UserError(
                 f"{said}, but with group_divisible {self.divisible} and min_channels_share "
-                f"{self.least_share} the network needs at least {_figure(reached)} of "
-                f"{_figure(whole)}, a share of {math.ceil(1000 * reached / whole) / 1000:g}; "
-                f"{_figure(most)} of them are in {layer}: raise the budget, or lower these keys"
+                f"{self.least_share} the network needs at least {figure(reached)} of "
+                f"{figure(whole)}, a share of {math.ceil(1000 * reached / whole) / 1000:g}; "
+                f"{figure(most)} of them are in {layer}: raise the budget, or lower these keys"
             )
         if whole <= self.budget:
-            log.warning("%s, and the dense network has %s: no channel leaves", said, _figure(whole))
+            log.warning("%s, and the dense network has %s: no channel leaves", said, figure(whole))
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     """Write a cost: MACs and parameters to the last, milliseconds to three digits."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from gaitlib.prune.base_optimizer import build_base, next_move
 from gaitlib.prune.channel_cost import ChannelCost, macs_cost, params_cost
 from gaitlib.prune.channel_groups import channel_rows
-from gaitlib.prune.channel_rules import BudgetRule, SparsityRule
+from gaitlib.prune.channel_rules import BudgetRule, SparsityRule, figure
 from gaitlib.prune.graph import Graph, require_graph
 from gaitlib.prune.hesso_settings import Budget, HessoSettings, Sparsity
 from gaitlib.prune.layer_timing import measure_layers
@@ -192,8 +192,8 @@ class HESSO(torch.optim.Optimizer):
         if budget is None:
             is_now = f"{self.pruner.num_pruned} of {self.num_channels} channels are removed"
         else:
-            said += f", {budget['limit']:,.4g} {budget['unit']}"
-            is_now = f"the network has {budget['reached']:,.4g}"
+            said += f", {figure(budget['limit'])} {budget['unit']}"
+            is_now = f"the network has {figure(budget['reached'])}"
         return f"{said}, and {is_now}: pruning ends at step {last}, and this is {self.num_steps}"
 
     @property

@@ -185,6 +185,7 @@ def test_an_unchecked_graph_is_proved_at_the_cut_which_names_the_layer():
     [
         ({"target_macs": 0.4, "pruning_steps": 5}, "start_pruning_step missing"),
         ({"target_macs": 0.001}, "needs at least"),
+        ({"target_params": 0.2, "min_channels_share": 0.5}, "of them are in 1.0.weight: raise the"),
         ({"taget_macs": 0.4}, "unknown key 'taget_macs': choose from .*target_macs"),
         ({"target_macs": 0.4, "target_params": 0.4}, "pruned to one target"),
         ({}, "no target: say how far to prune, by one of target_group_sparsity, target_macs"),
@@ -308,7 +309,7 @@ def test_what_comes_in_the_wrong_order_is_said():
     [
         (
             {"target_macs": 0.4},
-            r"target_macs is 0.4, [\d,.e+]+ MACs of the example, and the network",
+            r"target_macs is 0.4, [\d,]+ MACs of the example, and the network has",
         ),
         ({"target_group_sparsity": 0.5}, "sparsity is 0.5, and 5 of 20 channels are removed"),
     ],
