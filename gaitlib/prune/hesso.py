@@ -184,17 +184,15 @@ class HESSO(torch.optim.Optimizer):
         return {"key": rule.target.key, "asked": rule.target.asked, **costs, "unit": rule.cost.unit}
 
     def unfinished(self) -> str:
-        """Say what is still to be removed before the last step of pruning; empty after it."""
-        last, said = self.pruner.schedule.last, self.pruner.rule.target.said
-        if self.num_steps >= last:
+        """Say what is still to be removed; empty when pruning has ended, or reached its target."""
+        rule, last = self.pruner.rule, self.pruner.schedule.last
+        reached = rule.cost_without(self.pruner.pruned)
+        if self.num_steps >= last or reached <= rule.budget:
             return ""
-        budget = self.budget()
-        if budget is None:
-            is_now = f"{self.pruner.num_pruned} of {self.num_channels} channels are removed"
-        else:
-            said += f", {figure(budget['limit'])} {budget['unit']}"
-            is_now = f"the network has {figure(budget['reached'])}"
-        return f"{said}, and {is_now}: pruning ends at step {last}, and this is {self.num_steps}"
+        return (
+            f"{rule.target.said}, {figure(rule.budget)} {rule.cost.unit}, and the network has "
+            f"{figure(reached)}: pruning ends at step {last}, and this is {self.num_steps}"
+        )
 
     @property
     def cost_share(self) -> float | None:

@@ -17,8 +17,8 @@ BIT_TARGETS = (*BIT_BUDGETS, "target_bits")
 _RANGES = {
     **dict.fromkeys(("target_bits", "min_bit_wt", "max_bit_wt"), (2, MAX_BITS)),
     **dict.fromkeys(("min_bit_act", "max_bit_act"), (1, MAX_BITS)),
-    "projection_periods": (1, 10**9),
     "bit_reduction": (0, MAX_BITS),
+    "projection_periods": (1, 10**9),
     "batch_norm_batches": (0, 10**9),
 }
 #: The fewest and the most bits, of weights and of activations.

@@ -311,7 +311,7 @@ def test_what_comes_in_the_wrong_order_is_said():
             {"target_macs": 0.4},
             r"target_macs is 0.4, [\d,]+ MACs of the example, and the network has",
         ),
-        ({"target_group_sparsity": 0.5}, "sparsity is 0.5, and 5 of 20 channels are removed"),
+        ({"target_group_sparsity": 0.5}, "sparsity is 0.5, 10 channels, and the network has 15"),
     ],
 )
 def test_a_cut_before_the_end_of_pruning_says_what_is_missing(target, said, caplog):
