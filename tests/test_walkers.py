@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -23,11 +24,13 @@ from walkers.layouts import LAYOUTS
 from walkers.motion import pose_at, walk_cycle
 from walkers.norms import measures
 from walkers.scene import (
+    KINDS,
     TYPES,
     VIEWS,
     draw_person,
     draw_walk,
     noisy_view,
+    render,
     sequence_frames,
 )
 from walkers.video import write_video
@@ -36,8 +39,7 @@ from workbook import cli
 
 TINY = {"subjects": 2, "train": 1, "types": ("nm-01", "cl-01"), "views": ("000", "090")}
 SUBJECTS = range(1, 9)
-# share of the 64 x 64 frame filled and mean width in pixels, measured on CASIA-B after alignment
-REAL = {"nm-01": (0.177, 22.7), "bg-01": (0.187, 23.6), "cl-01": (0.196, 24.0)}
+PEOPLE = json.loads(Path(__file__).with_name("people_rows.json").read_text())
 
 
 def tree_bytes(root):
@@ -125,26 +127,98 @@ def test_every_frame_holds_one_whole_upright_person(type, frames):
                     assert set(np.unique(frame)) == {0, 255}
                     edges = frame[0].any() or frame[-1].any() or frame[:, [0, -1]].any()
                     assert not edges
-                    assert cv2.connectedComponents(frame)[0] == 2  # background and person
+                    parts = cv2.connectedComponents(frame)[0] - 1
+                    assert parts == 1 if noise == 0 else parts < 8
                     _, _, width, height = cv2.boundingRect(frame)
                     assert height > 50 and height > 1.2 * width
 
 
-def test_silhouettes_fill_the_frame_as_casia_bs_do():
+def test_a_step_of_frames_makes_a_pass_of_a_walk():
+    short, whole = draw_walk(1, "nm-01", frames=(24, 24)), draw_walk(1, "nm-01", 0, (24, 24), 4)
+    way = [np.ptp(walk.pose.joint("pelvis")[:, 0]) for walk in (short, whole)]
+    np.testing.assert_allclose(way[1], 4 * way[0], rtol=0.1)
+    np.testing.assert_allclose(  # the fifth frame of one is the second of the other
+        np.diff(short.pose.joints[[0, 4]], axis=0),
+        np.diff(whole.pose.joints[:2], axis=0),
+        atol=1e-6,
+    )
+    assert not render(whole, "090")[:, :, [0, -1]].any()
+    heights = [cv2.boundingRect(frame)[3] for frame in render(whole, "180")]
+    assert heights[0] > 1.4 * heights[-1]  # the person walks away
+    heads = [np.flatnonzero(frame.any(1))[0] for frame in render(whole, "036")]
+    assert heads[-1] > heads[-2] + 10  # its last masks have no head
+
+
+def test_a_person_has_one_coat_and_one_bag_for_the_first_two_walks():
+    for kind in ("bg", "cl"):
+        outfits = [draw_walk(1, f"{kind}-{i:02d}").dressed_body.outfit for i in (1, 2, 3)]
+        first, second, third = ((outfit.bag, outfit.coat) for outfit in outfits)
+        assert first == second != third
+        assert outfits[0].clothes != outfits[1].clothes
+
+
+def rows_of_walkers(people):
+    """Return the values of ``PEOPLE`` for walkers: kind and view -> statistic -> ``(bands,)``."""
     found = {}
-    for type in REAL:
-        filled, widths = [], []
-        for subject in range(1, 17):
-            walk = draw_walk(subject, type, frames=(2, 2))
-            for view in VIEWS[::2]:
-                for frame in noisy_view(walk, subject, type, view, 0, 1.0):
-                    aligned = align_frame(frame)
-                    filled.append(aligned.mean() / 255)
-                    columns = np.flatnonzero((aligned > 127).any(0))
-                    widths.append(columns[-1] - columns[0] + 1)
-        found[type] = np.mean(filled), np.mean(widths)
-        np.testing.assert_allclose(found[type], REAL[type], rtol=0.1)
-    assert found["nm-01"][0] < found["bg-01"][0] < found["cl-01"][0]
+    for place in PEOPLE["people"]:
+        kind, view = place.split("-")
+        widths, parts, holes = [], [], []
+        for subject, number in product(range(1, people + 1), (1, 2)):
+            walk = draw_walk(subject, f"{kind}-{number:02d}", 0, (12, 12), 9)
+            clip = noisy_view(walk, subject, f"{kind}-{number:02d}", view, 0, 1.0)
+            clip = np.stack([align_frame(frame) > 127 for frame in clip]).astype(np.uint8)
+            widths.append(clip.sum(2))
+            parts += [cv2.connectedComponents(frame)[0] > 2 for frame in clip]
+            holes += [_holes(frame) for frame in clip]
+        bands = [np.arange(a, b) for a, b in PEOPLE["bands"].values()]
+        rows = np.reshape(widths, (people, 2, 12, 64)).astype(float)
+        stats = {
+            "mean": rows.mean((0, 1, 2)),
+            "between": rows.mean((1, 2)).std(0),
+            "over_time": rows.std(2).mean((0, 1)),
+        }
+        found[place] = {name: np.array([v[b].mean() for b in bands]) for name, v in stats.items()}
+        found[place] |= {"parts": np.mean(parts), "holes": np.mean(holes)}
+    return found
+
+
+def _holes(mask):
+    outside = np.pad(1 - mask, 1, constant_values=1)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(outside, connectivity=4)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    return areas.sum() - areas.max()
+
+
+def test_silhouettes_vary_as_peoples_do():
+    found, people, bands = rows_of_walkers(40), PEOPLE["people"], list(PEOPLE["bands"])
+    tolerance = {"mean": 0.08, "between": 0.25, "over_time": 0.25}
+    off = {
+        (name, place, band): abs(found[place][name][i] / people[place][name][i] - 1)
+        for name in tolerance
+        for place in found
+        for i, band in enumerate(bands)
+    }
+    for name, least in (("mean", 0.85), ("between", 0.7), ("over_time", 0.8)):
+        near = [value < tolerance[name] for (which, *_), value in off.items() if which == name]
+        assert np.mean(near) > least, name
+    for name, place, band in (
+        ("between", "nm-000", "shoulders"),
+        ("between", "nm-000", "waist"),
+        ("between", "nm-000", "shanks"),
+        ("between", "nm-090", "shoulders"),
+        ("over_time", "nm-036", "head"),
+        ("over_time", "nm-036", "shoulders"),
+        ("over_time", "nm-000", "shoulders"),
+        ("over_time", "nm-000", "waist"),
+    ):
+        assert off[name, place, band] < tolerance[name], (name, place, band)
+    for view in ("000", "036", "090", "144", "180"):
+        parts = [np.mean([of[f"{k}-{view}"]["parts"] for k in KINDS]) for of in (found, people)]
+        assert 0.5 < parts[0] / parts[1] < 2, view
+    for kind in KINDS:
+        of_kind = [place for place in found if place.startswith(kind)]
+        holes = [np.mean([of[place]["holes"] for place in of_kind]) for of in (found, people)]
+        assert 0.6 < holes[0] / holes[1] < 1.6, kind
 
 
 def test_a_tree_is_read_by_the_casia_b_reader(tmp_path):
@@ -168,7 +242,10 @@ def test_a_tree_is_completed_and_otherwise_left_alone(tmp_path):
     assert tree_bytes(root) == before and kept.stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"noise": 0.5}, {"frames": (2, 3)}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"seed": 1}, {"noise": 0.5}, {"frames": (2, 3)}, {"frame_step": 2}, {"style": "street"}],
+)
 def test_other_arguments_never_reuse_a_tree(tmp_path, changed):
     root = make_walkers(tmp_path / "w", **TINY | {"types": ("nm-01",), "views": ("090",)})
     name = next(iter(changed))
@@ -291,6 +368,9 @@ def test_a_layout_has_the_sets_ids_files_and_lists(name, tmp_path):
         {"views": ("091",)},
         {"types": "nm-01"},
         {"frames": (3, 2)},
+        {"frame_step": 0},
+        {"frame_step": 7},  # of 20 frames: beyond the pass
+        {"style": "studio"},
         {"noise": -1},
         {"layout": "gait-3d"},
         {"layout": "oumvlp", "types": ("00",), "views": ("018",)},

@@ -126,7 +126,7 @@ def draw_body(rng: np.random.Generator) -> Body:
         m,
         belly=float(max(0.0, 0.012 * z_build + 0.008 * rng.standard_normal())),
         seat=float(np.clip(rng.normal(0.008, 0.008), -0.005, 0.025)),
-        slope=float(rng.normal(0.0, 0.010)),
+        slope=float(rng.normal(0.022, 0.032)),
         face=float(rng.normal(1.0, 0.06)),
         foot_breadth_scale=float(rng.normal(1.0, 0.05)),
     )

@@ -1,7 +1,9 @@
 """Camera noise: the errors of background subtraction, drawn from a seed with a given strength.
 
-The edge moves by about a pixel. Each sequence is segmented a little too wide or too narrow. Now and
-then a hole opens or a piece is missing for some frames. The result is always one connected person.
+A camera tells a person from the wall by grey levels. Each material of a sequence has its contrast
+to the wall, which differs from camera to camera. A person's edge moves by about a pixel, low
+contrast opens holes and breaks the body into parts, and each sequence is segmented a little too
+wide or too narrow. Specks of a few pixels are removed.
 """
 
 from functools import cache
@@ -9,78 +11,73 @@ from functools import cache
 import cv2
 import numpy as np
 
+from walkers.dressed_body import MATERIALS
+
 MARGIN = 3  # pixels around the person
 TEXTURE = 256  # side in pixels; the texture repeats, so frames may be larger
 AMPLITUDE = 24.0  # SD of the edge's threshold in grey levels, at strength 1
+WALL = 32.0  # SD over the places of a camera's picture, grey levels, at strength 1
+WALL_SCALE = 5  # a wall's stains are so many times larger than the texture
+LOW_CONTRAST = {"skin": 0.33, "coat": 0.5}  # share of sequences at strength 1; others have 0.2
+SPECK = 14  # pixels: smaller parts are removed
+
+
+def draw_contrast(rng: np.random.Generator, strength: float) -> dict[str, int]:
+    """Return the grey level of each material in one sequence of one camera; 255 is full contrast.
+
+    Args:
+        rng: the clip's random generator.
+        strength: 0 gives all full contrast, 1 is mild noise, 2 is rough.
+    """
+    share = np.array([LOW_CONTRAST.get(m, 0.2) for m in MATERIALS])
+    low = rng.random(len(MATERIALS)) < share * strength
+    level = np.where(low, rng.uniform(160, 220, len(MATERIALS)), 255)
+    return dict(zip(MATERIALS, level.astype(int).tolist(), strict=True))
 
 
 def add_camera_noise(frames: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Return noisy copies of one clip's masks.
+    """Return noisy masks of one clip.
 
     Args:
-        frames: ``(T, h, w)`` uint8, 0 or 255.
+        frames: ``(T, h, w)`` uint8: 0, or the contrast of the material there (`draw_contrast`).
         rng: the clip's random generator.
         strength: 0 keeps the frames clean, 1 is mild noise, 2 is rough.
 
     Returns:
-        ``(T, h, w)`` uint8, 0 or 255: one connected person per frame.
+        ``(T, h, w)`` uint8, 0 or 255.
     """
     if strength <= 0:
         return frames.copy()
-    texture = _texture()
+    texture, wall = _texture(), _wall()
     bias = 9.0 * strength * np.clip(rng.standard_normal(), -2, 2)
-    holes = _draw_holes(len(frames), rng, strength)
     shifts = rng.integers(0, TEXTURE, (len(frames), 2))
+    place = rng.integers(0, TEXTURE, 2)
     noisy = np.zeros_like(frames)
     for t, frame in enumerate(frames):
         x, y, w, h = cv2.boundingRect(frame)
-        box = np.s_[
-            max(y - MARGIN, 0) : y + h + MARGIN,
-            max(x - MARGIN, 0) : x + w + MARGIN,
-        ]
+        top, left = max(y - MARGIN, 0), max(x - MARGIN, 0)
+        box = np.s_[top : y + h + MARGIN, left : x + w + MARGIN]
         soft = cv2.GaussianBlur(frame[box], (5, 5), 1.2)
+        rows, columns = soft.shape
         r, c = shifts[t] % (np.array(texture.shape) - soft.shape)
-        wander = texture[r : r + soft.shape[0], c : c + soft.shape[1]]
-        mask = (soft > 127.5 + bias + AMPLITUDE * strength * wander).view(np.uint8)
-        for cx, cy, rx, ry in holes[t]:
-            middle = (int(MARGIN + cx * w), int(MARGIN + cy * h))
-            cv2.ellipse(mask, middle, (int(rx * h) + 1, int(ry * h) + 1), 0, 0, 360, 0, -1)
-        noisy[t][box] = _largest_part(mask)
+        wander = texture[r : r + rows, c : c + columns]
+        r, c = place[0] + top, place[1] + left
+        stains = wall[r : r + rows, c : c + columns]
+        limit = 127.5 + bias + strength * (AMPLITUDE * wander + WALL * stains)
+        noisy[t][box] = _without_specks((soft > limit).view(np.uint8))
     return noisy
 
 
-def _draw_holes(
-    frames: int, rng: np.random.Generator, strength: float
-) -> list[list[tuple[float, float, float, float]]]:
-    """Return the ellipses to clear in each frame: (x, y, x radius, y radius).
-
-    The centre is a share of the bounding box, the radii are shares of its height.
-    """
-    holes: list[list[tuple[float, float, float, float]]] = [[] for _ in range(frames)]
-    if rng.random() < min(1.0, 0.20 * strength):  # for some frames cloth looks like the background
-        first = int(rng.integers(frames))
-        last = first + int(rng.integers(3, 10))
-        place = (rng.uniform(0.1, 0.9), rng.uniform(0.15, 0.9))
-        size = (rng.uniform(0.012, 0.04), rng.uniform(0.015, 0.06))
-        for t in range(first, min(last, frames)):
-            drift = rng.normal(0, 0.02, 2)
-            holes[t].append((place[0] + drift[0], place[1] + drift[1], *size))
-    for t in np.flatnonzero(rng.random(frames) < 0.04 * strength):
-        holes[t].append(
-            (rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.95), 0.015, rng.uniform(0.01, 0.03))
-        )
-    return holes
-
-
-def _largest_part(mask: np.ndarray) -> np.ndarray:
-    """Return the largest connected part of a 0/1 mask as 0/255."""
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    """Return a 0/1 mask as 0/255, without the connected parts smaller than ``SPECK``."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
         mask, connectivity=8, ltype=cv2.CV_16U
     )
     if count <= 2:
         return mask * np.uint8(255)
-    kept = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    return (labels == kept).view(np.uint8) * np.uint8(255)
+    grey = np.where(stats[:, cv2.CC_STAT_AREA] < SPECK, 0, 255).astype(np.uint8)
+    grey[0] = 0
+    return grey[labels]
 
 
 @cache
@@ -95,3 +92,11 @@ def _texture() -> np.ndarray:
     coarse = cv2.GaussianBlur(tile[::-1], (0, 0), 2.5)
     mixed = fine / fine.std() + coarse / coarse.std()
     return np.tile(mixed / mixed.std(), (2, 2))
+
+
+@cache
+def _wall() -> np.ndarray:
+    """Return the texture enlarged ``WALL_SCALE`` times, from which every camera's wall is cut."""
+    tile = _texture()[:TEXTURE, :TEXTURE]
+    side = TEXTURE * WALL_SCALE
+    return cv2.resize(tile, (side, side), interpolation=cv2.INTER_CUBIC)

@@ -24,6 +24,8 @@ def walkers_command(
         int | None, typer.Option(help="24 by default, 6 in another layout than casia-b.")
     ] = None,
     frames: tuple[int, int] = (16, 20),
+    frame_step: Annotated[int, typer.Option(help="4 draws whole passes of 3 to 4 seconds.")] = 1,
+    style: Annotated[str, typer.Option(help="hall or street.")] = "hall",
     seed: int = 0,
     noise: float = 1.0,
     workers: Annotated[int | None, typer.Option(help="Processes; all cores if left out.")] = None,
@@ -39,6 +41,8 @@ def walkers_command(
         subjects=subjects,
         train=train,
         frames=frames,
+        frame_step=frame_step,
+        style=style,
         seed=seed,
         noise=noise,
         workers=workers,

@@ -14,6 +14,8 @@ from walkers.profiles import head_profile, trunk_profile
 from walkers.shapes import Camera, balls, drape, limb, stack
 
 DRAPE_SECTIONS = 8  # sections of a skirt
+#: What a camera tells from the wall, each by its own contrast.
+MATERIALS = ("skin", "hair", "top", "coat", "trousers", "shoes", "bag")
 
 
 class DressedBody:
@@ -29,60 +31,69 @@ class DressedBody:
         m, clothes, coat = body.m, outfit.clothes, outfit.coat
         sleeve = clothes.sleeve + (coat.sleeve if coat else 0.0)
         r = {n: m[n] / (2 * np.pi) for n in m if n.endswith(("circumference", "flexed"))}
-        thigh, knee = r["thighcircumference"], 0.97 * r["lowerthighcircumference"]
+        thigh, knee = 0.94 * r["thighcircumference"], 0.97 * r["lowerthighcircumference"]
         calf, ankle = r["calfcircumference"], r["anklecircumference"]
         self.thigh = np.array([0.97, 1.0, 0.95, 0.84, 0.70, 0.0]) * thigh
         self.thigh += np.array([0.0, 0.0, 0.0, 0.06, 0.25, 1.0]) * knee
         self.shank = np.array([0.97 * knee, 0.98 * calf, calf, 0.88 * calf, ankle * 1.12, ankle])
         if not clothes.skirt:
-            self.thigh = self.thigh + clothes.trousers
-            trouser_leg = np.linspace(knee + clothes.trousers, clothes.hem, 6)
+            knees = clothes.trousers + 0.012
+            self.thigh = self.thigh + np.linspace(0, knees, 6)
+            trouser_leg = np.linspace(knee + knees, clothes.hem, 6)
             self.shank = np.maximum(self.shank + 0.5 * clothes.trousers, trouser_leg)
         arm, fore = 0.94 * r["bicepscircumferenceflexed"], r["forearmcircumferenceflexed"]
         self.upper = np.array([1.02, 1.04, 0.98, 0.93, 0.86]) * arm + sleeve
         self.fore = np.array([0.93, 1.0, 0.93, 0.78, 0.0]) * fore + sleeve
         self.fore[-1] = 1.05 * r["wristcircumference"] + 0.8 * sleeve
         self.hand = np.array([0.62, 0.86, 0.80, 0.45]) * m["handbreadth"] / 2
-        self.neck = np.array([1.15, 1.0, 0.97]) * r["neckcircumference"]
-        if coat:
-            self.neck = self.neck + coat.collar * np.array([1.0, 1.0, 0.3])
+        self.neck = np.array([0.97, 0.88, 0.90]) * r["neckcircumference"]
+        collar = coat.collar if coat else clothes.collar
+        self.neck = self.neck + collar * np.array([1.0, 1.0, 0.3])
 
-    def outlines(self, pose: Pose, camera: Camera) -> list[np.ndarray]:
-        """Return polygons ``(T, K, 2)`` in pixels; they and ``hulls`` together are the person."""
-        j = pose.joint
-        parts = [self._trunk_outline(pose, camera), *self._head_outlines(pose, camera)]
-        parts.append(limb(camera, j("neck"), j("head"), self.neck))
+    def outlines(self, pose: Pose, camera: Camera) -> list[tuple[str, np.ndarray]]:
+        """Return materials and polygons ``(T, K, 2)`` in pixels, the one in front last.
+
+        They and ``hulls`` together are the person.
+        """
+        j, top = pose.joint, "coat" if self.outfit.coat else "top"
+        parts = [("skin", limb(camera, j("neck"), j("head"), self.neck))]
         for s in ("l", "r"):
-            parts.append(limb(camera, j(f"hip_{s}"), j(f"knee_{s}"), self.thigh))
-            parts.append(limb(camera, j(f"knee_{s}"), j(f"ankle_{s}"), self.shank))
-            parts.append(limb(camera, j(f"shoulder_{s}"), j(f"elbow_{s}"), self.upper))
-            parts.append(limb(camera, j(f"elbow_{s}"), j(f"wrist_{s}"), self.fore))
-            parts.append(limb(camera, j(f"wrist_{s}"), j(f"fingers_{s}"), self.hand))
+            parts.append(("skin", limb(camera, j(f"wrist_{s}"), j(f"fingers_{s}"), self.hand)))
+            parts.append(("trousers", limb(camera, j(f"hip_{s}"), j(f"knee_{s}"), self.thigh)))
+            parts.append(("trousers", limb(camera, j(f"knee_{s}"), j(f"ankle_{s}"), self.shank)))
+            parts.append((top, limb(camera, j(f"shoulder_{s}"), j(f"elbow_{s}"), self.upper)))
+            parts.append((top, limb(camera, j(f"elbow_{s}"), j(f"wrist_{s}"), self.fore)))
+        parts.append((top, self._trunk_outline(pose, camera)))
+        parts += [("hair", outline) for outline in self._head_outlines(pose, camera)]
         clothes, coat = self.outfit.clothes, self.outfit.coat
         if clothes.skirt:
-            parts.append(self._drape(pose, camera, clothes.skirt, 0.008, clothes.skirt_flare))
+            skirt = self._drape(pose, camera, clothes.skirt, 0.008, clothes.skirt_flare)
+            parts.append(("trousers", skirt))
         if clothes.shirt_length > 0:
-            parts.append(self._drape(pose, camera, clothes.shirt_length, 0.8 * clothes.shirt, 0.0))
+            hem = self._drape(pose, camera, clothes.shirt_length, 0.006 + 0.4 * clothes.shirt, 0.0)
+            parts.append(("top", hem))
         if coat:
-            cloth = clothes.shirt + 0.7 * coat.girth
-            parts.append(self._drape(pose, camera, coat.length, cloth, coat.flare))
-            if coat.hood:
-                behind = j("neck") - 0.045 * pose.axes_of("thorax")[:, 0]
-                side = 0.05 * pose.axes_of("thorax")[:, 1]
-                size = np.full(3, 0.8 * coat.hood)
-                parts.append(limb(camera, behind - side, behind + side, size))
+            cloth = clothes.shirt + 0.85 * coat.girth
+            parts.append((top, self._drape(pose, camera, coat.length, cloth, coat.flare)))
+        if hood := coat.hood if coat else clothes.hood:
+            thorax = pose.axes_of("thorax")
+            behind = j("neck") - 0.045 * thorax[:, 0] - 0.08 * thorax[:, 2]
+            side = 0.05 * thorax[:, 1]
+            size = np.full(3, 0.8 * hood)
+            parts.append((top, limb(camera, behind - side, behind + side, size)))
         if self.outfit.hair.style == "ponytail":
             head = pose.axes_of("head")
             root = j("head") - head[:, 0] * 0.55 * self.body.m["headlength"] + head[:, 2] * 0.03
             tip = root - head[:, 2] * 0.17 - head[:, 0] * 0.035
-            parts.append(limb(camera, root, tip, np.array([0.022, 0.034, 0.030, 0.014])))
+            tail = limb(camera, root, tip, np.array([0.022, 0.034, 0.030, 0.014]))
+            parts.append(("hair", tail))
         return parts
 
-    def hulls(self, pose: Pose, camera: Camera) -> list[np.ndarray]:
-        """Return point sets ``(T, K, 2)`` in pixels; their convex hulls are feet and bag."""
-        sets = [self._foot(pose, camera, s) for s in ("l", "r")]
+    def hulls(self, pose: Pose, camera: Camera) -> list[tuple[str, np.ndarray]]:
+        """Return materials and points ``(T, K, 2)`` in pixels: convex hulls are feet and bag."""
+        sets = [("shoes", self._foot(pose, camera, s)) for s in ("l", "r")]
         if self.outfit.bag:
-            sets.append(self._bag(self.outfit.bag, pose, camera))
+            sets.append(("bag", self._bag(self.outfit.bag, pose, camera)))
         return sets
 
     def _trunk_outline(self, pose: Pose, camera: Camera) -> np.ndarray:
@@ -138,7 +149,7 @@ class DressedBody:
         across = across / np.sqrt((across**2).sum(1, keepdims=True))
         wide = self.body.foot_breadth_scale * self.body.m["footbreadthhorizontal"] / 2 - 0.020
         tip = toe - ball
-        tip = tip / np.sqrt((tip**2).sum(1, keepdims=True)) * (self.outfit.clothes.sole - 0.028)
+        tip = tip / np.sqrt((tip**2).sum(1, keepdims=True)) * (self.outfit.clothes.sole - 0.040)
         up = np.array([0.0, 0.0, 1.0])
         centres = [
             ankle,
@@ -162,7 +173,7 @@ class DressedBody:
         elif bag.kind == "shoulder":
             axes, base = pose.axes_of("pelvis"), pose.joint("waist")
             size = size[[1, 0, 2]]
-            middle = np.array([-0.03, bag.side * (0.5 * m["hipbreadth"] + 0.5 * size[1]), -0.16])
+            middle = np.array([-0.03, bag.side * (0.5 * m["hipbreadth"] + 0.5 * size[1]), -0.13])
         else:
             axes = np.broadcast_to(np.eye(3), (len(pose.joints), 3, 3))
             base = pose.joint("fingers_l" if bag.side > 0 else "fingers_r")

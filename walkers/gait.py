@@ -15,7 +15,8 @@ from walkers.norms import HARMONICS, curves, load_norms
 EVEN_CURVES = ("pelvis_tilt", "thorax_lean", "head_pitch")  # the same in both halves
 # opposite in the two halves
 ODD_CURVES = ("pelvis_obliquity", "pelvis_rotation", "thorax_obliquity", "thorax_rotation")
-TIMING_SCALE = 0.75  # CMU's timing_sd also holds unsure heel strikes and some stylised walks
+BETWEEN_SCALE = 0.65
+TIMING_SCALE = 0.6  # CMU's timing_sd also holds unsure heel strikes and some stylised walks
 WITHIN_SCALE = 0.3  # CMU's within_sd also holds changes of speed and cycle-to-cycle noise
 
 
@@ -66,29 +67,31 @@ def draw_gait(sex: str, rng: np.random.Generator) -> Gait:
     mean, harmonics = {}, {}
     for name, c in curves().items():
         direction = np.exp(1j * np.angle(c.harmonics))
-        moved = c.amplitude_sd * z(HARMONICS) + 1j * TIMING_SCALE * c.timing_sd * z(HARMONICS)
+        longer, later = c.amplitude_sd * z(HARMONICS), c.timing_sd * z(HARMONICS)
+        moved = BETWEEN_SCALE * longer + 1j * TIMING_SCALE * later
         mean[name] = c.mean + c.offset_sd * float(z())
         harmonics[name] = _keep_parity(name, c.harmonics + direction * moved)
     pace, sway = load_norms()["pace"][sex], load_norms()["sway"]
     base = np.array([a - 1j * b for a, b in sway["harmonics_mm"]])
     spread = np.array(sway["amplitude_sd_mm"]) * z(3) + 1j * np.array(sway["timing_sd_mm"]) * z(3)
-    swing = np.exp(0.12 * z())
+    mean["shoulder_abduction"] += 12 * float(z())  # elbows near the trunk or far from it
+    swing = 0.8 * np.exp(0.12 * z())
     lopsided = 0.12 * z()
     return Gait(
         mean,
         harmonics,
         cadence=float(pace["cadence"][0] + pace["cadence"][1] * z()),
         stride=float(pace["stride"][0] + pace["stride"][1] * z()),
-        step_width=float(0.098 + 0.024 * z()),
+        step_width=float(0.080 + 0.018 * z()),
         toe_out=float(-mean["foot_progression"] - 3.0),
         toe_off=float(0.612 + 0.010 * z()),
         sway=(base + np.exp(1j * np.angle(base)) * spread) * np.array([1, 0, 1]) / 1000,
         circumduction=float(max(0.0, 0.010 + 0.010 * z())),
-        knee_out=float(2.0 + 5.0 * z()),
+        knee_out=float(-2.0 + 4.0 * z()),
         arm_swing=(float(swing * (1 + lopsided)), float(swing * (1 - lopsided))),
         forearm_in=float(12 + 9 * z()),
         lean=float(2.0 + 2.2 * z()),
-        stoop=float(0.025 + 0.016 * z()),
+        stoop=float(0.025 + 0.026 * z()),
         head_forward=float(0.040 + 0.014 * z()),
     )
 

@@ -12,8 +12,9 @@ from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing
 from walkers.layouts import DEFAULT, LAYOUTS, Place, layout_of
 from walkers.scene import check_frames
+from walkers.styles import STYLES
 
-VERSION = 3  # of the generator; increase it when a byte of the data changes
+VERSION = 4  # of the generator; increase it when a byte of the data changes
 MANIFEST = "walkers.json"
 
 
@@ -24,6 +25,8 @@ def data_spec(
     types: Sequence[str] | None,
     views: Sequence[str] | None,
     frames: tuple[int, int],
+    frame_step: int,
+    style: str,
     seed: int,
     noise: float,
     raw: bool,
@@ -38,7 +41,12 @@ def data_spec(
     chosen = LAYOUTS[layout]
     subjects = chosen.subjects if subjects is None else subjects
     train = min(chosen.train, subjects) if train is None else train
-    for name, value in (("subjects", subjects), ("train", train), ("seed", seed)):
+    for name, value in (
+        ("subjects", subjects),
+        ("train", train),
+        ("frame_step", frame_step),
+        ("seed", seed),
+    ):
         if not isinstance(value, Integral):
             raise UserError(f"{name} is {value!r}: give a whole number")
     if not 1 <= subjects <= 999:
@@ -58,7 +66,9 @@ def data_spec(
             names = ", ".join(known) or f"nothing: {layout}'s depend on the person"
             raise UserError(f"{name} is {given!r}: give a selection of {names}")
         selected[name] = [entry for entry in known if entry in set(given)]
-    check_frames(frames)
+    check_frames(frames, frame_step)
+    if style not in STYLES:
+        raise UserError(f"style is {style!r}: choose from {', '.join(STYLES)}")
     return {
         **({} if layout == DEFAULT else {"layout": layout}),
         "version": VERSION,
@@ -66,6 +76,8 @@ def data_spec(
         "train": int(train),
         **selected,
         "frames": [int(f) for f in frames],
+        "frame_step": int(frame_step),
+        "style": style,
         "seed": int(seed),
         "noise": float(noise),
         "raw": bool(raw),

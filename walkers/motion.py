@@ -179,17 +179,17 @@ def _arm(
     )
     elbow = fourier_series(gait.mean["elbow_flexion"], swing * gait.harmonics["elbow_flexion"], own)
     abduction = fourier_series(
-        gait.mean["shoulder_abduction"], gait.harmonics["shoulder_abduction"], own
+        gait.mean["shoulder_abduction"], 3 * gait.harmonics["shoulder_abduction"], own
     )
     # markers lie outside the arm: in CMU's skeletons it is nearer the body and straighter
-    elbow, abduction = np.clip(elbow - 7, 5, 120), np.clip(abduction - 6, 1, 40)
+    elbow, abduction = np.clip(elbow - 7, 5, 120), np.clip(abduction - 7, -3, 40)
     upper = _arm_direction(thorax_axes, flexion, abduction, outward)
-    inward = abduction - gait.forearm_in * np.clip(elbow / 40, 0.3, 1.5)
+    inward = 8 - 0.55 * abduction - gait.forearm_in * np.clip(elbow / 40, 0.3, 1.5)
     fore = _arm_direction(thorax_axes, flexion + elbow, inward, outward)
     hand = _arm_direction(thorax_axes, flexion + elbow + 6, inward * 0.8, outward)
     points = [trunk[f"shoulder_{side}"]]
     lengths = ("acromionradialelength", "radialestylionlength", "handlength")
-    shorter = (-0.035, 0.0, -0.03)  # the shoulder joint lies below the acromion, fingers are bent
+    shorter = (-0.035, 0.0, -0.06)  # the shoulder joint lies below the acromion, fingers are bent
     for direction, name, less in zip((upper, fore, hand), lengths, shorter, strict=True):
         points.append(points[-1] + direction * (body.m[name] + less))
     return np.stack(points, axis=1)

@@ -46,7 +46,7 @@ def trunk_profile(body: Body, outfit: Outfit) -> tuple[np.ndarray, ...]:
     hip, waist = m["trochanterionheight"], m["waistheightomphalion"]
     neck = m["neckcircumference"] / (2 * np.pi)
     top, acromion = m["cervicaleheight"] - hip, m["acromialheight"] - hip - body.slope
-    nape = acromion + 0.45 * (top - acromion) + 0.014
+    nape = acromion + 0.45 * (top - acromion)
     seat = m["buttockheight"] - hip
     chest, shoulder = m["chestheight"] - hip, m["biacromialbreadth"] / 2
     hips, chests = m["hipbreadth"] / 2, m["chestbreadth"] / 2
@@ -58,7 +58,7 @@ def trunk_profile(body: Body, outfit: Outfit) -> tuple[np.ndarray, ...]:
     knots = np.array(
         [  # height, half breadth, half depth, forward shift
             (crotch, 0.62 * hips, 0.6 * back, 0.0),
-            (seat, hips, back + body.seat / 2, -0.012 - body.seat / 2),
+            (seat, hips + 0.006, back + 0.005 + body.seat / 2, -0.012 - body.seat / 2),
             (middle, 0.5 * (hips + waist_breadth) + 0.008, 0.5 * (back + waist_depth), 0.0),
             (waist - hip, waist_breadth, waist_depth, 0.012 + body.belly / 2),
             (0.5 * (waist - hip + chest), 0.95 * chests, 0.94 * front, 0.004),
@@ -66,17 +66,18 @@ def trunk_profile(body: Body, outfit: Outfit) -> tuple[np.ndarray, ...]:
             (chest + 0.5 * (acromion - chest), chests + 0.018, 0.88 * front, -0.008),
             (acromion - 0.030, shoulder - 0.002, 0.68 * front, -0.012),
             (acromion + 0.004, shoulder - 0.032, 0.58 * front, -0.014),
-            (nape, 0.52 * shoulder + 0.3 * neck, 0.46 * front, -0.014),
-            (top + 0.026, neck + 0.008, neck, -0.008),
+            (nape, 0.39 * shoulder + 0.3 * neck, 0.40 * front, -0.014),
+            (top + 0.020, neck + 0.002, 0.92 * neck, -0.008),
         ]
     )  # fmt: skip
     height = np.linspace(crotch, top + 0.026, TRUNK_SECTIONS)
     breadth, depth, ahead = smooth_profile(knots, height).T
     clothes, coat = outfit.clothes, outfit.coat
     slack = clothes.shirt + (coat.girth if coat else 0.0)
+    below = 0.6 if coat else 0.3
     cloth = np.interp(height, [acromion - 0.02, top], [slack, 0.3 * slack])
     fullness = np.interp(
-        height, [seat, waist - hip, chest], [0.7, 1.25, 0.8]
+        height, [seat, waist - hip, chest], [below, 1.1, 0.85]
     )  # cloth hangs loose at the waist
     upper = np.clip((height - middle) / (chest - middle), 0, 1)
     return height, breadth + cloth * fullness, depth + cloth * fullness, ahead, upper
@@ -93,8 +94,8 @@ def head_profile(body: Body, outfit: Outfit) -> list[tuple[np.ndarray, ...]]:
     level = np.concatenate([np.linspace(0, 0.85, 11), [0.9, 0.94, 0.97, 1.0]])
     wide, ahead, behind = smooth_profile(HEAD, level).T
     wide = wide * m["headbreadth"]
-    ahead = ahead * m["headlength"] * np.where(level < 0.5, body.face, 1.0)
-    behind = behind * m["headlength"]
+    ahead = 0.94 * ahead * m["headlength"] * np.where(level < 0.5, body.face, 1.0)
+    behind = 0.94 * behind * m["headlength"]
     on = np.clip((level - max(end, 0.0)) / 0.12, 0, 1)  # where hair covers back and sides
     above = np.clip((level - 0.62) / 0.15, 0, 1)  # where hair covers the front
     wide = wide + hair.thickness * sides * on

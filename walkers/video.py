@@ -10,7 +10,8 @@ import numpy as np
 
 from gaitlib.system.errors import UserError
 from gaitlib.system.files import replacing
-from walkers.scene import FPS, SIZE, draw_walk, render
+from walkers.cameras import SIZE
+from walkers.scene import FPS, draw_walk, render
 
 EMPTY = 25  # frames of the empty scene before the walk
 SENSOR_NOISE = 4.0  # standard deviation, levels

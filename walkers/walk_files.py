@@ -32,7 +32,8 @@ def write_walk(root: Path, spec: dict, person: int, walk: str, places: Sequence[
         walk: a kind and a number, like "nm-01".
         places: where its sequences go, and the cameras' angles.
     """
-    drawn = draw_walk(person, walk, spec["seed"], tuple(spec["frames"]))
+    how = tuple(spec["frames"]), spec["frame_step"], spec["style"]
+    drawn = draw_walk(person, walk, spec["seed"], *how)
     layout = layout_of(spec)
     for place in map(Place._make, places):
         angle = f"{place.angle:03d}"

@@ -17,6 +17,7 @@ from gaitlib.system.processes import cores
 from walkers.child_processes import draw_in_processes
 from walkers.layouts import DEFAULT, Place
 from walkers.manifest import all_places, data_spec, prepare_folder
+from walkers.styles import DEFAULT as STYLE
 from walkers.walk_files import sequence_path, write_walk
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ def make_walkers(
     types: Sequence[str] | None = None,
     views: Sequence[str] | None = None,
     frames: tuple[int, int] = (16, 20),
+    frame_step: int = 1,
+    style: str = STYLE,
     seed: int = 0,
     noise: float = 1.0,
     workers: int | None = None,
@@ -55,6 +58,9 @@ def make_walkers(
         types: sequences per subject, a selection of the layout's; None takes all.
         views: cameras, a selection of the layout's; None takes all.
         frames: smallest and largest number of frames per sequence.
+        frame_step: a sequence has one of so many frames of the camera's 25 a second: with 24
+            frames, 1 is one second in the middle of the path, 4 is CASIA-B's whole pass.
+        style: a name of ``walkers.styles.STYLES``: how people, clothes and cameras are drawn.
         seed: another seed gives other people.
         noise: strength of the camera noise; 0 gives clean silhouettes.
         workers: number of processes; None takes all cores that this process may use.
@@ -71,7 +77,9 @@ def make_walkers(
         WorkerError: a process failed or was killed; a second call completes the data set.
     """
     root = Path(dst).resolve()
-    spec = data_spec(layout, subjects, train, types, views, frames, seed, noise, raw)
+    spec = data_spec(
+        layout, subjects, train, types, views, frames, frame_step, style, seed, noise, raw
+    )
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}: give at least 1, or None for all cores")
     prepare_folder(root, spec)

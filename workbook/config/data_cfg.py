@@ -25,6 +25,8 @@ class WalkerCfg(Section):
     - ``subjects``: number of walkers.
     - ``train``: how many of them, from the first on, are trained on. The others are tested.
     - ``frames``: the fewest and the most frames of a sequence.
+    - ``frame_step``: a sequence has one of so many of the camera's frames. With 24 frames, 1 is
+      one second in the middle of the path, 4 is a whole pass, as in CASIA-B.
     - ``seed``: of bodies and gaits.
     - ``noise``: strength of the camera's noise; 0 is clean.
     """
@@ -32,6 +34,7 @@ class WalkerCfg(Section):
     subjects: Annotated[int, Field(ge=1, le=999)] = 34  # ids have three digits
     train: PositiveInt = 24
     frames: Annotated[tuple[Frames, Frames], Field(strict=False)] = (16, 20)
+    frame_step: PositiveInt = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     noise: Annotated[float, Field(ge=0, le=1000)] = 1.0
 

@@ -19,6 +19,7 @@ from gaitlib.model import FRAME
 from gaitlib.system import distributed
 from walkers.walker_dataset import make_walkers
 from workbook.config import ConfigError, Experiment
+from workbook.config.data_cfg import WalkerCfg
 from workbook.runs import data_folder, locate
 
 log = logging.getLogger(__name__)
@@ -92,13 +93,19 @@ def _dataset_paths(experiment: Experiment, progress: bool) -> tuple[str, Path, P
     cfg, walker = experiment.data_cfg, experiment.data_cfg.walker
     if walker is None:
         return cfg.dataset_name, locate(cfg.dataset_root), locate(cfg.dataset_partition)
-    fewest, most = walker.frames
-    name = f"walker-{walker.subjects}x{fewest}-{most}-seed{walker.seed}-noise{walker.noise:g}"
+    name = f"walker-{walker.subjects}x{drawing_of(walker)}"
     default_root = data_folder() / f"{name}-train{walker.train}"
     root = locate(cfg.dataset_root) if cfg.dataset_root else default_root
     with distributed.one_first():
         make_walkers(root, **walker.model_dump(), progress=progress)
     return name, root, locate(cfg.dataset_partition or str(root / "partition.json"))
+
+
+def drawing_of(walker: WalkerCfg) -> str:
+    """Return how walkers are drawn, for a folder's name."""
+    fewest, most = walker.frames
+    frames = f"{fewest}-{most}" + (f"by{walker.frame_step}" if walker.frame_step > 1 else "")
+    return f"{frames}-seed{walker.seed}-noise{walker.noise:g}"
 
 
 def input_size(experiment: Experiment) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from gaitlib.data.casia_b import SilhouetteDataset, load_split
 from gaitlib.evaluate.roles import assign_roles
 from workbook.config import ConfigError, Experiment
 from workbook.runs import data_folder
-from workbook.steps.dataset import make_walkers, open_data
+from workbook.steps.dataset import drawing_of, make_walkers, open_data
 
 ENROLLED = 10
 STRANGERS_PER_PERSON = 3  # half set the threshold, half check it
@@ -79,9 +79,8 @@ def _drawn_strangers(
     experiment: Experiment, count: int, views: list[str], progress: bool
 ) -> tuple[SilhouetteDataset, ...]:
     walker = experiment.data_cfg.walker
-    fewest, most = walker.frames
-    seed = walker.seed + 1
-    name = f"strangers-{count}x{fewest}-{most}-seed{seed}-noise{walker.noise:g}-{len(views)}views"
+    walker = walker.model_copy(update={"seed": walker.seed + 1})
+    name = f"strangers-{count}x{drawing_of(walker)}-{len(views)}views"
     root = make_walkers(
         data_folder() / name,
         subjects=count,
@@ -89,7 +88,8 @@ def _drawn_strangers(
         types=TYPES,
         views=views,
         frames=walker.frames,
-        seed=seed,
+        frame_step=walker.frame_step,
+        seed=walker.seed,
         noise=walker.noise,
         progress=progress,
     )
