@@ -33,6 +33,7 @@ from walkers.scene import (
     render,
     sequence_frames,
 )
+from walkers.styles import STYLES
 from walkers.video import write_video
 from walkers.walker_dataset import make_walkers
 from workbook import cli
@@ -155,6 +156,17 @@ def test_a_person_has_one_coat_and_one_bag_for_the_first_two_walks():
         first, second, third = ((outfit.bag, outfit.coat) for outfit in outfits)
         assert first == second != third
         assert outfits[0].clothes != outfits[1].clothes
+
+
+def test_a_style_has_its_own_cameras_cloth_and_noise(tmp_path):
+    hall, street = (draw_walk(1, "cl-01", style=style) for style in STYLES)
+    assert street.ring.height > hall.ring.height + 1 and street.ring.focal > hall.ring.focal
+    assert street.dressed_body.outfit.coat.girth < hall.dressed_body.outfit.coat.girth
+    drawn = make_walkers(tmp_path / "w", **TINY, frames=(2, 2), style="street", workers=1)
+    clip = casia_b.read_sequence(drawn / "001/cl-01/090/090.pkl")
+    walk = draw_walk(1, "cl-01", 0, (2, 2), style="street")
+    frames = noisy_view(walk, 1, "cl-01", "090", 0, STYLES["street"].noise)
+    np.testing.assert_array_equal(clip, [align_frame(frame) for frame in frames])
 
 
 def rows_of_walkers(people):

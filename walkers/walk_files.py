@@ -12,6 +12,7 @@ from gaitlib.data.sequence_file import write_sequence
 from gaitlib.system.files import replacing
 from walkers.layouts import Place, layout_of
 from walkers.scene import draw_walk, noisy_view
+from walkers.styles import STYLES
 
 
 def sequence_path(root: Path, spec: dict, place: Place) -> Path:
@@ -34,10 +35,10 @@ def write_walk(root: Path, spec: dict, person: int, walk: str, places: Sequence[
     """
     how = tuple(spec["frames"]), spec["frame_step"], spec["style"]
     drawn = draw_walk(person, walk, spec["seed"], *how)
-    layout = layout_of(spec)
+    layout, noise = layout_of(spec), spec["noise"] * STYLES[spec["style"]].noise
     for place in map(Place._make, places):
         angle = f"{place.angle:03d}"
-        frames = noisy_view(drawn, person, walk, angle, spec["seed"], spec["noise"])
+        frames = noisy_view(drawn, person, walk, angle, spec["seed"], noise)
         path = sequence_path(root, spec, place)
         if spec["raw"]:
             for i in reversed(range(len(frames))):  # last the first: it marks the end
