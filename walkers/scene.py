@@ -171,7 +171,8 @@ def check_frames(frames: tuple[int, int], frame_step: int = 1) -> None:
             f"frames is {tuple(frames)}: give (least, greatest), "
             f"1 <= least <= greatest <= {MAX_FRAMES}"
         )
-    if not 1 <= frame_step <= (most := MAX_FRAMES // high):
+    most = MAX_FRAMES // high
+    if not 1 <= frame_step <= most:
         raise UserError(
             f"frame_step is {frame_step}: a pass has {MAX_FRAMES} frames, so with {high} of them "
             f"give 1 to {most}"

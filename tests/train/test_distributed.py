@@ -246,7 +246,7 @@ def test_bits_that_come_late_are_the_same_in_every_process_and_learn_as_in_one(f
             zip(rank["late bits"]["history"], wanted["history"], strict=True)
         ):
             # once weights are rounded, the last digit may decide for a whole step of a grid
-            assert ours == pytest.approx(theirs, abs=1e-4 if step < 6 else 0.05, rel=1e-4)
+            assert ours == pytest.approx(theirs, abs=1e-4 if step < 6 else 0.1, rel=1e-4)
     first, second = (rank["late bits"]["weights"] for rank in two)
     for name, weight in first.items():
         assert torch.equal(weight, second[name]), name

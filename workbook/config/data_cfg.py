@@ -34,7 +34,7 @@ class WalkerCfg(Section):
     subjects: Annotated[int, Field(ge=1, le=999)] = 34  # ids have three digits
     train: PositiveInt = 24
     frames: Annotated[tuple[Frames, Frames], Field(strict=False)] = (16, 20)
-    frame_step: PositiveInt = 1
+    frame_step: Frames = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     noise: Annotated[float, Field(ge=0, le=1000)] = 1.0
 
