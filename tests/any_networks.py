@@ -54,6 +54,18 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
+class Gate(nn.Module):
+    """Squeeze and excitation: each channel times a number that all of them decide."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(weights)
+
+
 class Concat(nn.Module):
     """The outputs of branches, side by side; ``keep`` puts the input first."""
 
@@ -232,16 +244,7 @@ def projection():
 
 @network("squeeze and excitation")
 def excitation():
-    class Gate(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
-
-        def forward(self, x):
-            weights = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
-            return x * torch.sigmoid(weights)
-
-    return nn.Sequential(conv(3, 8), Gate(), conv(8, 8), classify(8))
+    return nn.Sequential(conv(3, 8), Gate(8), conv(8, 8), classify(8))
 
 
 @network("a sigmoid between two layers")
@@ -400,16 +403,7 @@ def inverted():
 
 @network("a gate behind a depthwise layer")
 def gated():
-    class Gate(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.squeeze, self.excite = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
-
-        def forward(self, x):
-            weights = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
-            return x * torch.sigmoid(weights)
-
-    block = Residual(conv(8, 16, 1), conv(16, 16, groups=16), Gate(), conv(16, 8, 1))
+    block = Residual(conv(8, 16, 1), conv(16, 16, groups=16), Gate(16), conv(16, 8, 1))
     return nn.Sequential(conv(3, 8), block, classify(8))
 
 

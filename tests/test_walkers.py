@@ -40,6 +40,8 @@ from workbook import cli
 
 TINY = {"subjects": 2, "train": 1, "types": ("nm-01", "cl-01"), "views": ("000", "090")}
 SUBJECTS = range(1, 9)
+# share of the 64 x 64 frame filled and mean width in pixels, measured on CASIA-B after alignment
+REAL = {"nm-01": (0.177, 22.7), "bg-01": (0.187, 23.6), "cl-01": (0.196, 24.0)}
 PEOPLE = json.loads(Path(__file__).with_name("people_rows.json").read_text())
 
 
@@ -167,6 +169,23 @@ def test_a_style_has_its_own_cameras_cloth_and_noise(tmp_path):
     walk = draw_walk(1, "cl-01", 0, (2, 2), style="street")
     frames = noisy_view(walk, 1, "cl-01", "090", 0, STYLES["street"].noise)
     np.testing.assert_array_equal(clip, [align_frame(frame) for frame in frames])
+
+
+def test_silhouettes_fill_the_frame_as_casia_bs_do():
+    found = {}
+    for type in REAL:
+        filled, widths = [], []
+        for subject in range(1, 17):
+            walk = draw_walk(subject, type, frames=(2, 2))
+            for view in VIEWS[::2]:
+                for frame in noisy_view(walk, subject, type, view, 0, 1.0):
+                    aligned = align_frame(frame)
+                    filled.append(aligned.mean() / 255)
+                    columns = np.flatnonzero((aligned > 127).any(0))
+                    widths.append(columns[-1] - columns[0] + 1)
+        found[type] = np.mean(filled), np.mean(widths)
+        np.testing.assert_allclose(found[type], REAL[type], rtol=0.1)
+    assert found["nm-01"][0] < found["bg-01"][0] < found["cl-01"][0]
 
 
 def rows_of_walkers(people):

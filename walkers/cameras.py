@@ -39,17 +39,20 @@ class Ring:
         away = self.distance * (1 + FURTHER * np.cos(np.radians(degrees)) ** 2)
         return Camera.around(degrees, away, self.height, self.focal, SIZE)
 
-    def first_rows(self, degrees: int, neck: np.ndarray, waist: np.ndarray) -> np.ndarray:
+    def first_rows(
+        self, degrees: int, camera: Camera, neck: np.ndarray, waist: np.ndarray
+    ) -> np.ndarray:
         """Return the uppermost row ``(T,)`` that a mask still has, int; 0 loses nothing.
 
         Args:
             degrees: the camera's angle. The nearer to the side, the more of the trunk is lost.
+            camera: the camera at this angle.
             neck: ``(T, 3)`` metres.
             waist: ``(T, 3)`` metres.
         """
         lost = (neck[:, 0] > self.headless) & (degrees in HEADLESS)
         share = (degrees - 22) / 50  # of the way from neck to waist
-        rows = self.camera(degrees).project(neck * (1 - share) + waist * share)[0][:, 1]
+        rows = camera.project(neck * (1 - share) + waist * share)[0][:, 1]
         return np.where(lost, rows, 0).clip(0).astype(int)
 
 

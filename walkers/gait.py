@@ -15,7 +15,7 @@ from walkers.norms import HARMONICS, curves, load_norms
 EVEN_CURVES = ("pelvis_tilt", "thorax_lean", "head_pitch")  # the same in both halves
 # opposite in the two halves
 ODD_CURVES = ("pelvis_obliquity", "pelvis_rotation", "thorax_obliquity", "thorax_rotation")
-BETWEEN_SCALE = 0.65
+BETWEEN_SCALE = 0.65  # with all of CMU's spread shanks vary more than CASIA-B's
 TIMING_SCALE = 0.6  # CMU's timing_sd also holds unsure heel strikes and some stylised walks
 WITHIN_SCALE = 0.3  # CMU's within_sd also holds changes of speed and cycle-to-cycle noise
 

@@ -82,12 +82,12 @@ def draw_walk(
     """
     kind, number = _parse_type(type)
     check_frames(frames, frame_step)
-    style = STYLES[style]
-    person = draw_person(subject, seed, style)
+    drawing = STYLES[style]
+    person = draw_person(subject, seed, drawing)
     own = [seed, subject, KINDS.index(kind)]
     rng = np.random.default_rng([*own, number])
     # as in CASIA-B, the walks 01 and 02 have the same bag or coat; so have 03 and 04
-    load = draw_load(kind, np.random.default_rng([*own, 1000 + (number + 1) // 2]), style)
+    load = draw_load(kind, np.random.default_rng([*own, 1000 + (number + 1) // 2]), drawing)
     outfit = dress(person.outfit, load, rng)
     cycle = walk_cycle(person.body, gait_under_load(vary_gait(person.gait, rng), outfit))
     count = int(rng.integers(frames[0], frames[1] + 1))
@@ -97,7 +97,7 @@ def draw_walk(
     middle = cycle.stride * phase.mean() + cycle.joints[:, 0, 0].mean() + rng.normal(0, 0.08)
     pose.joints[:, :, 0] -= middle
     pose.joints[:, :, 1] += rng.normal(0, 0.04)  # beside the line
-    ring = draw_ring(rng, style, half_path=cycle.stride * np.ptp(phase) / 2)
+    ring = draw_ring(rng, drawing, half_path=cycle.stride * np.ptp(phase) / 2)
     return Walk(pose, DressedBody(person.body, outfit), ring)
 
 
@@ -116,7 +116,7 @@ def render(walk: Walk, view: str, grey: Mapping[str, int] | None = None) -> np.n
     hulls = [(grey[m], _to_fixed_point(p)) for m, p in body.hulls(walk.pose, camera)]
     frames = np.zeros((len(walk.pose.joints), SIZE[1], SIZE[0]), np.uint8)
     neck, waist = walk.pose.joint("neck"), walk.pose.joint("waist")
-    first_rows = walk.ring.first_rows(int(view), neck, waist)
+    first_rows = walk.ring.first_rows(int(view), camera, neck, waist)
     for t, frame in enumerate(frames):
         for value, points in hulls:
             cv2.fillConvexPoly(frame, cv2.convexHull(points[t]), value, cv2.LINE_8, SUBPIXEL)
